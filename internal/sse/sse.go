@@ -1,0 +1,289 @@
+// Package sse reads server-sent events from a peer that may be hostile, in
+// bounded memory and in time that grows only with what was received.
+//
+// It follows the WHATWG specification where the peer does, and is lenient
+// where providers of language models are not: see [Reader.Next].
+package sse
+
+import (
+	"bytes"
+	"io"
+	"math"
+
+	"github.com/aiguard-go/aiguard/internal/jsonscan"
+)
+
+// Error is the type of this package's errors.
+type Error string
+
+// Error implements error.
+func (e Error) Error() string { return string(e) }
+
+// ErrLineTooLong means that a line or the data of one event was longer than
+// the reader's maxLine, or the name of an event longer than 1 KiB.
+const ErrLineTooLong Error = "sse: line too long"
+
+const (
+	minBuffer = 4 << 10
+	maxName   = 1 << 10
+	blanks    = " \t"
+)
+
+var bom = []byte("\uFEFF")
+
+// Event is one event of a stream.
+type Event struct {
+	Name []byte // the event: field, nil if there was none
+	Data []byte // the data: lines, joined with '\n', without spaces and tabs at either end
+	End  int    // offset behind the JSON value in Data if Err is nil and Done is false, else 0
+	Err  error  // what jsonscan.Check says of Data; nil if Done
+	Done bool   // Data is exactly [DONE]
+}
+
+// Reader splits a stream into events. It is not safe for concurrent use.
+type Reader struct {
+	r   io.Reader
+	max int
+	lim jsonscan.Limits
+	err error // from r, or ErrLineTooLong; nothing is read any more
+
+	buf      []byte
+	pos, end int  // buf[pos:end] has been read from r but not been looked at
+	seen     int  // so much of it has no line end
+	started  bool // behind the byte order mark, if there is one
+	comment  bool // in a comment line
+
+	// The event in the making.
+	name    []byte
+	data    []byte
+	open    bool // it has data, if only an empty line of it
+	bare    bool // its data began outside of any field
+	scan    jsonscan.Scanner
+	verdict error // of scan
+	jsonEnd int
+}
+
+// NewReader returns a Reader of r. A line or the data of one event may have
+// up to maxLine bytes (at least 1), and lim applies to the data of each event.
+// The Reader holds no more than about twice maxLine plus 5 KiB.
+func NewReader(r io.Reader, maxLine int, lim jsonscan.Limits) *Reader {
+	return &Reader{r: r, max: min(max(maxLine, 1), math.MaxInt/4), lim: lim}
+}
+
+// Next returns the next event as soon as its bytes have arrived. Its slices
+// are valid until the next call.
+//
+// An event ends at a blank line, but a provider that reports an error and
+// then hangs must not hide it: at the end of the line that completes an
+// object or array (with nothing but white space behind it), for [DONE], and
+// for data beyond the Limits, Next does not wait for more. A line outside of
+// any field that begins with '{' is taken for data, and so are the lines
+// after it up to a blank one while the value is incomplete: some servers put
+// a bare, even pretty-printed error into a stream. Comments are dropped as
+// they come, whatever their length; other fields too, but they count as lines.
+//
+// At the end of the stream the last line needs no line end and the last event
+// no blank line; then the error is io.EOF. At any other read error what is
+// not complete is dropped. ErrLineTooLong and errors of r are final: Next
+// returns them again.
+func (r *Reader) Next() (Event, error) {
+	for {
+		line, err := r.line()
+		if err == io.EOF && r.open {
+			return r.dispatch(r.data), nil
+		}
+		if err != nil {
+			return Event{}, err
+		}
+		if ev, ok := r.take(line); ok {
+			return ev, nil
+		}
+	}
+}
+
+// line returns the next line that is not a comment, without its line end. It
+// reads only when there is no complete line in the buffer.
+func (r *Reader) line() ([]byte, error) {
+	for ; ; r.fill() {
+		if !r.started {
+			b := r.buf[r.pos:r.end]
+			if r.err == nil && len(b) < len(bom) && bytes.HasPrefix(bom, b) {
+				continue
+			}
+			r.started = true
+			if bytes.HasPrefix(b, bom) {
+				r.pos += len(bom)
+			}
+		}
+		for r.comment || r.pos < r.end && r.buf[r.pos] == ':' {
+			n := bytes.IndexByte(r.buf[r.pos:r.end], '\n')
+			r.comment, r.seen = n < 0, 0
+			if n < 0 {
+				r.pos = r.end
+				break
+			}
+			r.pos += n + 1
+		}
+		b := r.buf[r.pos:r.end]
+		if n := bytes.IndexByte(b[r.seen:], '\n'); n >= 0 {
+			n += r.seen
+			r.pos += n + 1
+			r.seen = 0
+			return r.limit(b[:n])
+		}
+		r.seen = len(b)
+		// One more than max may turn out to be the '\r' of the line end.
+		if len(b) > r.max+1 {
+			return r.limit(b)
+		}
+		if r.err != nil {
+			if r.err == io.EOF && len(b) > 0 {
+				r.pos, r.seen = r.end, 0
+				return r.limit(b)
+			}
+			return nil, r.err
+		}
+	}
+}
+
+// limit takes a '\r' off the line's end and fails if it is still too long.
+func (r *Reader) limit(line []byte) ([]byte, error) {
+	if n := len(line); n > 0 && line[n-1] == '\r' {
+		line = line[:n-1]
+	}
+	if len(line) > r.max {
+		r.fail()
+		return nil, r.err
+	}
+	return line, nil
+}
+
+// fail ends the stream and forgets what was read of it.
+func (r *Reader) fail() {
+	r.err = ErrLineTooLong
+	r.pos, r.end, r.seen = 0, 0, 0
+	r.open = false
+}
+
+// fill reads once from r, behind what is left in the buffer. The buffer is
+// never full of one line when it has its greatest size: line would have failed.
+func (r *Reader) fill() {
+	if r.pos > 0 {
+		r.end = copy(r.buf, r.buf[r.pos:r.end])
+		r.pos = 0
+	}
+	if r.end == len(r.buf) {
+		size := max(minBuffer, min(2*len(r.buf), r.max+2))
+		r.buf = append(make([]byte, 0, size), r.buf...)[:size]
+	}
+	for range 100 {
+		n, err := r.r.Read(r.buf[r.end:])
+		r.end += n
+		r.err = err
+		if n > 0 || err != nil {
+			return
+		}
+	}
+	r.err = io.ErrNoProgress
+}
+
+// take makes line part of the event in the making, and returns it if that
+// completes it.
+func (r *Reader) take(line []byte) (Event, bool) {
+	switch {
+	case len(line) == 0:
+		if r.open {
+			return r.dispatch(r.data), true
+		}
+		r.name = r.name[:0]
+		return Event{}, false
+	case r.bare && r.verdict == jsonscan.ErrIncomplete:
+		return r.add(line)
+	case line[0] == '{':
+		r.bare = true
+		return r.add(line)
+	}
+	field, value, _ := bytes.Cut(line, []byte(":"))
+	if len(value) > 0 && value[0] == ' ' {
+		value = value[1:]
+	}
+	switch string(field) {
+	case "data":
+		return r.add(value)
+	case "event":
+		if len(value) > maxName {
+			r.fail()
+			return Event{}, false
+		}
+		r.name = append(r.name[:0], value...)
+	}
+	return Event{}, false
+}
+
+// add appends a line to the data, and returns the event if that completes it.
+func (r *Reader) add(text []byte) (Event, bool) {
+	first, base := !r.open, 0
+	if first {
+		text = bytes.TrimLeft(text, blanks)
+		r.open = true
+		r.data = r.data[:0]
+		r.scan.Reset(r.lim)
+		r.verdict = jsonscan.ErrIncomplete
+	} else {
+		base = len(r.data) + 1
+		if base+len(text) > r.max {
+			r.fail()
+			return Event{}, false
+		}
+	}
+
+	trimmed := bytes.TrimRight(text, blanks)
+	if first && string(trimmed) == "[DONE]" {
+		ev := r.dispatch(trimmed)
+		ev.Err, ev.Done = nil, true
+		return ev, true
+	}
+	ready := false
+	if r.verdict == jsonscan.ErrIncomplete {
+		var end int
+		end, r.verdict = r.scan.Line(trimmed)
+		switch r.verdict {
+		case nil:
+			r.jsonEnd = base + end
+			c := trimmed[end-1]
+			ready = (c == '}' || c == ']') && len(bytes.TrimLeft(trimmed[end:], " \t\r")) == 0
+		case jsonscan.ErrTooBig:
+			ready = true
+		}
+	}
+	if first && ready {
+		return r.dispatch(trimmed), true // the usual case needs no copy
+	}
+
+	if need := base + len(text); need > cap(r.data) {
+		size := max(need, min(2*cap(r.data), r.max))
+		r.data = append(make([]byte, 0, size), r.data...)
+	}
+	if !first {
+		r.data = append(r.data, '\n')
+	}
+	r.data = append(r.data, text...)
+	if ready {
+		return r.dispatch(r.data), true
+	}
+	return Event{}, false
+}
+
+// dispatch returns the event with this data and begins another one.
+func (r *Reader) dispatch(data []byte) Event {
+	ev := Event{Data: bytes.TrimRight(data, blanks), Err: r.verdict}
+	if ev.Err == nil {
+		ev.End = r.jsonEnd
+	}
+	if len(r.name) > 0 {
+		ev.Name = r.name
+	}
+	r.name = r.name[:0]
+	r.open, r.bare = false, false
+	return ev
+}
