@@ -1,0 +1,103 @@
+package answer
+
+import (
+	"strconv"
+
+	"github.com/aiguard-go/aiguard/internal/jsonscan"
+)
+
+// Progress follows a stream, event by event, to tell a complete answer from one that was cut.
+// The zero value with an Endpoint is ready.
+type Progress struct {
+	Endpoint Endpoint
+
+	done           bool      // [DONE], or the API's own last event
+	failed         *Failure  // the last event says that the answer failed
+	seen, finished [2]uint64 // choices, by index
+	overflow       bool      // a choice beyond what seen can hold: only [DONE] tells
+}
+
+// Done notes the [DONE] mark.
+func (p *Progress) Done() { p.done = true }
+
+// Terminal reports whether the provider has said that nothing more comes.
+func (p *Progress) Terminal() bool { return p.done }
+
+// Failed is the failure that a terminal event announced (response.failed), or nil.
+func (p *Progress) Failed() *Failure { return p.failed }
+
+// Complete reports whether an end of the stream here is the end of the answer: for chat and text completions
+// a finish_reason for each choice seen, or [DONE]; for Responses and Messages their last event; for
+// endpoints we don't know, always.
+func (p *Progress) Complete() bool {
+	switch {
+	case p.done:
+		return true
+	case p.Endpoint == Chat, p.Endpoint == Completions:
+		return !p.overflow && p.seen != [2]uint64{} && p.seen == p.finished
+	case p.Endpoint == Responses, p.Endpoint == Messages:
+		return false
+	}
+	return true
+}
+
+// Event reads one event's name and JSON data (checked by jsonscan). failed means that the event is the
+// provider's error f and no part of the answer.
+func (p *Progress) Event(name, data []byte) (f Failure, failed bool) {
+	switch p.Endpoint {
+	case Chat, Completions:
+		for key, value := range jsonscan.Members(data) {
+			switch string(key) {
+			case "choices":
+				for choice := range jsonscan.Elements(value) {
+					p.choice(choice)
+				}
+			case "error":
+				failed = failed || string(value) != "null"
+			case "type", "object":
+				failed = failed || string(value) == `"error"`
+			}
+		}
+	default:
+		kind := member(data, "type")
+		switch string(kind) {
+		case `"response.completed"`, `"response.incomplete"`, `"message_stop"`:
+			p.done = true
+		case `"response.failed"`:
+			p.done = true
+			f, _ := ErrorIn(member(data, "response"))
+			p.failed = &f
+		}
+		failed = string(kind) == `"error"` || first(member(data, "error")) == '{'
+	}
+	failed = failed || string(name) == "error"
+	if failed {
+		f, _ = ErrorIn(data)
+	}
+	return f, failed
+}
+
+func (p *Progress) choice(choice []byte) {
+	index, finished := uint64(0), false
+	for key, value := range jsonscan.Members(choice) {
+		switch string(key) {
+		case "index":
+			if len(value) == 1 && value[0] >= '0' && value[0] <= '9' {
+				index = uint64(value[0] - '0')
+			} else if n, err := strconv.ParseUint(string(value), 10, 64); err == nil {
+				index = n
+			}
+		case "finish_reason":
+			finished = len(value) > 2 && value[0] == '"' // neither null nor ""
+		}
+	}
+	if index >= 128 {
+		p.overflow = true
+		return
+	}
+	word, bit := index/64, uint64(1)<<(index%64)
+	p.seen[word] |= bit
+	if finished {
+		p.finished[word] |= bit
+	}
+}
