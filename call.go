@@ -1,0 +1,551 @@
+package aiguard
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+)
+
+// call is one call from admission to result:
+//
+//	begin → for each attempt: admit → the attempt → again → finish
+//
+// begin registers it, so that Close can cancel it and Shutdown wait for it; admit waits for a slot; the attempt is
+// Do's or the transport's own; again decides about a further one and waits for it. It belongs to one goroutine, but
+// for cancel and the ring, which core.mu guards, and the slot, which any goroutine may release.
+type call struct {
+	*core
+	Call
+	route route
+	outer *call // the Do or RunTask of the same Guard that this call is made in
+
+	start    time.Time
+	deadline time.Time // TotalTimeout; zero: none
+	admitted time.Time // begin of the attempt
+	slot     slot
+	gate     *gate // the reopening route this attempt goes through
+
+	attempts                  int
+	queued, backoff, inFlight time.Duration
+	last                      *Error // why the attempt before failed
+	stale                     bool   // has had its retry without backoff
+	over                      bool   // finished, or handed over to a stream
+	nested                    bool   // part of a Do, which counts
+
+	next, prev *call
+	cancel     context.CancelFunc // ends what the call is in right now
+}
+
+type callKey struct{}
+
+func (g *Guard) newCall(ctx context.Context, settings Call, r route) *call {
+	if settings.Weight == 0 {
+		settings.Weight = 1
+	}
+	c := &call{core: g.core, Call: settings, route: r, start: time.Now()}
+	if outer, _ := ctx.Value(callKey{}).(*call); outer != nil && outer.core == g.core {
+		c.outer = outer
+		c.nested = c.shared() != nil
+	}
+	if g.cfg.TotalTimeout != Off {
+		c.deadline = c.start.Add(g.cfg.TotalTimeout)
+	}
+	return c
+}
+
+// settings are those of a call that a request makes: With may rename it, but its model is a fact.
+func (g *Guard) settings(op, model string) Call {
+	settings := Call{Op: op}.over(g.call)
+	if model != "" {
+		settings.Model = model
+	}
+	return settings
+}
+
+// shared returns the Do around this call that holds a slot for it, or nil.
+func (c *call) shared() *call {
+	if c.outer != nil && c.outer.slot.held.Load() {
+		return c.outer
+	}
+	return nil
+}
+
+// wrap runs last inside the middleware.
+func (c *core) wrap(ctx context.Context, settings Call, last func(context.Context) error) error {
+	called := false
+	inner := last
+	last = func(ctx context.Context) error {
+		if called {
+			return errors.New("aiguard: a Middleware called next more than once")
+		}
+		called = true
+		return inner(ctx)
+	}
+	for i := len(c.cfg.Middleware) - 1; i >= 0; i-- {
+		m, next := c.cfg.Middleware[i], last
+		last = func(ctx context.Context) error { return m(ctx, settings, next) }
+	}
+	return last(ctx)
+}
+
+// begin registers the call; a call inside a Do or RunTask that is under way is still let in while the guard shuts down.
+func (c *call) begin(ctx context.Context) error {
+	if !c.nested {
+		c.calls.Add(1)
+	}
+	if ctx.Err() != nil {
+		return c.finish(ctx, callerError(ctx))
+	}
+	if !c.register() {
+		return c.finish(ctx, &Error{Kind: ErrClosed})
+	}
+	return nil
+}
+
+func (c *call) register() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.killed || c.closing && c.outer == nil {
+		return false
+	}
+	head := &c.active
+	c.prev, c.next = head.prev, head
+	c.prev.next, head.prev = c, c
+	return true
+}
+
+func (c *call) unregister() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.next == nil {
+		return
+	}
+	c.prev.next, c.next.prev = c.next, c.prev
+	c.next, c.prev, c.cancel = nil, nil, nil
+	if c.closing && c.active.next == &c.active {
+		close(c.idle)
+	}
+}
+
+// onKill has Close call cancel from now on; a guard already closed calls it at once.
+func (c *call) onKill(cancel context.CancelFunc) {
+	c.mu.Lock()
+	killed := c.killed
+	if c.next != nil {
+		c.cancel = cancel
+	}
+	c.mu.Unlock()
+	if killed && cancel != nil {
+		cancel()
+	}
+}
+
+// admit waits until an attempt may begin.
+func (c *call) admit(ctx context.Context) error {
+	if c.attempts == 0 && c.shared() == nil {
+		if e := c.slots.fits(c.Weight); e != nil {
+			return c.finish(ctx, e)
+		}
+		if e := c.memory.check(); e != nil {
+			return c.finish(ctx, e)
+		}
+	}
+	if err := c.enter(ctx); err != nil {
+		return c.finish(ctx, c.lastFailure(err))
+	}
+	c.attempts++
+	c.emit(ctx, EventAdmitted, nil)
+	return nil
+}
+
+func (c *call) enter(ctx context.Context) error {
+	paused, _ := c.routes.find(c.route)
+	if c.shared() != nil {
+		c.admitted = time.Now()
+		if paused != nil {
+			return c.passShared(ctx)
+		}
+		return nil
+	}
+	if paused == nil && c.slots.try(&c.slot, c.Weight) {
+		c.admitted = c.slot.since
+		return nil
+	}
+	if e := c.slots.join(); e != nil {
+		return e
+	}
+	joined := time.Now()
+	defer func() {
+		waited := time.Since(joined)
+		c.queued += waited
+		c.slots.leave(waited)
+	}()
+	c.emit(ctx, EventQueued, nil)
+	if paused != nil {
+		if err := c.pass(ctx); err != nil {
+			return err
+		}
+	}
+	if err := c.wait(ctx); err != nil {
+		c.leaveGate()
+		return err
+	}
+	c.admitted = c.slot.since
+	return nil
+}
+
+// wait takes a slot in turn.
+func (c *call) wait(ctx context.Context) error {
+	wctx, cancel, why := c.bound(ctx, c.cfg.QueueTimeout, &Error{Kind: ErrOverloaded, Phase: phaseQueue})
+	defer cancel()
+	err := c.slots.wait(wctx, &c.slot, c.Call)
+	switch {
+	case err == nil:
+		return nil
+	case wctx.Err() != nil:
+		err = c.ended(ctx, wctx, why)
+		if e, ok := err.(*Error); ok && e.Kind == ErrOverloaded {
+			e.RetryAfter = c.slots.retryAfter()
+		}
+		return err
+	case KindOf(err) != "":
+		return c.explain(err)
+	}
+	return &Error{Kind: ErrOverloaded, Phase: phaseQueue, Err: err}
+}
+
+// pass waits out the pause of the call's route and then its turn in the reopening.
+func (c *call) pass(ctx context.Context) error {
+	for {
+		g, until := c.routes.find(c.route)
+		if g == nil {
+			return nil
+		}
+		if d := time.Until(until); d > 0 {
+			if !c.fits(ctx, until) {
+				return pauseError(d)
+			}
+			if err := c.sleep(ctx, d); err != nil {
+				return err
+			}
+			continue // the pause may have been extended
+		}
+		wctx, cancel, why := c.bound(ctx, Off, nil)
+		err := g.open.Acquire(wctx, 1)
+		if err != nil {
+			err = c.ended(ctx, wctx, why)
+		}
+		cancel()
+		if err != nil {
+			return err
+		}
+		c.gate = g
+		if now, _ := c.routes.find(c.route); now == g || now == nil {
+			return nil
+		}
+		c.leaveGate() // paused again meanwhile
+	}
+}
+
+// passShared is pass for a call that uses its Do's slot, which must not be held through a pause.
+func (c *call) passShared(ctx context.Context) error {
+	if _, until := c.routes.find(c.route); time.Until(until) > 0 {
+		return pauseError(time.Until(until))
+	}
+	return c.pass(ctx)
+}
+
+func pauseError(d time.Duration) *Error {
+	return &Error{Kind: ErrRateLimited, Phase: phasePause, RetryAfter: d}
+}
+
+func (c *call) leaveGate() {
+	if c.gate != nil {
+		c.gate.open.Release(1)
+		c.gate = nil
+	}
+}
+
+// fits reports whether something that ends at t ends before the call must.
+func (c *call) fits(ctx context.Context, t time.Time) bool {
+	d, ok := ctx.Deadline()
+	return (!ok || t.Before(d)) && (c.deadline.IsZero() || t.Before(c.deadline))
+}
+
+// free ends an attempt's hold on its slot; it does nothing the second time.
+func (c *call) free() {
+	if !c.admitted.IsZero() {
+		c.inFlight += time.Since(c.admitted)
+		c.admitted = time.Time{}
+	}
+	c.slot.release()
+}
+
+// again decides, after a failed attempt, about a further one and waits until it may begin; it returns nil to go on,
+// or the call's final error.
+func (c *call) again(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		if !errors.Is(err, ctx.Err()) {
+			err = callerError(ctx)
+		}
+		return c.finish(ctx, err)
+	}
+	e, ok := err.(*Error)
+	if !ok {
+		return c.finish(ctx, err)
+	}
+	c.leaveGate()
+	if e.Kind == ErrRateLimited && e.Phase != phasePause {
+		c.pause(ctx, e)
+	}
+	delay, ok := c.plan(ctx, e)
+	if !ok {
+		return c.finish(ctx, e)
+	}
+	c.last = e
+	c.retries.Add(1)
+	c.report(ctx, EventRetry, e, delay)
+	before := time.Now()
+	err = c.sleep(ctx, delay)
+	c.backoff += time.Since(before)
+	if err != nil {
+		return c.finish(ctx, c.lastFailure(err))
+	}
+	return nil
+}
+
+// pause closes the route that a 429 speaks of, for everybody.
+func (c *call) pause(ctx context.Context, e *Error) {
+	d := e.RetryAfter
+	if d == 0 {
+		d = c.cfg.Retry.delay(max(c.attempts, 1), 0)
+	}
+	if d = c.routes.pause(c.route, d, time.Now()); d > 0 {
+		c.report(ctx, EventPaused, e, d)
+	}
+}
+
+// lastFailure is what a call ends with that could not be repeated because of err: the failure before, the last real
+// one. The caller's own error and a closed guard come first.
+func (c *call) lastFailure(err error) error {
+	e, ok := err.(*Error)
+	if c.last == nil || !ok {
+		return err
+	}
+	if e.Kind == ErrClosed {
+		e.Err = c.last
+		return e
+	}
+	return c.last
+}
+
+// answered tells the reopening route, if there is one, that the provider answers again.
+func (c *call) answered() {
+	if c.gate != nil {
+		c.routes.succeeded(c.route, c.gate)
+		c.leaveGate()
+	}
+}
+
+// succeed ends the call with an answer.
+func (c *call) succeed(ctx context.Context, u Usage) {
+	c.answered()
+	_ = c.finishWith(ctx, nil, u)
+}
+
+// finish ends the call with err, which it returns with the facts filled in.
+func (c *call) finish(ctx context.Context, err error) error { return c.finishWith(ctx, err, Usage{}) }
+
+func (c *call) finishWith(ctx context.Context, err error, u Usage) error {
+	c.settle(ctx, err)
+	c.tell(ctx, err, u)
+	return err
+}
+
+// settle gives back what the call holds and fills the facts into its error.
+func (c *call) settle(ctx context.Context, err error) {
+	c.over = true
+	c.free()
+	c.leaveGate()
+	c.unregister()
+	if e := c.own(ctx, err); e != nil {
+		c.fill(e)
+	}
+}
+
+// own is err if it is this call's *Error, and not the caller's: the deadline of a Do or RunTask around it, say.
+func (c *call) own(ctx context.Context, err error) *Error {
+	e, ok := err.(*Error)
+	if !ok || ctx.Err() != nil && err == context.Cause(ctx) {
+		return nil
+	}
+	return e
+}
+
+// tell counts the call's end, and tells OnEvent and the log.
+func (c *call) tell(ctx context.Context, err error, u Usage) {
+	e := c.own(ctx, err)
+	t := EventDone
+	if e != nil && c.attempts == 0 {
+		t = EventRefused
+	}
+	if !c.nested {
+		switch {
+		case err == nil:
+			c.succeeded.Add(1)
+		case e == nil && (ctx.Err() != nil || err == errLeft): // the caller left
+		case t == EventRefused:
+			c.refused.Add(1)
+		default:
+			c.failed.Add(1)
+			if e != nil && e.Kind == ErrTimeout {
+				c.timeouts.Add(1)
+			}
+		}
+	}
+	if c.cfg.OnEvent != nil {
+		c.cfg.OnEvent(ctx, Event{Type: t, Call: c.Call, Attempt: c.attempts, Queued: c.queued, Backoff: c.backoff,
+			InFlight: c.inFlight, Elapsed: time.Since(c.start), Usage: u, Err: err})
+	}
+	if e != nil && !c.nested { // the Do around it has the last word
+		c.log(ctx, t, e)
+	}
+}
+
+// fill gives e the facts of the call. It must be this call's own: ended and explain copy what others may hold.
+func (c *call) fill(e *Error) {
+	if e.Op == "" {
+		e.Op = c.Op
+	}
+	if e.Model == "" {
+		e.Model = c.Model
+	}
+	e.Attempts, e.Queued, e.Backoff, e.InFlight = c.attempts, c.queued, c.backoff, c.inFlight
+}
+
+// end cleans up after a panic or Goexit; for a call that has ended it does nothing.
+func (c *call) end() {
+	if !c.over {
+		c.free()
+		c.leaveGate()
+		c.unregister()
+		if !c.nested {
+			c.failed.Add(1)
+		}
+	}
+}
+
+func (c *call) maxAttempts() int {
+	if c.Attempts != 0 {
+		return c.Attempts
+	}
+	return c.cfg.Retry.MaxAttempts
+}
+
+// attempts is Do without its middleware.
+func attempts[T any](ctx context.Context, c *call, fn func(context.Context) (T, error)) (v T, err error) {
+	if err := c.begin(ctx); err != nil {
+		return v, err
+	}
+	defer c.end()
+	for {
+		if err := c.admit(ctx); err != nil {
+			return v, err
+		}
+		if v, err = attempt(ctx, c, fn); err == nil {
+			c.succeed(ctx, Usage{})
+			return v, nil
+		}
+		if err := c.again(ctx, err); err != nil {
+			return v, err
+		}
+	}
+}
+
+func attempt[T any](ctx context.Context, c *call, fn func(context.Context) (T, error)) (v T, err error) {
+	defer c.free()
+	actx := c.attemptContext(ctx)
+	defer actx.end()
+	if v, err = fn(actx); err != nil {
+		err = actx.explain(err)
+	}
+	return v, err
+}
+
+// explain makes an *Error of an error that has a Kind; others stay as they are. The attempts of a nested call count
+// as this one's.
+func (c *call) explain(err error) error {
+	var inner *Error
+	if errors.As(err, &inner) {
+		e := *inner
+		e.Op, e.Model = "", "" // fill prefers the call's own
+		if c.Op == "" {
+			e.Op = inner.Op
+		}
+		if c.Model == "" {
+			e.Model = inner.Model
+		}
+		if error(inner) != err {
+			e.Err = err // the words fn put around it
+		}
+		c.attempts += max(inner.Attempts-1, 0)
+		return &e
+	}
+	if k := KindOf(err); k != "" {
+		return &Error{Kind: k, StatusCode: providerStatus(err), Err: err}
+	}
+	return err
+}
+
+// aboutContext reports whether err may be no more than a context's end.
+func aboutContext(err error) bool {
+	var ne net.Error
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) ||
+		errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &ne)
+}
+
+// emit reports a moment without an error.
+func (c *call) emit(ctx context.Context, t EventType, err error) {
+	if c.cfg.OnEvent != nil {
+		c.cfg.OnEvent(ctx, Event{Type: t, Call: c.Call, Attempt: c.attempts, Queued: c.queued, Backoff: c.backoff,
+			InFlight: c.inFlight, Elapsed: time.Since(c.start), Err: err})
+	}
+}
+
+// report logs and emits what happens before the call is over: wait is the time until it goes on.
+func (c *call) report(ctx context.Context, t EventType, e *Error, wait time.Duration) {
+	if c.cfg.OnEvent == nil && c.cfg.Logger == nil {
+		return
+	}
+	copied := *e
+	e = &copied
+	c.fill(e)
+	if c.cfg.OnEvent != nil {
+		c.cfg.OnEvent(ctx, Event{Type: t, Call: c.Call, Attempt: c.attempts, Queued: c.queued, Backoff: wait,
+			InFlight: c.inFlight, Elapsed: time.Since(c.start), Err: e})
+	}
+	c.log(ctx, t, e, slog.Duration("wait", wait))
+}
+
+// log writes one line about e. Failures that somebody must act on are errors, a retry is news, the rest warnings.
+func (c *core) log(ctx context.Context, t EventType, e *Error, more ...slog.Attr) {
+	if c.cfg.Logger == nil {
+		return
+	}
+	level := slog.LevelWarn
+	switch {
+	case t == EventRetry:
+		level = slog.LevelInfo
+	case t == EventDone && (e.Kind == ErrUnauthorized || e.Kind == ErrQuota), t == EventTask:
+		level = slog.LevelError
+	}
+	msg := map[EventType]string{
+		EventRetry: "aiguard: retrying", EventPaused: "aiguard: route paused", EventRefused: "aiguard: call refused",
+		EventDone: "aiguard: call failed", EventAbandoned: "aiguard: stream abandoned", EventTask: "aiguard: task stopped",
+	}[t]
+	c.cfg.Logger.LogAttrs(ctx, level, msg, append(e.attrs(), more...)...)
+}

@@ -1,0 +1,204 @@
+package aiguard
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/url"
+
+	openai "github.com/sashabaranov/go-openai"
+
+	"github.com/aiguard-go/aiguard/internal/answer"
+)
+
+// Client is go-openai's client with every method bounded: it embeds *openai.Client, built over Guard.Transport. The methods
+// below know the request besides, so that its prompt is checked, its output tokens limited, and every failure an *Error
+// with the facts, or the caller's own error, or go-openai's refusal to send a request. The others, whose failures come
+// wrapped in *url.Error, are bounded in time, capacity, size and retries. It is safe for concurrent use.
+type Client struct {
+	*openai.Client
+	guard  *Guard
+	config openai.ClientConfig
+}
+
+// NewClient makes a Guard and its Client: New and Guard.Client in one.
+func NewClient(oc openai.ClientConfig, cfg Config) (*Client, error) {
+	g, err := New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return g.Client(oc), nil
+}
+
+// Client returns a client for oc whose every call g bounds. oc.HTTPClient is respected: of an *http.Client the Transport
+// becomes the base (nil: the guard's own pool), Jar and Timeout are kept, and redirects are not followed; any other
+// HTTPDoer becomes the base as it is.
+func (g *Guard) Client(oc openai.ClientConfig) *Client {
+	g.must("Client")
+	t := &transport{guard: g}
+	hc := &http.Client{Transport: t}
+	switch doer := oc.HTTPClient.(type) {
+	case nil:
+	case *http.Client:
+		if doer != nil {
+			t.base, hc.Jar, hc.Timeout = doer.Transport, doer.Jar, doer.Timeout
+		}
+	default:
+		t.base = doerTransport{doer}
+	}
+	bounded := oc
+	bounded.HTTPClient = hc
+	return &Client{Client: openai.NewClientWithConfig(bounded), guard: g, config: oc}
+}
+
+type doerTransport struct{ openai.HTTPDoer }
+
+func (d doerTransport) RoundTrip(req *http.Request) (*http.Response, error) { return d.Do(req) }
+
+// With returns a client that shares every limit with c and applies call's non-zero fields to its calls. It panics as
+// Guard.With does.
+func (c *Client) With(call Call) *Client { return c.guard.With(call).Client(c.config) }
+
+// Guard returns the guard that bounds c.
+func (c *Client) Guard() *Guard { return c.guard }
+
+// CreateChatCompletion is go-openai's, bounded.
+func (c *Client) CreateChatCompletion(ctx context.Context, request openai.ChatCompletionRequest) (openai.ChatCompletionResponse, error) {
+	ctx, err := c.chat(ctx, &request, false)
+	if err != nil {
+		return openai.ChatCompletionResponse{}, err
+	}
+	response, err := c.Client.CreateChatCompletion(ctx, request)
+	return response, c.failure(ctx, err)
+}
+
+// CreateChatCompletionStream is go-openai's, bounded. It returns at the first event; later failures come from Recv.
+// Close the stream in every case.
+func (c *Client) CreateChatCompletionStream(ctx context.Context, request openai.ChatCompletionRequest) (*openai.ChatCompletionStream, error) {
+	ctx, err := c.chat(ctx, &request, true)
+	if err != nil {
+		return nil, err
+	}
+	stream, err := c.Client.CreateChatCompletionStream(ctx, request)
+	if err != nil {
+		return nil, c.failure(ctx, err)
+	}
+	return stream, nil
+}
+
+func (c *Client) chat(ctx context.Context, r *openai.ChatCompletionRequest, stream bool) (context.Context, error) {
+	k := known{op: "chat.completions", Request: answer.Request{Model: r.Model, Stream: stream, Creates: r.Store}}
+	c.guard.capChat(r)
+	return c.prepare(ctx, k, func(p *prompt) { p.chat(r) })
+}
+
+// CreateCompletion is go-openai's, bounded.
+func (c *Client) CreateCompletion(ctx context.Context, request openai.CompletionRequest) (openai.CompletionResponse, error) {
+	ctx, err := c.completion(ctx, &request, false)
+	if err != nil {
+		return openai.CompletionResponse{}, err
+	}
+	response, err := c.Client.CreateCompletion(ctx, request)
+	return response, c.failure(ctx, err)
+}
+
+// CreateCompletionStream is go-openai's, bounded, as CreateChatCompletionStream is.
+func (c *Client) CreateCompletionStream(ctx context.Context, request openai.CompletionRequest) (*openai.CompletionStream, error) {
+	ctx, err := c.completion(ctx, &request, true)
+	if err != nil {
+		return nil, err
+	}
+	stream, err := c.Client.CreateCompletionStream(ctx, request)
+	if err != nil {
+		return nil, c.failure(ctx, err)
+	}
+	return stream, nil
+}
+
+func (c *Client) completion(ctx context.Context, r *openai.CompletionRequest, stream bool) (context.Context, error) {
+	k := known{op: "completions", Request: answer.Request{Model: r.Model, Stream: stream, Creates: r.Store}}
+	c.guard.capCompletion(r)
+	return c.prepare(ctx, k, func(p *prompt) { p.completion(r) })
+}
+
+// CreateResponse is go-openai's, bounded.
+func (c *Client) CreateResponse(ctx context.Context, request openai.CreateResponseRequest) (openai.CreateResponseResponse, error) {
+	ctx, err := c.response(ctx, &request, false)
+	if err != nil {
+		return openai.CreateResponseResponse{}, err
+	}
+	response, err := c.Client.CreateResponse(ctx, request)
+	return response, c.failure(ctx, err)
+}
+
+// CreateResponseStream is go-openai's, bounded, as CreateChatCompletionStream is.
+func (c *Client) CreateResponseStream(ctx context.Context, request openai.CreateResponseRequest) (*openai.ResponseStream, error) {
+	ctx, err := c.response(ctx, &request, true)
+	if err != nil {
+		return nil, err
+	}
+	stream, err := c.Client.CreateResponseStream(ctx, request)
+	if err != nil {
+		return nil, c.failure(ctx, err)
+	}
+	return stream, nil
+}
+
+func (c *Client) response(ctx context.Context, r *openai.CreateResponseRequest, stream bool) (context.Context, error) {
+	k := known{op: "responses", Request: answer.Request{Model: r.Model, Stream: stream,
+		Creates: r.Background || r.Conversation != nil || r.Store != nil && *r.Store}}
+	c.guard.capResponse(r)
+	return c.prepare(ctx, k, func(p *prompt) { p.response(r) })
+}
+
+// CreateEmbeddings is go-openai's, bounded.
+func (c *Client) CreateEmbeddings(ctx context.Context, conv openai.EmbeddingRequestConverter) (openai.EmbeddingResponse, error) {
+	if conv == nil {
+		panic("aiguard: CreateEmbeddings: nil request")
+	}
+	r := conv.Convert()
+	k := known{op: "embeddings", Request: answer.Request{Model: string(r.Model)}}
+	ctx, err := c.prepare(ctx, k, func(p *prompt) {
+		p.input(r.Input)
+		p.input(r.ExtraBody)
+	})
+	if err != nil {
+		return openai.EmbeddingResponse{}, err
+	}
+	response, err := c.Client.CreateEmbeddings(ctx, r)
+	return response, c.failure(ctx, err)
+}
+
+// prepare checks the prompt that gather finds in a request and tells the transport about it.
+func (c *Client) prepare(ctx context.Context, k known, gather func(*prompt)) (context.Context, error) {
+	mustContext("Client", ctx)
+	var p prompt
+	gather(&p)
+	if err := c.guard.checkPrompt(k.op, k.Model, &p); err != nil {
+		return nil, c.guard.refuse(ctx, k, err)
+	}
+	return context.WithValue(ctx, knownKey{}, &k), nil
+}
+
+// refuse counts and tells what never became a call.
+func (g *Guard) refuse(ctx context.Context, k known, err error) error {
+	c := g.newCall(ctx, g.settings(k.op, k.Model), route{})
+	g.calls.Add(1)
+	return c.finish(ctx, err)
+}
+
+// failure takes the transport's error out of net/http's wrapping. What is left is go-openai's own: a request it would not
+// send, or an answer it could not decode.
+func (c *Client) failure(ctx context.Context, err error) error {
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		return ue.Err
+	}
+	var wrongType *json.UnmarshalTypeError
+	if errors.As(err, &wrongType) {
+		k, _ := ctx.Value(knownKey{}).(*known)
+		return &Error{Kind: ErrInvalidResponse, Op: k.op, Model: k.Model, StatusCode: http.StatusOK, Attempts: 1, Err: err}
+	}
+	return err
+}

@@ -1,0 +1,598 @@
+package aiguard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	openai "github.com/sashabaranov/go-openai"
+
+	"github.com/aiguard-go/aiguard/internal/answer"
+)
+
+// Kind says why a call failed. It is itself an error, for errors.Is:
+//
+//	if errors.Is(err, aiguard.ErrTimeout) { … }
+type Kind string
+
+// The kinds of failure. HTTPStatus tells what each becomes at the edge of a web service.
+const (
+	ErrTimeout          Kind = "timeout"            // one of our deadlines ran out
+	ErrOverloaded       Kind = "overloaded"         // queue full, queue wait over, memory limit, weight above capacity
+	ErrClosed           Kind = "closed"             // after Shutdown or Close
+	ErrPromptTooLarge   Kind = "prompt_too_large"   // our limit before sending, or the provider's context length
+	ErrResponseTooLarge Kind = "response_too_large" // body, event, error body or JSON shape over its cap
+	ErrTruncated        Kind = "truncated"          // the answer ended before it was complete
+	ErrRateLimited      Kind = "rate_limited"       // 429 that is not quota
+	ErrQuota            Kind = "quota_exceeded"     // the account's quota, billing or spend limit
+	ErrUnavailable      Kind = "unavailable"        // connection failed, 408, 409, 5xx
+	ErrUnauthorized     Kind = "unauthorized"       // 401, 403
+	ErrRejected         Kind = "rejected"           // any other 4xx, content policy
+	ErrInvalidResponse  Kind = "invalid_response"   // a success status that is no answer
+)
+
+// Error returns the kind's name.
+func (k Kind) Error() string { return "aiguard: " + string(k) }
+
+// Error is a failed call: the class in Kind, the facts in the other fields. The zero value of a
+// field means that it does not apply or is not known.
+//
+// errors.Is(err, e.Kind) holds, and so does errors.Is(err, context.DeadlineExceeded) for ErrTimeout;
+// errors.As reaches the cause. The text of Error is for operators and logs: it has no words of the
+// provider, of a prompt or of an answer. For users there is UserMessage.
+type Error struct {
+	Kind       Kind
+	Op, Model  string        // what was called
+	Phase      string        // the bound or step that failed: "queue", "call", "first_event", "stream_idle", "stream", "total", "task", …
+	Limit      time.Duration // the bound that ran out; sizes have Size and Max
+	Size, Max  int64         // how big it was and how big it may be; the unit goes with Phase
+	StatusCode int           // the provider's HTTP status
+	RequestID  string        // the provider's x-request-id
+	RetryAfter time.Duration // when it is worth trying again; 0: unknown
+	Attempts   int           // attempts made, the first included; 0: refused before the first
+
+	Queued, Backoff, InFlight time.Duration // where the time went
+
+	Err error // the cause: *openai.APIError, *openai.RequestError, a net or context error…
+
+	retry verdict
+}
+
+// verdict is what the layer that saw a failure knows about repeating it, beyond its Kind.
+type verdict int8
+
+const (
+	byKind      verdict = iota
+	mayRetry            // the provider cannot have acted
+	neverAsk            // repeating is useless, or might do the work twice
+	retryAtOnce         // as mayRetry, and without backoff: the connection was stale, not the provider busy
+)
+
+// Phases: the bound or the step an Error speaks of.
+const (
+	phasePrompt     = "prompt"        // Size and Max in characters
+	phaseTokens     = "prompt_tokens" // in tokens
+	phaseRequest    = "request"       // in bytes
+	phaseWeight     = "weight"        // Call.Weight against MaxConcurrent
+	phaseQueue      = "queue"         // Size and Max in calls waiting
+	phaseMemory     = "memory"        // in bytes of live heap
+	phasePause      = "pause"
+	phaseConnect    = "connect"
+	phaseHeaders    = "headers"
+	phaseCall       = "call"
+	phaseFirstEvent = "first_event"
+	phaseIdle       = "stream_idle"
+	phaseStream     = "stream"
+	phaseResponse   = "response"   // in bytes
+	phaseEvent      = "event"      // one line of a stream, in bytes
+	phaseShape      = "json_shape" // JSON objects and arrays
+	phaseErrorBody  = "error_body"
+	phaseTotal      = "total"
+	phaseTask       = "task"
+)
+
+// Error returns one line for operators: what was called, which bound ran out or what the provider's
+// status was, the attempts and where the time went.
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString("aiguard: ")
+	if e.Op != "" || e.Model != "" {
+		b.WriteString(strings.TrimSpace(short(e.Op) + " " + short(e.Model)))
+		b.WriteString(": ")
+	}
+	b.WriteString(string(e.Kind))
+	if d := e.detail(); d != "" {
+		b.WriteString(": " + d)
+	}
+	if e.StatusCode != 0 {
+		fmt.Fprintf(&b, ", status %d", e.StatusCode)
+	}
+	if e.RequestID != "" {
+		b.WriteString(", request " + e.RequestID)
+	}
+	if e.RetryAfter > 0 {
+		fmt.Fprintf(&b, ", retry after %v", round(e.RetryAfter))
+	}
+	if e.Attempts > 0 || e.Queued > 0 {
+		fmt.Fprintf(&b, " (attempts %d, queued %v, backoff %v, in flight %v)",
+			e.Attempts, round(e.Queued), round(e.Backoff), round(e.InFlight))
+	}
+	if t := e.causeText(); t != "" {
+		b.WriteString(": " + t)
+	}
+	return b.String()
+}
+
+// detail puts the bound of e.Phase into words.
+func (e *Error) detail() string {
+	limit := e.Limit.String()
+	switch e.Phase {
+	case phasePrompt:
+		return fmt.Sprintf("prompt of %d characters, limit %d", e.Size, e.Max)
+	case phaseTokens:
+		return fmt.Sprintf("prompt of %d tokens, limit %d", e.Size, e.Max)
+	case phaseRequest:
+		return fmt.Sprintf("request of %d bytes, limit %d", e.Size, e.Max)
+	case phaseWeight:
+		return fmt.Sprintf("weight %d is above the capacity %d", e.Size, e.Max)
+	case phaseQueue:
+		if e.Limit > 0 {
+			return "no slot within " + limit
+		}
+		return fmt.Sprintf("queue full: %d waiting, limit %d", e.Size, e.Max)
+	case phaseMemory:
+		return fmt.Sprintf("live heap of %d bytes, limit %d", e.Size, e.Max)
+	case phasePause:
+		return "the provider asked for a pause"
+	case phaseConnect:
+		if e.Limit > 0 {
+			return "no connection within " + limit
+		}
+		return "no connection"
+	case phaseHeaders:
+		return "response headers not acceptable"
+	case phaseCall:
+		return "no complete answer within " + limit
+	case phaseFirstEvent:
+		return "no first event within " + limit
+	case phaseIdle:
+		return "no event for " + limit
+	case phaseStream:
+		if e.Limit > 0 {
+			return "stream longer than " + limit
+		}
+	case phaseTotal:
+		return "queue, attempts and backoff took longer than " + limit
+	case phaseTask:
+		return "task ran longer than " + limit
+	case phaseResponse:
+		if e.Max > 0 {
+			return fmt.Sprintf("answer of more than %d bytes", e.Max)
+		}
+	case phaseEvent:
+		return fmt.Sprintf("event of more than %d bytes", e.Max)
+	case phaseShape:
+		return "JSON of too many or too deep objects"
+	case phaseErrorBody:
+		return fmt.Sprintf("error body of more than %d bytes", e.Max)
+	}
+	return ""
+}
+
+// causeText describes the cause without a word that came from the provider or the caller's data.
+func (e *Error) causeText() string {
+	var ae *openai.APIError
+	var re *openai.RequestError
+	var own *Error
+	var ne net.Error
+	var errno syscall.Errno
+	switch err := e.Err; {
+	case err == nil:
+		return ""
+	case errors.As(err, &ae):
+		return strings.TrimSpace("provider error " + identifier(codeText(ae.Code)) + " " + identifier(ae.Type))
+	case errors.As(err, &re):
+		return ""
+	case errors.As(err, &own):
+		return own.Error()
+	case errors.Is(err, context.Canceled):
+		return context.Canceled.Error()
+	case errors.Is(err, context.DeadlineExceeded):
+		return context.DeadlineExceeded.Error()
+	case errors.As(err, &errno):
+		return errno.Error()
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return io.ErrUnexpectedEOF.Error()
+	case errors.Is(err, io.EOF):
+		return io.EOF.Error()
+	case errors.As(err, &ne), e.Kind == ErrUnavailable:
+		return short(err.Error()) // net/http's own words; it quotes no body
+	}
+	return ""
+}
+
+// Is makes errors.Is hold for the Kind and, for ErrTimeout, for context.DeadlineExceeded.
+func (e *Error) Is(target error) bool {
+	return target == e.Kind || e.Kind == ErrTimeout && target == context.DeadlineExceeded
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Timeout reports whether a deadline of ours ran out, as net.Error has it.
+func (e *Error) Timeout() bool { return e.Kind == ErrTimeout }
+
+// LogValue returns the facts as a group: no provider text, prompt or key.
+func (e *Error) LogValue() slog.Value { return slog.GroupValue(e.attrs()...) }
+
+func (e *Error) attrs() []slog.Attr {
+	attrs := make([]slog.Attr, 0, 12)
+	add := func(key string, v slog.Value, zero bool) {
+		if !zero {
+			attrs = append(attrs, slog.Attr{Key: key, Value: v})
+		}
+	}
+	add("kind", slog.StringValue(string(e.Kind)), false)
+	add("op", slog.StringValue(short(e.Op)), e.Op == "")
+	add("model", slog.StringValue(short(e.Model)), e.Model == "")
+	add("phase", slog.StringValue(e.Phase), e.Phase == "")
+	add("limit", slog.DurationValue(e.Limit), e.Limit == 0)
+	add("size", slog.Int64Value(e.Size), e.Size == 0)
+	add("max", slog.Int64Value(e.Max), e.Max == 0)
+	add("status", slog.IntValue(e.StatusCode), e.StatusCode == 0)
+	add("request_id", slog.StringValue(e.RequestID), e.RequestID == "")
+	add("retry_after", slog.DurationValue(e.RetryAfter), e.RetryAfter == 0)
+	add("attempts", slog.IntValue(e.Attempts), e.Attempts == 0)
+	add("queued", slog.DurationValue(e.Queued), e.Queued == 0)
+	add("backoff", slog.DurationValue(e.Backoff), e.Backoff == 0)
+	add("in_flight", slog.DurationValue(e.InFlight), e.InFlight == 0)
+	if t := e.causeText(); t != "" {
+		add("cause", slog.StringValue(t), false)
+	}
+	return attrs
+}
+
+// KindOf classifies any error: an *Error or Kind anywhere in its tree, a raw *openai.APIError or
+// *openai.RequestError (by the provider's code first, its status second), and errors of net and
+// net/http. It returns "" for nil, for errors it does not know, and for the caller's own
+// cancellation or deadline, which are never a failure of the call.
+func KindOf(err error) Kind {
+	if err == nil {
+		return ""
+	}
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Kind
+	}
+	var k Kind
+	if errors.As(err, &k) {
+		return k
+	}
+	var ae *openai.APIError
+	if errors.As(err, &ae) {
+		return kindOfProvider(ae.HTTPStatusCode, apiFailure(ae), ErrUnavailable)
+	}
+	var re *openai.RequestError
+	if errors.As(err, &re) {
+		if re.HTTPStatusCode == 0 {
+			return KindOf(re.Err)
+		}
+		return kindOfStatus(re.HTTPStatusCode)
+	}
+	return kindOfNet(err)
+}
+
+// kindOfNet classifies what net, net/http and io say of a connection.
+func kindOfNet(err error) Kind {
+	var op *net.OpError
+	var dns *net.DNSError
+	var errno syscall.Errno
+	var ne net.Error
+	switch {
+	case errors.As(err, &dns):
+		return ErrUnavailable
+	case errors.As(err, &op): // before context: the net package's time-out calls itself DeadlineExceeded
+		if op.Timeout() {
+			return ErrTimeout
+		}
+		return ErrUnavailable
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return ""
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return ErrTruncated
+	case errors.As(err, &errno), errors.Is(err, net.ErrClosed):
+		return ErrUnavailable
+	case errors.As(err, &ne):
+		if ne.Timeout() {
+			return ErrTimeout
+		}
+		return ErrUnavailable // an *url.Error among them: the exchange itself failed
+	}
+	return ""
+}
+
+// kindOfProvider classifies a provider's failure: by what it says, then by its status. nameless is the kind where it has
+// neither: an error without a name inside a 200.
+func kindOfProvider(status int, f answer.Failure, nameless Kind) Kind {
+	for _, code := range [...]string{f.Code, f.InnerCode, f.Type} {
+		if k := kindOfCode(code); k != "" {
+			return k
+		}
+	}
+	if status != 0 && status != http.StatusOK {
+		return kindOfStatus(status)
+	}
+	if n, err := strconv.Atoi(f.Code); err == nil && n >= 400 && n < 600 {
+		return kindOfStatus(n)
+	}
+	if f.Type == "invalid_request_error" || f.Type == "not_found_error" {
+		return ErrRejected
+	}
+	return nameless
+}
+
+// kindOfCode knows the codes and types of OpenAI, Azure and Anthropic that mean more than their status.
+// invalid_request_error is not here: it covers everything from a typo to a missing model.
+func kindOfCode(code string) Kind {
+	switch code {
+	case "insufficient_quota", "billing_not_active", "billing_hard_limit_reached", "credit_balance_exhausted", "billing_error":
+		return ErrQuota
+	case "rate_limit_exceeded", "rate_limit_error", "slow_down", "tokens", "requests":
+		return ErrRateLimited
+	case "context_length_exceeded", "request_too_large":
+		return ErrPromptTooLarge
+	case "server_error", "internal_server_error", "overloaded_error", "overloaded", "engine_overloaded",
+		"server_overloaded", "service_unavailable", "api_error", "timeout_error":
+		return ErrUnavailable
+	case "invalid_api_key", "authentication_error", "permission_error":
+		return ErrUnauthorized
+	case "invalid_prompt":
+		return ErrRejected
+	}
+	if strings.HasSuffix(code, "_spend_limit_exceeded") {
+		return ErrQuota
+	}
+	if contentPolicy(code) {
+		return ErrRejected
+	}
+	return ""
+}
+
+func contentPolicy(code string) bool {
+	switch code {
+	case "content_policy_violation", "content_filter", "moderation_blocked", "ResponsibleAIPolicyViolation":
+		return true
+	}
+	return false
+}
+
+func kindOfStatus(status int) Kind {
+	switch {
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		return ErrUnauthorized
+	case status == http.StatusTooManyRequests:
+		return ErrRateLimited
+	case status == http.StatusRequestTimeout, status == http.StatusConflict, status >= 500:
+		return ErrUnavailable
+	case status >= 400:
+		return ErrRejected
+	}
+	return ErrInvalidResponse
+}
+
+// UserMessage returns a sentence in English that is safe to show to a user, whatever err is: it never
+// has a word of the provider, of a prompt or of a key. It is "" for nil.
+func UserMessage(err error) string {
+	if err == nil {
+		return ""
+	}
+	var e *Error
+	errors.As(err, &e)
+	switch KindOf(err) {
+	case ErrTimeout:
+		if e != nil && e.Phase == phaseTask {
+			return "This took longer than expected and was stopped. Please try again, or try with a smaller request."
+		}
+		return "The AI service took too long to answer. Please try again in a moment."
+	case ErrOverloaded:
+		return "We are handling many requests right now. Please try again" + inAWhile(e)
+	case ErrClosed:
+		return "The service is restarting. Please try again in a moment."
+	case ErrPromptTooLarge:
+		return "Your text is too long for the AI service. Please shorten it and try again."
+	case ErrResponseTooLarge:
+		return "The AI service's answer was too large. Please ask for something shorter."
+	case ErrTruncated:
+		return "The AI service's answer was cut short. Please try again."
+	case ErrRateLimited:
+		return "The AI service is receiving too many requests. Please try again" + inAWhile(e)
+	case ErrQuota:
+		return "The AI service is not available to us right now. Please try again later."
+	case ErrUnavailable:
+		return "The AI service is temporarily unavailable. Please try again" + inAWhile(e)
+	case ErrUnauthorized:
+		return "The AI service could not be reached because of a configuration problem on our side."
+	case ErrRejected:
+		if isContentPolicy(err) {
+			return "The AI service declined this request because of its content policy. Please rephrase it."
+		}
+		return "The AI service could not process this request. Please check your input."
+	case ErrInvalidResponse:
+		return "The AI service gave an answer we could not use. Please try again."
+	}
+	switch {
+	case errors.Is(err, context.Canceled):
+		return "The request was cancelled."
+	case errors.Is(err, context.DeadlineExceeded):
+		return "The request took too long. Please try again in a moment."
+	}
+	return "Something went wrong. Please try again later."
+}
+
+// inAWhile ends a sentence with the time to wait, where it is known and one that a person would wait.
+func inAWhile(e *Error) string {
+	if e == nil || e.RetryAfter <= 0 || e.RetryAfter > time.Hour {
+		return " in a moment."
+	}
+	if e.RetryAfter > 90*time.Second {
+		return fmt.Sprintf(" in about %d minutes.", int((e.RetryAfter+time.Minute-1)/time.Minute))
+	}
+	if s := int((e.RetryAfter + time.Second - 1) / time.Second); s > 1 {
+		return fmt.Sprintf(" in %d seconds.", s)
+	}
+	return " in a second."
+}
+
+// HTTPStatus returns the status a web service answers with when a call failed with err: 200 for nil, 499
+// (client closed request) for the caller's own cancellation, 504 for its own deadline, 500 for what KindOf
+// does not know. For ErrOverloaded and ErrRateLimited send Error.RetryAfter along, as Retry-After.
+func HTTPStatus(err error) int {
+	if err == nil {
+		return http.StatusOK
+	}
+	switch KindOf(err) {
+	case ErrTimeout:
+		return http.StatusGatewayTimeout
+	case ErrOverloaded, ErrClosed, ErrQuota:
+		return http.StatusServiceUnavailable
+	case ErrPromptTooLarge:
+		return http.StatusRequestEntityTooLarge
+	case ErrRateLimited:
+		return http.StatusTooManyRequests
+	case ErrUnavailable:
+		if providerStatus(err) == http.StatusServiceUnavailable {
+			return http.StatusServiceUnavailable
+		}
+		return http.StatusBadGateway
+	case ErrResponseTooLarge, ErrTruncated, ErrUnauthorized, ErrInvalidResponse:
+		return http.StatusBadGateway
+	case ErrRejected:
+		if isContentPolicy(err) {
+			return http.StatusUnprocessableEntity
+		}
+		return http.StatusBadRequest
+	}
+	switch {
+	case errors.Is(err, context.Canceled):
+		return 499 // nginx's "client closed request"; net/http has no name for it
+	case errors.Is(err, context.DeadlineExceeded):
+		return http.StatusGatewayTimeout
+	}
+	return http.StatusInternalServerError
+}
+
+func providerStatus(err error) int {
+	var e *Error
+	var ae *openai.APIError
+	var re *openai.RequestError
+	switch {
+	case errors.As(err, &e):
+		return e.StatusCode
+	case errors.As(err, &ae):
+		return ae.HTTPStatusCode
+	case errors.As(err, &re):
+		return re.HTTPStatusCode
+	}
+	return 0
+}
+
+func isContentPolicy(err error) bool {
+	var ae *openai.APIError
+	return errors.As(err, &ae) && (contentPolicy(codeText(ae.Code)) || contentPolicy(ae.Type) ||
+		ae.InnerError != nil && contentPolicy(ae.InnerError.Code))
+}
+
+// providerCause builds the error go-openai's users know from what a provider said: *openai.APIError where
+// it said anything in a known form, else *openai.RequestError.
+func providerCause(status int, f answer.Failure, ok bool, body []byte) error {
+	text := ""
+	if status != 0 {
+		text = fmt.Sprintf("%d %s", status, http.StatusText(status))
+	}
+	if !ok {
+		return &openai.RequestError{HTTPStatus: text, HTTPStatusCode: status, Err: errors.New("no error object in the body"), Body: body}
+	}
+	e := &openai.APIError{Message: f.Message, Type: f.Type, HTTPStatus: text, HTTPStatusCode: status}
+	if f.Code != "" {
+		e.Code = f.Code
+	}
+	if n, err := strconv.Atoi(f.Code); err == nil {
+		e.Code = n // as go-openai decodes it
+	}
+	if f.Param != "" {
+		e.Param = &f.Param
+	}
+	if f.InnerCode != "" {
+		e.InnerError = &openai.InnerError{Code: f.InnerCode}
+	}
+	return e
+}
+
+func apiFailure(e *openai.APIError) answer.Failure {
+	f := answer.Failure{Code: codeText(e.Code), Type: e.Type}
+	if e.InnerError != nil {
+		f.InnerCode = e.InnerError.Code
+	}
+	return f
+}
+
+func codeText(code any) string {
+	switch c := code.(type) {
+	case nil:
+		return ""
+	case string:
+		return c
+	default:
+		return fmt.Sprint(c)
+	}
+}
+
+// callerError is the caller's own cancellation or deadline, unchanged. Where the caller gave a cause of
+// its own, errors.Is holds for both.
+func callerError(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if cause == nil || errors.Is(cause, err) {
+		return cause
+	}
+	return fmt.Errorf("%w: %w", err, cause)
+}
+
+// identifier lets a provider's code or type into a text only if it looks like one.
+func identifier(s string) string {
+	if len(s) > 64 {
+		return ""
+	}
+	for _, r := range s {
+		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '_' && r != '-' && r != '.' {
+			return ""
+		}
+	}
+	return s
+}
+
+// short bounds a text to one line of 128 bytes.
+func short(s string) string {
+	if i := strings.IndexAny(s, "\r\n"); i >= 0 {
+		s = s[:i]
+	}
+	if len(s) > 128 {
+		return strings.ToValidUTF8(s[:125], "") + "..."
+	}
+	return s
+}
+
+// round keeps the digits of a duration that mean something to a reader.
+func round(d time.Duration) time.Duration {
+	if d > time.Second {
+		return d.Round(time.Millisecond)
+	}
+	return d.Round(time.Microsecond)
+}

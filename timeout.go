@@ -1,0 +1,303 @@
+package aiguard
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// bound derives a context that ends after limit (Off: none) or when the call's TotalTimeout is over, whichever comes
+// first. Its cause then is why: the given error, or one that speaks of the total.
+func (c *call) bound(ctx context.Context, limit time.Duration, e *Error) (bctx context.Context, cancel context.CancelFunc, why *Error) {
+	deadline, why := c.earlier(time.Now(), limit, e)
+	if why == nil {
+		bctx, cancel = context.WithCancel(ctx)
+	} else {
+		bctx, cancel = context.WithDeadlineCause(ctx, deadline, why)
+	}
+	c.onKill(cancel)
+	return bctx, cancel, why
+}
+
+// earlier is the earlier of limit from now and the end of the total, and the error for the one that it is.
+func (c *call) earlier(now time.Time, limit time.Duration, e *Error) (time.Time, *Error) {
+	deadline := now.Add(limit)
+	if !c.deadline.IsZero() && (limit == Off || c.deadline.Before(deadline)) {
+		return c.deadline, &Error{Kind: ErrTimeout, Phase: phaseTotal, Limit: c.cfg.TotalTimeout}
+	}
+	if limit == Off {
+		return time.Time{}, nil
+	}
+	e.Limit = limit
+	return deadline, e
+}
+
+// ended says why a context that was derived from the caller's ctx with the cause why is over: one of our deadlines, the
+// caller's own end, or Close.
+func (c *call) ended(ctx, bctx context.Context, why *Error) error {
+	if why != nil && context.Cause(bctx) == error(why) {
+		e := *why
+		return &e
+	}
+	if ctx.Err() != nil {
+		return callerError(ctx)
+	}
+	return &Error{Kind: ErrClosed}
+}
+
+// sleep waits for d, or until the caller leaves or the guard is closed.
+func (c *call) sleep(ctx context.Context, d time.Duration) error {
+	sctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	c.onKill(cancel)
+	<-sctx.Done()
+	if ctx.Err() == nil && errors.Is(sctx.Err(), context.DeadlineExceeded) {
+		return nil
+	}
+	return c.ended(ctx, sctx, nil)
+}
+
+// timeout is the bound of one attempt.
+func (c *call) timeout() time.Duration {
+	if c.Timeout != 0 {
+		return c.Timeout
+	}
+	return c.cfg.CallTimeout
+}
+
+// attemptContext is the context that Do gives to fn. It makes its timer and registers with the caller's context only when
+// fn, or what fn calls, asks for them: most of the cost of a short call would be there.
+type attemptContext struct {
+	context.Context // the caller's
+	call            *call
+	deadline        time.Time // zero: none
+	why             *Error
+
+	mu     sync.Mutex
+	armed  context.Context
+	cancel context.CancelFunc
+	over   bool
+}
+
+func (c *call) attemptContext(ctx context.Context) *attemptContext {
+	return &attemptContext{Context: ctx, call: c, deadline: c.attemptDeadline()}
+}
+
+// attemptDeadline is when the attempt that has just been admitted must be over; zero: never.
+func (c *call) attemptDeadline() time.Time {
+	limit := c.timeout()
+	if limit == Off {
+		return c.deadline
+	}
+	d := c.admitted.Add(limit)
+	if !c.deadline.IsZero() && c.deadline.Before(d) {
+		return c.deadline
+	}
+	return d
+}
+
+// Deadline returns the attempt's deadline, or the caller's if that is earlier.
+func (a *attemptContext) Deadline() (time.Time, bool) {
+	d, ok := a.Context.Deadline()
+	if !a.deadline.IsZero() && (!ok || a.deadline.Before(d)) {
+		return a.deadline, true
+	}
+	return d, ok
+}
+
+func (a *attemptContext) Done() <-chan struct{} { return a.arm().Done() }
+
+func (a *attemptContext) Err() error { return a.arm().Err() }
+
+// Value finds the call itself, so that calls in fn know where they are. Other keys go to the armed context: package
+// context looks there for the parent of what it derives.
+func (a *attemptContext) Value(key any) any {
+	if key == (callKey{}) {
+		return a.call
+	}
+	return a.arm().Value(key)
+}
+
+func (a *attemptContext) arm() context.Context {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.armed != nil {
+		return a.armed
+	}
+	if a.over { // fn left something behind that still asks
+		a.armed, a.cancel = context.WithCancel(a.Context)
+		a.cancel()
+		return a.armed
+	}
+	_, a.why = a.call.earlier(a.call.admitted, a.call.timeout(), &Error{Kind: ErrTimeout, Phase: phaseCall, Op: a.call.Op, Model: a.call.Model})
+	if a.why == nil {
+		a.armed, a.cancel = context.WithCancel(a.Context)
+	} else {
+		a.armed, a.cancel = context.WithDeadlineCause(a.Context, a.deadline, a.why)
+	}
+	a.call.onKill(a.cancel)
+	return a.armed
+}
+
+// end releases what arm made; later users of the context find it cancelled.
+func (a *attemptContext) end() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.over = true
+	if a.cancel != nil {
+		a.cancel()
+	}
+}
+
+// explain classifies the error of fn: the end of its context, if that is what it speaks of, or what it says.
+func (a *attemptContext) explain(err error) error {
+	a.mu.Lock()
+	armed, why := a.armed, a.why
+	a.mu.Unlock()
+	if armed == nil || armed.Err() == nil {
+		return a.call.explain(err)
+	}
+	switch k := KindOf(err); {
+	case a.Context.Err() != nil:
+		if k == "" {
+			return err // the caller's own, with fn's words around it
+		}
+		return a.call.explain(err)
+	case k != "" && k != ErrTimeout && k != ErrTruncated && k != ErrUnavailable, k == "" && !aboutContext(err):
+		return a.call.explain(err) // failed for a reason of its own
+	}
+	end := a.call.ended(a.Context, armed, why)
+	if e, ok := end.(*Error); ok {
+		e.Err = err
+		if err == error(why) {
+			e.Err = context.DeadlineExceeded
+		}
+	}
+	return end
+}
+
+// RunTask runs fn, a background operation that may make many calls, under TaskTimeout (or Call.Timeout, from With). fn's
+// context carries the values of ctx and ends with it, or when the task's time is over: then RunTask returns an *Error of
+// kind ErrTimeout and phase "task", once fn has returned, whatever fn returned, and logs it. Other errors of fn are returned
+// as they are. The task holds no slot; its calls do. Shutdown waits for it, and lets it finish its calls. To start a
+// task that outlives a request, pass context.WithoutCancel(ctx). RunTask panics if ctx, g or fn is nil, and passes on
+// fn's panic.
+func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) error {
+	g.must("RunTask")
+	mustContext("RunTask", ctx)
+	if fn == nil {
+		panic("aiguard: RunTask: nil fn")
+	}
+	c := g.newCall(ctx, g.call, route{})
+	c.deadline = time.Time{} // TotalTimeout is for calls
+	if !c.register() {
+		return &Error{Kind: ErrClosed, Op: c.Op, Model: c.Model, Phase: phaseTask}
+	}
+	defer c.unregister()
+	limit := c.Timeout
+	if limit == 0 {
+		limit = g.cfg.TaskTimeout
+	}
+	tctx, cancel, why := c.bound(ctx, limit, &Error{Kind: ErrTimeout, Phase: phaseTask, Op: c.Op, Model: c.Model})
+	defer cancel()
+	err := fn(context.WithValue(tctx, callKey{}, c))
+	if tctx.Err() != nil && ctx.Err() == nil || why != nil && context.Cause(tctx) == error(why) {
+		if end, ok := c.ended(ctx, tctx, why).(*Error); ok && (err != nil || end.Kind == ErrTimeout) {
+			end.InFlight = time.Since(c.start)
+			if end.Err = err; err == error(why) {
+				end.Err = nil
+			}
+			if end.Kind == ErrTimeout {
+				g.timeouts.Add(1)
+			}
+			g.log(ctx, EventTask, end, slog.Duration("elapsed", end.InFlight))
+			err = end
+		}
+	}
+	c.emit(ctx, EventTask, err)
+	return err
+}
+
+// watch is the clock of an attempt over HTTP: a context, cancelled with the bound that ran out as its cause. Unlike a
+// deadline it can be set anew, which a stream needs: to its first event, between two, and in all.
+type watch struct {
+	context.Context
+	cancel context.CancelCauseFunc
+	caller context.Context
+	call   *call
+	timer  *time.Timer
+	idle   *time.Timer
+}
+
+// watch starts the clock of an attempt that has just been admitted.
+func (c *call) watch(ctx context.Context, phase string) *watch {
+	w := &watch{caller: ctx, call: c}
+	w.Context, w.cancel = context.WithCancelCause(ctx)
+	c.onKill(func() { w.cancel(&Error{Kind: ErrClosed}) })
+	if deadline, why := c.earlier(c.admitted, c.timeout(), &Error{Kind: ErrTimeout, Phase: phase}); why != nil {
+		w.timer = time.AfterFunc(time.Until(deadline), func() { w.cancel(why) })
+	}
+	return w
+}
+
+// limit replaces the bound by one that ends d from now (Off: none). It reports false if the old one has run out.
+func (w *watch) limit(d time.Duration, why *Error) bool {
+	if w.timer != nil && !w.timer.Stop() {
+		return false
+	}
+	w.timer = nil
+	if d != Off {
+		w.timer = time.AfterFunc(d, func() { w.cancel(why) })
+	}
+	return true
+}
+
+// wait arms the idle bound while the caller waits for the next event; the returned function disarms it.
+func (w *watch) wait() {
+	d := w.call.cfg.StreamIdleTimeout
+	if d == Off {
+		return
+	}
+	if w.idle == nil {
+		w.idle = time.AfterFunc(d, func() { w.cancel(&Error{Kind: ErrTimeout, Phase: phaseIdle, Limit: d}) })
+		return
+	}
+	w.idle.Reset(d)
+}
+
+func (w *watch) arrived() {
+	if w.idle != nil {
+		w.idle.Stop()
+	}
+}
+
+// stop ends the watch and with it the exchange, unless that is over.
+func (w *watch) stop() {
+	if w.timer != nil {
+		w.timer.Stop()
+	}
+	w.arrived()
+	w.cancel(nil)
+}
+
+// failure says why the exchange failed with err: the bound that ran out, the caller's end, or nil where err speaks for
+// itself.
+func (w *watch) failure(err error) error {
+	if w.Err() == nil {
+		return nil
+	}
+	if e, ok := context.Cause(w).(*Error); ok && error(e) != context.Cause(w.caller) {
+		copied := *e
+		copied.Err = err
+		if e.Kind == ErrClosed || errors.Is(err, context.Canceled) || errors.Is(err, e) {
+			copied.Err = nil // no more than the echo of our own cancellation
+		}
+		return &copied
+	}
+	if w.caller.Err() != nil {
+		return callerError(w.caller)
+	}
+	return nil
+}

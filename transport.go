@@ -1,0 +1,617 @@
+package aiguard
+
+import (
+	"bytes"
+	"compress/flate"
+	"compress/gzip"
+	"context"
+	"errors"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/aiguard-go/aiguard/internal/answer"
+	"github.com/aiguard-go/aiguard/internal/jsonscan"
+)
+
+// Caps that are the same for everybody.
+const (
+	maxEventBytes  = 1 << 20  // one event of a stream
+	maxErrorBytes  = 64 << 10 // the body of a failure status
+	maxHeaderBytes = 64 << 10
+
+	connectTimeout   = 10 * time.Second // dial and TLS handshake, if CallTimeout is not shorter
+	errorBodyTimeout = 5 * time.Second  // for the body of a failure: its status is known already
+	drainTimeout     = 50 * time.Millisecond
+	drainBytes       = 64 << 10
+)
+
+// maxShape is what an answer may be made of: a decoder turns each object into kilobytes.
+var maxShape = jsonscan.Limits{Containers: 100_000, Depth: 100}
+
+// Transport returns a RoundTripper that gives every request sent through base the bounds of g: for any SDK that takes an
+// http.Client. With base nil it uses a pooled transport that g owns and closes. It tells what a request asks for from
+// its Accept header and body, as the OpenAI API has them: a JSON answer is read whole before it is handed over, a
+// stream at its first event, other bodies as they come.
+//
+// A failure status is returned as an *Error, not as a response, and so is a 200 that is no answer. Redirects are not
+// followed. It retries by itself: switch the SDK's own retries off. The prompt is not checked here, for which see
+// CheckPrompt, but MaxRequestBytes holds. Accept-Encoding is left to base, so that caps count what it decompresses.
+// A base of the user's should limit its response headers as the pooled transport does.
+func (g *Guard) Transport(base http.RoundTripper) http.RoundTripper {
+	g.must("Transport")
+	return &transport{guard: g, base: base, eventLines: true}
+}
+
+type transport struct {
+	guard      *Guard
+	base       http.RoundTripper // nil: the guard's pool
+	eventLines bool              // hand on the event: lines of a stream
+}
+
+// newPool is the transport a guard owns.
+func newPool(cfg *Config) *http.Transport {
+	connect := connectLimit(cfg)
+	idle := int(cfg.MaxConcurrent)
+	if idle == Off {
+		idle = 100
+	}
+	return &http.Transport{
+		Proxy:                  http.ProxyFromEnvironment,
+		DialContext:            (&net.Dialer{Timeout: connect, KeepAlive: 15 * time.Second}).DialContext,
+		TLSHandshakeTimeout:    connect,
+		ForceAttemptHTTP2:      true,
+		MaxIdleConns:           max(100, idle),
+		MaxIdleConnsPerHost:    idle,
+		IdleConnTimeout:        90 * time.Second,
+		MaxResponseHeaderBytes: maxHeaderBytes,
+		HTTP2:                  &http.HTTP2Config{SendPingTimeout: connect, PingTimeout: connect / 2},
+	}
+}
+
+// connectLimit bounds what net/http goes on with after the call is over: no longer than the call itself.
+func connectLimit(cfg *Config) time.Duration {
+	if cfg.CallTimeout == Off {
+		return connectTimeout
+	}
+	return min(connectTimeout, cfg.CallTimeout)
+}
+
+// CloseIdleConnections lets http.Client.CloseIdleConnections reach the base.
+func (t *transport) CloseIdleConnections() {
+	if c, ok := t.roundTripper().(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
+}
+
+func (t *transport) roundTripper() http.RoundTripper {
+	if t.base != nil {
+		return t.base
+	}
+	return t.guard.pool()
+}
+
+// RoundTrip sends req as one bounded call.
+func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	x := t.newExchange(req)
+	defer x.closeUnsent()
+	ctx := req.Context()
+	if len(t.guard.cfg.Middleware) == 0 {
+		return x.run(ctx)
+	}
+	var resp *http.Response
+	err := t.guard.wrap(ctx, x.call.Call, func(ctx context.Context) (err error) {
+		resp, err = x.run(ctx)
+		return err
+	})
+	if err == nil && resp == nil {
+		err = errors.New("aiguard: a Middleware returned nil without an answer")
+	}
+	if err != nil && resp != nil {
+		resp.Body.Close()
+		resp = nil
+	}
+	return resp, err
+}
+
+// exchange is a request on its way through the transport.
+type exchange struct {
+	*transport
+	call *call
+	req  *http.Request
+	sent bool // the base has had the body, and closes it
+
+	endpoint   answer.Endpoint
+	stream     bool // an event stream is asked for
+	json       bool // a JSON answer is asked for
+	safe       bool // a repeat does no work twice
+	replayable bool
+	conn       connTrace
+}
+
+// known is what Client tells the transport of a request, which need not be read again then.
+type known struct {
+	op string
+	answer.Request
+}
+
+type knownKey struct{}
+
+func (t *transport) newExchange(req *http.Request) *exchange {
+	x := &exchange{transport: t, req: req}
+	x.replayable = req.Body == nil || req.Body == http.NoBody || req.GetBody != nil
+	if req.Method == http.MethodPost {
+		x.endpoint = answer.EndpointOf(req.URL.Path)
+	}
+	k, ok := req.Context().Value(knownKey{}).(*known)
+	if !ok {
+		k = &known{op: x.endpoint.Op()}
+		if k.op == "" {
+			k.op = opOf(req.URL.Path)
+		}
+		k.Request = x.readRequest()
+	}
+	accept := req.Header.Get("Accept")
+	x.stream = k.Stream || strings.Contains(accept, "text/event-stream")
+	x.json = !x.stream && (x.endpoint.JSON() || strings.Contains(accept, "application/json"))
+	switch req.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions:
+		x.safe = true
+	case http.MethodPost:
+		x.safe = x.endpoint.Inference() && !k.Creates
+	}
+	settings := t.guard.settings(k.op, k.Model)
+	x.call = t.guard.newCall(req.Context(), settings, route{host: req.URL.Host, model: settings.Model})
+	return x
+}
+
+// readRequest reads from the body what Client would have told.
+func (x *exchange) readRequest() (r answer.Request) {
+	limit := x.guard.cfg.MaxRequestBytes
+	if x.req.GetBody == nil || limit != Off && x.req.ContentLength > limit || !isJSON(mediaType(x.req.Header)) {
+		return r
+	}
+	body, err := x.req.GetBody()
+	if err != nil {
+		return r
+	}
+	defer body.Close()
+	data, err := io.ReadAll(body)
+	if err != nil {
+		return r
+	}
+	if _, err = jsonscan.Check(data, maxShape); err != nil {
+		return r
+	}
+	return answer.ReadRequest(data)
+}
+
+// opOf names a call by the first part of its path after the version: "models", "files".
+func opOf(path string) string {
+	if _, rest, ok := strings.Cut(path, "/v1/"); ok {
+		path = rest
+	}
+	op, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	return op
+}
+
+// closeUnsent closes the body of a request that never left, as a RoundTripper must.
+func (x *exchange) closeUnsent() {
+	if !x.sent && x.req.Body != nil {
+		x.req.Body.Close()
+	}
+}
+
+func (x *exchange) run(ctx context.Context) (*http.Response, error) {
+	c := x.call
+	if err := c.begin(ctx); err != nil {
+		return nil, err
+	}
+	defer c.end()
+	if limit := c.cfg.MaxRequestBytes; limit != Off && x.req.ContentLength > limit {
+		return nil, c.finish(ctx, requestTooLarge(x.req.ContentLength, limit))
+	}
+	for {
+		if err := c.admit(ctx); err != nil {
+			return nil, err
+		}
+		resp, err := x.attempt(ctx)
+		if err == nil {
+			return resp, nil
+		}
+		if err := c.again(ctx, err); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func requestTooLarge(size, limit int64) *Error {
+	return &Error{Kind: ErrPromptTooLarge, Phase: phaseRequest, Size: size, Max: limit}
+}
+
+// attempt sends the request once and reads the answer, or opens the stream. The slot is free when it returns, and the
+// call over if it succeeded, except for a body that is handed over: that keeps both.
+func (x *exchange) attempt(ctx context.Context) (*http.Response, error) {
+	phase := phaseCall
+	if x.stream {
+		phase = phaseFirstEvent
+	}
+	w := x.call.watch(ctx, phase)
+	handedOver := false
+	defer func() {
+		if !handedOver {
+			w.stop()
+			x.call.free()
+		}
+	}()
+	req, err := x.request(w)
+	if err != nil {
+		return nil, err
+	}
+	x.sent = true
+	resp, err := x.roundTripper().RoundTrip(req)
+	if err != nil {
+		return nil, x.unanswered(w, err)
+	}
+	body := resp.Body
+	defer func() {
+		if !handedOver {
+			body.Close()
+		}
+	}()
+	switch {
+	case resp.StatusCode < 200, resp.StatusCode >= 400:
+		return nil, x.refusal(w, resp)
+	case resp.StatusCode >= 300, headerSize(resp.Header) > maxHeaderBytes, !x.decoded(resp):
+		e := x.errorOf(resp, ErrInvalidResponse)
+		e.Phase, e.retry = phaseHeaders, neverAsk
+		return nil, e
+	}
+	if x.json {
+		return x.whole(w, resp)
+	}
+	s := newStream(x, w, resp)
+	if err := s.open(); err != nil {
+		return nil, err
+	}
+	handedOver = true
+	return resp, nil
+}
+
+// request is the request of this attempt, with its own body.
+func (x *exchange) request(w *watch) (*http.Request, error) {
+	x.conn = connTrace{}
+	req := x.req.WithContext(httptrace.WithClientTrace(w, x.conn.hooks()))
+	if x.sent && x.req.GetBody != nil {
+		body, err := x.req.GetBody()
+		if err != nil {
+			return nil, &Error{Kind: ErrUnavailable, Err: err, retry: neverAsk}
+		}
+		req.Body = body
+	}
+	if limit := x.guard.cfg.MaxRequestBytes; req.ContentLength < 0 && req.Body != nil && limit != Off {
+		req.Body = &requestBody{ReadCloser: req.Body, limit: limit}
+	}
+	if req.Header.Get("Accept-Encoding") != "" {
+		req.Header = req.Header.Clone()
+		req.Header.Del("Accept-Encoding")
+	}
+	return req, nil
+}
+
+// requestBody stops a body of unknown length at the limit.
+type requestBody struct {
+	io.ReadCloser
+	read, limit int64
+}
+
+func (b *requestBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if b.read += int64(n); b.read > b.limit {
+		return 0, requestTooLarge(b.read, b.limit)
+	}
+	return n, err
+}
+
+// connTrace notes how far a request came. Its hooks may run in net/http's goroutines.
+type connTrace struct {
+	asked, got, reused, replied atomic.Bool
+}
+
+func (t *connTrace) hooks() *httptrace.ClientTrace {
+	return &httptrace.ClientTrace{
+		GetConn: func(string) { t.asked.Store(true) },
+		GotConn: func(i httptrace.GotConnInfo) {
+			t.got.Store(true)
+			t.reused.Store(i.Reused)
+		},
+		GotFirstResponseByte: func() { t.replied.Store(true) },
+	}
+}
+
+// unanswered classifies an attempt that brought no response.
+func (x *exchange) unanswered(w *watch, err error) error {
+	connected := x.conn.got.Load() || !x.conn.asked.Load() && !isDial(err)
+	if end := w.failure(err); end != nil {
+		if e, ok := end.(*Error); ok {
+			return x.repeatable(e, connected)
+		}
+		return end
+	}
+	var own *Error
+	var ne net.Error
+	switch {
+	case errors.As(err, &own): // requestBody's
+		copied := *own
+		return &copied
+	case errors.As(err, &ne) && ne.Timeout():
+		e := &Error{Kind: ErrTimeout, Phase: phaseConnect, Limit: connectLimit(&x.guard.cfg), Err: err}
+		if connected { // a limit of the user's own base
+			e.Phase, e.Limit = phaseCall, time.Since(x.call.admitted)
+		}
+		return x.repeatable(e, connected)
+	case x.conn.replied.Load() && !isConnectionLoss(err):
+		return &Error{Kind: ErrInvalidResponse, Phase: phaseHeaders, Err: err, retry: neverAsk} // not HTTP, or too much of it
+	}
+	e := &Error{Kind: ErrUnavailable, Err: err}
+	if !connected {
+		e.Phase = phaseConnect
+	} else if x.conn.reused.Load() && !x.conn.replied.Load() {
+		e.retry = retryAtOnce // the server closed a connection just as we took it from the pool
+	}
+	return x.repeatable(e, connected)
+}
+
+// repeatable notes on e what the request allows, beyond the kind: acted is false where the provider cannot have done
+// anything yet.
+func (x *exchange) repeatable(e *Error, acted bool) *Error {
+	switch {
+	case !x.replayable:
+		e.retry = neverAsk
+	case !acted:
+		e.retry = mayRetry
+	case !x.safe && e.retry != mayRetry && e.Kind != ErrRateLimited:
+		e.retry = neverAsk
+	}
+	return e
+}
+
+func isDial(err error) bool {
+	var op *net.OpError
+	var dns *net.DNSError
+	return errors.As(err, &op) && op.Op == "dial" || errors.As(err, &dns)
+}
+
+func isConnectionLoss(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
+		errors.Is(err, io.ErrClosedPipe) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+// refusal classifies a failure status. Its body may explain it, but does not hold it up.
+func (x *exchange) refusal(w *watch, resp *http.Response) error {
+	var body []byte
+	var over bool
+	if w.limit(x.timeLeft(errorBodyTimeout), &Error{Kind: ErrTimeout, Phase: phaseErrorBody}) {
+		body, over, _ = readCapped(resp.Body, resp.ContentLength, maxErrorBytes)
+	}
+	if w.caller.Err() != nil {
+		return callerError(w.caller)
+	}
+	f, said := answer.Failure{}, false
+	if end, err := jsonscan.Check(body, maxShape); err == nil {
+		f, said = answer.ErrorIn(body[:end])
+	}
+	e := x.errorOf(resp, kindOfProvider(resp.StatusCode, f, ErrUnavailable))
+	e.RetryAfter = retryAfter(resp.Header, time.Now())
+	e.Err = providerCause(resp.StatusCode, f, said, body)
+	if over && resp.Uncompressed { // a compressed error of this size is an attack, not an explanation
+		e.Kind, e.Phase, e.Max = ErrResponseTooLarge, phaseErrorBody, maxErrorBytes
+	}
+	switch resp.StatusCode {
+	case http.StatusServiceUnavailable, 529: // turned away: nothing was done
+		e.retry = onlyIf(e.Kind == ErrUnavailable, mayRetry)
+	}
+	switch resp.Header.Get("X-Should-Retry") {
+	case "true":
+		e.retry = onlyIf(e.Kind == ErrUnavailable || e.Kind == ErrRateLimited, mayRetry)
+	case "false":
+		e.retry = neverAsk
+	}
+	return x.repeatable(e, true)
+}
+
+func onlyIf(ok bool, v verdict) verdict {
+	if ok {
+		return v
+	}
+	return byKind
+}
+
+// timeLeft is d, or what is left of the attempt if that is less.
+func (x *exchange) timeLeft(d time.Duration) time.Duration {
+	if end := x.call.attemptDeadline(); !end.IsZero() {
+		return max(min(d, time.Until(end)), 0)
+	}
+	return d
+}
+
+func (x *exchange) errorOf(resp *http.Response, k Kind) *Error {
+	return &Error{Kind: k, StatusCode: resp.StatusCode, RequestID: requestID(resp.Header)}
+}
+
+func requestID(h http.Header) string {
+	for _, name := range [...]string{"X-Request-Id", "Request-Id", "Apim-Request-Id"} {
+		if id := identifier(h.Get(name)); id != "" {
+			return id
+		}
+	}
+	return ""
+}
+
+// whole reads a JSON answer, all of it, so that whatever is wrong with it is this attempt's failure.
+func (x *exchange) whole(w *watch, resp *http.Response) (*http.Response, error) {
+	body, err := x.read(w, resp)
+	if err != nil {
+		return nil, err
+	}
+	end, err := x.judge(resp, body)
+	if err != nil {
+		return nil, err
+	}
+	body = body[:end]
+	resp.Body = io.NopCloser(bytes.NewReader(body))
+	resp.ContentLength = int64(len(body))
+	resp.TransferEncoding = nil
+	resp.Header.Del("Content-Length") // of what was sent, before trimming
+	var u Usage
+	if x.guard.cfg.OnEvent != nil {
+		u.Input, u.Output = answer.Usage(body)
+	}
+	x.call.succeed(w.caller, u)
+	return resp, nil
+}
+
+// read reads a body to its end, within the cap.
+func (x *exchange) read(w *watch, resp *http.Response) ([]byte, error) {
+	limit := x.guard.cfg.MaxResponseBytes
+	if limit != Off && resp.ContentLength > limit {
+		return nil, x.tooLarge(resp, phaseResponse, limit)
+	}
+	body, over, err := readCapped(resp.Body, resp.ContentLength, limit)
+	switch {
+	case over:
+		return nil, x.tooLarge(resp, phaseResponse, limit)
+	case err == nil:
+		return body, nil
+	}
+	if end := w.failure(err); end != nil {
+		if e, ok := end.(*Error); ok {
+			return nil, x.repeatable(e, true)
+		}
+		return nil, end
+	}
+	return nil, x.broken(resp, err)
+}
+
+// broken is an answer whose bytes stopped with err.
+func (x *exchange) broken(resp *http.Response, err error) *Error {
+	kind := ErrTruncated
+	var corrupt flate.CorruptInputError
+	if errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) || errors.As(err, &corrupt) {
+		kind = ErrInvalidResponse
+	}
+	e := x.errorOf(resp, kind)
+	e.Err = err
+	return x.repeatable(e, true)
+}
+
+func (x *exchange) tooLarge(resp *http.Response, phase string, limit int64) *Error {
+	e := x.errorOf(resp, ErrResponseTooLarge)
+	e.Phase, e.Max = phase, limit
+	return e
+}
+
+func (x *exchange) invalid(resp *http.Response) *Error {
+	return x.repeatable(x.errorOf(resp, ErrInvalidResponse), true)
+}
+
+// failed is the failure that a provider reports inside a success status.
+func (x *exchange) failed(resp *http.Response, f answer.Failure, nameless Kind) *Error {
+	e := x.errorOf(resp, kindOfProvider(0, f, nameless))
+	e.Err = providerCause(resp.StatusCode, f, true, nil)
+	return x.repeatable(e, true)
+}
+
+// judge decides whether body is the JSON answer that was asked for, and where in it the answer ends.
+func (x *exchange) judge(resp *http.Response, body []byte) (end int, err error) {
+	media := mediaType(resp.Header)
+	switch {
+	case len(bytes.TrimSpace(body)) == 0:
+		if x.endpoint != answer.Other || x.req.Method == http.MethodGet {
+			return 0, x.invalid(resp)
+		}
+		return len(body), nil // a deletion needs no words
+	case strings.Contains(media, "html"), media == "text/event-stream":
+		return 0, x.invalid(resp)
+	case !x.endpoint.JSON() && x.endpoint != answer.Other && !isJSON(media):
+		return len(body), nil // a transcript as text
+	}
+	end, err = jsonscan.Check(body, maxShape)
+	switch {
+	case errors.Is(err, jsonscan.ErrTooBig):
+		return 0, x.tooLarge(resp, phaseShape, int64(maxShape.Containers))
+	case errors.Is(err, jsonscan.ErrIncomplete):
+		return 0, x.broken(resp, io.ErrUnexpectedEOF)
+	case err != nil:
+		return 0, x.invalid(resp)
+	}
+	f, failed, ok := answer.Judge(x.endpoint, body[:end])
+	switch {
+	case failed && x.endpoint == answer.Responses:
+		return 0, x.failed(resp, f, ErrUnavailable)
+	case failed:
+		return 0, x.failed(resp, f, ErrInvalidResponse)
+	case !ok:
+		return 0, x.invalid(resp)
+	}
+	return end, nil
+}
+
+// readCapped reads r to its end, or to limit: then over is true and the rest unread. The buffer grows with what
+// comes, whatever length was announced.
+func readCapped(r io.Reader, announced, limit int64) (body []byte, over bool, err error) {
+	if limit == Off {
+		body, err = io.ReadAll(r)
+		return body, false, err
+	}
+	body = make([]byte, 0, min(max(announced, 0), 16<<10)+512)
+	for {
+		if len(body) == cap(body) {
+			body = append(body, 0)[:len(body)]
+		}
+		n, err := r.Read(body[len(body):min(int64(cap(body)), limit+1)])
+		body = body[:len(body)+n]
+		switch {
+		case int64(len(body)) > limit:
+			return body[:limit], true, nil
+		case err == io.EOF:
+			return body, false, nil
+		case err != nil:
+			return body, false, err
+		}
+	}
+}
+
+// decoded reports whether the body comes as plain bytes, which caps can count: base undoes the compression it asked for.
+func (x *exchange) decoded(resp *http.Response) bool {
+	e := resp.Header.Get("Content-Encoding")
+	return e == "" || strings.EqualFold(e, "identity")
+}
+
+func mediaType(h http.Header) string {
+	media, _, err := mime.ParseMediaType(h.Get("Content-Type"))
+	if err != nil {
+		return ""
+	}
+	return media
+}
+
+func isJSON(media string) bool {
+	return media == "application/json" || strings.HasSuffix(media, "+json")
+}
+
+func headerSize(h http.Header) (n int) {
+	for name, values := range h {
+		for _, v := range values {
+			n += len(name) + len(v) + 4
+		}
+	}
+	return n
+}
