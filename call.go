@@ -68,8 +68,10 @@ func (g *Guard) settings(op, model string) Call {
 
 // shared returns the Do around this call that holds a slot for it, or nil.
 func (c *call) shared() *call {
-	if c.outer != nil && c.outer.slot.held.Load() {
-		return c.outer
+	for o := c.outer; o != nil; o = o.outer {
+		if o.slot.held.Load() {
+			return o
+		}
 	}
 	return nil
 }
