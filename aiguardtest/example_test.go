@@ -1,0 +1,87 @@
+package aiguardtest_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	openai "github.com/sashabaranov/go-openai"
+
+	"github.com/aiguard-go/aiguard/aiguardtest"
+)
+
+// Service is what is tested: it asks a model once more if it is told to wait.
+type Service struct{ client *openai.Client }
+
+func (s Service) Capital(ctx context.Context, country string) (string, error) {
+	ask := func() (openai.ChatCompletionResponse, error) {
+		return s.client.CreateChatCompletion(ctx, openai.ChatCompletionRequest{
+			Model:    openai.GPT4oMini,
+			Messages: []openai.ChatCompletionMessage{{Role: "user", Content: "The capital of " + country + "?"}},
+		})
+	}
+	resp, err := ask()
+	var apiErr *openai.APIError
+	if errors.As(err, &apiErr) && apiErr.HTTPStatusCode == http.StatusTooManyRequests {
+		resp, err = ask()
+	}
+	if err != nil {
+		return "", errors.New("no answer today")
+	}
+	return resp.Choices[0].Message.Content, nil
+}
+
+// Test your own service: say what the provider does, then look at what the
+// service made of it. In a test, NewServer(t) closes the server for you.
+func Example() {
+	fake := aiguardtest.Start()
+	defer fake.Close()
+	cfg := openai.DefaultConfig("any key")
+	cfg.BaseURL = fake.URL
+	service := Service{openai.NewClientWithConfig(cfg)}
+
+	fake.Enqueue(
+		aiguardtest.Error(429, "rate_limit_exceeded"),
+		aiguardtest.Text("Paris"),
+	)
+	capital, err := service.Capital(context.Background(), "France")
+	fmt.Println(capital, err)
+	fmt.Println("requests:", fake.Count(), "for", fake.Requests()[0].Model)
+
+	fake.SetDefault(aiguardtest.Hang())
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	_, err = service.Capital(ctx, "Spain")
+	fmt.Println(err)
+
+	// Output:
+	// Paris <nil>
+	// requests: 2 for gpt-4o-mini
+	// no answer today
+}
+
+func ExampleServer_Handle() {
+	fake := aiguardtest.Start(aiguardtest.Pipe())
+	defer fake.Close()
+	fake.Handle(func(r *aiguardtest.Request) aiguardtest.Reply {
+		if r.Model == "gpt-4o" {
+			return aiguardtest.Error(503, "overloaded")
+		}
+		return nil // the default: a correct answer
+	})
+
+	cfg := openai.DefaultConfig("any key")
+	cfg.BaseURL = fake.URL
+	cfg.HTTPClient = &http.Client{Transport: fake.Transport()}
+	client := openai.NewClientWithConfig(cfg)
+	for _, model := range []string{"gpt-4o", "gpt-4o-mini"} {
+		_, err := client.CreateChatCompletion(context.Background(), openai.ChatCompletionRequest{Model: model})
+		fmt.Println(model, err == nil)
+	}
+
+	// Output:
+	// gpt-4o false
+	// gpt-4o-mini true
+}

@@ -1,0 +1,262 @@
+package aiguardtest
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"sync/atomic"
+	"time"
+)
+
+// Reply is one behaviour of the server: it answers one request. Replies are
+// used by many requests at once, and compose: After(time.Second, Text("Hi")).
+// Write your own as a function; if it waits it must heed r.Context(). The
+// connection can be cut with panic(http.ErrAbortHandler).
+type Reply func(w http.ResponseWriter, r *Request)
+
+// ProviderText is part of the message of every Error. It stands for what a
+// provider writes to its customer: no user of the service should ever see it.
+const ProviderText = "PROVIDER-TEXT do not show this to users"
+
+// JSON answers with the status and body given. headers are name, value pairs;
+// the Content-Type is application/json unless they say otherwise.
+func JSON(status int, body string, headers ...string) Reply {
+	if len(headers)%2 != 0 {
+		panic("aiguardtest: headers must be name, value pairs")
+	}
+	return func(w http.ResponseWriter, r *Request) {
+		w.Header().Set("Content-Type", "application/json")
+		for i := 0; i < len(headers); i += 2 {
+			w.Header().Set(headers[i], headers[i+1])
+		}
+		w.WriteHeader(status)
+		r.finishing()
+		if body != "" { // some statuses allow none
+			_, _ = io.WriteString(w, body)
+		}
+	}
+}
+
+// Raw answers with the status, content type and body given.
+func Raw(status int, contentType, body string) Reply {
+	return JSON(status, body, "Content-Type", contentType)
+}
+
+// Error answers with an error in OpenAI's form, whose message contains
+// ProviderText and whose type follows from status and code. An empty code is
+// sent as null. headers are name, value pairs, such as "Retry-After", "2".
+func Error(status int, code string, headers ...string) Reply {
+	typ := "invalid_request_error"
+	switch {
+	case code == "insufficient_quota":
+		typ = "insufficient_quota"
+	case status == http.StatusTooManyRequests:
+		typ = "rate_limit_error"
+	case status >= 500:
+		typ = "server_error"
+	}
+	var codeOrNull any
+	if code != "" {
+		codeOrNull = code
+	}
+	body := encode(object{"error", object{
+		"message", fmt.Sprintf("%s (status %d, code %q)", ProviderText, status, code),
+		"type", typ,
+		"param", nil,
+		"code", codeOrNull,
+	}})
+	return JSON(status, body, headers...)
+}
+
+// Events answers with an event stream: each payload as "data: payload" and a
+// blank line, sent one by one. Then the body ends; there is a [DONE] only if
+// it is among the payloads.
+func Events(payloads ...string) Reply {
+	parts := make([]string, len(payloads))
+	for i, p := range payloads {
+		parts[i] = "data: " + p + "\n\n"
+	}
+	return Bytes(parts...)
+}
+
+// Bytes answers with an event stream of exactly the bytes given, each part
+// sent on its own. Then the body ends.
+func Bytes(parts ...string) Reply {
+	return func(w http.ResponseWriter, r *Request) {
+		startStream(w)
+		if len(parts) == 0 {
+			_ = flush(w)
+		}
+		for i, p := range parts {
+			if i == len(parts)-1 {
+				r.finishing()
+			}
+			if _, err := io.WriteString(w, p); err != nil {
+				return
+			}
+			if err := flush(w); err != nil {
+				return
+			}
+		}
+	}
+}
+
+// After waits for d before next answers. Until then nothing is sent, not even
+// headers. If the client leaves first, next is not used.
+func After(d time.Duration, next Reply) Reply {
+	return func(w http.ResponseWriter, r *Request) {
+		if wait(r.Context(), d) == nil {
+			next(w, r)
+		}
+	}
+}
+
+// HeadersThen sends status 200 and the content type that the request calls for
+// (an event stream or JSON), waits for d, and lets next write the body. Status
+// and headers of next are dropped. If the client leaves first, next is not used.
+func HeadersThen(d time.Duration, next Reply) Reply {
+	return func(w http.ResponseWriter, r *Request) {
+		if r.Stream {
+			startStream(w)
+		} else {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusOK)
+		}
+		if flush(w) == nil && wait(r.Context(), d) == nil {
+			next(&bodyWriter{w, http.Header{}}, r)
+		}
+	}
+}
+
+// Slowly waits for d before each Write of next, and sends each at once: the
+// built-in streams write one event at a time, other answers their whole body.
+// It ends when the client leaves.
+func Slowly(d time.Duration, next Reply) Reply {
+	return func(w http.ResponseWriter, r *Request) {
+		next(&slowWriter{w, r, d}, r)
+	}
+}
+
+// Then gives each request that reaches it the next of its replies, and the
+// last one to all that follow. Use it where Enqueue's single script is not
+// enough: for one model, or inside another reply. It counts for as long as it
+// exists, whatever server it is used on.
+func Then(first Reply, more ...Reply) Reply {
+	replies := append([]Reply{first}, more...)
+	var reached atomic.Int64
+	return func(w http.ResponseWriter, r *Request) {
+		n := min(reached.Add(1), int64(len(replies)))
+		replies[n-1](w, r)
+	}
+}
+
+// FailFirst answers the first n requests that reach it with fail and all
+// others with ok. It counts as Then does.
+func FailFirst(n int, fail, ok Reply) Reply {
+	var reached atomic.Int64
+	return func(w http.ResponseWriter, r *Request) {
+		if reached.Add(1) <= int64(n) {
+			fail(w, r)
+		} else {
+			ok(w, r)
+		}
+	}
+}
+
+// wait waits for d, or less if ctx ends: then it returns its error.
+func wait(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func flush(w http.ResponseWriter) error { return http.NewResponseController(w).Flush() }
+
+// startStream sets the headers of an event stream.
+func startStream(w http.ResponseWriter) {
+	w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-cache")
+	w.WriteHeader(http.StatusOK)
+}
+
+// bodyWriter drops status and headers: they were sent before.
+type bodyWriter struct {
+	http.ResponseWriter
+	dropped http.Header
+}
+
+func (w *bodyWriter) Header() http.Header         { return w.dropped }
+func (w *bodyWriter) WriteHeader(int)             {}
+func (w *bodyWriter) Flush()                      { _ = flush(w.ResponseWriter) }
+func (w *bodyWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// slowWriter waits before and flushes after each write.
+type slowWriter struct {
+	http.ResponseWriter
+	r *Request
+	d time.Duration
+}
+
+func (w *slowWriter) Write(p []byte) (int, error) {
+	// What is finishing now may not be when the wait is over.
+	last := w.r.isFinishing()
+	w.r.unfinished()
+	if err := wait(w.r.Context(), w.d); err != nil {
+		return 0, err
+	}
+	if last {
+		w.r.finishing()
+	}
+	n, err := w.ResponseWriter.Write(p)
+	if err != nil || last { // the last one is sent by the reply's return
+		return n, err
+	}
+	return n, flush(w.ResponseWriter)
+}
+
+func (w *slowWriter) Flush()                      { _ = flush(w.ResponseWriter) }
+func (w *slowWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// object is a JSON object whose fields keep the order in which they are
+// written, as names and values in turn. Providers send "type" and "id" first,
+// and some clients look no further.
+type object []any
+
+func (o object) MarshalJSON() ([]byte, error) {
+	b := []byte{'{'}
+	for i := 0; i < len(o); i += 2 {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		for j, sep := range []byte{':', 0} {
+			v, err := json.Marshal(o[i+j])
+			if err != nil {
+				return nil, err
+			}
+			b = append(b, v...)
+			if sep != 0 {
+				b = append(b, sep)
+			}
+		}
+	}
+	return append(b, '}'), nil
+}
+
+// encode is json.Marshal for values that cannot fail.
+func encode(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("aiguardtest: " + err.Error())
+	}
+	return string(b)
+}
