@@ -363,6 +363,7 @@ func (c *call) succeed(ctx context.Context, u Usage) {
 func (c *call) finish(ctx context.Context, err error) error { return c.finishWith(ctx, err, Usage{}) }
 
 func (c *call) finishWith(ctx context.Context, err error, u Usage) error {
+	c.over = true
 	c.settle(ctx, err)
 	c.tell(ctx, err, u)
 	return err
@@ -370,7 +371,6 @@ func (c *call) finishWith(ctx context.Context, err error, u Usage) error {
 
 // settle gives back what the call holds and fills the facts into its error.
 func (c *call) settle(ctx context.Context, err error) {
-	c.over = true
 	c.free()
 	c.leaveGate()
 	c.unregister()

@@ -548,6 +548,11 @@ func codeText(code any) string {
 	switch c := code.(type) {
 	case nil:
 		return ""
+	case int:
+		if c == 0 {
+			return "" // go-openai's reading of "code":null
+		}
+		return strconv.Itoa(c)
 	case string:
 		return c
 	default:

@@ -251,6 +251,9 @@ func (s *stream) write(ev sse.Event) {
 // settle ends a stream after its last event: what may still come is only the end of the body, which lets
 // the connection be used again.
 func (s *stream) settle() {
+	if s.stop != nil {
+		s.stop() // the end of the drain is not that of the answer
+	}
 	s.err = io.EOF
 	if f := s.progress.Failed(); f != nil {
 		s.err = s.x.failed(s.resp, *f, ErrUnavailable)
@@ -318,6 +321,9 @@ func (s *stream) Close() error {
 // expired runs when the context of the stream has ended: the caller's, or by a bound.
 func (s *stream) expired() {
 	err := s.failure(context.Canceled)
+	if s.events != nil && s.whole.Load() && s.w.caller.Err() == nil {
+		err = io.EOF
+	}
 	if e, ok := err.(*Error); ok && e.Phase == phaseStream && !s.reading.Load() {
 		s.x.call.report(s.w.caller, EventAbandoned, e, 0)
 	}

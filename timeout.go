@@ -227,8 +227,10 @@ type watch struct {
 	cancel context.CancelCauseFunc
 	caller context.Context
 	call   *call
-	timer  *time.Timer
-	idle   *time.Timer
+
+	mu    sync.Mutex // the end of the context stops the timers in another goroutine
+	timer *time.Timer
+	idle  *time.Timer
 }
 
 // watch starts the clock of an attempt that has just been admitted.
@@ -244,6 +246,8 @@ func (c *call) watch(ctx context.Context, phase string) *watch {
 
 // limit replaces the bound by one that ends d from now (Off: none). It reports false if the old one has run out.
 func (w *watch) limit(d time.Duration, why *Error) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.timer != nil && !w.timer.Stop() {
 		return false
 	}
@@ -260,6 +264,8 @@ func (w *watch) wait() {
 	if d == Off {
 		return
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.idle == nil {
 		w.idle = time.AfterFunc(d, func() { w.cancel(&Error{Kind: ErrTimeout, Phase: phaseIdle, Limit: d}) })
 		return
@@ -268,6 +274,8 @@ func (w *watch) wait() {
 }
 
 func (w *watch) arrived() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.idle != nil {
 		w.idle.Stop()
 	}
@@ -275,10 +283,12 @@ func (w *watch) arrived() {
 
 // stop ends the watch and with it the exchange, unless that is over.
 func (w *watch) stop() {
+	w.arrived()
+	w.mu.Lock()
 	if w.timer != nil {
 		w.timer.Stop()
 	}
-	w.arrived()
+	w.mu.Unlock()
 	w.cancel(nil)
 }
 
