@@ -39,6 +39,7 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -206,6 +207,7 @@ func New(cfg Config) (*Guard, error) {
 		return nil, err
 	}
 	cfg.setDefaults()
+	cfg.Middleware = slices.Clone(cfg.Middleware)
 	c := &core{cfg: cfg, slots: newSlots(&cfg), memory: newMemory(cfg.MemoryLimit), idle: make(chan struct{})}
 	c.budget.init(cfg.Retry.Budget)
 	c.routes.capacity = cfg.MaxConcurrent
@@ -287,8 +289,8 @@ func Do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 // Fallback returns the value of the first alternative that succeeds. It goes on to the next after a failure that
 // another model could cure: timeout, overloaded, rate limited, quota, unavailable, truncated, invalid
 // response, prompt or response too large; not once ctx has ended, nor when the request was rejected or unauthorized.
-// The error joins what each said, the last one first, so that KindOf and UserMessage speak of it. It panics without
-// alternatives.
+// The error joins what each said, the last one first, so that KindOf and UserMessage speak of the latest that they know.
+// It panics without alternatives.
 func Fallback[T any](ctx context.Context, alternatives ...func(context.Context) (T, error)) (T, error) {
 	mustContext("Fallback", ctx)
 	if len(alternatives) == 0 {

@@ -481,8 +481,8 @@ func attempt[T any](ctx context.Context, c *call, fn func(context.Context) (T, e
 // explain makes an *Error of an error that has a Kind; others stay as they are. The attempts of a nested call count
 // as this one's.
 func (c *call) explain(err error) error {
-	var inner *Error
-	if errors.As(err, &inner) {
+	k, by, _ := classify(err)
+	if inner, ok := by.(*Error); ok {
 		e := *inner
 		e.Op, e.Model = "", "" // fill prefers the call's own
 		if c.Op == "" {
@@ -497,8 +497,8 @@ func (c *call) explain(err error) error {
 		c.attempts += max(inner.Attempts-1, 0)
 		return &e
 	}
-	if k := KindOf(err); k != "" {
-		return &Error{Kind: k, StatusCode: providerStatus(err), Err: err}
+	if k != "" {
+		return &Error{Kind: k, StatusCode: providerStatus(by), Err: err}
 	}
 	return err
 }

@@ -173,9 +173,9 @@ func (c *Client) CreateEmbeddings(ctx context.Context, conv openai.EmbeddingRequ
 // prepare checks the prompt that gather finds in a request and tells the transport about it.
 func (c *Client) prepare(ctx context.Context, k known, gather func(*prompt)) (context.Context, error) {
 	mustContext("Client", ctx)
-	var p prompt
+	p := prompt{texts: make([]string, 0, 16)}
 	gather(&p)
-	if err := c.guard.checkPrompt(k.op, k.Model, &p); err != nil {
+	if err := c.guard.checkTexts(k.op, k.Model, p.texts, p.ids); err != nil {
 		return nil, c.guard.refuse(ctx, k, err)
 	}
 	return context.WithValue(ctx, knownKey{}, &k), nil

@@ -21,6 +21,8 @@ import (
 // Kind says why a call failed. It is itself an error, for errors.Is:
 //
 //	if errors.Is(err, aiguard.ErrTimeout) { … }
+//
+// For JSON and metric labels there is string(kind): "timeout".
 type Kind string
 
 // The kinds of failure. HTTPStatus tells what each becomes at the edge of a web service.
@@ -116,7 +118,7 @@ func (e *Error) Error() string {
 		fmt.Fprintf(&b, ", status %d", e.StatusCode)
 	}
 	if e.RequestID != "" {
-		b.WriteString(", request " + e.RequestID)
+		b.WriteString(", request " + identifier(e.RequestID))
 	}
 	if e.RetryAfter > 0 {
 		fmt.Fprintf(&b, ", retry after %v", round(e.RetryAfter))
@@ -187,36 +189,52 @@ func (e *Error) detail() string {
 	return ""
 }
 
-// causeText describes the cause without a word that came from the provider or the caller's data.
+// causeText describes the cause without a word that came from the provider or the caller: what wraps an error may quote
+// a prompt, net/http quotes a malformed answer, and a URL may have a key in it.
 func (e *Error) causeText() string {
-	var ae *openai.APIError
-	var re *openai.RequestError
-	var own *Error
-	var ne net.Error
+	if e.Err == nil {
+		return ""
+	}
+	_, by, _ := classify(e.Err)
+	switch by := by.(type) {
+	case nil:
+	case *openai.APIError:
+		return strings.TrimSpace("provider error " + identifier(codeText(by.Code)) + " " + identifier(by.Type))
+	case *openai.RequestError:
+		return ""
+	case *Error:
+		return short(by.Error())
+	case Kind, syscall.Errno:
+		return by.Error()
+	case *net.DNSError:
+		return "lookup " + short(by.Name) + " failed"
+	case *net.OpError:
+		return strings.TrimSpace(short(by.Op + " " + by.Net + ": " + reason(by)))
+	default:
+		switch by {
+		case context.Canceled, context.DeadlineExceeded, io.ErrUnexpectedEOF, net.ErrClosed:
+			return by.Error()
+		}
+	}
+	return reason(e.Err)
+}
+
+// reason names what a failed connection may be reduced to: an errno, an end of file, or the type of the innermost error.
+func reason(err error) string {
 	var errno syscall.Errno
-	switch err := e.Err; {
-	case err == nil:
-		return ""
-	case errors.As(err, &ae):
-		return strings.TrimSpace("provider error " + identifier(codeText(ae.Code)) + " " + identifier(ae.Type))
-	case errors.As(err, &re):
-		return ""
-	case errors.As(err, &own):
-		return own.Error()
-	case errors.Is(err, context.Canceled):
-		return context.Canceled.Error()
-	case errors.Is(err, context.DeadlineExceeded):
-		return context.DeadlineExceeded.Error()
+	var ne net.Error
+	switch {
 	case errors.As(err, &errno):
 		return errno.Error()
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return io.ErrUnexpectedEOF.Error()
 	case errors.Is(err, io.EOF):
 		return io.EOF.Error()
-	case errors.As(err, &ne), e.Kind == ErrUnavailable:
-		return short(err.Error()) // net/http's own words; it quotes no body
+	case errors.As(err, &ne) && ne.Timeout():
+		return "i/o timeout"
 	}
-	return ""
+	for inner := err; inner != nil; inner = errors.Unwrap(inner) {
+		err = inner
+	}
+	return fmt.Sprintf("%T", err)
 }
 
 // Is makes errors.Is hold for the Kind and, for ErrTimeout, for context.DeadlineExceeded.
@@ -243,12 +261,12 @@ func (e *Error) attrs() []slog.Attr {
 	add("kind", slog.StringValue(string(e.Kind)), false)
 	add("op", slog.StringValue(short(e.Op)), e.Op == "")
 	add("model", slog.StringValue(short(e.Model)), e.Model == "")
-	add("phase", slog.StringValue(e.Phase), e.Phase == "")
+	add("phase", slog.StringValue(short(e.Phase)), e.Phase == "")
 	add("limit", slog.DurationValue(e.Limit), e.Limit == 0)
 	add("size", slog.Int64Value(e.Size), e.Size == 0)
 	add("max", slog.Int64Value(e.Max), e.Max == 0)
 	add("status", slog.IntValue(e.StatusCode), e.StatusCode == 0)
-	add("request_id", slog.StringValue(e.RequestID), e.RequestID == "")
+	add("request_id", slog.StringValue(identifier(e.RequestID)), e.RequestID == "")
 	add("retry_after", slog.DurationValue(e.RetryAfter), e.RetryAfter == 0)
 	add("attempts", slog.IntValue(e.Attempts), e.Attempts == 0)
 	add("queued", slog.DurationValue(e.Queued), e.Queued == 0)
@@ -260,72 +278,89 @@ func (e *Error) attrs() []slog.Attr {
 	return attrs
 }
 
-// KindOf classifies any error: an *Error or Kind anywhere in its tree, a raw *openai.APIError or
-// *openai.RequestError (by the provider's code first, its status second), and errors of net and
-// net/http. It returns "" for nil, for errors it does not know, and for the caller's own
-// cancellation or deadline, which are never a failure of the call.
+// KindOf classifies any error: an *Error or Kind, a raw *openai.APIError or *openai.RequestError (by the provider's code
+// first, its status second), and errors of net and net/http, however wrapped; of joined errors the first that it knows.
+// It returns "" for nil, for errors it does not know, and for the caller's own cancellation or deadline, which are never
+// a failure of the call.
 func KindOf(err error) Kind {
-	if err == nil {
-		return ""
-	}
-	var e *Error
-	if errors.As(err, &e) {
-		return e.Kind
-	}
-	var k Kind
-	if errors.As(err, &k) {
-		return k
-	}
-	var ae *openai.APIError
-	if errors.As(err, &ae) {
-		return kindOfProvider(ae.HTTPStatusCode, apiFailure(ae), ErrUnavailable)
-	}
-	var re *openai.RequestError
-	if errors.As(err, &re) {
-		if re.HTTPStatusCode == 0 {
-			return KindOf(re.Err)
-		}
-		return kindOfStatus(re.HTTPStatusCode)
-	}
-	return kindOfNet(err)
+	k, _, _ := classify(err)
+	return k
 }
 
-// kindOfNet classifies what net, net/http and io say of a connection.
-func kindOfNet(err error) Kind {
-	var op *net.OpError
-	var dns *net.DNSError
-	var errno syscall.Errno
-	var ne net.Error
-	switch {
-	case errors.As(err, &dns):
-		return ErrUnavailable
-	case errors.As(err, &op): // before context: the net package's time-out calls itself DeadlineExceeded
-		if op.Timeout() {
-			return ErrTimeout
+// classify returns the kind of err and the error in its tree that has it. known is false where another branch of the
+// tree may know better; the caller's own end is known, and no kind.
+func classify(err error) (k Kind, by error, known bool) {
+	switch e := err.(type) {
+	case nil:
+		return "", nil, false
+	case *Error:
+		return e.Kind, e, true
+	case Kind:
+		return e, e, true
+	case *openai.APIError:
+		return kindOfProvider(e.HTTPStatusCode, apiFailure(e), ErrUnavailable), e, true
+	case *openai.RequestError:
+		var said *openai.APIError
+		switch {
+		case e.HTTPStatusCode == 0: // what it wraps knows more
+		case errors.As(e.Err, &said):
+			return kindOfProvider(e.HTTPStatusCode, apiFailure(said), ErrUnavailable), e, true
+		default:
+			return kindOfStatus(e.HTTPStatusCode), e, true
 		}
-		return ErrUnavailable
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return ""
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return ErrTruncated
-	case errors.As(err, &errno), errors.Is(err, net.ErrClosed):
-		return ErrUnavailable
-	case errors.As(err, &ne):
-		if ne.Timeout() {
-			return ErrTimeout
+	case *net.DNSError:
+		return ErrUnavailable, e, true
+	case *net.OpError: // before what it wraps: the net package's own time-outs call themselves context.DeadlineExceeded
+		if e.Timeout() {
+			return ErrTimeout, e, true
 		}
-		return ErrUnavailable // an *url.Error among them: the exchange itself failed
+		return ErrUnavailable, e, true
+	case syscall.Errno:
+		switch e {
+		case syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.ECONNABORTED, syscall.EPIPE, syscall.ETIMEDOUT,
+			syscall.ENETUNREACH, syscall.EHOSTUNREACH:
+			return ErrUnavailable, e, true
+		}
 	}
-	return ""
+	switch err {
+	case context.Canceled, context.DeadlineExceeded:
+		return "", err, true
+	case io.ErrUnexpectedEOF:
+		return ErrTruncated, err, true
+	case net.ErrClosed:
+		return ErrUnavailable, err, true
+	}
+	switch e := err.(type) {
+	case interface{ Unwrap() error }:
+		k, by, known = classify(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		for _, branch := range e.Unwrap() {
+			if k, by, known = classify(branch); known {
+				break
+			}
+		}
+	}
+	if ne, ok := err.(net.Error); ok && !known { // an *url.Error among them: the exchange itself failed
+		if ne.Timeout() {
+			return ErrTimeout, err, true
+		}
+		return ErrUnavailable, err, true
+	}
+	return k, by, known
 }
 
 // kindOfProvider classifies a provider's failure: by what it says, then by its status. nameless is the kind where it has
-// neither: an error without a name inside a 200.
+// neither: an error without a name inside a 200. A type is vaguer than a code: it does not turn a plain 4xx into something
+// to try again.
 func kindOfProvider(status int, f answer.Failure, nameless Kind) Kind {
-	for _, code := range [...]string{f.Code, f.InnerCode, f.Type} {
+	for _, code := range [...]string{f.Code, f.InnerCode} {
 		if k := kindOfCode(code); k != "" {
 			return k
 		}
+	}
+	passing := status < 400 || kindOfStatus(status) == ErrRateLimited || kindOfStatus(status) == ErrUnavailable
+	if k := kindOfCode(f.Type); k != "" && (passing || k != ErrUnavailable && k != ErrRateLimited) {
+		return k
 	}
 	if status != 0 && status != http.StatusOK {
 		return kindOfStatus(status)
@@ -394,9 +429,9 @@ func UserMessage(err error) string {
 	if err == nil {
 		return ""
 	}
-	var e *Error
-	errors.As(err, &e)
-	switch KindOf(err) {
+	k, by, _ := classify(err)
+	e, _ := by.(*Error)
+	switch k {
 	case ErrTimeout:
 		if e != nil && e.Phase == phaseTask {
 			return "This took longer than expected and was stopped. Please try again, or try with a smaller request."
@@ -421,7 +456,7 @@ func UserMessage(err error) string {
 	case ErrUnauthorized:
 		return "The AI service could not be reached because of a configuration problem on our side."
 	case ErrRejected:
-		if isContentPolicy(err) {
+		if isContentPolicy(by) {
 			return "The AI service declined this request because of its content policy. Please rephrase it."
 		}
 		return "The AI service could not process this request. Please check your input."
@@ -439,10 +474,12 @@ func UserMessage(err error) string {
 
 // inAWhile ends a sentence with the time to wait, where it is known and one that a person would wait.
 func inAWhile(e *Error) string {
-	if e == nil || e.RetryAfter <= 0 || e.RetryAfter > time.Hour {
+	switch {
+	case e == nil || e.RetryAfter <= 0:
 		return " in a moment."
-	}
-	if e.RetryAfter > 90*time.Second {
+	case e.RetryAfter > time.Hour:
+		return " later."
+	case e.RetryAfter > 90*time.Second:
 		return fmt.Sprintf(" in about %d minutes.", int((e.RetryAfter+time.Minute-1)/time.Minute))
 	}
 	if s := int((e.RetryAfter + time.Second - 1) / time.Second); s > 1 {
@@ -458,7 +495,8 @@ func HTTPStatus(err error) int {
 	if err == nil {
 		return http.StatusOK
 	}
-	switch KindOf(err) {
+	k, by, _ := classify(err)
+	switch k {
 	case ErrTimeout:
 		return http.StatusGatewayTimeout
 	case ErrOverloaded, ErrClosed, ErrQuota:
@@ -468,14 +506,14 @@ func HTTPStatus(err error) int {
 	case ErrRateLimited:
 		return http.StatusTooManyRequests
 	case ErrUnavailable:
-		if providerStatus(err) == http.StatusServiceUnavailable {
+		if providerStatus(by) == http.StatusServiceUnavailable {
 			return http.StatusServiceUnavailable
 		}
 		return http.StatusBadGateway
 	case ErrResponseTooLarge, ErrTruncated, ErrUnauthorized, ErrInvalidResponse:
 		return http.StatusBadGateway
 	case ErrRejected:
-		if isContentPolicy(err) {
+		if isContentPolicy(by) {
 			return http.StatusUnprocessableEntity
 		}
 		return http.StatusBadRequest
@@ -490,16 +528,13 @@ func HTTPStatus(err error) int {
 }
 
 func providerStatus(err error) int {
-	var e *Error
-	var ae *openai.APIError
-	var re *openai.RequestError
-	switch {
-	case errors.As(err, &e):
+	switch e := err.(type) {
+	case *Error:
 		return e.StatusCode
-	case errors.As(err, &ae):
-		return ae.HTTPStatusCode
-	case errors.As(err, &re):
-		return re.HTTPStatusCode
+	case *openai.APIError:
+		return e.HTTPStatusCode
+	case *openai.RequestError:
+		return e.HTTPStatusCode
 	}
 	return 0
 }

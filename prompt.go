@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math/bits"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -18,32 +19,23 @@ import (
 // ErrPromptTooLarge that says the size and the limit, or what CountTokens returned. Client does this by itself;
 // call it before using another SDK over Transport.
 func (g *Guard) CheckPrompt(model string, texts ...string) error {
+	g.must("CheckPrompt")
 	if model == "" {
 		model = g.call.Model
 	}
-	var p prompt
-	for _, t := range texts {
-		p.add(t)
-	}
-	return g.checkPrompt(g.call.Op, model, &p)
+	return g.checkTexts(g.call.Op, model, texts, 0)
 }
 
-// prompt gathers the texts of a request. Most fit in first, so that gathering allocates nothing.
+// prompt gathers the texts of a request.
 type prompt struct {
 	texts []string
-	first [16]string
-	bytes int
+	ids   int // tokens that the caller has encoded already: one token each, and a character at least
 }
 
 func (p *prompt) add(text string) {
-	if text == "" {
-		return
+	if text != "" {
+		p.texts = append(p.texts, text)
 	}
-	if p.texts == nil {
-		p.texts = p.first[:0]
-	}
-	p.texts = append(p.texts, text)
-	p.bytes += len(text)
 }
 
 // addJSON adds a value as the provider will see it. One that cannot be encoded is left to the client, which
@@ -62,26 +54,20 @@ func (p *prompt) addJSON(v any) {
 	}
 }
 
-func (g *Guard) checkPrompt(op, model string, p *prompt) error {
+func (g *Guard) checkTexts(op, model string, texts []string, ids int) error {
 	cfg := &g.cfg
-	if limit := cfg.MaxPromptChars; limit != Off && p.bytes > limit { // characters <= bytes: most prompts need no count
-		chars := 0
-		for _, t := range p.texts {
-			chars += countRunes(t)
-		}
-		if p.bytes > utf8.UTFMax*limit && chars <= limit {
-			chars = 0 // invalid UTF-8 that countRunes does not see: each bad byte is sent as a character
-			for _, t := range p.texts {
-				chars += utf8.RuneCountInString(t)
-			}
+	if limit := cfg.MaxPromptChars; limit != Off && ids+sum(texts, length) > limit { // characters <= bytes: most prompts need no count
+		chars := ids + sum(texts, countRunes)
+		if chars <= limit && sum(texts, length) > utf8.UTFMax*limit {
+			chars = ids + sum(texts, utf8.RuneCountInString) // invalid UTF-8, of which each byte is sent as a character
 		}
 		if chars > limit {
 			return g.tooLarge(op, model, phasePrompt, int64(chars), int64(limit))
 		}
 	}
 	if limit := cfg.MaxPromptTokens; limit > 0 {
-		tokens := 0
-		for _, t := range p.texts {
+		tokens := ids
+		for _, t := range texts {
 			n, err := cfg.CountTokens(model, t)
 			if err != nil {
 				return fmt.Errorf("aiguard: counting tokens of the prompt: %w", err)
@@ -94,6 +80,15 @@ func (g *Guard) checkPrompt(op, model string, p *prompt) error {
 	}
 	return nil
 }
+
+func sum(texts []string, count func(string) int) (n int) {
+	for _, t := range texts {
+		n += count(t)
+	}
+	return n
+}
+
+func length(s string) int { return len(s) }
 
 func (g *Guard) tooLarge(op, model, phase string, size, limit int64) error {
 	return &Error{Kind: ErrPromptTooLarge, Op: op, Model: model, Phase: phase, Size: size, Max: limit}
@@ -184,6 +179,8 @@ func (p *prompt) response(r *openai.CreateResponseRequest) {
 		p.tool(&r.Tools[i])
 	}
 	if r.Text != nil && r.Text.Format != nil {
+		p.add(r.Text.Format.Name)
+		p.add(r.Text.Format.Description)
 		p.addJSON(r.Text.Format.Schema)
 	}
 	if r.Prompt != nil {
@@ -192,8 +189,7 @@ func (p *prompt) response(r *openai.CreateResponseRequest) {
 	p.input(r.ExtraBody)
 }
 
-// input adds the texts of a free-form field: a string, strings, or structured items. A token that the
-// caller has encoded already counts as one character at least.
+// input adds the texts of a free-form field: a string, strings, tokens, or structured items.
 func (p *prompt) input(v any) {
 	switch v := v.(type) {
 	case nil:
@@ -204,10 +200,10 @@ func (p *prompt) input(v any) {
 			p.add(s)
 		}
 	case []int:
-		p.tokens(len(v))
+		p.ids += len(v)
 	case [][]int:
 		for _, ids := range v {
-			p.tokens(len(ids))
+			p.ids += len(ids)
 		}
 	case map[string]any:
 		if len(v) > 0 {
@@ -218,30 +214,43 @@ func (p *prompt) input(v any) {
 	}
 }
 
-func (p *prompt) tokens(n int) { p.add(strings.Repeat("0", n)) }
-
 // items adds every text at any depth of structured input but for what carries an image or a file.
 func (p *prompt) items(v any) {
 	if b, err := json.Marshal(v); err == nil { // else the client fails on it with its own words
-		p.walk(b)
+		p.walk(b, false)
 	}
 }
 
-func (p *prompt) walk(value []byte) {
+func (p *prompt) walk(value []byte, media bool) {
 	if text, ok := jsonscan.Text(value); ok {
 		p.add(text)
 		return
 	}
 	for e := range jsonscan.Elements(value) {
-		p.walk(e)
+		p.walk(e, media)
 	}
+	media = media || isMedia(value)
 	for key, v := range jsonscan.Members(value) {
 		switch string(key) {
 		case "image_url", "file_data", "file_url", "data":
-		default:
-			p.walk(v)
+			if media {
+				continue
+			}
+		}
+		p.walk(v, media)
+	}
+}
+
+// isMedia reports whether an object is the part of a message that carries an image, a sound or a file.
+func isMedia(object []byte) bool {
+	for key, v := range jsonscan.Members(object) {
+		if string(key) == "type" {
+			kind, _ := jsonscan.Text(v)
+			return strings.Contains(kind, "image") || strings.Contains(kind, "file") || strings.Contains(kind, "audio") ||
+				strings.Contains(kind, "screenshot")
 		}
 	}
+	return false
 }
 
 // capChat sets or lowers the output limit of r, which is the client's own copy.
@@ -270,7 +279,7 @@ func (g *Guard) capResponse(r *openai.CreateResponseRequest) {
 	if n, ok := r.ExtraBody["max_output_tokens"]; ok && g.cfg.MaxOutputTokens > 0 { // it would win over the field
 		r.ExtraBody = maps.Clone(r.ExtraBody)
 		delete(r.ExtraBody, "max_output_tokens")
-		if n, ok := n.(int); ok && n > 0 {
+		if n, err := strconv.Atoi(fmt.Sprint(n)); err == nil && n > 0 { // an int, a float64 or a json.Number
 			r.MaxOutputTokens = g.capped(n)
 		}
 	}

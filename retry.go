@@ -63,7 +63,7 @@ func (r *Retry) delay(n int, retryAfter time.Duration) time.Duration {
 		d = min(d, r.MaxDelay)
 	}
 	if retryAfter > 0 {
-		d = max(retryAfter, d/2)
+		d = min(max(retryAfter, d/2), math.MaxInt64/2) // room for the sum; nobody waits that long
 		return d + jitter(min(d, time.Hour)/4)
 	}
 	return d/2 + jitter(d/2)

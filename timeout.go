@@ -67,6 +67,14 @@ func (c *call) timeout() time.Duration {
 	return c.cfg.CallTimeout
 }
 
+// notEcho is err unless it only repeats that we cancelled, for the reason why: the caller has not.
+func notEcho(err error, why *Error) error {
+	if errors.Is(err, context.Canceled) || why != nil && errors.Is(err, why) {
+		return nil
+	}
+	return err
+}
+
 // attemptContext is the context that Do gives to fn. It makes its timer and registers with the caller's context only when
 // fn, or what fn calls, asks for them: most of the cost of a short call would be there.
 type attemptContext struct {
@@ -170,10 +178,7 @@ func (a *attemptContext) explain(err error) error {
 	}
 	end := a.call.ended(a.Context, armed, why)
 	if e, ok := end.(*Error); ok {
-		e.Err = err
-		if err == error(why) {
-			e.Err = context.DeadlineExceeded
-		}
+		e.Err = notEcho(err, why)
 	}
 	return end
 }
@@ -206,9 +211,7 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 	if tctx.Err() != nil && ctx.Err() == nil || why != nil && context.Cause(tctx) == error(why) {
 		if end, ok := c.ended(ctx, tctx, why).(*Error); ok && (err != nil || end.Kind == ErrTimeout) {
 			end.InFlight = time.Since(c.start)
-			if end.Err = err; err == error(why) {
-				end.Err = nil
-			}
+			end.Err = notEcho(err, why)
 			if end.Kind == ErrTimeout {
 				g.timeouts.Add(1)
 			}
@@ -300,10 +303,7 @@ func (w *watch) failure(err error) error {
 	}
 	if e, ok := context.Cause(w).(*Error); ok && error(e) != context.Cause(w.caller) {
 		copied := *e
-		copied.Err = err
-		if e.Kind == ErrClosed || errors.Is(err, context.Canceled) || errors.Is(err, e) {
-			copied.Err = nil // no more than the echo of our own cancellation
-		}
+		copied.Err = notEcho(err, e)
 		return &copied
 	}
 	if w.caller.Err() != nil {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"reflect"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -41,8 +42,8 @@ var maxShape = jsonscan.Limits{Containers: 100_000, Depth: 100}
 // stream at its first event, other bodies as they come.
 //
 // A failure status is returned as an *Error, not as a response, and so is a 200 that is no answer. Redirects are not
-// followed. It retries by itself: switch the SDK's own retries off. The prompt is not checked here, for which see
-// CheckPrompt, but MaxRequestBytes holds. Accept-Encoding is left to base, so that caps count what it decompresses.
+// followed. It retries by itself: switch the SDK's own retries off. MaxRequestBytes holds, but prompt and output
+// tokens are the Client's: see CheckPrompt. Accept-Encoding is left to base, so that caps count what it decompresses.
 // A base of the user's should limit its response headers as the pooled transport does.
 func (g *Guard) Transport(base http.RoundTripper) http.RoundTripper {
 	g.must("Transport")
@@ -126,6 +127,7 @@ type exchange struct {
 	call *call
 	req  *http.Request
 	sent bool // the base has had the body, and closes it
+	seen bool // GetBody has been used: some SDKs' returns the one body again and again
 
 	endpoint   answer.Endpoint
 	stream     bool // an event stream is asked for
@@ -181,6 +183,7 @@ func (x *exchange) readRequest() (r answer.Request) {
 	if err != nil {
 		return r
 	}
+	x.seen = true
 	defer body.Close()
 	data, err := io.ReadAll(body)
 	if err != nil {
@@ -288,14 +291,16 @@ func (x *exchange) attempt(ctx context.Context) (*http.Response, error) {
 func (x *exchange) request(w *watch) (*http.Request, error) {
 	x.conn = connTrace{}
 	req := x.req.WithContext(httptrace.WithClientTrace(w, x.conn.hooks()))
-	if x.sent && x.req.GetBody != nil {
+	if x.req.GetBody != nil && (x.sent || x.seen) {
+		x.closeUnsent()
 		body, err := x.req.GetBody()
 		if err != nil {
 			return nil, &Error{Kind: ErrUnavailable, Err: err, retry: neverAsk}
 		}
 		req.Body = body
 	}
-	if limit := x.guard.cfg.MaxRequestBytes; req.ContentLength < 0 && req.Body != nil && limit != Off {
+	unknown := req.ContentLength <= 0 && req.Body != nil && req.Body != http.NoBody // net/http takes 0 for unknown too
+	if limit := x.guard.cfg.MaxRequestBytes; unknown && limit != Off {
 		req.Body = &requestBody{ReadCloser: req.Body, limit: limit}
 	}
 	if req.Header.Get("Accept-Encoding") != "" {
@@ -356,7 +361,7 @@ func (x *exchange) unanswered(w *watch, err error) error {
 			e.Phase, e.Limit = phaseCall, time.Since(x.call.admitted)
 		}
 		return x.repeatable(e, connected)
-	case x.conn.replied.Load() && !isConnectionLoss(err):
+	case x.conn.replied.Load() && !isConnectionLoss(err), isProtocolError(err):
 		return &Error{Kind: ErrInvalidResponse, Phase: phaseHeaders, Err: err, retry: neverAsk} // not HTTP, or too much of it
 	}
 	e := &Error{Kind: ErrUnavailable, Err: err}
@@ -392,6 +397,17 @@ func isConnectionLoss(err error) bool {
 	var op *net.OpError
 	return errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
 		errors.Is(err, io.ErrClosedPipe) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+// isProtocolError reports whether net/http gave up on a peer whose HTTP/2 it cannot follow, headers beyond the cap among
+// them. It does not export the type of that error.
+func isProtocolError(err error) bool {
+	for ; err != nil; err = errors.Unwrap(err) {
+		if t := reflect.TypeOf(err); t.Kind() == reflect.Uint32 && strings.HasSuffix(t.Name(), "ConnectionError") {
+			return true
+		}
+	}
+	return false
 }
 
 // refusal classifies a failure status. Its body may explain it, but does not hold it up.
