@@ -1,0 +1,68 @@
+# Every target that works on code enters every module: each folder with a go.mod, found, not listed.
+SHELL   := bash
+MODULES := $(sort $(patsubst %/go.mod,%,$(shell find . \( -name node_modules -o -name testdata -o -name '.?*' \) -prune -o -name go.mod -print)))
+
+# The race detector needs cgo, which go turns off by itself where there is no C compiler.
+RACE := $(if $(filter 1,$(shell go env CGO_ENABLED)),-race)
+
+FUZZTIME    ?= 20s
+STRESS      ?= 30s
+BENCH       ?= .
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# in-each runs $(1) in every module, says which one it enters, and fails at the end if any failed.
+define in-each
+@failed=; for module in $(MODULES); do \
+	echo "==> $@ $$module"; \
+	(cd $$module && set -o pipefail && $(1)) || failed="$$failed $$module"; \
+done; \
+if [ -n "$$failed" ]; then echo "$@: failed in:$$failed" >&2; exit 1; fi
+endef
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: test
+test: ## Vet and race-test every module
+	@$(if $(RACE),,echo "note: no C compiler found, testing without the race detector")
+	$(call in-each,$(note-npm) && go vet ./... && go test $(RACE) ./...)
+
+# A module with a package.json tests against a program from npm, and skips those tests without it.
+note-npm = if [ -f package.json ] && [ ! -d node_modules ]; then \
+	if command -v npm >/dev/null; then echo "note: tests that need npm packages are skipped until you run: (cd $$module && npm ci)"; \
+	else echo "note: tests that need Node.js are skipped, it is not installed"; fi; fi
+
+.PHONY: stress
+stress: ## Run the random-action test for STRESS (30s)
+	AIGUARD_STRESS=$(STRESS) go test $(RACE) -count=1 -run Stress .
+
+.PHONY: bench
+bench: ## Run every benchmark, or those that match BENCH
+	$(call in-each,go test -run '^$$' -bench '$(BENCH)' -benchmem ./...)
+
+.PHONY: lint
+lint: ## Check formatting, vet, staticcheck, and that go.mod files are tidy
+	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; fi
+	$(call in-each,go vet ./... && go run $(STATICCHECK) ./... && go mod tidy -diff)
+
+# `go test -list` prints a package's targets first, then its "ok" line, so that awk can pair them.
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for FUZZTIME (20s) each
+	$(call in-each,go test -list '^Fuzz' ./... \
+		| awk '/^Fuzz/ { names[n++] = $$1 } $$1 == "ok" { for (i = 0; i < n; i++) print $$2 " " names[i]; n = 0 }' \
+		| while read -r pkg name; do \
+			echo "--> $$pkg $$name"; \
+			go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$pkg" </dev/null || exit 1; \
+		done)
+
+.PHONY: cover
+cover: ## Print the coverage of every module
+	$(call in-each,{ out=$$(go test -coverpkg=./... -coverprofile=coverage.out ./...) || { echo "$$out"; false; }; } \
+		&& if [ $$(wc -l <coverage.out) -gt 1 ]; then go tool cover -func=coverage.out | tail -n 1; else echo "no statements"; fi)
+
+.PHONY: tidy
+tidy: ## Tidy every go.mod
+	$(call in-each,go mod tidy)
