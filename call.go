@@ -94,7 +94,7 @@ func (c *core) wrap(ctx context.Context, settings Call, last func(context.Contex
 	return last(ctx)
 }
 
-// begin registers the call; a call inside a Do or RunTask that is under way is still let in while the guard shuts down.
+// begin registers the call.
 func (c *call) begin(ctx context.Context) error {
 	if !c.nested {
 		c.calls.Add(1)
@@ -108,10 +108,12 @@ func (c *call) begin(ctx context.Context) error {
 	return nil
 }
 
+// register enters the call into the ring. While the guard shuts down, only calls inside a Do or RunTask that is still
+// in the ring are let in, so that the ring stays empty once it is.
 func (c *call) register() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.killed || c.closing && c.outer == nil {
+	if c.killed || c.closing && (c.outer == nil || c.outer.next == nil) {
 		return false
 	}
 	head := &c.active
@@ -152,7 +154,10 @@ func (c *call) admit(ctx context.Context) error {
 		if e := c.slots.fits(c.Weight); e != nil {
 			return c.finish(ctx, e)
 		}
-		if e := c.memory.check(); e != nil {
+		if e, spike := c.memory.check(); e != nil {
+			if spike {
+				c.report(ctx, EventMemorySpike, e, 0)
+			}
 			return c.finish(ctx, e)
 		}
 	}
@@ -169,7 +174,7 @@ func (c *call) enter(ctx context.Context) error {
 	if c.shared() != nil {
 		c.admitted = time.Now()
 		if paused != nil {
-			return c.passShared(ctx)
+			return c.passShared()
 		}
 		return nil
 	}
@@ -253,12 +258,20 @@ func (c *call) pass(ctx context.Context) error {
 	}
 }
 
-// passShared is pass for a call that uses its Do's slot, which must not be held through a pause.
-func (c *call) passShared(ctx context.Context) error {
-	if _, until := c.routes.find(c.route); time.Until(until) > 0 {
-		return pauseError(time.Until(until))
+// passShared is pass for a call that uses its Do's slot: it must neither hold that through a pause nor wait for somebody
+// who waits for the slot. The Do waits instead, without it.
+func (c *call) passShared() error {
+	g, until := c.routes.find(c.route)
+	switch d := time.Until(until); {
+	case g == nil:
+		return nil
+	case d > 0:
+		return pauseError(d)
+	case !g.open.TryAcquire(1):
+		return pauseError(reopeningWait)
 	}
-	return c.pass(ctx)
+	c.gate = g
+	return nil
 }
 
 func pauseError(d time.Duration) *Error {
@@ -301,6 +314,9 @@ func (c *call) again(ctx context.Context, err error) error {
 		return c.finish(ctx, err)
 	}
 	c.leaveGate()
+	if e.Phase == phasePause && !c.nested {
+		return c.sitOut(ctx, e)
+	}
 	if e.Kind == ErrRateLimited && e.Phase != phasePause {
 		c.pause(ctx, e)
 	}
@@ -314,6 +330,21 @@ func (c *call) again(ctx context.Context, err error) error {
 	before := time.Now()
 	err = c.sleep(ctx, delay)
 	c.backoff += time.Since(before)
+	if err != nil {
+		return c.finish(ctx, c.lastFailure(err))
+	}
+	return nil
+}
+
+// sitOut waits until the pause is over that a call inside this Do met. Nothing was sent: it is no attempt, and no retry.
+func (c *call) sitOut(ctx context.Context, e *Error) error {
+	c.attempts--
+	d := e.RetryAfter + jitter(e.RetryAfter/4)
+	if !c.fits(ctx, time.Now().Add(d)) {
+		return c.finish(ctx, c.lastFailure(e))
+	}
+	err := c.sleep(ctx, d)
+	c.queued += d
 	if err != nil {
 		return c.finish(ctx, c.lastFailure(err))
 	}
@@ -548,6 +579,7 @@ func (c *core) log(ctx context.Context, t EventType, e *Error, more ...slog.Attr
 	msg := map[EventType]string{
 		EventRetry: "aiguard: retrying", EventPaused: "aiguard: route paused", EventRefused: "aiguard: call refused",
 		EventDone: "aiguard: call failed", EventAbandoned: "aiguard: stream abandoned", EventTask: "aiguard: task stopped",
+		EventMemorySpike: "aiguard: memory limit reached",
 	}[t]
 	c.cfg.Logger.LogAttrs(ctx, level, msg, append(e.attrs(), more...)...)
 }

@@ -147,7 +147,8 @@ func (c *Client) CreateResponseStream(ctx context.Context, request openai.Create
 
 func (c *Client) response(ctx context.Context, r *openai.CreateResponseRequest, stream bool) (context.Context, error) {
 	k := known{op: "responses", Request: answer.Request{Model: r.Model, Stream: stream,
-		Creates: r.Background || r.Conversation != nil || r.Store != nil && *r.Store}}
+		Creates: r.Background || r.Conversation != nil || r.Store != nil && *r.Store ||
+			r.ExtraBody["background"] == true || r.ExtraBody["conversation"] != nil || r.ExtraBody["store"] == true}}
 	c.guard.capResponse(r)
 	return c.prepare(ctx, k, func(p *prompt) { p.response(r) })
 }

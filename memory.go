@@ -39,22 +39,22 @@ func newMemory(limit int64) *memory {
 	return &memory{limit: limit}
 }
 
-// check refuses while the heap is over the limit.
-func (m *memory) check() *Error {
+// check refuses while the heap is over the limit; spike is true for the first call that finds it so.
+func (m *memory) check() (e *Error, spike bool) {
 	if m.limit == 0 {
-		return nil
+		return nil, false
 	}
 	heap := m.sample(memorySample)
 	switch {
 	case heap > m.limit:
-		m.over.Store(true)
+		spike = !m.over.Swap(true)
 	case float64(heap) < memoryResume*float64(m.limit):
 		m.over.Store(false)
 	}
 	if m.over.Load() {
-		return &Error{Kind: ErrOverloaded, Phase: phaseMemory, Size: heap, Max: m.limit, RetryAfter: time.Second}
+		return &Error{Kind: ErrOverloaded, Phase: phaseMemory, Size: heap, Max: m.limit, RetryAfter: time.Second}, spike
 	}
-	return nil
+	return nil, false
 }
 
 // sample reads the heap unless the last reading is younger than age.

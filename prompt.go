@@ -17,7 +17,8 @@ import (
 // CheckPrompt reports whether texts, taken together, are within MaxPromptChars (in characters: runes) and, if
 // there is a CountTokens, within MaxPromptTokens for model. The error is an *Error of kind
 // ErrPromptTooLarge that says the size and the limit, or what CountTokens returned. Client does this by itself;
-// call it before using another SDK over Transport.
+// call it before using another SDK over Transport. Counting is exact for text; of invalid UTF-8 no more than four bytes
+// for each character allowed are let through.
 func (g *Guard) CheckPrompt(model string, texts ...string) error {
 	g.must("CheckPrompt")
 	if model == "" {
@@ -145,6 +146,9 @@ func (p *prompt) chat(r *openai.ChatCompletionRequest) {
 	if r.Prediction != nil {
 		p.add(r.Prediction.Content)
 	}
+	for _, choice := range r.GuidedChoice {
+		p.add(choice)
+	}
 }
 
 func (p *prompt) function(f *openai.FunctionCall) {
@@ -259,15 +263,19 @@ func (g *Guard) capChat(r *openai.ChatCompletionRequest) {
 	if limit <= 0 {
 		return
 	}
-	if r.MaxTokens == 0 && r.MaxCompletionTokens == 0 {
-		if needsMaxCompletionTokens(r.Model) {
-			r.MaxCompletionTokens = limit
-		} else {
-			r.MaxTokens = limit
+	switch {
+	case r.MaxTokens != 0 || r.MaxCompletionTokens != 0:
+		if r.MaxTokens != 0 {
+			r.MaxTokens = g.capped(r.MaxTokens)
 		}
+		if r.MaxCompletionTokens != 0 {
+			r.MaxCompletionTokens = g.capped(r.MaxCompletionTokens)
+		}
+	case needsMaxCompletionTokens(r.Model):
+		r.MaxCompletionTokens = limit
+	default:
+		r.MaxTokens = limit
 	}
-	r.MaxTokens = min(r.MaxTokens, limit)
-	r.MaxCompletionTokens = min(r.MaxCompletionTokens, limit)
 }
 
 func (g *Guard) capCompletion(r *openai.CompletionRequest) {
@@ -285,9 +293,10 @@ func (g *Guard) capResponse(r *openai.CreateResponseRequest) {
 	}
 }
 
+// capped is n within the limit; absent, or negative, which some servers take for unlimited, becomes the limit.
 func (g *Guard) capped(n int) int {
 	limit := g.cfg.MaxOutputTokens
-	if limit > 0 && (n == 0 || n > limit) {
+	if limit > 0 && (n <= 0 || n > limit) {
 		return limit
 	}
 	return n
@@ -295,6 +304,7 @@ func (g *Guard) capped(n int) int {
 
 // needsMaxCompletionTokens reports whether model refuses max_tokens: the o series, and GPT from 5 on.
 func needsMaxCompletionTokens(model string) bool {
+	model = strings.TrimPrefix(model, "ft:")
 	model = model[strings.LastIndexByte(model, '/')+1:] // "openai/o3" at a router
 	if rest, ok := strings.CutPrefix(model, "gpt-"); ok {
 		n := 0

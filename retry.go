@@ -160,8 +160,9 @@ type gate struct {
 }
 
 const (
-	maxPause   = time.Minute // one header must not take a route down for longer: then somebody asks again
-	gateExpiry = time.Minute // after the pause, a route that nobody uses any more is forgotten
+	maxPause      = time.Minute            // one header must not take a route down for longer: then somebody asks again
+	reopeningWait = 250 * time.Millisecond // until a Do asks again whether its route has room
+	gateExpiry    = time.Minute            // after the pause, a route that nobody uses any more is forgotten
 )
 
 // pause closes a route for d, or until the longest pause asked for.

@@ -466,3 +466,40 @@ func TestDoRetriesWhatItUnderstands(t *testing.T) {
 		}
 	})
 }
+
+func TestDoSitsOutAPauseThatItsCallsMeet(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{MaxConcurrent: 2}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.Enqueue(aiguardtest.Error(429, "rate_limit_exceeded", "Retry-After", "20"))
+		srv.SetDefault(aiguardtest.After(time.Second, aiguardtest.Text("Hello!")))
+		start := time.Now()
+		var wg sync.WaitGroup
+		wg.Go(func() { _, err := chat(t.Context(), c); require.NoError(t, err) })
+		synctest.Wait()
+		for range 5 {
+			wg.Go(func() {
+				text, err := aiguard.Do(t.Context(), c.Guard().With(aiguard.Call{Attempts: 1}), func(ctx context.Context) (string, error) { return chat(ctx, c) })
+				require.NoError(t, err, "to wait is no attempt")
+				require.Equal(t, "Hello!", text)
+			})
+		}
+		synctest.Wait()
+		require.Zero(t, c.Guard().Stats().InFlight, "nobody holds a slot meanwhile")
+		wg.Wait()
+		require.Less(t, time.Since(start), 40*time.Second)
+		for _, r := range srv.Requests()[1:] {
+			require.GreaterOrEqual(t, r.Time.Sub(start), 20*time.Second)
+		}
+		require.EqualValues(t, 1, c.Guard().Stats().Retries)
+
+		srv.Enqueue(aiguardtest.Error(429, "rate_limit_exceeded", "Retry-After", "50"))
+		wg.Go(func() { _, err := chat(t.Context(), c); require.NoError(t, err) })
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		now := time.Now()
+		_, err := aiguard.Do(ctx, c.Guard(), func(ctx context.Context) (string, error) { return chat(ctx, c) })
+		require.Equal(t, "pause", facts(t, err, aiguard.ErrRateLimited).Phase)
+		took(t, now, 0)
+		wg.Wait()
+	})
+}

@@ -3,7 +3,7 @@
 // allocation that says whether the text is JSON, ends too early, or has a
 // shape that would cost a decoder far more memory than its size suggests.
 //
-// [Members], [Elements], [Text] and [Runes] then read single values out of a
+// [Members], [Elements] and [Text] then read single values out of a
 // checked text without decoding the rest.
 package jsonscan
 
@@ -13,7 +13,6 @@ import (
 	"encoding/json"
 	"iter"
 	"math/bits"
-	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -481,65 +480,4 @@ func Text(value []byte) (string, bool) {
 	var s string
 	err = json.Unmarshal(value, &s)
 	return s, err == nil
-}
-
-// Runes counts the characters of text in a value that has passed [Check]: all
-// strings at any depth, but not the keys of objects. An escape counts as the
-// one character it stands for. Members for which skip is true are left out;
-// skip is given the key as [Members] does, and may be nil.
-func Runes(value []byte, skip func(key []byte) bool) int {
-	n := 0
-	for i := 0; ; {
-		// Outside of strings a quote can only open one.
-		q := bytes.IndexByte(value[i:], '"')
-		if q < 0 {
-			return n
-		}
-		i += q + 1
-		end, err := scanString(value, i)
-		if err != nil {
-			return n
-		}
-		s := value[i : end-1]
-		i = skipSpace(value, end)
-		if i == len(value) || value[i] != ':' {
-			n += countRunes(s)
-			continue
-		}
-		i++
-		if skip != nil && skip(s) {
-			i, _ = skipValue(value, skipSpace(value, i))
-		}
-	}
-}
-
-// countRunes counts the characters that s, the inside of a valid JSON string,
-// stands for.
-func countRunes(s []byte) int {
-	n := 0
-	for {
-		esc := bytes.IndexByte(s, '\\')
-		if esc < 0 {
-			return n + utf8.RuneCount(s)
-		}
-		n += utf8.RuneCount(s[:esc]) + 1
-		s = s[esc:]
-		if s[1] != 'u' {
-			s = s[2:]
-			continue
-		}
-		r := unit(s)
-		s = s[6:]
-		if utf16.IsSurrogate(r) && utf16.DecodeRune(r, unit(s)) != utf8.RuneError {
-			s = s[6:]
-		}
-	}
-}
-
-// unit returns the UTF-16 code unit that s begins with as \uXXXX, or -1.
-func unit(s []byte) rune {
-	if len(s) < 6 || s[0] != '\\' || s[1] != 'u' {
-		return -1
-	}
-	return hex(s[2])<<12 | hex(s[3])<<8 | hex(s[4])<<4 | hex(s[5])
 }

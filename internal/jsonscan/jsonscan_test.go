@@ -262,73 +262,6 @@ func TestText(t *testing.T) {
 	}
 }
 
-func TestRunes(t *testing.T) {
-	for _, c := range []struct {
-		in   string
-		want int
-	}{
-		{`"héllo"`, 5},
-		{`{"key":"abc","n":12,"l":["d",{"e":"fg"}]}`, 6},
-		{`"\n\"\\\u00e9"`, 4},
-		{`"\ud83d\ude00"`, 1}, {`"😀"`, 1}, {`"\uD83D\uDE00\uD83D"`, 2}, {`"\ude00\ud83d"`, 2}, {`"\ud83d\u0041"`, 2}, {`"\ud83d\n"`, 2},
-		{`{"url" : "data:aaaa","text":"abc"}`, 3},
-		{`[{"url":{"a":["zz"]} , "b":"c"},{"url":7,"b":"d"}]`, 2},
-		{"\"\xff\xff\"", 2},
-		{`12`, 0}, {``, 0}, {`"a`, 0}, {`{"url":`, 0}, {`{"url"`, 3},
-	} {
-		got := Runes([]byte(c.in), func(key []byte) bool { return string(key) == "url" })
-		require.Equal(t, c.want, got, c.in)
-	}
-	require.Equal(t, 9+3, Runes([]byte(`{"url" : "data:aaaa","text":"abc"}`), nil))
-	for _, doc := range documents {
-		requireRunesLikeWalk(t, []byte(doc))
-	}
-}
-
-// requireRunesLikeWalk compares Runes with encoding/json's tokens: a decoded
-// map would have lost all but the last of members with the same key.
-func requireRunesLikeWalk(t *testing.T, doc []byte) {
-	t.Helper()
-	dec := json.NewDecoder(bytes.NewReader(doc))
-	dec.UseNumber() // 1e999 is JSON, but no float64
-	all, some := walk(t, dec)
-	require.Equal(t, all, Runes(doc, nil), "%q", doc)
-	require.Equal(t, some, Runes(doc, func(key []byte) bool {
-		s, ok := Text(slices.Concat([]byte{'"'}, key, []byte{'"'}))
-		require.True(t, ok)
-		return s == "a"
-	}), "%q", doc)
-}
-
-// walk counts the characters of the next value, and those outside of members
-// named a.
-func walk(t *testing.T, dec *json.Decoder) (all, some int) {
-	token, err := dec.Token()
-	require.NoError(t, err)
-	switch v := token.(type) {
-	case string:
-		n := utf8.RuneCountInString(v)
-		return n, n
-	case json.Delim:
-		for dec.More() {
-			skipped := false
-			if v == '{' {
-				key, err := dec.Token()
-				require.NoError(t, err)
-				skipped = key == "a"
-			}
-			n, m := walk(t, dec)
-			all += n
-			if !skipped {
-				some += m
-			}
-		}
-		_, err := dec.Token()
-		require.NoError(t, err)
-	}
-	return all, some
-}
-
 func TestNothingAllocates(t *testing.T) {
 	doc := []byte(`{"a":` + chunk + `,"l":[` + chunk + `,"x\ny",12],"d":` + strings.Repeat("[", 200) + strings.Repeat("]", 200) + `}`)
 	broken := doc[:len(doc)-10]
@@ -346,7 +279,6 @@ func TestNothingAllocates(t *testing.T) {
 				n += len(e)
 			}
 		}
-		n += Runes(doc, func(key []byte) bool { return string(key) == "id" })
 	}))
 	require.NotZero(t, n)
 }
@@ -414,8 +346,7 @@ func FuzzMembers(f *testing.F) {
 		for v := range Elements(data) {
 			inElements += len(v)
 		}
-		runes := Runes(data, func(key []byte) bool { return len(key)%2 == 0 })
-		if max(inMembers, inElements, runes) > len(data) {
+		if max(inMembers, inElements) > len(data) {
 			t.Fatalf("%q: more than there is", data)
 		}
 		s, ok := Text(data)
@@ -426,7 +357,6 @@ func FuzzMembers(f *testing.F) {
 		if !json.Valid(data) {
 			return
 		}
-		requireRunesLikeWalk(t, data)
 
 		var list []json.RawMessage
 		if json.Unmarshal(data, &list) == nil {

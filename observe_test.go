@@ -1,0 +1,223 @@
+package aiguard_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	openai "github.com/sashabaranov/go-openai"
+	"github.com/stretchr/testify/require"
+
+	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/aiguardtest"
+)
+
+// logged keeps log lines as maps.
+type logged struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *logged) logger() *slog.Logger {
+	return slog.New(slog.NewJSONHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+func (l *logged) lines(t *testing.T) (lines []map[string]any) {
+	t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for line := range bytes.Lines(l.buf.Bytes()) {
+		var m map[string]any
+		require.NoError(t, json.Unmarshal(line, &m))
+		lines = append(lines, m)
+	}
+	return lines
+}
+
+func TestWhatGoesWrongIsLoggedAtSensibleLevels(t *testing.T) {
+	var log logged
+	inVirtualTime(t, aiguard.Config{Logger: log.logger(), MaxConcurrent: 1, MaxQueue: 1}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		secret := chatRequest
+		secret.Messages = []openai.ChatCompletionMessage{{Role: "user", Content: "my s3cret prompt"}}
+		ask := func(replies ...aiguardtest.Reply) {
+			srv.Enqueue(replies...)
+			_, _ = c.CreateChatCompletion(t.Context(), secret)
+		}
+		ask(aiguardtest.Text("the s3cret answer"))
+		require.Empty(t, log.lines(t), "success is silent")
+
+		ask(aiguardtest.Hang())
+		ask(aiguardtest.Error(503, ""), nil)
+		ask(aiguardtest.Error(429, "", "Retry-After", "2"), nil)
+		ask(aiguardtest.Error(401, "invalid_api_key"))
+		ask(aiguardtest.JSON(500, `{"error":{"message":"s3cret"}}`, "X-Should-Retry", "false"))
+		srv.SetDefault(aiguardtest.HangAfter(aiguardtest.Events(hello)))
+		s, err := c.CreateChatCompletionStream(t.Context(), secret)
+		require.NoError(t, err)
+		time.Sleep(11 * time.Minute)
+		s.Close()
+		srv.SetDefault(aiguardtest.After(time.Second, aiguardtest.Text("s3cret")))
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() { ask() })
+			synctest.Wait()
+		}
+		wg.Wait()
+		_ = c.Guard().With(aiguard.Call{Op: "report"}).RunTask(t.Context(), func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
+		_, _ = c.With(aiguard.Call{Weight: 2}).CreateChatCompletion(t.Context(), secret)
+
+		var got []string
+		for _, m := range log.lines(t) {
+			got = append(got, m["level"].(string)+" "+m["msg"].(string)+" "+m["kind"].(string))
+			require.NotEmpty(t, m["op"])
+		}
+		require.Equal(t, []string{
+			"WARN aiguard: call failed timeout",
+			"INFO aiguard: retrying unavailable",
+			"WARN aiguard: route paused rate_limited",
+			"INFO aiguard: retrying rate_limited",
+			"ERROR aiguard: call failed unauthorized",
+			"WARN aiguard: call failed unavailable",
+			"WARN aiguard: stream abandoned timeout",
+			"WARN aiguard: call failed timeout",
+			"WARN aiguard: call refused overloaded",
+			"ERROR aiguard: task stopped timeout",
+			"WARN aiguard: call refused overloaded",
+		}, got)
+		all := log.buf.String()
+		for _, secret := range []string{"s3cret", "sk-secret-key", aiguardtest.ProviderText} {
+			require.NotContains(t, all, secret)
+		}
+		require.Contains(t, all, `"phase":"call","limit":30000000000`)
+		require.Contains(t, all, `"phase":"task"`)
+	})
+}
+
+func TestEventsTellACallsLife(t *testing.T) {
+	rec := &recorder{}
+	inVirtualTime(t, aiguard.Config{OnEvent: rec.OnEvent}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.Enqueue(aiguardtest.After(time.Second, aiguardtest.Error(503, "")), aiguardtest.After(2*time.Second, aiguardtest.Text("Hello!")))
+		_, err := chat(t.Context(), c)
+		require.NoError(t, err)
+		var types []aiguard.EventType
+		for _, e := range rec.events {
+			types = append(types, e.Type)
+			require.Equal(t, "chat.completions", e.Call.Op)
+			require.Equal(t, openai.GPT4oMini, e.Call.Model)
+			require.EqualValues(t, 1, e.Call.Weight)
+		}
+		require.Equal(t, []aiguard.EventType{aiguard.EventAdmitted, aiguard.EventRetry, aiguard.EventAdmitted, aiguard.EventDone}, types)
+		retry, done := rec.events[1], rec.events[3]
+		require.Equal(t, 1, retry.Attempt)
+		require.Positive(t, retry.Backoff)
+		facts(t, retry.Err, aiguard.ErrUnavailable)
+		require.Equal(t, 2, done.Attempt)
+		require.NoError(t, done.Err)
+		require.Equal(t, 3*time.Second, done.InFlight)
+		require.Equal(t, done.InFlight+done.Backoff, done.Elapsed)
+		require.Positive(t, done.Usage.Input)
+		require.Positive(t, done.Usage.Output)
+	})
+}
+
+// A callback may use the guard: no lock is held.
+func TestCallbacksMayCallTheGuard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g *aiguard.Guard
+		events := 0
+		g = newGuard(t, aiguard.Config{MaxConcurrent: 1, OnEvent: func(ctx context.Context, e aiguard.Event) {
+			events++
+			_ = g.Stats()
+			if e.Type == aiguard.EventDone && e.Call.Op != "inner" {
+				require.NoError(t, do(ctx, g.With(aiguard.Call{Op: "inner"}), func(context.Context) error { return nil }))
+			}
+			if events > 10 {
+				_ = g.Close()
+			}
+		}})
+		for range 5 {
+			_ = do(t.Context(), g, func(context.Context) error { return nil })
+		}
+		require.Greater(t, events, 10)
+	})
+}
+
+func TestMemoryLimitRefusesNewCalls(t *testing.T) {
+	rec := &recorder{}
+	g := newGuard(t, aiguard.Config{MemoryLimit: 1, OnEvent: rec.OnEvent})
+	for range 3 {
+		e := facts(t, do(t.Context(), g, func(context.Context) error { panic("not reached") }), aiguard.ErrOverloaded)
+		require.Equal(t, "memory", e.Phase)
+		require.Greater(t, e.Size, e.Max)
+		require.Positive(t, e.RetryAfter)
+	}
+	require.Len(t, rec.all(aiguard.EventMemorySpike), 1, "told once, until it is below again")
+	require.Len(t, rec.all(aiguard.EventRefused), 3)
+	require.EqualValues(t, 1, g.Stats().MemoryLimit)
+	require.Positive(t, g.Stats().HeapBytes)
+	g = newGuard(t, aiguard.Config{MemoryLimit: 1 << 50})
+	require.NoError(t, do(t.Context(), g, func(context.Context) error { return nil }))
+}
+
+func TestRunTaskIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		type key struct{}
+		rec := &recorder{}
+		g := newGuard(t, aiguard.Config{OnEvent: rec.OnEvent})
+		start := time.Now()
+		err := g.RunTask(context.WithValue(t.Context(), key{}, "v"), func(ctx context.Context) error {
+			require.Equal(t, "v", ctx.Value(key{}))
+			require.Zero(t, g.Stats().InFlight)
+			return sleep(ctx, time.Hour)
+		})
+		took(t, start, 2*time.Minute)
+		e := facts(t, err, aiguard.ErrTimeout)
+		require.Equal(t, "task", e.Phase)
+		require.Equal(t, 2*time.Minute, e.Limit)
+		require.Equal(t, 2*time.Minute, e.InFlight)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Contains(t, aiguard.UserMessage(err), "stopped")
+		require.EqualValues(t, 1, g.Stats().Timeouts)
+
+		start = time.Now()
+		err = g.With(aiguard.Call{Timeout: time.Second}).RunTask(t.Context(), func(context.Context) error {
+			time.Sleep(5 * time.Second) // ignores its ctx
+			return nil
+		})
+		took(t, start, 5*time.Second)
+		require.Equal(t, time.Second, facts(t, err, aiguard.ErrTimeout).Limit, "reported as soon as it returns")
+
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err = g.RunTask(ctx, func(ctx context.Context) error { return sleep(ctx, time.Hour) })
+		require.Equal(t, context.DeadlineExceeded, err, "the caller's own")
+		require.NoError(t, g.RunTask(t.Context(), func(context.Context) error { return nil }))
+		require.PanicsWithValue(t, "boom", func() { _ = g.RunTask(t.Context(), func(context.Context) error { panic("boom") }) })
+		require.NoError(t, g.Shutdown(t.Context()))
+		facts(t, g.RunTask(t.Context(), func(context.Context) error { panic("not reached") }), aiguard.ErrClosed)
+		require.Len(t, rec.all(aiguard.EventTask), 4)
+	})
+}
+
+func TestACallInATaskEndsWithTheTask(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{TaskTimeout: 10 * time.Second}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.SetDefault(aiguardtest.Hang())
+		start := time.Now()
+		err := c.Guard().RunTask(t.Context(), func(ctx context.Context) error { _, err := chat(ctx, c); return err })
+		took(t, start, 10*time.Second)
+		require.Equal(t, "task", facts(t, err, aiguard.ErrTimeout).Phase)
+		require.EqualValues(t, 1, c.Guard().Stats().Timeouts)
+		require.Zero(t, c.Guard().Stats().Failed, "the call did not fail, it was called off")
+	})
+}
