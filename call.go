@@ -96,9 +96,7 @@ func (c *core) wrap(ctx context.Context, settings Call, last func(context.Contex
 
 // begin registers the call.
 func (c *call) begin(ctx context.Context) error {
-	if !c.nested {
-		c.calls.Add(1)
-	}
+	c.count()
 	if ctx.Err() != nil {
 		return c.finish(ctx, callerError(ctx))
 	}
@@ -106,6 +104,12 @@ func (c *call) begin(ctx context.Context) error {
 		return c.finish(ctx, &Error{Kind: ErrClosed})
 	}
 	return nil
+}
+
+func (c *call) count() {
+	if !c.nested {
+		c.calls.Add(1)
+	}
 }
 
 // register enters the call into the ring. While the guard shuts down, only calls inside a Do or RunTask that is still

@@ -86,8 +86,8 @@ func (s *stream) open() error {
 		if limit != Off {
 			limit = max(limit-time.Since(c.admitted), 0)
 		}
-		if !s.w.limit(limit, &Error{Kind: ErrTimeout, Phase: phaseStream, Limit: c.cfg.StreamTimeout}) {
-			return s.failure(context.Canceled)
+		if e := s.w.limit(limit, &Error{Kind: ErrTimeout, Phase: phaseStream, Limit: c.cfg.StreamTimeout}); e != nil {
+			return s.x.repeatable(e, true)
 		}
 	}
 	c.over = true // from here on the call is the stream's to end
@@ -258,7 +258,7 @@ func (s *stream) settle() {
 	if f := s.progress.Failed(); f != nil {
 		s.err = s.x.failed(s.resp, *f, ErrUnavailable)
 	}
-	if s.w.limit(drainTimeout, &Error{Kind: ErrTimeout, Phase: phaseStream}) {
+	if s.w.limit(drainTimeout, &Error{Kind: ErrTimeout, Phase: phaseStream}) == nil {
 		_, _ = io.CopyN(io.Discard, s.body, drainBytes)
 	}
 }

@@ -233,6 +233,7 @@ type watch struct {
 
 	mu    sync.Mutex // the end of the context stops the timers in another goroutine
 	timer *time.Timer
+	why   *Error // of timer
 	idle  *time.Timer
 }
 
@@ -242,23 +243,25 @@ func (c *call) watch(ctx context.Context, phase string) *watch {
 	w.Context, w.cancel = context.WithCancelCause(ctx)
 	c.onKill(func() { w.cancel(&Error{Kind: ErrClosed}) })
 	if deadline, why := c.earlier(c.admitted, c.timeout(), &Error{Kind: ErrTimeout, Phase: phase}); why != nil {
-		w.timer = time.AfterFunc(time.Until(deadline), func() { w.cancel(why) })
+		w.timer, w.why = time.AfterFunc(time.Until(deadline), func() { w.cancel(why) }), why
 	}
 	return w
 }
 
-// limit replaces the bound by one that ends d from now (Off: none). It reports false if the old one has run out.
-func (w *watch) limit(d time.Duration, why *Error) bool {
+// limit replaces the bound by one that ends d from now (Off: none). If the old one has run out it is returned: the
+// context may not know yet.
+func (w *watch) limit(d time.Duration, why *Error) (ranOut *Error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.timer != nil && !w.timer.Stop() {
-		return false
+		e := *w.why
+		return &e
 	}
 	w.timer = nil
 	if d != Off {
-		w.timer = time.AfterFunc(d, func() { w.cancel(why) })
+		w.timer, w.why = time.AfterFunc(d, func() { w.cancel(why) }), why
 	}
-	return true
+	return nil
 }
 
 // wait arms the idle bound while the caller waits for the next event; the returned function disarms it.

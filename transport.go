@@ -414,7 +414,7 @@ func isProtocolError(err error) bool {
 func (x *exchange) refusal(w *watch, resp *http.Response) error {
 	var body []byte
 	var over bool
-	if w.limit(x.timeLeft(errorBodyTimeout), &Error{Kind: ErrTimeout, Phase: phaseErrorBody}) {
+	if w.limit(x.timeLeft(errorBodyTimeout), &Error{Kind: ErrTimeout, Phase: phaseErrorBody}) == nil {
 		body, over, _ = readCapped(resp.Body, resp.ContentLength, maxErrorBytes)
 	}
 	if w.caller.Err() != nil {
