@@ -90,14 +90,14 @@ func (s *stream) open() error {
 			return s.x.repeatable(e, true)
 		}
 	}
+	c.answered()
+	c.emit(s.w.caller, EventFirstEvent, nil)
 	c.over = true // from here on the call is the stream's to end
 	s.resp.Body = s
 	if s.events != nil {
 		s.resp.ContentLength = -1
 		s.resp.Header.Del("Content-Length")
 	}
-	c.answered()
-	c.emit(s.w.caller, EventFirstEvent, nil)
 	if s.err != nil { // io.EOF: complete with its first event
 		s.finish(s.err)
 		return nil
