@@ -272,7 +272,7 @@ func (c *call) passShared() error {
 	case d > 0:
 		return pauseError(d)
 	case !g.open.TryAcquire(1):
-		return pauseError(reopeningWait)
+		return pauseError(g.retry)
 	}
 	c.gate = g
 	return nil

@@ -154,15 +154,15 @@ type routes struct {
 // gate is a paused route. When the pause is over it reopens as TCP does after a loss (slow start, RFC 5681): one attempt,
 // and for each that succeeds two more, until as many as the guard has room for are through.
 type gate struct {
-	until  time.Time // guarded by routes.mu
+	until  time.Time     // guarded by routes.mu
+	retry  time.Duration // until a Do asks again whether there is room
 	open   *semaphore.Weighted
 	closed int64 // permits not yet given out; guarded by routes.mu
 }
 
 const (
-	maxPause      = time.Minute            // one header must not take a route down for longer: then somebody asks again
-	reopeningWait = 250 * time.Millisecond // until a Do asks again whether its route has room
-	gateExpiry    = time.Minute            // after the pause, a route that nobody uses any more is forgotten
+	maxPause   = time.Minute // one header must not take a route down for longer: then somebody asks again
+	gateExpiry = time.Minute // after the pause, a route that nobody uses any more is forgotten
 )
 
 // pause closes a route for d, or until the longest pause asked for.
@@ -192,7 +192,7 @@ func (r *routes) pause(key route, d time.Duration, now time.Time) (paused time.D
 	if permits <= 0 {
 		permits = 1 << 10 // no limit to grow to; ten successes are proof enough
 	}
-	g := &gate{until: until, open: semaphore.NewWeighted(permits), closed: permits - 1}
+	g := &gate{until: until, retry: min(d/8+time.Millisecond, time.Second), open: semaphore.NewWeighted(permits), closed: permits - 1}
 	g.open.TryAcquire(g.closed)
 	r.m[key] = g
 	r.count.Store(int64(len(r.m)))

@@ -324,10 +324,8 @@ func (s *stream) expired() {
 	if s.events != nil && s.whole.Load() && s.w.caller.Err() == nil {
 		err = io.EOF
 	}
-	if e, ok := err.(*Error); ok && e.Phase == phaseStream && !s.reading.Load() {
-		s.x.call.report(s.w.caller, EventAbandoned, e, 0)
-	}
-	s.conclude(err)
+	e, ok := err.(*Error)
+	s.conclude(err, ok && e.Phase == phaseStream && !s.reading.Load())
 }
 
 // finish is how Read and Close end the call; it returns the error it ended with, which may be that of expired.
@@ -335,14 +333,14 @@ func (s *stream) finish(err error) error {
 	if s.stop != nil {
 		s.stop()
 	}
-	if !s.conclude(err) {
+	if !s.conclude(err, false) {
 		<-s.ended
 	}
 	return s.final
 }
 
-// conclude ends the call, once: it reports false if somebody else does.
-func (s *stream) conclude(err error) bool {
+// conclude ends the call, once: it reports false if somebody else does. abandoned is for the log.
+func (s *stream) conclude(err error, abandoned bool) bool {
 	if !s.over.CompareAndSwap(false, true) {
 		return false
 	}
@@ -359,6 +357,9 @@ func (s *stream) conclude(err error) bool {
 	}
 	c.settle(ctx, err)
 	close(s.ended) // before the callbacks, which may call Close
+	if abandoned {
+		c.report(ctx, EventAbandoned, err.(*Error), 0)
+	}
 	c.tell(ctx, err, u)
 	return true
 }
