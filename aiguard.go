@@ -37,7 +37,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"net/http"
 	"slices"
 	"sync"
@@ -450,7 +449,7 @@ func (c *Config) validate() error {
 	duration("Retry.MaxDelay", c.Retry.MaxDelay)
 	base, most := c.Retry.BaseDelay, c.Retry.MaxDelay
 	check(base <= 0 || most <= 0 || base <= most, "Retry.BaseDelay", base, fmt.Sprintf("at most Retry.MaxDelay (%v)", most))
-	check((c.Retry.Budget >= 0 || c.Retry.Budget == Off) && c.Retry.Budget <= math.MaxInt32, "Retry.Budget", c.Retry.Budget,
+	check((c.Retry.Budget >= 0 || c.Retry.Budget == Off) && c.Retry.Budget <= maxBudget, "Retry.Budget", c.Retry.Budget,
 		"a fraction of calls such as 0.1, 0 for the default, or Off")
 	for i, m := range c.Middleware {
 		check(m != nil, fmt.Sprintf("Middleware[%d]", i), "nil", "a function")

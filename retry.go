@@ -113,6 +113,7 @@ type budget struct {
 }
 
 const (
+	maxBudget    = 100
 	budgetFloor  = 10               // tokens at the start, and the most there can be
 	budgetRefill = 10 * time.Second // one token
 )
