@@ -196,17 +196,21 @@ func (c *call) enter(ctx context.Context) error {
 		c.slots.leave(waited)
 	}()
 	c.emit(ctx, EventQueued, nil)
-	if paused != nil {
+	for {
 		if err := c.pass(ctx); err != nil {
 			return err
 		}
-	}
-	if err := c.wait(ctx); err != nil {
+		if err := c.wait(ctx); err != nil {
+			c.leaveGate()
+			return err
+		}
+		if g, _ := c.routes.find(c.route); g == nil || g == c.gate {
+			c.admitted = c.slot.since
+			return nil
+		}
+		c.slot.release() // paused while it waited for the slot
 		c.leaveGate()
-		return err
 	}
-	c.admitted = c.slot.since
-	return nil
 }
 
 // wait takes a slot in turn.
@@ -229,7 +233,7 @@ func (c *call) wait(ctx context.Context) error {
 	return &Error{Kind: ErrOverloaded, Phase: phaseQueue, Err: err}
 }
 
-// pass waits out the pause of the call's route and then its turn in the reopening.
+// pass waits out the pause of the call's route, if there is one, and then its turn in the reopening.
 func (c *call) pass(ctx context.Context) error {
 	for {
 		g, until := c.routes.find(c.route)
@@ -255,10 +259,7 @@ func (c *call) pass(ctx context.Context) error {
 			return err
 		}
 		c.gate = g
-		if now, _ := c.routes.find(c.route); now == g || now == nil {
-			return nil
-		}
-		c.leaveGate() // paused again meanwhile
+		return nil
 	}
 }
 

@@ -333,6 +333,24 @@ func Test429PausesItsRouteForEverybody(t *testing.T) {
 	})
 }
 
+func TestPauseHoldsForCallsThatAlreadyQueue(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{MaxConcurrent: 2, QueueTimeout: time.Minute}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		refuse := aiguardtest.After(time.Second, aiguardtest.Error(429, "rate_limit_exceeded", "Retry-After", "20"))
+		srv.Enqueue(refuse, refuse)
+		start := time.Now()
+		var wg sync.WaitGroup
+		for range 20 {
+			wg.Go(func() { _, err := chat(t.Context(), c); require.NoError(t, err) })
+			synctest.Wait()
+		}
+		wg.Wait()
+		require.Equal(t, 22, srv.Count())
+		for _, r := range srv.Requests()[2:] {
+			require.GreaterOrEqual(t, r.Time.Sub(start), 21*time.Second)
+		}
+	})
+}
+
 func TestRouteReopensGradually(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{MaxConcurrent: 64}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
 		srv.Enqueue(aiguardtest.Error(429, "rate_limit_exceeded", "Retry-After", "10"))
