@@ -192,6 +192,9 @@ func (g *Guard) refuse(ctx context.Context, k known, err error) error {
 // failure takes the transport's error out of net/http's wrapping. What is left is go-openai's own: a request it would not
 // send, or an answer it could not decode.
 func (c *Client) failure(ctx context.Context, err error) error {
+	if err == nil {
+		return nil // before errors.As moves its targets to the heap
+	}
 	var ue *url.Error
 	if errors.As(err, &ue) {
 		return ue.Err
