@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// selfSigned makes a certificate for 127.0.0.1 and the pipe's host name, and
-// the pool that trusts it. It is made anew for each server: a private key that
-// is published is one that somebody will trust somewhere.
+// selfSigned makes a certificate for 127.0.0.1, localhost and the pipe's host
+// name, and the pool that trusts it. It is made anew for each server: a private
+// key that is published is one that somebody will trust somewhere.
 func selfSigned() (tls.Certificate, *x509.CertPool) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -31,7 +31,7 @@ func selfSigned() (tls.Certificate, *x509.CertPool) {
 		IsCA:                  true,
 		BasicConstraintsValid: true,
 		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1)},
-		DNSNames:              []string{pipeHost},
+		DNSNames:              []string{pipeHost, "localhost"},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {

@@ -7,44 +7,107 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
+)
+
+const (
+	smallBuffer = 4 << 10 // systems round it to what they deem sane
+	mutePause   = 10 * time.Millisecond
 )
 
 // listener hands out connections that it remembers, so that the server and its
 // faults can reach below HTTP and TLS.
 type listener struct {
-	net.Listener
+	addr net.Addr
+	pipe *pipeListener // nil with a port
 
-	mu    sync.Mutex
-	conns map[*conn]struct{} // nil once shut
+	mu      sync.Mutex
+	changed sync.Cond          // ln, or conns to nil
+	ln      net.Listener       // nil while the port is closed
+	conns   map[*conn]struct{} // nil once shut
+	fault   Fault              // that new connections meet
 }
 
 func newListener(ln net.Listener) *listener {
-	return &listener{Listener: ln, conns: map[*conn]struct{}{}}
+	l := &listener{addr: ln.Addr(), ln: ln, conns: map[*conn]struct{}{}}
+	l.pipe, _ = ln.(*pipeListener)
+	l.changed.L = &l.mu
+	return l
 }
 
 func (l *listener) Accept() (net.Conn, error) {
-	nc, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
+	for {
+		ln := l.current()
+		if ln == nil {
+			return nil, net.ErrClosed
+		}
+		nc, err := ln.Accept()
+		if c := l.admit(nc, err); c != nil {
+			return c, nil
+		}
+		if err != nil && l.current() == ln {
+			return nil, err // not our doing
+		}
 	}
-	c := &conn{Conn: nc, listener: l}
+}
+
+// current waits until the port is open and returns its listener, nil once the
+// listener is shut.
+func (l *listener) current() net.Listener {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for l.conns != nil && l.ln == nil {
+		l.changed.Wait()
+	}
 	if l.conns == nil {
-		_ = nc.Close()
-		return nil, net.ErrClosed
+		return nil
+	}
+	return l.ln
+}
+
+// admit returns nil if the connection is to be refused, or is none.
+func (l *listener) admit(nc net.Conn, err error) *conn {
+	if err != nil {
+		return nil
+	}
+	c := &conn{Conn: nc, listener: l}
+	c.idle.Store(true)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conns == nil || l.fault == FaultRefused {
+		c.sever()
+		return nil
+	}
+	switch l.fault {
+	case FaultTLSStall:
+		c.mute.Store(true)
+	case FaultNeverRead:
+		c.shrink()
 	}
 	l.conns[c] = struct{}{}
-	return c, nil
+	return c
 }
+
+// Close closes the port, for http.Server. shut does more.
+func (l *listener) Close() error {
+	l.shut()
+	return nil
+}
+
+func (l *listener) Addr() net.Addr { return l.addr }
 
 // shut stops listening and closes every connection.
 func (l *listener) shut() {
-	_ = l.Listener.Close()
 	l.mu.Lock()
-	conns := l.conns
-	l.conns = nil
+	conns, ln := l.conns, l.ln
+	l.conns, l.ln = nil, nil
+	l.changed.Broadcast()
 	l.mu.Unlock()
+	if l.pipe != nil {
+		_ = l.pipe.Close()
+	} else if ln != nil {
+		_ = ln.Close()
+	}
 	for c := range conns {
 		_ = c.Conn.Close()
 	}
@@ -54,7 +117,10 @@ func (l *listener) shut() {
 type conn struct {
 	net.Conn
 	listener *listener
-	ended    atomic.Bool // by a reply: its requests have not lost their client
+	requests atomic.Int64 // so far
+	idle     atomic.Bool  // no request in progress
+	mute     atomic.Bool  // nothing gets through any more, in either direction
+	ended    atomic.Bool  // by a reply or a fault: its requests have not lost their client
 }
 
 func (c *conn) Close() error {
@@ -64,13 +130,51 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
+// Read drops what a mute connection receives, and still notices its end.
+func (c *conn) Read(p []byte) (int, error) {
+	for {
+		n, err := c.Conn.Read(p)
+		if !c.mute.Load() {
+			return n, err
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+}
+
+// Write drops what a mute connection sends. It takes its time, so that replies
+// without end do not get busy.
+func (c *conn) Write(p []byte) (int, error) {
+	if c.mute.Load() {
+		time.Sleep(mutePause)
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
+}
+
 // reset closes the connection with a TCP RST where there is TCP.
 func (c *conn) reset() {
 	c.ended.Store(true)
+	c.listener.mu.Lock()
+	delete(c.listener.conns, c)
+	c.listener.mu.Unlock()
+	c.sever()
+}
+
+// sever is reset for a connection that the listener does not know.
+func (c *conn) sever() {
 	if t, ok := c.Conn.(*net.TCPConn); ok {
 		_ = t.SetLinger(0)
 	}
-	_ = c.Close()
+	_ = c.Conn.Close()
+}
+
+// shrink lets the connection receive only little that nobody reads.
+func (c *conn) shrink() {
+	if t, ok := c.Conn.(*net.TCPConn); ok {
+		_ = t.SetReadBuffer(smallBuffer)
+	}
 }
 
 type connKey struct{}
@@ -83,6 +187,11 @@ func withConn(ctx context.Context, nc net.Conn) context.Context {
 // connOf returns the connection below TLS, nil if there is none to be found.
 func connOf(ctx context.Context) *conn {
 	nc, _ := ctx.Value(connKey{}).(net.Conn)
+	return below(nc)
+}
+
+// below returns the connection below TLS.
+func below(nc net.Conn) *conn {
 	if t, ok := nc.(*tls.Conn); ok {
 		nc = t.NetConn()
 	}
@@ -106,6 +215,7 @@ type pipeListener struct {
 	incoming chan net.Conn
 	once     sync.Once
 	closed   chan struct{}
+	refusing atomic.Bool
 }
 
 func newPipeListener() *pipeListener {
@@ -114,6 +224,12 @@ func newPipeListener() *pipeListener {
 
 // dial is http.Transport.DialContext; every address leads here.
 func (l *pipeListener) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	failed := func(err error) error {
+		return &net.OpError{Op: "dial", Net: "pipe", Addr: l.Addr(), Err: err}
+	}
+	if l.refusing.Load() {
+		return nil, failed(syscall.ECONNREFUSED)
+	}
 	client, server := net.Pipe()
 	var err error
 	select {
@@ -125,7 +241,7 @@ func (l *pipeListener) dial(ctx context.Context, _, _ string) (net.Conn, error) 
 		err = ctx.Err()
 	}
 	_, _ = client.Close(), server.Close()
-	return nil, &net.OpError{Op: "dial", Net: "pipe", Addr: l.Addr(), Err: err}
+	return nil, failed(err)
 }
 
 func (l *pipeListener) Accept() (net.Conn, error) {

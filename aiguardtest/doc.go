@@ -16,7 +16,8 @@
 //
 // Most tests need [NewServer] and [Server.Enqueue]. Without any Enqueue every
 // request gets a correct answer. [Server.Handle] chooses by request, and
-// [Server.SetDefault] is for all that remain. Programs use [Start].
+// [Server.SetDefault] is for all that remain; [Server.Play] goes before all of
+// them. Programs use [Start].
 //
 // # Replies
 //
@@ -39,11 +40,136 @@
 //	Cut(n, next)                n bytes of next's body, then the connection breaks
 //	ResetConn()                 a connection reset before any header
 //	Drop()                      a closed connection before any header
+//	Redirect(status, location)  to a path or a URL
 //
 //	FailFirst(n, fail, ok)      fail for the first n requests, then ok
 //	Then(first, more…)          one reply after the other, then the last for ever
 //
 // "For ever" ends when the client leaves or the server is closed.
+//
+// # Faults
+//
+// A [Fault] is a failure by name. [Server.Play] makes every request meet it
+// until Play(""), and [Fault.Reply] a single one. Try your service on all:
+//
+//	for _, f := range aiguardtest.Faults() {
+//		t.Run(f.String(), func(t *testing.T) {
+//			fake := aiguardtest.NewServer(t)
+//			fake.Play(f)
+//			// … call the service: does it end in time, and with what error?
+//		})
+//	}
+//
+// [FaultRefused], [FaultTLSStall], [FaultNeverRead] and [FaultGoesDark] happen
+// below HTTP and have no Reply. Some faults end in a good answer, which a client
+// should get: FaultStreamManyPings, for one.
+//
+// The connection:
+//
+//	FaultRefused            the port is closed: connection refused
+//	FaultTLSStall           the connection is accepted, but TLS (or HTTP) is never spoken
+//	FaultNeverRead          the request's body is not read: a large prompt blocks in sending
+//	FaultEOF                the request is read and the connection closed
+//	FaultReset              the request is read and the connection reset
+//	FaultStaleKeepAlive     a connection's first request is answered, its second closes it
+//	FaultGoesDark           connections that exist fall silent but stay open, new ones work
+//	FaultRedirect301        301 to another path, which answers
+//	FaultRedirect302        302 to another path, which answers
+//	FaultRedirect307        307 to another path, which answers
+//	FaultRedirect308        308 to another path, which answers
+//	FaultRedirectHost       307 to the same server under another host name, localhost
+//	FaultHugeHeaders        9 MB of headers, then a good answer
+//	FaultManyHeaders        900,000 tiny headers (HTTP/2: 290,000), then a good answer
+//	FaultEndlessEarlyHints  103 Early Hints again and again, for ever
+//
+// Answers that are not streams, sent on every endpoint:
+//
+//	FaultNoHeaders        silence, not even headers
+//	FaultHeadersOnly      headers, then silence
+//	FaultByteASecond      a good answer, one byte a second
+//	FaultStalledError429  429 with Retry-After: 1; its body begins and stalls
+//	FaultStalledError500  500; its body begins and stalls
+//	FaultHugeAnswer       200 MB of good JSON
+//	FaultManyObjects      900 KB of JSON: 300,000 empty choices
+//	FaultDeepNesting      JSON nested 100,000 deep
+//	FaultGzipBomb         4 MB of gzip that are 4 GB of JSON
+//	FaultGzipBombError    the same in a 500's body
+//	FaultHugeError        500 with a body of 200 MB
+//	FaultTruncatedJSON    half of the JSON in a complete HTTP body
+//	FaultCutAnswer        half of the JSON, then the connection is closed
+//	FaultResetAnswer      half of the JSON, then the connection is reset
+//	FaultErrorInOK        200 with an error inside, of code rate_limit_exceeded
+//	FaultNull             200 with null
+//	FaultNoChoices        200 with {}
+//	FaultEmptyBody        200 with an empty body
+//	FaultNoContent        204
+//	FaultHTML             200 with HTML
+//	FaultWrongType        a good answer that claims to be image/png
+//	FaultTrailingBytes    a good answer, then 16 KiB of garbage
+//	FaultUndrained        a good answer, then white space in chunks of its own
+//	FaultErrorText        500 whose error is a string
+//	FaultHTML502          502 with HTML
+//	FaultHTML504          504 with HTML
+//	FaultNullCode         500 with "code":null
+//	FaultNumericCode      500 with "code":500, a number
+//	FaultFailedResponse   200 with a response (of the Responses API) of status "failed"
+//
+// Streams, sent as chat streams on every endpoint, whatever was asked for:
+//
+//	FaultStreamNoEvent            headers, then silence
+//	FaultStreamSilence            two events, then silence
+//	FaultStreamOnlyPings          comments for ever, and no event
+//	FaultStreamManyPings          200 comments, then a good answer
+//	FaultStreamNeverEnds          events for ever, one a millisecond
+//	FaultStreamLong               a good answer of 20 events, 100 ms apart
+//	FaultStreamHugeLine           an event of 50 MB in one line
+//	FaultStreamEndlessLine        an event that never ends, in one line
+//	FaultStreamHugeComments       200 good events, each after a comment of 64 KiB
+//	FaultStreamNoFinish           two events, then the end: no finish_reason, no [DONE]
+//	FaultStreamNoFinishNoLF       the same, the last line without its newline
+//	FaultStreamNoDone             a good answer without [DONE]
+//	FaultStreamNoDoneHeldOpen     the same, and the connection stays open
+//	FaultStreamError              an event, then an error of code rate_limit_exceeded
+//	FaultStreamErrorOddSpacing    the same, spaced unlike OpenAI's
+//	FaultStreamErrorHeldOpen      the same without a line after it, and the connection stays open
+//	FaultStreamErrorAfterPing     the same after a comment
+//	FaultStreamErrorEvent         the same as "event: error"
+//	FaultStreamMalformed          an event, then half of one
+//	FaultStreamAnsweredJSON       a good answer that is not a stream
+//	FaultStreamAnsweredHTML       200 with HTML
+//	FaultStreamAnsweredError      200 with an error, in JSON, of code rate_limit_exceeded
+//	FaultStreamCut                an event and a half, then the connection is closed
+//	FaultStreamReset              an event and a half, then the connection is reset
+//	FaultStreamOpenedThenNothing  an event, then silence: for clients that forget to close
+//	FaultStreamManyObjects        an event of 900 KB: 300,000 empty choices
+//
+// Refusals:
+//
+//	FaultRetryAfter          429 with Retry-After: 1
+//	FaultRetryAfterDate      429 with Retry-After: a date, one to two seconds from now
+//	FaultRetryAfterMS        429 with retry-after-ms: 500
+//	FaultXMSRetryAfterMS     429 with x-ms-retry-after-ms: 500
+//	FaultRetryAfterLong      429 with Retry-After: 3600
+//	FaultRetryAfterAbsurd    429 with Retry-After: 1000000000, 31 years
+//	FaultRetryAfterNegative  429 with Retry-After: -5
+//	FaultRetryAfterGarbage   429 with Retry-After: soon; perhaps
+//	FaultRetryAfterNaN       429 with Retry-After: NaN
+//	FaultInsufficientQuota   429 insufficient_quota
+//	FaultBillingNotActive    429 billing_not_active
+//	FaultSpendLimit          429 project_spend_limit_exceeded
+//	FaultCreditExhausted     429 credit_balance_exhausted
+//	FaultSlowDown            429 slow_down
+//	FaultPromptTooLong       400 context_length_exceeded
+//	FaultContentPolicy       400 content_policy_violation
+//	FaultStatus401           401 invalid_api_key
+//	FaultStatus403           403 unsupported_country_region_territory
+//	FaultStatus408           408
+//	FaultStatus409           409
+//	FaultStatus500           500
+//	FaultStatus502           502
+//	FaultStatus503           503
+//	FaultStatus504           504
+//	FaultStatus529           529, overloaded
 //
 // # Transports
 //

@@ -48,6 +48,10 @@ func Raw(status int, contentType, body string) Reply {
 // ProviderText and whose type follows from status and code. An empty code is
 // sent as null. headers are name, value pairs, such as "Retry-After", "2".
 func Error(status int, code string, headers ...string) Reply {
+	return JSON(status, errorBody(status, code), headers...)
+}
+
+func errorBody(status int, code string) string {
 	typ := "invalid_request_error"
 	switch {
 	case code == "insufficient_quota":
@@ -61,13 +65,12 @@ func Error(status int, code string, headers ...string) Reply {
 	if code != "" {
 		codeOrNull = code
 	}
-	body := encode(object{"error", object{
+	return encode(object{"error", object{
 		"message", fmt.Sprintf("%s (status %d, code %q)", ProviderText, status, code),
 		"type", typ,
 		"param", nil,
 		"code", codeOrNull,
 	}})
-	return JSON(status, body, headers...)
 }
 
 // Events answers with an event stream: each payload as "data: payload" and a

@@ -55,6 +55,7 @@ func (r *Request) parse() {
 // calling a Reply without a server, has none: all methods allow for that.
 type exchange struct {
 	conn     *conn
+	onConn   int64       // which of the connection's requests it is, from 1
 	failed   atomic.Bool // a read or write did
 	complete atomic.Bool // nothing of the answer is left to send after the current write
 	aborted  atomic.Bool // the reply cuts it short, with the client still there

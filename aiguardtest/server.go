@@ -20,7 +20,7 @@ const (
 )
 
 // Server is a fake OpenAI server. It answers every request correctly until it
-// is told otherwise with Enqueue, Handle or SetDefault, and keeps a journal of
+// is told otherwise with Enqueue, Handle, SetDefault or Play, and keeps a journal of
 // what it received.
 //
 // It listens on a free port of 127.0.0.1, or on nothing at all (see Pipe).
@@ -44,6 +44,10 @@ type Server struct {
 	script  []Reply
 	handle  func(*Request) Reply
 	deflt   Reply
+
+	playing   sync.Mutex    // held by Play, taken before mu
+	fault     Fault         // played, "" if none
+	faultOver chan struct{} // closed when it is no longer played
 
 	journal     []*Request // a ring once it is full
 	oldest      int        // its first entry, then
@@ -85,7 +89,7 @@ func Pipe() Option { return func(c *config) { c.pipe = true } }
 // Start starts a server, for programs; tests want NewServer. The caller must
 // Close it. It panics if 127.0.0.1 cannot be listened on.
 func Start(opts ...Option) *Server {
-	s := &Server{served: make(chan struct{})}
+	s := &Server{served: make(chan struct{}), faultOver: make(chan struct{})}
 	s.idle.L = &s.mu
 	for _, opt := range opts {
 		opt(&s.config)
@@ -148,7 +152,7 @@ func NewServer(tb TB, opts ...Option) *Server {
 // CloseIdleConnections; once the server is closed its connections end anyway.
 func (s *Server) Transport() *http.Transport {
 	t := &http.Transport{}
-	if p, ok := s.listener.Listener.(*pipeListener); ok {
+	if p := s.listener.pipe; p != nil {
 		t.DialContext = p.dial
 	}
 	if s.roots != nil {
@@ -248,8 +252,8 @@ func (s *Server) Conns() (open, total int) {
 }
 
 // Reset forgets the script, the journal, the counts and the peak, as between
-// two tests that share a server. The default, Handle's function, connections
-// and requests in progress stay; the latter are counted by Active and Peak but
+// two tests that share a server. The default, Handle's function, the fault that
+// is played, connections and requests in progress stay; the latter are counted by Active and Peak but
 // no longer by Disconnects.
 func (s *Server) Reset() {
 	s.mu.Lock()
@@ -282,13 +286,17 @@ func (s *Server) serveHTTP(w http.ResponseWriter, hr *http.Request) {
 	}
 	generation := s.enter()
 	defer func() { s.leave(r, generation) }()
+	if c := r.ex.conn; c != nil {
+		r.ex.onConn = c.requests.Add(1)
+	}
+	fault := s.meet(r)
 
 	body, err := io.ReadAll(io.LimitReader(hr.Body, maxBodyBytes+1))
 	r.ex.failed.Store(err != nil)
 	r.Body = body[:min(len(body), maxBodyBytes)]
 	r.parse()
 
-	reply := s.record(r)
+	reply := s.record(r, fault)
 	if err != nil {
 		panic(http.ErrAbortHandler) // the client left while it was sending
 	}
@@ -330,8 +338,8 @@ func (s *Server) leave(r *Request, generation int) {
 }
 
 // record enters r in the journal and takes its reply from the script, in one
-// step so that both are in the same order.
-func (s *Server) record(r *Request) Reply {
+// step so that both are in the same order. A fault leaves the script alone.
+func (s *Server) record(r *Request, fault Reply) Reply {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.number++
@@ -342,6 +350,9 @@ func (s *Server) record(r *Request) Reply {
 	} else {
 		s.journal[s.oldest] = r
 		s.oldest = (s.oldest + 1) % journalSize
+	}
+	if fault != nil {
+		return fault
 	}
 	if len(s.script) == 0 {
 		return nil
@@ -373,7 +384,15 @@ func (s *Server) fallbackLocked() Reply {
 	return s.deflt
 }
 
-func (s *Server) connState(_ net.Conn, state http.ConnState) {
+func (s *Server) connState(nc net.Conn, state http.ConnState) {
+	if c := below(nc); c != nil {
+		switch state {
+		case http.StateActive:
+			c.idle.Store(false)
+		case http.StateIdle:
+			s.listener.idled(c)
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch state {
