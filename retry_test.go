@@ -51,6 +51,7 @@ func TestPassingFailuresAreRetriedAndLastingOnesAreNot(t *testing.T) {
 		{"200 quota", aiguardtest.JSON(200, `{"error":{"message":"x","code":"insufficient_quota"}}`), aiguard.ErrQuota, false},
 		{"200 nameless", aiguardtest.JSON(200, `{"error":{"message":"x"}}`), aiguard.ErrInvalidResponse, true},
 		{"200 HTML", aiguardtest.Raw(200, "text/html", "<h1>Log in</h1>"), aiguard.ErrInvalidResponse, true},
+		{"200 wrong type", aiguardtest.Raw(200, "image/png", `{"choices":[{}]}`), aiguard.ErrInvalidResponse, true},
 		{"200 empty", aiguardtest.JSON(200, ""), aiguard.ErrInvalidResponse, true},
 		{"204", aiguardtest.Raw(204, "application/json", ""), aiguard.ErrInvalidResponse, true},
 		{"200 null", aiguardtest.JSON(200, "null"), aiguard.ErrInvalidResponse, true},

@@ -109,8 +109,7 @@ func (s *stream) open() error {
 // refused looks for an answer that is no stream: JSON, in which there may be the provider's error, or HTML.
 func (s *stream) refused() error {
 	media := mediaType(s.resp.Header)
-	switch media {
-	case "text/event-stream", "text/plain", "application/octet-stream", "":
+	if media == "text/event-stream" || isUntyped(media) {
 		return nil
 	}
 	if !isJSON(media) {

@@ -554,10 +554,10 @@ func (x *exchange) judge(resp *http.Response, body []byte) (end int, err error) 
 			return 0, x.invalid(resp)
 		}
 		return len(body), nil // a deletion needs no words
-	case strings.Contains(media, "html"), media == "text/event-stream":
-		return 0, x.invalid(resp)
-	case !x.endpoint.JSON() && x.endpoint != answer.Other && !isJSON(media):
+	case !x.endpoint.JSON() && x.endpoint != answer.Other && strings.HasPrefix(media, "text/") && media != "text/html":
 		return len(body), nil // a transcript as text
+	case !isJSON(media) && !isUntyped(media):
+		return 0, x.invalid(resp)
 	}
 	end, err = jsonscan.Check(body, maxShape)
 	switch {
@@ -621,6 +621,11 @@ func mediaType(h http.Header) string {
 
 func isJSON(media string) bool {
 	return media == "application/json" || strings.HasSuffix(media, "+json")
+}
+
+// isUntyped reports whether media is what servers that set no content type send: the bytes must tell.
+func isUntyped(media string) bool {
+	return media == "" || media == "text/plain" || media == "application/octet-stream"
 }
 
 func headerSize(h http.Header) (n int) {
