@@ -39,6 +39,10 @@ note-npm = if [ -f package.json ] && [ ! -d node_modules ]; then \
 stress: ## Run the random-action test for STRESS (30s)
 	AIGUARD_STRESS=$(STRESS) go test $(RACE) -count=1 -run Stress .
 
+.PHONY: mutants
+mutants: ## Disable each bound in turn and see a test fail
+	go run ./internal/mutants
+
 .PHONY: bench
 bench: ## Run every benchmark, or those that match BENCH
 	$(call in-each,go test -run '^$$' -bench '$(BENCH)' -benchmem ./...)
