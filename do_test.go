@@ -217,6 +217,28 @@ func TestQueueIsFirstInFirstOutAndLargeOnesAreNotOvertaken(t *testing.T) {
 	})
 }
 
+func TestWeightsShareTheCapacity(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuard(t, aiguard.Config{MaxConcurrent: 4})
+		start := time.Now()
+		ends := map[int64]time.Duration{}
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		for _, weight := range []int64{3, 1, 2} {
+			wg.Go(func() {
+				require.NoError(t, do(t.Context(), g.With(aiguard.Call{Weight: weight}), func(ctx context.Context) error { return sleep(ctx, time.Second) }))
+				mu.Lock()
+				defer mu.Unlock()
+				ends[weight] = time.Since(start)
+			})
+			synctest.Wait()
+		}
+		require.EqualValues(t, 4, g.Stats().InFlight)
+		wg.Wait()
+		require.Equal(t, map[int64]time.Duration{3: time.Second, 1: time.Second, 2: 2 * time.Second}, ends)
+	})
+}
+
 func TestWeightAboveCapacityIsRefusedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(t, aiguard.Config{})

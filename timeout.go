@@ -264,7 +264,7 @@ func (w *watch) limit(d time.Duration, why *Error) (ranOut *Error) {
 	return nil
 }
 
-// wait arms the idle bound while the caller waits for the next event; the returned function disarms it.
+// wait arms the idle bound while the caller waits for the next event, until arrived.
 func (w *watch) wait() {
 	d := w.call.cfg.StreamIdleTimeout
 	if d == Off {

@@ -185,8 +185,8 @@ func (x *exchange) readRequest() (r answer.Request) {
 	}
 	x.seen = true
 	defer body.Close()
-	data, err := io.ReadAll(body)
-	if err != nil {
+	data, over, err := readCapped(body, x.req.ContentLength, limit)
+	if over || err != nil {
 		return r
 	}
 	if _, err = jsonscan.Check(data, maxShape); err != nil {
@@ -589,8 +589,10 @@ func readCapped(r io.Reader, announced, limit int64) (body []byte, over bool, er
 	}
 	body = make([]byte, 0, min(max(announced, 0), 16<<10)+512)
 	for {
-		if len(body) == cap(body) {
-			body = append(body, 0)[:len(body)]
+		if len(body) == cap(body) { // doubled, where append would leave five times the body to the collector
+			grown := make([]byte, len(body), min(2*int64(cap(body)), limit+1))
+			copy(grown, body)
+			body = grown
 		}
 		n, err := r.Read(body[len(body):min(int64(cap(body)), limit+1)])
 		body = body[:len(body)+n]
