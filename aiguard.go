@@ -37,7 +37,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -187,8 +186,7 @@ type core struct {
 	memory *memory
 	budget budget
 	routes routes
-	pool   func() *http.Transport // made at its first use
-	pooled atomic.Bool
+	pool   *pool
 
 	mu      sync.Mutex
 	active  call // head of the ring of calls and tasks under way
@@ -207,14 +205,10 @@ func New(cfg Config) (*Guard, error) {
 	}
 	cfg.setDefaults()
 	cfg.Middleware = slices.Clone(cfg.Middleware)
-	c := &core{cfg: cfg, slots: newSlots(&cfg), memory: newMemory(cfg.MemoryLimit), idle: make(chan struct{})}
+	c := &core{cfg: cfg, slots: newSlots(&cfg), memory: newMemory(cfg.MemoryLimit), pool: newPool(&cfg), idle: make(chan struct{})}
 	c.budget.init(cfg.Retry.Budget)
 	c.routes.capacity = cfg.MaxConcurrent
 	c.active.next, c.active.prev = &c.active, &c.active
-	c.pool = sync.OnceValue(func() *http.Transport {
-		c.pooled.Store(true)
-		return newPool(&cfg)
-	})
 	return &Guard{core: c}, nil
 }
 
@@ -353,15 +347,15 @@ func (g *Guard) Stats() Stats {
 }
 
 // Shutdown refuses new calls and tasks with ErrClosed and waits for those under way, queued ones included. When ctx
-// ends first it cancels the rest, as Close does, and returns ctx's error. It closes the idle connections of the
-// guard's own pool, and may be called more than once and together with Close.
+// ends first it cancels the rest, as Close does, and returns ctx's error. It closes the connections of the guard's own pool,
+// and may be called more than once and together with Close.
 func (g *Guard) Shutdown(ctx context.Context) error {
 	g.must("Shutdown")
 	mustContext("Shutdown", ctx)
 	g.refuseNew()
 	select {
 	case <-g.idle:
-		g.closePool()
+		g.pool.close()
 		return nil
 	case <-ctx.Done():
 		g.kill()
@@ -370,7 +364,7 @@ func (g *Guard) Shutdown(ctx context.Context) error {
 }
 
 // Close refuses new calls and tasks with ErrClosed, cancels those under way, which end with ErrClosed too, and closes
-// the idle connections of the guard's own pool. It does not wait for them. It always returns nil.
+// the connections of the guard's own pool. It does not wait for them. It always returns nil.
 func (g *Guard) Close() error {
 	g.must("Close")
 	g.refuseNew()
@@ -394,7 +388,7 @@ func (c *core) kill() {
 	for _, cancel := range c.cancels() {
 		cancel()
 	}
-	c.closePool()
+	c.pool.close()
 }
 
 // cancels marks the guard as killed and collects how to end what is under way: to be called with no lock held.
@@ -408,12 +402,6 @@ func (c *core) cancels() (cancels []context.CancelFunc) {
 		}
 	}
 	return cancels
-}
-
-func (c *core) closePool() {
-	if c.pooled.Load() {
-		c.pool().CloseIdleConnections()
-	}
 }
 
 func (c *Config) validate() error {

@@ -16,7 +16,7 @@ const envPrefix = "AIGUARD_"
 // testEnv are the variables that only tests read.
 func testEnv(name string) bool {
 	switch name {
-	case "STRESS", "CHAOS", "CHAOS_SEED", "MEMORY":
+	case "STRESS", "CHAOS", "CHAOS_SEED", "MEMORY_CHILD":
 		return true
 	}
 	return false

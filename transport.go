@@ -7,12 +7,15 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"mime"
 	"net"
 	"net/http"
 	"net/http/httptrace"
 	"reflect"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -31,6 +34,8 @@ const (
 	errorBodyTimeout = 5 * time.Second  // for the body of a failure: its status is known already
 	drainTimeout     = 50 * time.Millisecond
 	drainBytes       = 64 << 10
+
+	streamWindow = 256 << 10 // what an HTTP/2 peer may send ahead of a slow reader; net/http's 4 MiB add up
 )
 
 // maxShape is what an answer may be made of: a decoder turns each object into kilobytes.
@@ -56,24 +61,80 @@ type transport struct {
 	eventLines bool              // hand on the event: lines of a stream
 }
 
-// newPool is the transport a guard owns.
-func newPool(cfg *Config) *http.Transport {
+// pool is the transport a guard owns. It knows its connections: CloseIdleConnections passes over one of HTTP/2 whose last
+// request is just being cancelled, and then nothing would close it for IdleConnTimeout.
+type pool struct {
+	*http.Transport
+	mu     sync.Mutex
+	conns  map[*poolConn]struct{}
+	closed bool
+}
+
+func newPool(cfg *Config) *pool {
 	connect := connectLimit(cfg)
 	idle := int(cfg.MaxConcurrent)
 	if idle == Off {
 		idle = 100
 	}
-	return &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            (&net.Dialer{Timeout: connect, KeepAlive: 15 * time.Second}).DialContext,
+	dialer := &net.Dialer{Timeout: connect, KeepAlive: 15 * time.Second}
+	p := &pool{conns: make(map[*poolConn]struct{})}
+	p.Transport = &http.Transport{
+		Proxy: http.ProxyFromEnvironment,
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := dialer.DialContext(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			return p.add(conn)
+		},
 		TLSHandshakeTimeout:    connect,
 		ForceAttemptHTTP2:      true,
 		MaxIdleConns:           max(100, idle),
 		MaxIdleConnsPerHost:    idle,
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: maxHeaderBytes,
-		HTTP2:                  &http.HTTP2Config{SendPingTimeout: connect, PingTimeout: connect / 2},
+		HTTP2: &http.HTTP2Config{
+			SendPingTimeout: connect, PingTimeout: connect / 2,
+			MaxReceiveBufferPerStream: streamWindow,
+		},
 	}
+	return p
+}
+
+func (p *pool) add(conn net.Conn) (net.Conn, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		conn.Close()
+		return nil, net.ErrClosed
+	}
+	c := &poolConn{Conn: conn, pool: p}
+	p.conns[c] = struct{}{}
+	return c, nil
+}
+
+// close ends all connections, for good: whatever used them has ended or been cancelled.
+func (p *pool) close() {
+	p.mu.Lock()
+	p.closed = true
+	conns := slices.Collect(maps.Keys(p.conns))
+	p.mu.Unlock()
+	p.CloseIdleConnections()
+	for _, c := range conns {
+		c.Close()
+	}
+}
+
+type poolConn struct {
+	net.Conn
+	pool *pool
+}
+
+func (c *poolConn) Close() error {
+	c.pool.mu.Lock()
+	delete(c.pool.conns, c)
+	c.pool.mu.Unlock()
+	return c.Conn.Close()
 }
 
 // connectLimit bounds what net/http goes on with after the call is over: no longer than the call itself.
@@ -95,7 +156,7 @@ func (t *transport) roundTripper() http.RoundTripper {
 	if t.base != nil {
 		return t.base
 	}
-	return t.guard.pool()
+	return t.guard.pool
 }
 
 // RoundTrip sends req as one bounded call.
@@ -580,19 +641,17 @@ func (x *exchange) judge(resp *http.Response, body []byte) (end int, err error) 
 	return end, nil
 }
 
-// readCapped reads r to its end, or to limit: then over is true and the rest unread. The buffer grows with what
-// comes, whatever length was announced.
+// readCapped reads r to its end, or to limit: then over is true and the rest unread. Beyond 1 MiB the buffer grows with
+// what comes, whatever length was announced.
 func readCapped(r io.Reader, announced, limit int64) (body []byte, over bool, err error) {
 	if limit == Off {
 		body, err = io.ReadAll(r)
 		return body, false, err
 	}
-	body = make([]byte, 0, min(max(announced, 0), 16<<10)+512)
+	body = make([]byte, 0, min(max(announced, 0), 1<<20)+512)
 	for {
-		if len(body) == cap(body) { // doubled, where append would leave five times the body to the collector
-			grown := make([]byte, len(body), min(2*int64(cap(body)), limit+1))
-			copy(grown, body)
-			body = grown
+		if len(body) == cap(body) {
+			body = append(make([]byte, 0, grown(int64(cap(body)), limit)), body...)
 		}
 		n, err := r.Read(body[len(body):min(int64(cap(body)), limit+1)])
 		body = body[:len(body)+n]
@@ -605,6 +664,20 @@ func readCapped(r io.Reader, announced, limit int64) (body []byte, over bool, er
 			return body, false, err
 		}
 	}
+}
+
+// grown is the next size of a buffer of that many bytes: in few steps, and the last one to the limit, since each leaves
+// its buffer to the collector; append's would leave five times the body.
+func grown(size, limit int64) int64 {
+	if size < 1<<20 {
+		size *= 8
+	} else {
+		size *= 2
+	}
+	if size > limit/2 {
+		size = limit + 1
+	}
+	return size
 }
 
 // decoded reports whether the body comes as plain bytes, which caps can count: base undoes the compression it asked for.

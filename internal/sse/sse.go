@@ -173,7 +173,11 @@ func (r *Reader) fill() {
 		r.pos = 0
 	}
 	if r.end == len(r.buf) {
-		size := max(minBuffer, min(2*len(r.buf), r.max+2))
+		// In few steps, and the last one to the full size: each leaves its buffer to the collector.
+		size := max(minBuffer, min(16*len(r.buf), r.max+2))
+		if size > r.max/2 {
+			size = r.max + 2
+		}
 		r.buf = append(make([]byte, 0, size), r.buf...)[:size]
 	}
 	for range 100 {
