@@ -294,15 +294,15 @@ func (s *stream) complete(err error) bool {
 
 // failure is the bound or the caller's end behind err, or the cut that it is.
 func (s *stream) failure(err error) error {
-	switch end := s.w.failure(err).(type) {
-	case nil:
+	end := s.w.failure(err)
+	if end == nil {
 		return s.x.broken(s.resp, err)
-	case *Error:
-		end.RequestID = requestID(s.resp.Header)
-		return s.x.repeatable(end, true)
-	default:
-		return end
 	}
+	if e := s.x.call.own(s.w.caller, end); e != nil {
+		e.RequestID = requestID(s.resp.Header)
+		return s.x.repeatable(e, true)
+	}
+	return end // the caller's, who may share it with others
 }
 
 // Close ends the stream; before its end that cancels the request and frees the slot at once. It is safe to call while

@@ -5,6 +5,7 @@ import (
 	"compress/flate"
 	"compress/gzip"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"maps"
@@ -127,7 +128,16 @@ func (p *pool) close() {
 
 type poolConn struct {
 	net.Conn
-	pool *pool
+	pool  *pool
+	ended atomic.Bool // a Read has failed: net/http calls headers that were cut "malformed", without their cause
+}
+
+func (c *poolConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil {
+		c.ended.Store(true)
+	}
+	return n, err
 }
 
 func (c *poolConn) Close() error {
@@ -388,6 +398,12 @@ func (b *requestBody) Read(p []byte) (int, error) {
 // connTrace notes how far a request came. Its hooks may run in net/http's goroutines.
 type connTrace struct {
 	asked, got, reused, replied atomic.Bool
+	conn                        atomic.Pointer[poolConn] // nil: not of the guard's own pool
+}
+
+func (t *connTrace) ended() bool {
+	c := t.conn.Load()
+	return c != nil && c.ended.Load()
 }
 
 func (t *connTrace) hooks() *httptrace.ClientTrace {
@@ -396,6 +412,12 @@ func (t *connTrace) hooks() *httptrace.ClientTrace {
 		GotConn: func(i httptrace.GotConnInfo) {
 			t.got.Store(true)
 			t.reused.Store(i.Reused)
+			conn := i.Conn
+			if secure, ok := conn.(*tls.Conn); ok {
+				conn = secure.NetConn()
+			}
+			own, _ := conn.(*poolConn)
+			t.conn.Store(own)
 		},
 		GotFirstResponseByte: func() { t.replied.Store(true) },
 	}
@@ -405,7 +427,7 @@ func (t *connTrace) hooks() *httptrace.ClientTrace {
 func (x *exchange) unanswered(w *watch, err error) error {
 	connected := x.conn.got.Load() || !x.conn.asked.Load() && !isDial(err)
 	if end := w.failure(err); end != nil {
-		if e, ok := end.(*Error); ok {
+		if e := x.call.own(w.caller, end); e != nil {
 			return x.repeatable(e, connected)
 		}
 		return end
@@ -422,7 +444,7 @@ func (x *exchange) unanswered(w *watch, err error) error {
 			e.Phase, e.Limit = phaseCall, time.Since(x.call.admitted)
 		}
 		return x.repeatable(e, connected)
-	case x.conn.replied.Load() && !isConnectionLoss(err), isProtocolError(err):
+	case x.conn.replied.Load() && !isConnectionLoss(err) && !x.conn.ended(), isProtocolError(err):
 		return &Error{Kind: ErrInvalidResponse, Phase: phaseHeaders, Err: err, retry: neverAsk} // not HTTP, or too much of it
 	}
 	e := &Error{Kind: ErrUnavailable, Err: err}
@@ -569,7 +591,7 @@ func (x *exchange) read(w *watch, resp *http.Response) ([]byte, error) {
 		return body, nil
 	}
 	if end := w.failure(err); end != nil {
-		if e, ok := end.(*Error); ok {
+		if e := x.call.own(w.caller, end); e != nil {
 			return nil, x.repeatable(e, true)
 		}
 		return nil, end

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -298,6 +299,41 @@ func TestNotHTTPIsAnInvalidResponse(t *testing.T) {
 	_, err := chat(t.Context(), clientOf(t, quick, url, nil))
 	facts(t, err, aiguard.ErrInvalidResponse)
 	require.NotContains(t, err.Error(), "secret")
+}
+
+func TestAnswerCutInItsHeadersIsAConnectionLost(t *testing.T) {
+	for _, sent := range []string{"", "HT", "HTTP/1.1 200 OK\r\nX-Re", "HTTP/1.1 200 OK\r\nX-Request-Id: 1\r\n"} {
+		srv := aiguardtest.NewServer(t)
+		srv.SetDefault(func(w http.ResponseWriter, r *aiguardtest.Request) {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				panic(err)
+			}
+			_, _ = io.WriteString(conn, sent)
+			conn.Close()
+		})
+		_, err := chat(t.Context(), clientOf(t, quick, srv.URL, nil))
+		require.Equal(t, 3, facts(t, err, aiguard.ErrUnavailable).Attempts, "%q", sent)
+	}
+}
+
+// The deadline of a Do reaches all calls inside it as one and the same error: they must not write to it.
+func TestCallsInADoShareItsDeadlineUnharmed(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{CallTimeout: time.Second}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		for _, reply := range []aiguardtest.Reply{aiguardtest.Hang(), aiguardtest.HangAfter(aiguardtest.Events(hello))} {
+			srv.SetDefault(reply)
+			err := do(t.Context(), c.Guard(), func(ctx context.Context) error {
+				var wg sync.WaitGroup
+				for range 4 {
+					wg.Go(func() { _, _ = streamChat(ctx, c) })
+					wg.Go(func() { _ = c.DeleteFile(ctx, "x") })
+				}
+				wg.Wait()
+				return ctx.Err()
+			})
+			require.Empty(t, facts(t, err, aiguard.ErrTimeout).RequestID)
+		}
+	})
 }
 
 func TestUsersHTTPClientIsRespected(t *testing.T) {
