@@ -7,6 +7,7 @@ RACE := $(if $(filter 1,$(shell go env CGO_ENABLED)),-race)
 
 FUZZTIME    ?= 20s
 STRESS      ?= 30s
+SOAK        ?= 30s
 BENCH       ?= .
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
@@ -38,6 +39,10 @@ note-npm = if [ -f package.json ] && [ ! -d node_modules ]; then \
 .PHONY: stress
 stress: ## Run the random-action test for STRESS (30s)
 	AIGUARD_STRESS=$(STRESS) go test $(RACE) -count=1 -run Stress .
+
+.PHONY: soak
+soak: ## Mix all faults with abandoned streams and cancelled callers for SOAK (30s)
+	go run ./internal/soak -for $(SOAK)
 
 .PHONY: mutants
 mutants: ## Disable each bound in turn and see a test fail
