@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
-	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -39,7 +38,6 @@ type outcome struct {
 	body   string
 	err    error
 	took   time.Duration
-	uri    *url.URL
 	proto  string
 }
 

@@ -51,7 +51,8 @@ func TestJSONAndRawSendWhatTheyAreGiven(t *testing.T) {
 		assert.Equal(t, "<html>", body)
 		assert.Zero(t, s.Disconnects())
 	})
-	assert.Panics(t, func() { aiguardtest.JSON(200, "", "X-Alone") })
+	alone := []string{"X-Alone"}
+	assert.Panics(t, func() { aiguardtest.JSON(200, "", alone...) })
 }
 
 func TestErrorHasOpenAIForm(t *testing.T) {

@@ -92,7 +92,7 @@ func TestEveryProperPrefixIsIncomplete(t *testing.T) {
 // wherever it is, and whatever is next to it.
 func TestEveryByteAtEveryPlaceInAString(t *testing.T) {
 	for c := range 256 {
-		for _, fill := range []string{"a", "!", "\u0020", "", "ÿ"} {
+		for _, fill := range []string{"a", "!", "\u0020", "\u0080", "ÿ"} {
 			for n := range 20 {
 				doc := []byte(`"` + strings.Repeat(fill, n) + string([]byte{byte(c)}) + strings.Repeat(fill, 19-n) + `"`)
 				requireLikeEncodingJSON(t, doc)
