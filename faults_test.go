@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -1181,4 +1182,41 @@ func TestClosedGuardHoldsNoHTTP2Connection(t *testing.T) {
 	reqs := srv.Requests()
 	require.Len(t, reqs, 1)
 	require.Equal(t, "HTTP/2.0", reqs[0].Proto)
+}
+
+// Hooks of net/http's trace may still run when their attempt is over: a reader that sees the first byte just as the attempt is
+// given up. They must not tell the next attempt that it had a reply, nor race with it.
+func TestTraceOfAnAttemptIsItsOwn(t *testing.T) {
+	var first *httptrace.ClientTrace
+	lost := errors.New("http2: client connection lost")
+	base := roundTripper(func(req *http.Request) (*http.Response, error) {
+		trace := httptrace.ContextClientTrace(req.Context())
+		trace.GetConn("")
+		trace.GotConn(httptrace.GotConnInfo{})
+		if first == nil {
+			first = trace
+			return nil, io.ErrUnexpectedEOF
+		}
+		first.GotFirstResponseByte()
+		return nil, lost
+	})
+	_, err := chat(t.Context(), clientOf(t, quick, "http://provider.invalid/v1", &http.Client{Transport: base}))
+	require.ErrorIs(t, err, lost)
+	require.Equal(t, 3, facts(t, err, aiguard.ErrUnavailable).Attempts)
+}
+
+// Interim headers are no answer: what is cut after them is as if it had been cut before.
+func TestCutAfterEarlyHintsIsUnavailable(t *testing.T) {
+	for name, cut := range map[string]aiguardtest.Reply{"reset": aiguardtest.ResetConn(), "closed": aiguardtest.Drop()} {
+		t.Run(name, func(t *testing.T) {
+			eachProtocol(t, func(t *testing.T, srv *aiguardtest.Server) {
+				srv.SetDefault(func(w http.ResponseWriter, r *aiguardtest.Request) {
+					w.WriteHeader(http.StatusEarlyHints)
+					cut(w, r)
+				})
+				_, err := chat(t.Context(), newClient(t, srv, quick))
+				require.Equal(t, 3, facts(t, err, aiguard.ErrUnavailable).Attempts)
+			})
+		})
+	}
 }

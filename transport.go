@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"mime"
@@ -205,7 +206,7 @@ type exchange struct {
 	json       bool // a JSON answer is asked for
 	safe       bool // a repeat does no work twice
 	replayable bool
-	conn       connTrace
+	conn       *connTrace // of this attempt: the hooks of the one before may still run
 }
 
 // known is what Client tells the transport of a request, which need not be read again then.
@@ -360,7 +361,7 @@ func (x *exchange) attempt(ctx context.Context) (*http.Response, error) {
 
 // request is the request of this attempt, with its own body.
 func (x *exchange) request(w *watch) (*http.Request, error) {
-	x.conn = connTrace{}
+	x.conn = new(connTrace)
 	req := x.req.WithContext(httptrace.WithClientTrace(w, x.conn.hooks()))
 	if x.req.GetBody != nil && (x.sent || x.seen) {
 		x.closeUnsent()
@@ -478,9 +479,21 @@ func isDial(err error) bool {
 
 func isConnectionLoss(err error) bool {
 	var op *net.OpError
+	var reset streamError
+	if errors.As(err, &reset) {
+		return reset.Code != 1 // PROTOCOL_ERROR: what net/http could not follow
+	}
 	return errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
 		errors.Is(err, io.ErrClosedPipe) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
+
+// streamError is the shape in which net/http lets errors.As find the reset of an HTTP/2 stream.
+type streamError struct {
+	StreamID, Code uint32
+	Cause          error
+}
+
+func (e streamError) Error() string { return fmt.Sprintf("stream reset with code %d", e.Code) }
 
 // isProtocolError reports whether net/http gave up on a peer whose HTTP/2 it cannot follow, headers beyond the cap among
 // them. It does not export the type of that error.
