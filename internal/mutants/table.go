@@ -170,7 +170,7 @@ var mutations = []mutation{
 		file: "transport.go", old: "case failed:\n", new: "case failed && false:\n"},
 	{name: "HTML accepted as an answer", run: "^TestPassingFailuresAreRetriedAndLastingOnesAreNot$",
 		file: "transport.go", old: "\t\treturn 0, x.invalid(resp)\n\t}\n\tf, failed, ok", new: "\t\treturn len(body), nil\n\t}\n\tf, failed, ok",
-		also: []edit{{"transport.go", `strings.Contains(media, "html"), media`, "media"}}},
+		also: []edit{{"transport.go", "case !isJSON(media) && !isUntyped(media):", "case false:"}}},
 	{name: "no finish_reason needed", run: "^TestEndOfStream$",
 		file: "stream.go", old: "return s.progress.Complete() && s.w", new: "return s.w"},
 	{name: "one finish_reason enough for all choices", run: "^TestEndOfStream$",
