@@ -407,12 +407,17 @@ func (c *call) finishWith(ctx context.Context, err error, u Usage) error {
 
 // settle gives back what the call holds and fills the facts into its error.
 func (c *call) settle(ctx context.Context, err error) {
-	c.free()
-	c.leaveGate()
-	c.unregister()
+	c.letGo()
 	if e := c.own(ctx, err); e != nil {
 		c.fill(e)
 	}
+}
+
+// letGo gives back the slot, the permit of a reopening route and the place in the ring.
+func (c *call) letGo() {
+	c.free()
+	c.leaveGate()
+	c.unregister()
 }
 
 // own is err if it is this call's *Error, and not the caller's: the deadline of a Do or RunTask around it, say.
@@ -446,8 +451,9 @@ func (c *call) tell(ctx context.Context, err error, u Usage) {
 		}
 	}
 	if c.cfg.OnEvent != nil {
-		c.cfg.OnEvent(ctx, Event{Type: t, Call: c.Call, Attempt: c.attempts, Queued: c.queued, Backoff: c.backoff,
-			InFlight: c.inFlight, Elapsed: time.Since(c.start), Usage: u, Err: err})
+		ev := c.event(t, err)
+		ev.Usage = u
+		c.cfg.OnEvent(ctx, ev)
 	}
 	if e != nil && !c.nested { // the Do around it has the last word
 		c.log(ctx, t, e)
@@ -468,9 +474,7 @@ func (c *call) fill(e *Error) {
 // end cleans up after a panic or Goexit; for a call that has ended it does nothing.
 func (c *call) end() {
 	if !c.over {
-		c.free()
-		c.leaveGate()
-		c.unregister()
+		c.letGo()
 		if !c.nested {
 			c.failed.Add(1)
 		}
@@ -546,11 +550,16 @@ func aboutContext(err error) bool {
 		errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &ne)
 }
 
-// emit reports a moment without an error.
+// event is this moment of the call.
+func (c *call) event(t EventType, err error) Event {
+	return Event{Type: t, Call: c.Call, Attempt: c.attempts, Queued: c.queued, Backoff: c.backoff,
+		InFlight: c.inFlight, Elapsed: time.Since(c.start), Err: err}
+}
+
+// emit tells OnEvent alone.
 func (c *call) emit(ctx context.Context, t EventType, err error) {
 	if c.cfg.OnEvent != nil {
-		c.cfg.OnEvent(ctx, Event{Type: t, Call: c.Call, Attempt: c.attempts, Queued: c.queued, Backoff: c.backoff,
-			InFlight: c.inFlight, Elapsed: time.Since(c.start), Err: err})
+		c.cfg.OnEvent(ctx, c.event(t, err))
 	}
 }
 
@@ -563,8 +572,9 @@ func (c *call) report(ctx context.Context, t EventType, e *Error, wait time.Dura
 	e = &copied
 	c.fill(e)
 	if c.cfg.OnEvent != nil {
-		c.cfg.OnEvent(ctx, Event{Type: t, Call: c.Call, Attempt: c.attempts, Queued: c.queued, Backoff: wait,
-			InFlight: c.inFlight, Elapsed: time.Since(c.start), Err: e})
+		ev := c.event(t, e)
+		ev.Backoff = wait
+		c.cfg.OnEvent(ctx, ev)
 	}
 	c.log(ctx, t, e, slog.Duration("wait", wait))
 }

@@ -47,7 +47,7 @@ var mutations = []mutation{
 		file: "call.go", old: "if v, err = fn(actx); err != nil {", new: "v, err = fn(actx)\n\tc.free()\n\tif err != nil {",
 		also: []edit{
 			{"call.go", "\tdefer c.free()\n", ""},
-			{"call.go", "if !c.over {\n\t\tc.free()\n", "if !c.over {\n"},
+			{"call.go", "if !c.over {\n\t\tc.letGo()\n", "if !c.over {\n\t\tc.leaveGate()\n\t\tc.unregister()\n"},
 		}},
 	{name: "slot released twice", run: "^TestNeverMoreInFlightThanCapacity$",
 		file: "limiter.go", old: "if !sl.held.CompareAndSwap(true, false) {", new: "if sl.slots == nil {"},
