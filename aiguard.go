@@ -165,6 +165,7 @@ type Stats struct {
 	InFlight, Waiting, MaxConcurrent int64     // weight in flight, calls waiting, capacity (Off: none)
 	HeapBytes, MemoryLimit           int64     // live heap; 0 where there is no limit
 	PausedUntil                      time.Time // the latest end of the pauses that providers have asked for; zero: none
+	OverMemory, Draining             bool      // new calls are refused: by the memory limit, after Shutdown or Close
 
 	Calls, Succeeded, Failed, Refused int64
 	Retries, Timeouts                 int64
@@ -343,7 +344,23 @@ func (g *Guard) Stats() Stats {
 		WaitCount: s.waitCount.Load(), WaitTime: time.Duration(s.waitTime.Load()),
 	}
 	st.HeapBytes = g.memory.sample(memorySample)
+	st.OverMemory = g.memory.refuses(st.HeapBytes)
+	g.mu.Lock()
+	st.Draining = g.closing
+	g.mu.Unlock()
 	return st
+}
+
+// Config returns the settings in force: those given to New, with the defaults in the fields that were zero.
+func (g *Guard) Config() Config {
+	g.must("Config")
+	cfg := g.cfg
+	cfg.MemoryLimit = g.memory.limit
+	if cfg.MemoryLimit == 0 {
+		cfg.MemoryLimit = Off
+	}
+	cfg.Middleware = slices.Clone(cfg.Middleware)
+	return cfg
 }
 
 // Shutdown refuses new calls and tasks with ErrClosed and waits for those under way, queued ones included. When ctx

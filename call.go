@@ -8,6 +8,8 @@ import (
 	"net"
 	"os"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/callctx"
 )
 
 // call is one call from admission to result:
@@ -40,14 +42,12 @@ type call struct {
 	cancel     context.CancelFunc // ends what the call is in right now
 }
 
-type callKey struct{}
-
 func (g *Guard) newCall(ctx context.Context, settings Call, r route) *call {
 	if settings.Weight == 0 {
 		settings.Weight = 1
 	}
 	c := &call{core: g.core, Call: settings, route: r, start: time.Now()}
-	if outer, _ := ctx.Value(callKey{}).(*call); outer != nil && outer.core == g.core {
+	if outer, _ := ctx.Value(callctx.Key{}).(*call); outer != nil && outer.core == g.core {
 		c.outer = outer
 		c.nested = c.shared() != nil
 	}

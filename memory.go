@@ -45,16 +45,20 @@ func (m *memory) check() (e *Error, spike bool) {
 		return nil, false
 	}
 	heap := m.sample(memorySample)
-	switch {
-	case heap > m.limit:
-		spike = !m.over.Swap(true)
-	case float64(heap) < memoryResume*float64(m.limit):
+	if !m.refuses(heap) {
 		m.over.Store(false)
+		return nil, false
 	}
-	if m.over.Load() {
-		return &Error{Kind: ErrOverloaded, Phase: phaseMemory, Size: heap, Max: m.limit, RetryAfter: time.Second}, spike
+	spike = !m.over.Swap(true)
+	return &Error{Kind: ErrOverloaded, Phase: phaseMemory, Size: heap, Max: m.limit, RetryAfter: time.Second}, spike
+}
+
+// refuses reports whether calls are refused with such a heap: over the limit, or not far enough below since it was over.
+func (m *memory) refuses(heap int64) bool {
+	if m.limit == 0 {
+		return false
 	}
-	return nil, false
+	return heap > m.limit || m.over.Load() && float64(heap) >= memoryResume*float64(m.limit)
 }
 
 // sample reads the heap unless the last reading is younger than age.

@@ -221,3 +221,20 @@ func TestACallInATaskEndsWithTheTask(t *testing.T) {
 		require.Zero(t, c.Guard().Stats().Failed, "the call did not fail, it was called off")
 	})
 }
+
+func TestStatsSayWhyCallsAreRefused(t *testing.T) {
+	g := newGuard(t, aiguard.Config{MemoryLimit: 1})
+	require.True(t, g.Stats().OverMemory)
+	require.False(t, g.Stats().Draining)
+	require.NoError(t, g.Shutdown(t.Context()))
+	require.True(t, g.Stats().Draining)
+	require.False(t, newGuard(t, aiguard.Config{MemoryLimit: 1 << 50}).Stats().OverMemory)
+}
+
+func TestConfigTellsTheSettingsInForce(t *testing.T) {
+	cfg := newGuard(t, aiguard.Config{MaxQueue: 7, MaxConcurrent: aiguard.Off, MemoryLimit: aiguard.Off}).Config()
+	require.Equal(t, 7, cfg.MaxQueue)
+	require.EqualValues(t, aiguard.Off, cfg.MaxConcurrent)
+	require.EqualValues(t, aiguard.Off, cfg.MemoryLimit)
+	require.Equal(t, aiguard.DefaultTaskTimeout, cfg.TaskTimeout)
+}

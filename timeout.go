@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/callctx"
 )
 
 // bound derives a context that ends after limit (Off: none) or when the call's TotalTimeout is over, whichever comes
@@ -122,7 +124,7 @@ func (a *attemptContext) Err() error { return a.arm().Err() }
 // Value finds the call itself, so that calls in fn know where they are. Other keys go to the armed context: package
 // context looks there for the parent of what it derives.
 func (a *attemptContext) Value(key any) any {
-	if key == (callKey{}) {
+	if key == (callctx.Key{}) {
 		return a.call
 	}
 	return a.arm().Value(key)
@@ -207,7 +209,7 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 	}
 	tctx, cancel, why := c.bound(ctx, limit, &Error{Kind: ErrTimeout, Phase: phaseTask, Op: c.Op, Model: c.Model})
 	defer cancel()
-	err := fn(context.WithValue(tctx, callKey{}, c))
+	err := fn(context.WithValue(tctx, callctx.Key{}, c))
 	if tctx.Err() != nil && ctx.Err() == nil || why != nil && context.Cause(tctx) == error(why) {
 		if end, ok := c.ended(ctx, tctx, why).(*Error); ok && (err != nil || end.Kind == ErrTimeout) {
 			end.InFlight = time.Since(c.start)

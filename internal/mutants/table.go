@@ -66,7 +66,7 @@ var mutations = []mutation{
 	{name: "attempts multiply inside Do", run: "^TestAttemptsNeverMultiply$",
 		file: "retry.go", old: "case c.shared() != nil:", new: "case false:"},
 	{name: "memory limit ignored", run: "^TestMemoryLimitRefusesNewCalls$",
-		file: "memory.go", old: "case heap > m.limit:", new: "case heap < 0:"},
+		file: "memory.go", old: "return heap > m.limit ||", new: "return heap < 0 ||"},
 	{name: "Close cancels nothing", run: "^TestCloseEndsWhatIsUnderWay$",
 		file: "aiguard.go", old: "range c.cancels() {", new: "range c.cancels()[:0] {"},
 	{name: "Shutdown does not wait", run: "^TestShutdownRefusesNewCallsAndWaitsForTheOthers$",
