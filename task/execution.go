@@ -1,0 +1,366 @@
+package task
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/aiguard-go/aiguard"
+)
+
+// execution is an operation in the Runner that has it, from its creation to its final state in the store:
+//
+//	enter → create → enqueue → run: begin → call → finish
+//
+// Whatever changes its operation in the store holds writing, so that progress never races the end.
+type execution struct {
+	r   *Runner
+	fn  func(context.Context) (any, error)
+	ctx context.Context // the values of whoever started it
+	end context.CancelCauseFunc
+
+	turn, stuck, left bool      // is one of MaxRunning, is one of Stats.Stuck, has given back its place: r.mu's
+	since             time.Time // its turn came
+
+	writing chan struct{} // has room for one
+
+	mu      sync.Mutex
+	op      Operation     // as in the store
+	changed chan struct{} // closed with op's next change
+	decided bool          // how the operation ends
+	percent int
+	note    string
+	saved   time.Time   // the last progress
+	saving  *time.Timer // the next one
+}
+
+type executionKey struct{}
+
+func newExecution(r *Runner, op Operation, ctx context.Context, fn func(context.Context) (any, error)) *execution {
+	x := &execution{r: r, op: op, fn: fn, writing: make(chan struct{}, 1), changed: make(chan struct{})}
+	x.ctx, x.end = context.WithCancelCause(ctx)
+	return x
+}
+
+func (x *execution) operation() Operation {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.op
+}
+
+func (x *execution) changes() <-chan struct{} {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.changed
+}
+
+// cancel ends the operation, and waits until it can tell of it.
+func (x *execution) cancel(ctx context.Context) (Operation, error) {
+	before := x.operation()
+	x.end(ErrCancelled)
+	x.r.mu.Lock()
+	x.r.dispatch()
+	x.r.mu.Unlock()
+	if before.Status == Pending {
+		return x.r.next(ctx, before.ID, before.Revision)
+	}
+	return x.r.store.Get(ctx, before.ID)
+}
+
+// run is the operation's turn.
+func (x *execution) run() {
+	defer x.end(nil)
+	x.since = time.Now()
+	defer x.r.leave(x)
+	if !x.begin() {
+		return
+	}
+	end := failed(ErrInternal).end // of a function that called runtime.Goexit
+	defer func() { x.finish(end) }()
+	result, err := x.call()
+	end = x.outcome(result, err)
+}
+
+// begin makes the operation Running, unless it has ended before its turn.
+func (x *execution) begin() bool {
+	switch cause := context.Cause(x.ctx); {
+	case cause == ErrInterrupted && x.op.Input != nil:
+		x.decide()
+		x.write("release", func(op *Operation) bool {
+			mine := op.Owner == x.r.owner
+			op.Owner = ""
+			return mine
+		})
+		x.settle()
+		return false
+	case cause != nil:
+		x.finish(x.outcome(nil, cause))
+		return false
+	}
+	x.write("begin", func(op *Operation) bool {
+		if op.Status != Pending || op.Owner != x.r.owner {
+			return false
+		}
+		op.Status, op.StartedAt = Running, now()
+		op.Attempts++
+		return true
+	})
+	if op := x.operation(); op.Status != Running || op.Owner != x.r.owner {
+		x.decide()
+		x.settle() // cancelled or taken over by another process, or never begun in the store
+		return false
+	}
+	return true
+}
+
+// call runs the function as a task of the guard.
+func (x *execution) call() (result json.RawMessage, err error) {
+	returned := make(chan struct{})
+	defer close(returned)
+	err = x.r.guard.With(aiguard.Call{Op: x.op.Name}).RunTask(x.ctx, func(ctx context.Context) (err error) {
+		stop := context.AfterFunc(ctx, func() { x.await(ctx, returned) })
+		defer stop()
+		result, err = x.protected(context.WithValue(ctx, executionKey{}, x))
+		return err
+	})
+	return result, err
+}
+
+// protected keeps a panic of the function, or of what it returns, from the process.
+func (x *execution) protected(ctx context.Context) (result json.RawMessage, err error) {
+	returned := false
+	defer func() {
+		if returned {
+			return
+		}
+		p := recover() // nil: runtime.Goexit
+		what := fmt.Sprintf("%T", p)
+		if e, ok := p.(runtime.Error); ok {
+			what = e.Error() // other values may quote a prompt
+		}
+		x.log(slog.LevelError, "task: panic", slog.String("panic", what), slog.String("stack", string(debug.Stack())))
+		result, err = nil, ErrInternal
+	}()
+	v, err := x.fn(ctx)
+	if err == nil {
+		result, err = encode(v)
+	}
+	returned = true
+	return result, err
+}
+
+func encode(v any) (json.RawMessage, error) {
+	b, err := json.Marshal(v)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("task: a %T cannot be kept as JSON", v)
+	case len(b) > maxResultBytes:
+		return nil, &aiguard.Error{Kind: aiguard.ErrResponseTooLarge, Phase: "task", Size: int64(len(b)), Max: maxResultBytes}
+	case !utf8.Valid(b): // of a json.RawMessage
+		return nil, fmt.Errorf("task: the JSON of a %T is not UTF-8", v)
+	}
+	return b, nil
+}
+
+// await gives a function whose context has ended Grace to return; then it marks the operation without it.
+func (x *execution) await(ctx context.Context, returned <-chan struct{}) {
+	grace := time.NewTimer(x.r.cfg.Grace)
+	defer grace.Stop()
+	select {
+	case <-returned:
+		return
+	case <-grace.C:
+	}
+	cause := context.Cause(ctx)
+	if cause == context.Canceled {
+		cause = aiguard.ErrClosed // the guard's Close gives none
+	}
+	end := x.outcome(nil, cause)
+	if !x.decide() {
+		return
+	}
+	x.r.stuck(x)
+	x.log(slog.LevelError, "task: stuck: the function goes on after the end of its context")
+	x.conclude(end)
+}
+
+// outcome says how an operation ends whose function returned this.
+func (x *execution) outcome(result json.RawMessage, err error) func(*Operation) {
+	if err == nil {
+		return func(op *Operation) {
+			op.Status, op.Result, op.Progress, op.FinishedAt = Succeeded, result, 100, now()
+		}
+	}
+	if aiguard.KindOf(err) != aiguard.ErrTimeout { // the limit came first
+		switch context.Cause(x.ctx) {
+		case ErrCancelled:
+			return cancelled.end
+		case ErrInterrupted:
+			return interrupted.end
+		}
+	}
+	return failed(err).end
+}
+
+// decide is true for the first who decides how the operation ends.
+func (x *execution) decide() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	first := !x.decided
+	x.decided = true
+	if x.saving != nil {
+		x.saving.Stop()
+	}
+	return first
+}
+
+// finish makes the operation final, unless that is done.
+func (x *execution) finish(end func(*Operation)) {
+	if x.decide() {
+		x.conclude(end)
+	}
+}
+
+func (x *execution) conclude(end func(*Operation)) {
+	x.write("finish", func(op *Operation) bool {
+		if op.Owner != x.r.owner {
+			return false
+		}
+		op.Progress, op.ProgressNote = x.latest()
+		end(op)
+		return true
+	})
+	x.settle()
+}
+
+// settle counts and logs how the operation has ended, as far as this process knows.
+func (x *execution) settle() {
+	op := x.operation()
+	var count *int64
+	switch s := &x.r.stats; {
+	case op.Status == Succeeded:
+		count = &s.Succeeded
+	case op.Status == Failed:
+		count = &s.Failed
+		level := slog.LevelWarn
+		if op.ErrorCode == aiguard.ErrTimeout || op.ErrorCode == ErrInternal {
+			level = slog.LevelError
+		}
+		x.log(level, "task: failed", slog.String("code", string(op.ErrorCode)))
+	case op.Status == Cancelled:
+		count = &s.Cancelled
+		x.log(slog.LevelInfo, "task: cancelled")
+	case op.Owner != x.r.owner:
+		count = &s.Released
+		x.log(slog.LevelInfo, "task: left to another process")
+	default:
+		count = &s.Lost
+		x.log(slog.LevelError, "task: lost: the store did not take the final state")
+	}
+	x.r.mu.Lock()
+	*count++
+	x.r.mu.Unlock()
+	x.r.settle(x)
+}
+
+// write changes the operation in the store, and tells those who wait for that. It returns without having done so only when
+// Shutdown has given up, or when the operation is gone.
+func (x *execution) write(what string, f func(*Operation) bool) {
+	x.writing <- struct{}{}
+	defer func() { <-x.writing }()
+	op := x.operation()
+	err := x.r.persist(x.r.ctx, 0, what, op, func(ctx context.Context) (err error) {
+		op, err = x.r.change(ctx, op, f)
+		return err
+	})
+	if err == nil {
+		x.stored(op)
+	}
+}
+
+// stored takes note of what the store now has.
+func (x *execution) stored(op Operation) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.op = op
+	close(x.changed)
+	x.changed = make(chan struct{})
+}
+
+// log writes one line about the operation: never its input, its result, or the words of an error.
+func (x *execution) log(level slog.Level, msg string, more ...slog.Attr) {
+	op := x.operation()
+	attrs := []slog.Attr{slog.String("name", op.Name), slog.String("id", op.ID)}
+	if !op.StartedAt.IsZero() {
+		attrs = append(attrs, slog.Duration("elapsed", time.Since(op.StartedAt)))
+	}
+	x.r.cfg.Logger.LogAttrs(x.ctx, level, msg, append(attrs, more...)...)
+}
+
+// SetProgress says how far the operation is that ctx belongs to: percent is brought into 0 to 100, and note, for the user, to
+// 200 characters. It does not wait: the store gets the latest of them, at most twice a second. With another ctx it does
+// nothing.
+func SetProgress(ctx context.Context, percent int, note string) {
+	x, ok := ctx.Value(executionKey{}).(*execution)
+	if !ok {
+		return
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.percent, x.note = min(max(percent, 0), 100), clean(note)
+	if x.saving == nil && !x.decided {
+		x.saving = time.AfterFunc(max(progressInterval-time.Since(x.saved), 0), x.saveProgress)
+	}
+}
+
+// clean makes a text fit for every store: some refuse what is no UTF-8, and the character 0.
+func clean(s string) string {
+	s = strings.ReplaceAll(strings.ToValidUTF8(s, ""), "\x00", "")
+	if r := []rune(s); len(r) > maxNoteRunes {
+		return string(r[:maxNoteRunes])
+	}
+	return s
+}
+
+func (x *execution) latest() (percent int, note string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.percent, x.note
+}
+
+// saveProgress tries once: what fails now comes with the next progress, or with the end.
+func (x *execution) saveProgress() {
+	x.writing <- struct{}{}
+	defer func() { <-x.writing }()
+	x.mu.Lock()
+	op, decided := x.op, x.decided
+	x.saved, x.saving = time.Now(), nil
+	x.mu.Unlock()
+	if decided {
+		return
+	}
+	ctx, cancel := context.WithTimeout(x.r.ctx, storeTimeout)
+	defer cancel()
+	changed, err := x.r.change(ctx, op, func(op *Operation) bool {
+		percent, note := x.latest()
+		if op.Owner != x.r.owner || op.Progress == percent && op.ProgressNote == note {
+			return false
+		}
+		op.Progress, op.ProgressNote = percent, note
+		return true
+	})
+	if err != nil {
+		x.r.storeFailed("progress", op, err)
+		return
+	}
+	if changed.Revision > op.Revision {
+		x.stored(changed)
+	}
+}

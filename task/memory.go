@@ -1,0 +1,185 @@
+package task
+
+import (
+	"bytes"
+	"cmp"
+	"container/list"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/aiguard-go/aiguard"
+)
+
+// The defaults of MemoryConfig.
+const (
+	DefaultMaxOperations = 10_000
+	DefaultMaxAge        = time.Hour
+)
+
+// MemoryConfig bounds what a Memory keeps of the operations that are over; those that are not are bounded by their Runner.
+type MemoryConfig struct {
+	MaxOperations int           // the oldest finished ones go first. 10,000; aiguard.Off: no bound
+	MaxAge        time.Duration // since they finished. 1h; aiguard.Off: for ever
+}
+
+// Memory is a Store for one process, gone with it. It is safe for concurrent use; make it with NewMemory.
+type Memory struct {
+	maxOperations int
+	maxAge        time.Duration
+
+	mu         sync.Mutex
+	operations map[string]*list.Element // of created
+	created    list.List                // of *Operation, the newest last
+	finished   list.List                // of the IDs of those that are final, the last to finish last
+	leases     map[string]time.Time
+}
+
+// NewMemory makes a Memory. The zero MemoryConfig is valid; a field out of range is an error that names it.
+func NewMemory(cfg MemoryConfig) (*Memory, error) {
+	switch {
+	case cfg.MaxOperations < aiguard.Off:
+		return nil, fmt.Errorf("task: MemoryConfig.MaxOperations is %d; want a positive number, 0 for the default, or Off", cfg.MaxOperations)
+	case cfg.MaxAge < aiguard.Off:
+		return nil, fmt.Errorf("task: MemoryConfig.MaxAge is %v; want a positive duration, 0 for the default, or Off", cfg.MaxAge)
+	}
+	return &Memory{
+		maxOperations: cmp.Or(cfg.MaxOperations, DefaultMaxOperations),
+		maxAge:        cmp.Or(cfg.MaxAge, DefaultMaxAge),
+		operations:    make(map[string]*list.Element),
+		leases:        make(map[string]time.Time),
+	}, nil
+}
+
+// Create implements Store.
+func (m *Memory) Create(ctx context.Context, op Operation) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.forget()
+	if _, ok := m.operations[op.ID]; ok {
+		return ErrExists
+	}
+	op = clone(op)
+	m.operations[op.ID] = m.created.PushBack(&op)
+	if op.Status.Final() {
+		m.finished.PushBack(op.ID)
+	}
+	return nil
+}
+
+// Get implements Store.
+func (m *Memory) Get(ctx context.Context, id string) (Operation, error) {
+	if err := ctx.Err(); err != nil {
+		return Operation{}, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.forget()
+	e, ok := m.operations[id]
+	if !ok {
+		return Operation{}, ErrNotFound
+	}
+	return clone(*e.Value.(*Operation)), nil
+}
+
+// List implements Store.
+func (m *Memory) List(ctx context.Context, q Query) (found []Operation, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.forget()
+	limit := cmp.Or(max(q.Limit, 0), DefaultLimit)
+	for e := m.created.Back(); e != nil && len(found) < limit; e = e.Prev() {
+		if op := e.Value.(*Operation); q.Match(*op) {
+			found = append(found, clone(*op))
+		}
+	}
+	return found, nil
+}
+
+// Update implements Store.
+func (m *Memory) Update(ctx context.Context, op Operation) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e, ok := m.operations[op.ID]
+	if !ok {
+		return ErrNotFound
+	}
+	old := e.Value.(*Operation)
+	if old.Revision != op.Revision-1 || !old.Status.MayBecome(op.Status) {
+		return ErrConflict
+	}
+	op = clone(op)
+	op.Name, op.Input, op.CreatedAt = old.Name, old.Input, old.CreatedAt
+	e.Value = &op
+	if op.Status.Final() {
+		m.finished.PushBack(op.ID)
+	}
+	m.forget()
+	return nil
+}
+
+// Renew implements Store.
+func (m *Memory) Renew(ctx context.Context, owner string, lease time.Duration) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if lease <= 0 {
+		delete(m.leases, owner)
+		return nil
+	}
+	m.leases[owner] = time.Now().Add(lease)
+	return nil
+}
+
+// Orphans implements Store.
+func (m *Memory) Orphans(ctx context.Context, names []string, limit int) (found []Operation, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	for e := m.created.Front(); e != nil && len(found) < limit; e = e.Next() {
+		op := e.Value.(*Operation)
+		if op.Status.Final() || now.Before(m.leases[op.Owner]) {
+			continue
+		}
+		if op.Status == Running || op.Input == nil || slices.Contains(names, op.Name) {
+			found = append(found, clone(*op))
+		}
+	}
+	return found, nil
+}
+
+// forget removes finished operations that are too many or too old.
+func (m *Memory) forget() {
+	for e := m.finished.Front(); e != nil; e = m.finished.Front() {
+		created := m.operations[e.Value.(string)]
+		over := m.maxOperations != aiguard.Off && len(m.operations) > m.maxOperations
+		old := m.maxAge != aiguard.Off && time.Since(created.Value.(*Operation).FinishedAt) > m.maxAge
+		if !over && !old {
+			return
+		}
+		m.created.Remove(created)
+		m.finished.Remove(e)
+		delete(m.operations, e.Value.(string))
+	}
+}
+
+func clone(op Operation) Operation {
+	op.Result, op.Input = bytes.Clone(op.Result), bytes.Clone(op.Input)
+	return op
+}

@@ -1,0 +1,76 @@
+package task
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+)
+
+// change applies f to op and stores it, on top of what others have stored meanwhile. f reports whether there is anything to
+// change; what is final never is. It returns the operation as it is in the store.
+func (r *Runner) change(ctx context.Context, op Operation, f func(*Operation) bool) (Operation, error) {
+	for {
+		next := op
+		if op.Status.Final() || !f(&next) {
+			return op, nil
+		}
+		next.Revision++
+		err := r.store.Update(ctx, next)
+		if err == nil {
+			return next, nil
+		}
+		if !errors.Is(err, ErrConflict) {
+			return op, err
+		}
+		// Somebody else was first, or an earlier try was stored though it seemed to fail: f will see it.
+		stored, err := r.store.Get(ctx, op.ID)
+		if err != nil {
+			return op, err
+		}
+		if stored.Revision <= op.Revision {
+			return op, fmt.Errorf("%w, but its revision is still %d", ErrConflict, stored.Revision)
+		}
+		op = stored
+	}
+}
+
+// persist repeats f until the store has taken it, with backoff, at most so often (0: until ctx ends), so that a store that fails
+// for a while loses nothing.
+func (r *Runner) persist(ctx context.Context, tries int, what string, op Operation, f func(context.Context) error) error {
+	const first, most = 50 * time.Millisecond, 5 * time.Second
+	for try, wait := 1, first; ; try, wait = try+1, min(2*wait, most) {
+		err := r.once(ctx, f)
+		if err == nil || errors.Is(err, ErrExists) {
+			return err
+		}
+		r.storeFailed(what, op, err)
+		if try == tries || errors.Is(err, ErrNotFound) {
+			return err
+		}
+		timer := time.NewTimer(wait/2 + rand.N(wait/2))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return err
+		}
+	}
+}
+
+func (r *Runner) once(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	return f(ctx)
+}
+
+// storeFailed counts and logs a failure of the store.
+func (r *Runner) storeFailed(what string, op Operation, err error) {
+	r.mu.Lock()
+	r.stats.StoreErrors++
+	r.mu.Unlock()
+	r.cfg.Logger.LogAttrs(r.ctx, slog.LevelWarn, "task: the store failed", slog.String("step", what),
+		slog.String("name", op.Name), slog.String("id", op.ID), slog.Any("error", err))
+}

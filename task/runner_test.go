@@ -1,0 +1,247 @@
+package task_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/task"
+)
+
+// logs keeps what was logged.
+type logs struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logs) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logs) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+func (l *logs) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+
+func newGuard(t testing.TB, cfg aiguard.Config) *aiguard.Guard {
+	t.Helper()
+	g, err := aiguard.New(cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, g.Close()) })
+	return g
+}
+
+func newMemory(t testing.TB) *task.Memory {
+	t.Helper()
+	m, err := task.NewMemory(task.MemoryConfig{})
+	require.NoError(t, err)
+	return m
+}
+
+// newRunner makes a runner that the test's end shuts down and checks: what was started has ended, and is counted.
+func newRunner(t testing.TB, store task.Store, cfg task.Config) *task.Runner {
+	t.Helper()
+	r, err := task.NewRunner(newGuard(t, aiguard.Config{}), store, cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		_ = r.Shutdown(ctx)
+		s := r.Stats()
+		require.Equal(t, s.Started, s.Succeeded+s.Failed+s.Cancelled+s.Released+s.Lost, "%+v", s)
+	})
+	return r
+}
+
+// inVirtualTime runs f with a runner over a Memory.
+func inVirtualTime(t *testing.T, cfg task.Config, f func(t *testing.T, r *task.Runner)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) { f(t, newRunner(t, newMemory(t), cfg)) })
+}
+
+func start(t testing.TB, r *task.Runner, fn func(context.Context) (any, error)) task.Operation {
+	t.Helper()
+	op, err := r.Start(t.Context(), "test", fn)
+	require.NoError(t, err)
+	require.Equal(t, task.Pending, op.Status)
+	return op
+}
+
+func wait(t testing.TB, r *task.Runner, id string) task.Operation {
+	t.Helper()
+	op, err := r.Wait(t.Context(), id)
+	require.NoError(t, err)
+	require.True(t, op.Status.Final())
+	return op
+}
+
+func get(t testing.TB, r *task.Runner, id string) task.Operation {
+	t.Helper()
+	op, err := r.Get(t.Context(), id)
+	require.NoError(t, err)
+	return op
+}
+
+// untilEnd is a function that obeys its context.
+func untilEnd(ctx context.Context) (any, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// stubborn is a function that does not.
+func stubborn(d time.Duration) func(context.Context) (any, error) {
+	return func(context.Context) (any, error) {
+		time.Sleep(d)
+		return "late", nil
+	}
+}
+
+func TestSucceededOperationHasItsResult(t *testing.T) {
+	type questions struct{ Questions []string }
+	inVirtualTime(t, task.Config{}, func(t *testing.T, r *task.Runner) {
+		before := time.Now()
+		op := start(t, r, func(ctx context.Context) (any, error) {
+			time.Sleep(time.Second)
+			return questions{[]string{"Why?"}}, nil
+		})
+		synctest.Wait()
+		running := get(t, r, op.ID)
+		require.Equal(t, task.Running, running.Status)
+		require.Equal(t, 1, running.Attempts)
+		require.True(t, running.FinishedAt.IsZero())
+		_, err := task.Result[questions](running)
+		require.ErrorContains(t, err, "running")
+
+		op = wait(t, r, op.ID)
+		require.Equal(t, task.Succeeded, op.Status)
+		require.Equal(t, 100, op.Progress)
+		require.NoError(t, op.Err())
+		require.True(t, op.CreatedAt.Equal(before))
+		require.Equal(t, time.Second, op.FinishedAt.Sub(op.StartedAt))
+		v, err := task.Result[questions](op)
+		require.NoError(t, err)
+		require.Equal(t, []string{"Why?"}, v.Questions)
+		_, err = task.Result[int](op)
+		require.ErrorContains(t, err, "no int")
+	})
+}
+
+func TestFunctionHasValuesButNotTheEndOfTheCallersContext(t *testing.T) {
+	inVirtualTime(t, task.Config{}, func(t *testing.T, r *task.Runner) {
+		type key struct{}
+		ctx, cancel := context.WithCancel(context.WithValue(t.Context(), key{}, "v"))
+		op, err := r.Start(ctx, "test", func(ctx context.Context) (any, error) {
+			time.Sleep(time.Second)
+			return ctx.Value(key{}), ctx.Err()
+		})
+		require.NoError(t, err)
+		cancel()
+		v, err := task.Result[string](wait(t, r, op.ID))
+		require.NoError(t, err)
+		require.Equal(t, "v", v)
+		_, err = r.Start(ctx, "test", untilEnd)
+		require.ErrorIs(t, err, context.Canceled, "the caller has gone before")
+	})
+}
+
+func TestOperationStartedInsideACallDoesNotShareItsSlot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuard(t, aiguard.Config{MaxConcurrent: 1, QueueTimeout: time.Second})
+		r, err := task.NewRunner(g, newMemory(t), task.Config{})
+		require.NoError(t, err)
+		defer func() { _ = r.Shutdown(t.Context()) }()
+		_, err = aiguard.Do(t.Context(), g, func(ctx context.Context) (int, error) {
+			op, err := r.Start(ctx, "test", func(ctx context.Context) (any, error) {
+				return aiguard.Do(ctx, g, func(context.Context) (int, error) { return 1, nil })
+			})
+			require.NoError(t, err)
+			op = wait(t, r, op.ID)
+			require.Equal(t, aiguard.ErrOverloaded, op.ErrorCode, "the slot is taken")
+			return 0, nil
+		})
+		require.NoError(t, err)
+	})
+}
+
+func TestTimedOutOperationFailsWithAFriendlyMessage(t *testing.T) {
+	var l logs
+	inVirtualTime(t, task.Config{Logger: l.logger()}, func(t *testing.T, r *task.Runner) {
+		op := start(t, r, untilEnd)
+		op = wait(t, r, op.ID)
+		require.Equal(t, task.Failed, op.Status)
+		require.Equal(t, aiguard.ErrTimeout, op.ErrorCode)
+		require.Equal(t, "This took longer than expected and was stopped. Please try again, or try with a smaller request.", op.ErrorMessage)
+		require.Equal(t, 2*time.Minute, op.FinishedAt.Sub(op.StartedAt))
+		require.ErrorIs(t, op.Err(), aiguard.ErrTimeout)
+		_, err := task.Result[string](op)
+		require.ErrorIs(t, err, aiguard.ErrTimeout)
+		synctest.Wait()
+		for _, want := range []string{"level=ERROR", "name=test", "id=" + op.ID, "elapsed=2m0s", "code=timeout"} {
+			require.Contains(t, l.String(), want)
+		}
+	})
+}
+
+func TestStuckFunctionIsMarkedAfterGraceAndKeepsItsPlace(t *testing.T) {
+	var l logs
+	inVirtualTime(t, task.Config{MaxRunning: 1, Logger: l.logger()}, func(t *testing.T, r *task.Runner) {
+		stuck := start(t, r, stubborn(time.Hour))
+		next := start(t, r, func(context.Context) (any, error) { return "ran", nil })
+		op := wait(t, r, stuck.ID)
+		require.Equal(t, aiguard.ErrTimeout, op.ErrorCode)
+		require.Equal(t, 2*time.Minute+task.DefaultGrace, op.FinishedAt.Sub(op.StartedAt))
+		synctest.Wait()
+		require.Equal(t, 1, r.Stats().Stuck)
+		require.Equal(t, 1, r.Stats().Running)
+		require.Contains(t, l.String(), "task: stuck")
+		require.Equal(t, task.Pending, get(t, r, next.ID).Status)
+		ran := wait(t, r, next.ID)
+		require.Equal(t, time.Hour, ran.StartedAt.Sub(op.StartedAt), "once the stuck one has returned")
+		require.Equal(t, op, get(t, r, stuck.ID), "what it returned late changes nothing")
+		synctest.Wait()
+		require.Zero(t, r.Stats().Stuck)
+	})
+}
+
+func TestPanicFailsTheOperationAlone(t *testing.T) {
+	for name, fn := range map[string]func(context.Context) (any, error){
+		"panic":         func(context.Context) (any, error) { panic("the secret prompt") },
+		"runtime error": func(context.Context) (any, error) { var m map[string]int; m["the secret prompt"]++; return m, nil },
+		"nil panic":     func(context.Context) (any, error) { panic(nil) },
+		"result":        func(context.Context) (any, error) { return panicking{}, nil },
+		"error":         func(context.Context) (any, error) { return nil, errors.New("the secret prompt") },
+		"no JSON":       func(context.Context) (any, error) { return func() {}, nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var l logs
+			inVirtualTime(t, task.Config{Logger: l.logger()}, func(t *testing.T, r *task.Runner) {
+				op := wait(t, r, start(t, r, fn).ID)
+				require.Equal(t, task.Failed, op.Status)
+				require.Equal(t, task.ErrInternal, op.ErrorCode)
+				require.Equal(t, "Something went wrong. Please try again later.", op.ErrorMessage)
+				synctest.Wait()
+				require.NotContains(t, l.String(), "the secret prompt")
+				if strings.Contains(name, "panic") {
+					require.Contains(t, l.String(), "runner_test.go", "the stack")
+				}
+			})
+		})
+	}
+}
+
+type panicking struct{}
+
+func (panicking) MarshalJSON() ([]byte, error) { panic("the secret prompt") }
