@@ -81,7 +81,7 @@ func (r *Runner) serveEvents(w http.ResponseWriter, req *http.Request) {
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Accel-Buffering", "no") // nginx would collect the events
-	if sendEvent(w, ": \n\n") != nil {       // the headers, at once
+	if sendEvent(w, ": \n\n") != nil {        // the headers, at once
 		return
 	}
 	for {

@@ -245,3 +245,177 @@ func TestPanicFailsTheOperationAlone(t *testing.T) {
 type panicking struct{}
 
 func (panicking) MarshalJSON() ([]byte, error) { panic("the secret prompt") }
+
+func TestErrorsOfTheFunctionBecomeCodesAndMessages(t *testing.T) {
+	inVirtualTime(t, task.Config{}, func(t *testing.T, r *task.Runner) {
+		for code, err := range map[aiguard.Kind]error{
+			aiguard.ErrTimeout:          context.DeadlineExceeded, // of a shorter one of its own
+			aiguard.ErrRateLimited:      &aiguard.Error{Kind: aiguard.ErrRateLimited},
+			aiguard.ErrResponseTooLarge: nil,
+			task.ErrInternal:            context.Canceled, // nobody has cancelled it
+		} {
+			op := wait(t, r, start(t, r, func(context.Context) (any, error) { return strings.Repeat("x", 1<<20), err }).ID)
+			require.Equal(t, code, op.ErrorCode)
+			require.NotEmpty(t, op.ErrorMessage)
+			require.Empty(t, op.Result)
+		}
+	})
+}
+
+func TestCancelledOperationEnds(t *testing.T) {
+	inVirtualTime(t, task.Config{MaxRunning: 1}, func(t *testing.T, r *task.Runner) {
+		running, ran := start(t, r, untilEnd), false
+		pending := start(t, r, func(context.Context) (any, error) { ran = true; return nil, nil })
+		synctest.Wait()
+
+		op, err := r.Cancel(t.Context(), pending.ID)
+		require.NoError(t, err)
+		require.Equal(t, task.Cancelled, op.Status, "at once: it has not begun")
+		require.Zero(t, op.Attempts)
+
+		_, err = r.Cancel(t.Context(), running.ID)
+		require.NoError(t, err)
+		op = wait(t, r, running.ID)
+		require.Equal(t, task.Cancelled, op.Status)
+		require.Equal(t, task.ErrCancelled, op.ErrorCode)
+		require.Equal(t, "This was cancelled.", op.ErrorMessage)
+		require.ErrorIs(t, op.Err(), task.ErrCancelled)
+
+		again, err := r.Cancel(t.Context(), running.ID)
+		require.NoError(t, err)
+		require.Equal(t, op, again, "what is over stays as it is")
+		_, err = r.Cancel(t.Context(), "unknown")
+		require.ErrorIs(t, err, task.ErrNotFound)
+		synctest.Wait()
+		require.False(t, ran)
+		require.EqualValues(t, 2, r.Stats().Cancelled)
+	})
+}
+
+func TestCancelComesTooLateForAFunctionThatSucceeds(t *testing.T) {
+	inVirtualTime(t, task.Config{}, func(t *testing.T, r *task.Runner) {
+		op := start(t, r, func(ctx context.Context) (any, error) { <-ctx.Done(); return "done", nil })
+		synctest.Wait()
+		_, err := r.Cancel(t.Context(), op.ID)
+		require.NoError(t, err)
+		require.Equal(t, task.Succeeded, wait(t, r, op.ID).Status)
+	})
+}
+
+func TestCancelledFunctionThatGoesOnIsMarkedAfterGrace(t *testing.T) {
+	inVirtualTime(t, task.Config{Grace: time.Second}, func(t *testing.T, r *task.Runner) {
+		op := start(t, r, stubborn(time.Minute))
+		synctest.Wait()
+		_, err := r.Cancel(t.Context(), op.ID)
+		require.NoError(t, err)
+		op = wait(t, r, op.ID)
+		require.Equal(t, task.Cancelled, op.Status)
+		require.Equal(t, time.Second, op.FinishedAt.Sub(op.StartedAt))
+		require.Equal(t, 1, r.Stats().Stuck)
+		time.Sleep(time.Minute)
+	})
+}
+
+func TestOperationsBeyondCapacityWaitInOrderAndThenAreRefused(t *testing.T) {
+	inVirtualTime(t, task.Config{MaxRunning: 2, MaxPending: 3}, func(t *testing.T, r *task.Runner) {
+		var order []task.Operation
+		running, most := 0, 0
+		var mu sync.Mutex
+		for range 5 {
+			order = append(order, start(t, r, func(ctx context.Context) (any, error) {
+				mu.Lock()
+				running++
+				most = max(most, running)
+				mu.Unlock()
+				time.Sleep(10 * time.Second)
+				mu.Lock()
+				running--
+				mu.Unlock()
+				return nil, nil
+			}))
+		}
+		before := time.Now()
+		_, err := r.Start(t.Context(), "test", untilEnd)
+		require.Zero(t, time.Since(before), "at once")
+		require.ErrorIs(t, err, aiguard.ErrOverloaded)
+		require.Equal(t, 503, aiguard.HTTPStatus(err))
+		var e *aiguard.Error
+		require.ErrorAs(t, err, &e)
+		require.EqualValues(t, 3, e.Max)
+		require.GreaterOrEqual(t, e.RetryAfter, time.Second)
+		require.Equal(t, task.Stats{Running: 2, Pending: 3, Started: 5, Refused: 1}, r.Stats())
+
+		var last time.Time
+		for _, op := range order {
+			op = wait(t, r, op.ID)
+			require.False(t, op.StartedAt.Before(last), "first in, first out")
+			last = op.StartedAt
+		}
+		require.Equal(t, 2, most)
+		_, err = r.Start(t.Context(), "test", func(context.Context) (any, error) { return nil, nil })
+		require.NoError(t, err)
+	})
+}
+
+func TestBadInputIsRefusedWithItsName(t *testing.T) {
+	g := newGuard(t, aiguard.Config{})
+	for field, cfg := range map[string]task.Config{
+		"MaxRunning": {MaxRunning: -2}, "MaxPending": {MaxPending: -2}, "Grace": {Grace: -1}, "Lease": {Lease: 1},
+	} {
+		_, err := task.NewRunner(g, newMemory(t), cfg)
+		require.ErrorContains(t, err, "Config."+field)
+	}
+	_, err := task.NewRunner(nil, newMemory(t), task.Config{})
+	require.Error(t, err)
+	r := newRunner(t, newMemory(t), task.Config{})
+	for _, name := range []string{"", strings.Repeat("x", 101), "a\nb", "\xff"} {
+		_, err = r.Start(t.Context(), name, untilEnd)
+		require.ErrorContains(t, err, "name")
+	}
+	_, err = r.Submit(t.Context(), "nobody", 1)
+	require.ErrorContains(t, err, "no handler")
+	_, err = r.Get(t.Context(), "unknown")
+	require.ErrorIs(t, err, task.ErrNotFound)
+	_, err = r.Wait(t.Context(), "unknown")
+	require.ErrorIs(t, err, task.ErrNotFound)
+	task.Register(r, "twice", func(context.Context, int) (int, error) { return 0, nil })
+	require.Panics(t, func() { task.Register(r, "twice", func(context.Context, int) (int, error) { return 0, nil }) })
+	_, err = r.Submit(t.Context(), "twice", func() {})
+	require.ErrorContains(t, err, "cannot be kept")
+	task.SetProgress(t.Context(), 50, "of nothing")
+}
+
+func TestShutdownWaitsForWhatRunsAndWaits(t *testing.T) {
+	inVirtualTime(t, task.Config{MaxRunning: 1}, func(t *testing.T, r *task.Runner) {
+		ten := func(context.Context) (any, error) { time.Sleep(10 * time.Second); return nil, nil }
+		running, pending := start(t, r, ten), start(t, r, ten)
+		before := time.Now()
+		require.NoError(t, r.Shutdown(t.Context()))
+		require.Equal(t, 20*time.Second, time.Since(before))
+		require.Equal(t, task.Succeeded, get(t, r, running.ID).Status)
+		require.Equal(t, task.Succeeded, get(t, r, pending.ID).Status)
+		_, err := r.Start(t.Context(), "test", ten)
+		require.ErrorIs(t, err, aiguard.ErrClosed)
+		require.NoError(t, r.Shutdown(t.Context()), "again")
+	})
+}
+
+func TestShutdownMarksWhatIsLeftAsInterrupted(t *testing.T) {
+	inVirtualTime(t, task.Config{MaxRunning: 2}, func(t *testing.T, r *task.Runner) {
+		obedient, stuck := start(t, r, untilEnd), start(t, r, stubborn(time.Minute))
+		pending := start(t, r, untilEnd)
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		before := time.Now()
+		require.ErrorIs(t, r.Shutdown(ctx), context.DeadlineExceeded)
+		require.Equal(t, 10*time.Second+task.DefaultGrace, time.Since(before))
+		for _, op := range []task.Operation{obedient, stuck, pending} {
+			op = get(t, r, op.ID)
+			require.Equal(t, task.Failed, op.Status)
+			require.Equal(t, task.ErrInterrupted, op.ErrorCode)
+			require.Equal(t, "The service was restarted before this was done. Please try again.", op.ErrorMessage)
+		}
+		time.Sleep(time.Minute)
+	})
+}

@@ -335,6 +335,8 @@ func (r *Runner) Shutdown(ctx context.Context) error {
 	select {
 	case <-r.idle:
 	case <-patience.C:
+		r.stop() // the store does not take what there is to say
+		<-r.idle
 	}
 	return ctx.Err()
 }
