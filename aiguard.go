@@ -183,6 +183,7 @@ type Guard struct {
 // core is what all Guards that With derives share.
 type core struct {
 	cfg    Config
+	born   time.Time
 	slots  *slots
 	memory *memory
 	budget budget
@@ -206,7 +207,7 @@ func New(cfg Config) (*Guard, error) {
 	}
 	cfg.setDefaults()
 	cfg.Middleware = slices.Clone(cfg.Middleware)
-	c := &core{cfg: cfg, slots: newSlots(&cfg), memory: newMemory(cfg.MemoryLimit), pool: newPool(&cfg), idle: make(chan struct{})}
+	c := &core{cfg: cfg, born: time.Now().Add(-1), slots: newSlots(&cfg), memory: newMemory(cfg.MemoryLimit), pool: newPool(&cfg), idle: make(chan struct{})}
 	c.budget.init(cfg.Retry.Budget)
 	c.routes.capacity = cfg.MaxConcurrent
 	c.active.next, c.active.prev = &c.active, &c.active
@@ -268,7 +269,7 @@ func Do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 	if fn == nil {
 		panic("aiguard: Do: nil fn")
 	}
-	c := g.newCall(ctx, g.call, route{op: g.call.Op, model: g.call.Model})
+	c := g.newCall(ctx, g.call, "")
 	if len(g.cfg.Middleware) == 0 {
 		return attempts(ctx, c, fn)
 	}

@@ -22,12 +22,12 @@ import (
 type call struct {
 	*core
 	Call
-	route route
-	outer *call // the Do or RunTask of the same Guard that this call is made in
+	host  string // of the route; "": a Do's, which its Op names
+	outer *call  // the Do or RunTask of the same Guard that this call is made in
 
-	start    time.Time
-	deadline time.Time // TotalTimeout; zero: none
-	admitted time.Time // begin of the attempt
+	start    instant
+	deadline instant // TotalTimeout; 0: none
+	admitted instant // begin of the attempt; 0: none is under way
 	slot     slot
 	gate     *gate // the reopening route this attempt goes through
 
@@ -42,17 +42,29 @@ type call struct {
 	cancel     context.CancelFunc // ends what the call is in right now
 }
 
-func (g *Guard) newCall(ctx context.Context, settings Call, r route) *call {
+// instant is a moment on the guard's own clock, which is monotonic, cheap to read and a third of a time.Time: nanoseconds
+// since the guard was made, and never 0.
+type instant int64
+
+func (c *core) now() instant { return instant(time.Since(c.born)) }
+
+func (c *core) since(i instant) time.Duration { return time.Duration(c.now() - i) }
+
+func (c *core) time(i instant) time.Time { return c.born.Add(time.Duration(i)) }
+
+func (i instant) add(d time.Duration) instant { return i + instant(d) }
+
+func (g *Guard) newCall(ctx context.Context, settings Call, host string) *call {
 	if settings.Weight == 0 {
 		settings.Weight = 1
 	}
-	c := &call{core: g.core, Call: settings, route: r, start: time.Now()}
+	c := &call{core: g.core, Call: settings, host: host, start: g.now()}
 	if outer, _ := ctx.Value(callctx.Key{}).(*call); outer != nil && outer.core == g.core {
 		c.outer = outer
 		c.nested = c.shared() != nil
 	}
 	if g.cfg.TotalTimeout != Off {
-		c.deadline = c.start.Add(g.cfg.TotalTimeout)
+		c.deadline = c.start.add(g.cfg.TotalTimeout)
 	}
 	return c
 }
@@ -64,6 +76,14 @@ func (g *Guard) settings(op, model string) Call {
 		settings.Model = model
 	}
 	return settings
+}
+
+// route is where this call goes, for a 429 to speak of.
+func (c *call) route() route {
+	if c.host != "" {
+		return route{host: c.host, model: c.Model}
+	}
+	return route{op: c.Op, model: c.Model}
 }
 
 // shared returns the Do around this call that holds a slot for it, or nil.
@@ -174,15 +194,15 @@ func (c *call) admit(ctx context.Context) error {
 }
 
 func (c *call) enter(ctx context.Context) error {
-	paused, _ := c.routes.find(c.route)
+	paused, _ := c.routes.find(c.route())
 	if c.shared() != nil {
-		c.admitted = time.Now()
+		c.admitted = c.now()
 		if paused != nil {
 			return c.passShared()
 		}
 		return nil
 	}
-	if paused == nil && c.slots.try(&c.slot, c.Weight) {
+	if paused == nil && c.slots.try(&c.slot, c.Weight, c.now()) {
 		c.admitted = c.slot.since
 		return nil
 	}
@@ -204,11 +224,11 @@ func (c *call) enter(ctx context.Context) error {
 			c.leaveGate()
 			return err
 		}
-		if g, _ := c.routes.find(c.route); g == nil || g == c.gate {
+		if g, _ := c.routes.find(c.route()); g == nil || g == c.gate {
 			c.admitted = c.slot.since
 			return nil
 		}
-		c.slot.release() // paused while it waited for the slot
+		c.slot.release(c.slot.since) // paused while it waited for the slot
 		c.leaveGate()
 	}
 }
@@ -217,7 +237,7 @@ func (c *call) enter(ctx context.Context) error {
 func (c *call) wait(ctx context.Context) error {
 	wctx, cancel, why := c.bound(ctx, c.cfg.QueueTimeout, &Error{Kind: ErrOverloaded, Phase: phaseQueue})
 	defer cancel()
-	err := c.slots.wait(wctx, &c.slot, c.Call)
+	err := c.slots.wait(wctx, &c.slot, c.Call, c.now)
 	switch {
 	case err == nil:
 		return nil
@@ -236,7 +256,7 @@ func (c *call) wait(ctx context.Context) error {
 // pass waits out the pause of the call's route, if there is one, and then its turn in the reopening.
 func (c *call) pass(ctx context.Context) error {
 	for {
-		g, until := c.routes.find(c.route)
+		g, until := c.routes.find(c.route())
 		if g == nil {
 			return nil
 		}
@@ -266,7 +286,7 @@ func (c *call) pass(ctx context.Context) error {
 // passShared is pass for a call that uses its Do's slot: it must neither hold that through a pause nor wait for somebody
 // who waits for the slot. The Do waits instead, without it.
 func (c *call) passShared() error {
-	g, until := c.routes.find(c.route)
+	g, until := c.routes.find(c.route())
 	switch d := time.Until(until); {
 	case g == nil:
 		return nil
@@ -293,16 +313,19 @@ func (c *call) leaveGate() {
 // fits reports whether something that ends at t ends before the call must.
 func (c *call) fits(ctx context.Context, t time.Time) bool {
 	d, ok := ctx.Deadline()
-	return (!ok || t.Before(d)) && (c.deadline.IsZero() || t.Before(c.deadline))
+	return (!ok || t.Before(d)) && (c.deadline == 0 || t.Before(c.time(c.deadline)))
 }
 
 // free ends an attempt's hold on its slot; it does nothing the second time.
 func (c *call) free() {
-	if !c.admitted.IsZero() {
-		c.inFlight += time.Since(c.admitted)
-		c.admitted = time.Time{}
+	if c.admitted == 0 {
+		c.slot.release(c.slot.since)
+		return
 	}
-	c.slot.release()
+	now := c.now()
+	c.inFlight += time.Duration(now - c.admitted)
+	c.admitted = 0
+	c.slot.release(now)
 }
 
 // again decides, after a failed attempt, about a further one and waits until it may begin; it returns nil to go on,
@@ -362,7 +385,7 @@ func (c *call) pause(ctx context.Context, e *Error) {
 	if d == 0 {
 		d = c.cfg.Retry.delay(max(c.attempts, 1), 0)
 	}
-	if d = c.routes.pause(c.route, d, time.Now()); d > 0 {
+	if d = c.routes.pause(c.route(), d, time.Now()); d > 0 {
 		c.report(ctx, EventPaused, e, d)
 	}
 }
@@ -384,7 +407,7 @@ func (c *call) lastFailure(err error) error {
 // answered tells the reopening route, if there is one, that the provider answers again.
 func (c *call) answered() {
 	if c.gate != nil {
-		c.routes.succeeded(c.route, c.gate)
+		c.routes.succeeded(c.route(), c.gate)
 		c.leaveGate()
 	}
 }
@@ -553,7 +576,7 @@ func aboutContext(err error) bool {
 // event is this moment of the call.
 func (c *call) event(t EventType, err error) Event {
 	return Event{Type: t, Call: c.Call, Attempt: c.attempts, Queued: c.queued, Backoff: c.backoff,
-		InFlight: c.inFlight, Elapsed: time.Since(c.start), Err: err}
+		InFlight: c.inFlight, Elapsed: c.since(c.start), Err: err}
 }
 
 // emit tells OnEvent alone.

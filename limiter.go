@@ -51,11 +51,11 @@ func (s *slots) fits(weight int64) *Error {
 }
 
 // try takes weight if it is there for the taking.
-func (s *slots) try(sl *slot, weight int64) bool {
+func (s *slots) try(sl *slot, weight int64, now instant) bool {
 	if s.custom != nil || s.sem != nil && !s.sem.TryAcquire(weight) {
 		return false
 	}
-	s.taken(sl, weight, nil)
+	s.taken(sl, weight, nil, now)
 	return true
 }
 
@@ -75,7 +75,7 @@ func (s *slots) leave(waited time.Duration) {
 }
 
 // wait takes weight when it is this call's turn. It fails with ctx's error, or with the Limiter's own.
-func (s *slots) wait(ctx context.Context, sl *slot, call Call) error {
+func (s *slots) wait(ctx context.Context, sl *slot, call Call, clock func() instant) error {
 	var release func()
 	var err error
 	switch {
@@ -85,14 +85,14 @@ func (s *slots) wait(ctx context.Context, sl *slot, call Call) error {
 		err = s.sem.Acquire(ctx, call.Weight)
 	}
 	if err == nil {
-		s.taken(sl, call.Weight, release)
+		s.taken(sl, call.Weight, release, clock())
 	}
 	return err
 }
 
-func (s *slots) taken(sl *slot, weight int64, release func()) {
+func (s *slots) taken(sl *slot, weight int64, release func(), now instant) {
 	s.inFlight.Add(weight)
-	sl.slots, sl.weight, sl.custom, sl.since = s, weight, release, time.Now()
+	sl.slots, sl.weight, sl.custom, sl.since = s, weight, release, now
 	sl.held.Store(true)
 }
 
@@ -111,19 +111,19 @@ type slot struct {
 	slots  *slots
 	weight int64
 	custom func()
-	since  time.Time
+	since  instant
 	held   atomic.Bool
 }
 
 // release gives the weight back; only the first call does anything.
-func (sl *slot) release() {
+func (sl *slot) release(now instant) {
 	if !sl.held.CompareAndSwap(true, false) {
 		return
 	}
 	s := sl.slots
 	s.inFlight.Add(-sl.weight)
 	old := s.held.Load()
-	s.held.Store(old + (int64(time.Since(sl.since))-old)/8) // an update lost to a race only ages the estimate
+	s.held.Store(old + (int64(now-sl.since)-old)/8) // an update lost to a race only ages the estimate
 	if sl.custom != nil {
 		sl.custom()
 	}

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"sync/atomic"
-	"time"
 
 	"github.com/aiguard-go/aiguard/internal/answer"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
@@ -84,7 +83,7 @@ func (s *stream) open() error {
 	if s.err == nil {
 		limit := c.cfg.StreamTimeout
 		if limit != Off {
-			limit = max(limit-time.Since(c.admitted), 0)
+			limit = max(limit-c.since(c.admitted), 0)
 		}
 		if e := s.w.limit(limit, &Error{Kind: ErrTimeout, Phase: phaseStream, Limit: c.cfg.StreamTimeout}); e != nil {
 			return s.x.repeatable(e, true)

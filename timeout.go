@@ -13,24 +13,24 @@ import (
 // bound derives a context that ends after limit (Off: none) or when the call's TotalTimeout is over, whichever comes
 // first. Its cause then is why: the given error, or one that speaks of the total.
 func (c *call) bound(ctx context.Context, limit time.Duration, e *Error) (bctx context.Context, cancel context.CancelFunc, why *Error) {
-	deadline, why := c.earlier(time.Now(), limit, e)
+	deadline, why := c.earlier(c.now(), limit, e)
 	if why == nil {
 		bctx, cancel = context.WithCancel(ctx)
 	} else {
-		bctx, cancel = context.WithDeadlineCause(ctx, deadline, why)
+		bctx, cancel = context.WithDeadlineCause(ctx, c.time(deadline), why)
 	}
 	c.onKill(cancel)
 	return bctx, cancel, why
 }
 
 // earlier is the earlier of limit from now and the end of the total, and the error for the one that it is.
-func (c *call) earlier(now time.Time, limit time.Duration, e *Error) (time.Time, *Error) {
-	deadline := now.Add(limit)
-	if !c.deadline.IsZero() && (limit == Off || c.deadline.Before(deadline)) {
+func (c *call) earlier(now instant, limit time.Duration, e *Error) (instant, *Error) {
+	deadline := now.add(limit)
+	if c.deadline != 0 && (limit == Off || c.deadline < deadline) {
 		return c.deadline, &Error{Kind: ErrTimeout, Phase: phaseTotal, Limit: c.cfg.TotalTimeout}
 	}
 	if limit == Off {
-		return time.Time{}, nil
+		return 0, nil
 	}
 	e.Limit = limit
 	return deadline, e
@@ -82,7 +82,7 @@ func notEcho(err error, why *Error) error {
 type attemptContext struct {
 	context.Context // the caller's
 	call            *call
-	deadline        time.Time // zero: none
+	deadline        instant // 0: none
 	why             *Error
 
 	mu     sync.Mutex
@@ -95,14 +95,14 @@ func (c *call) attemptContext(ctx context.Context) *attemptContext {
 	return &attemptContext{Context: ctx, call: c, deadline: c.attemptDeadline()}
 }
 
-// attemptDeadline is when the attempt that has just been admitted must be over; zero: never.
-func (c *call) attemptDeadline() time.Time {
+// attemptDeadline is when the attempt that has just been admitted must be over; 0: never.
+func (c *call) attemptDeadline() instant {
 	limit := c.timeout()
 	if limit == Off {
 		return c.deadline
 	}
-	d := c.admitted.Add(limit)
-	if !c.deadline.IsZero() && c.deadline.Before(d) {
+	d := c.admitted.add(limit)
+	if c.deadline != 0 && c.deadline < d {
 		return c.deadline
 	}
 	return d
@@ -111,8 +111,10 @@ func (c *call) attemptDeadline() time.Time {
 // Deadline returns the attempt's deadline, or the caller's if that is earlier.
 func (a *attemptContext) Deadline() (time.Time, bool) {
 	d, ok := a.Context.Deadline()
-	if !a.deadline.IsZero() && (!ok || a.deadline.Before(d)) {
-		return a.deadline, true
+	if a.deadline != 0 {
+		if own := a.call.time(a.deadline); !ok || own.Before(d) {
+			return own, true
+		}
 	}
 	return d, ok
 }
@@ -145,7 +147,7 @@ func (a *attemptContext) arm() context.Context {
 	if a.why == nil {
 		a.armed, a.cancel = context.WithCancel(a.Context)
 	} else {
-		a.armed, a.cancel = context.WithDeadlineCause(a.Context, a.deadline, a.why)
+		a.armed, a.cancel = context.WithDeadlineCause(a.Context, a.call.time(a.deadline), a.why)
 	}
 	a.call.onKill(a.cancel)
 	return a.armed
@@ -197,8 +199,8 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 	if fn == nil {
 		panic("aiguard: RunTask: nil fn")
 	}
-	c := g.newCall(ctx, g.call, route{})
-	c.deadline = time.Time{} // TotalTimeout is for calls
+	c := g.newCall(ctx, g.call, "")
+	c.deadline = 0 // TotalTimeout is for calls
 	if !c.register() {
 		return &Error{Kind: ErrClosed, Op: c.Op, Model: c.Model, Phase: phaseTask}
 	}
@@ -212,7 +214,7 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 	err := fn(context.WithValue(tctx, callctx.Key{}, c))
 	if tctx.Err() != nil && ctx.Err() == nil || why != nil && context.Cause(tctx) == error(why) {
 		if end, ok := c.ended(ctx, tctx, why).(*Error); ok && (err != nil || end.Kind == ErrTimeout) {
-			end.InFlight = time.Since(c.start)
+			end.InFlight = c.since(c.start)
 			end.Err = notEcho(err, why)
 			if end.Kind == ErrTimeout {
 				g.timeouts.Add(1)
@@ -236,16 +238,17 @@ type watch struct {
 	mu    sync.Mutex // the end of the context stops the timers in another goroutine
 	timer *time.Timer
 	why   *Error // of timer
+	first Error  // the first why
 	idle  *time.Timer
 }
 
 // watch starts the clock of an attempt that has just been admitted.
 func (c *call) watch(ctx context.Context, phase string) *watch {
-	w := &watch{caller: ctx, call: c}
+	w := &watch{caller: ctx, call: c, first: Error{Kind: ErrTimeout, Phase: phase}}
 	w.Context, w.cancel = context.WithCancelCause(ctx)
 	c.onKill(func() { w.cancel(&Error{Kind: ErrClosed}) })
-	if deadline, why := c.earlier(c.admitted, c.timeout(), &Error{Kind: ErrTimeout, Phase: phase}); why != nil {
-		w.timer, w.why = time.AfterFunc(time.Until(deadline), func() { w.cancel(why) }), why
+	if deadline, why := c.earlier(c.admitted, c.timeout(), &w.first); why != nil {
+		w.timer, w.why = time.AfterFunc(-c.since(deadline), func() { w.cancel(why) }), why
 	}
 	return w
 }

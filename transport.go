@@ -241,7 +241,7 @@ func (t *transport) newExchange(req *http.Request) *exchange {
 		x.safe = x.endpoint.Inference() && !k.Creates
 	}
 	settings := t.guard.settings(k.op, k.Model)
-	x.call = t.guard.newCall(req.Context(), settings, route{host: req.URL.Host, model: settings.Model})
+	x.call = t.guard.newCall(req.Context(), settings, req.URL.Host)
 	return x
 }
 
@@ -398,6 +398,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 
 // connTrace notes how far a request came. Its hooks may run in net/http's goroutines.
 type connTrace struct {
+	trace                       httptrace.ClientTrace
 	asked, got, reused, replied atomic.Bool
 	conn                        atomic.Pointer[poolConn] // nil: not of the guard's own pool
 }
@@ -408,7 +409,7 @@ func (t *connTrace) ended() bool {
 }
 
 func (t *connTrace) hooks() *httptrace.ClientTrace {
-	return &httptrace.ClientTrace{
+	t.trace = httptrace.ClientTrace{
 		GetConn: func(string) { t.asked.Store(true) },
 		GotConn: func(i httptrace.GotConnInfo) {
 			t.got.Store(true)
@@ -422,6 +423,7 @@ func (t *connTrace) hooks() *httptrace.ClientTrace {
 		},
 		GotFirstResponseByte: func() { t.replied.Store(true) },
 	}
+	return &t.trace
 }
 
 // unanswered classifies an attempt that brought no response.
@@ -442,7 +444,7 @@ func (x *exchange) unanswered(w *watch, err error) error {
 	case errors.As(err, &ne) && ne.Timeout():
 		e := &Error{Kind: ErrTimeout, Phase: phaseConnect, Limit: connectLimit(&x.guard.cfg), Err: err}
 		if connected { // a limit of the user's own base
-			e.Phase, e.Limit = phaseCall, time.Since(x.call.admitted)
+			e.Phase, e.Limit = phaseCall, x.call.since(x.call.admitted)
 		}
 		return x.repeatable(e, connected)
 	case x.conn.replied.Load() && !isConnectionLoss(err) && !x.conn.ended(), isProtocolError(err):
@@ -548,8 +550,8 @@ func onlyIf(ok bool, v verdict) verdict {
 
 // timeLeft is d, or what is left of the attempt if that is less.
 func (x *exchange) timeLeft(d time.Duration) time.Duration {
-	if end := x.call.attemptDeadline(); !end.IsZero() {
-		return max(min(d, time.Until(end)), 0)
+	if end := x.call.attemptDeadline(); end != 0 {
+		return max(min(d, -x.call.since(end)), 0)
 	}
 	return d
 }
@@ -578,7 +580,7 @@ func (x *exchange) whole(w *watch, resp *http.Response) (*http.Response, error) 
 		return nil, err
 	}
 	body = body[:end]
-	resp.Body = io.NopCloser(bytes.NewReader(body))
+	resp.Body = newBuffered(body)
 	resp.ContentLength = int64(len(body))
 	resp.TransferEncoding = nil
 	resp.Header.Del("Content-Length") // of what was sent, before trimming
@@ -589,6 +591,17 @@ func (x *exchange) whole(w *watch, resp *http.Response) (*http.Response, error) 
 	x.call.succeed(w.caller, u)
 	return resp, nil
 }
+
+// buffered is an answer that has been read.
+type buffered struct{ bytes.Reader }
+
+func newBuffered(body []byte) *buffered {
+	b := new(buffered)
+	b.Reset(body)
+	return b
+}
+
+func (*buffered) Close() error { return nil }
 
 // read reads a body to its end, within the cap.
 func (x *exchange) read(w *watch, resp *http.Response) ([]byte, error) {
@@ -722,7 +735,11 @@ func (x *exchange) decoded(resp *http.Response) bool {
 }
 
 func mediaType(h http.Header) string {
-	media, _, err := mime.ParseMediaType(h.Get("Content-Type"))
+	value := h.Get("Content-Type")
+	if value == "application/json" { // nearly always: spare the parser's work
+		return value
+	}
+	media, _, err := mime.ParseMediaType(value)
 	if err != nil {
 		return ""
 	}
