@@ -83,7 +83,7 @@ type Config struct {
 
 	MaxPromptChars   int                                   // characters (runes) in all texts of a request. 20,000
 	MaxPromptTokens  int                                   // tokens in them; needs CountTokens. None
-	CountTokens      func(model, text string) (int, error) // safe for concurrent use. None
+	CountTokens      func(model, text string) (int, error) // for concurrent use; asked where the size does not tell; may add 8 to a text. None
 	MaxOutputTokens  int                                   // a larger or absent limit in the request is set to it. None
 	MaxRequestBytes  int64                                 // of a request's body. 32 MiB
 	MaxResponseBytes int64                                 // of an answer, after decompression. 32 MiB

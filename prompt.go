@@ -55,6 +55,9 @@ func (p *prompt) addJSON(v any) {
 	}
 }
 
+// maxTextOverhead is what CountTokens may add to each text. A token is a byte at least, so that most prompts need no count.
+const maxTextOverhead = 8
+
 func (g *Guard) checkTexts(op, model string, texts []string, ids int) error {
 	cfg := &g.cfg
 	if limit := cfg.MaxPromptChars; limit != Off && ids+sum(texts, length) > limit { // characters <= bytes: most prompts need no count
@@ -66,14 +69,16 @@ func (g *Guard) checkTexts(op, model string, texts []string, ids int) error {
 			return g.tooLarge(op, model, phasePrompt, int64(chars), int64(limit))
 		}
 	}
-	if limit := cfg.MaxPromptTokens; limit > 0 {
+	if limit := cfg.MaxPromptTokens; limit > 0 && ids+sum(texts, length)+maxTextOverhead*len(texts) > limit {
 		tokens := ids
 		for _, t := range texts {
 			n, err := cfg.CountTokens(model, t)
 			if err != nil {
 				return fmt.Errorf("aiguard: counting tokens of the prompt: %w", err)
 			}
-			tokens += n
+			if tokens += n; tokens > limit {
+				break
+			}
 		}
 		if tokens > limit {
 			return g.tooLarge(op, model, phaseTokens, int64(tokens), int64(limit))

@@ -121,8 +121,10 @@ func TestTokensAreCountedForTheModelAndSummed(t *testing.T) {
 	assert.EqualValues(t, 10, e.Max)
 
 	models = nil
-	require.NoError(t, g.With(aiguard.Call{Model: "o3"}).CheckPrompt("", "x"))
+	require.NoError(t, g.With(aiguard.Call{Model: "o3"}).CheckPrompt("", "123"))
 	assert.Equal(t, []string{"o3"}, models, "the model of With stands in")
+	require.NoError(t, g.CheckPrompt("o3", "12"))
+	assert.Len(t, models, 1, "a token is a byte at least: what is short enough is not counted")
 }
 
 func TestCharactersAreCheckedBeforeTokens(t *testing.T) {
