@@ -1,0 +1,134 @@
+// Fallback shows plans B for the time when a model does not answer: other models, other providers, an answer from
+// before, a canned one; and how not to wait for what is known to be broken, and never to show half an answer.
+//
+//	cd examples/fallback && go run . -recipe model|provider|cached|canned|breaker|stream
+//
+// Without -recipe it shows them all. The providers are fakes on this machine: no key is needed.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"time"
+
+	openai "github.com/sashabaranov/go-openai"
+
+	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/aiguardtest"
+)
+
+// recipe plays one plan B against providers that it tells to fail, and says what happened on out.
+type recipe func(ctx context.Context, p *providers, out io.Writer) error
+
+var recipes = []struct {
+	name, title string
+	recipe
+}{
+	{"model", "Another model of the same provider", otherModel},
+	{"provider", "Another provider", otherProvider},
+	{"cached", "The last answer, marked as old", cachedAnswer},
+	{"canned", "A canned answer", cannedAnswer},
+	{"breaker", "A circuit breaker for each operation and model", circuitBreaker},
+	{"stream", "A stream, whole or not at all", wholeStream},
+}
+
+// providers are the fakes: OpenAI, Azure's deployment of the same models, and a server of one's own that speaks the
+// same API.
+type providers struct{ openai, azure, local *aiguardtest.Server }
+
+func main() {
+	name := flag.String("recipe", "", "the recipe to show; none: all")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, *name, os.Stdout); err != nil {
+		fmt.Fprintf(os.Stderr, "\nfallback: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, name string, out io.Writer) error {
+	found := false
+	for _, r := range recipes {
+		if name != "" && name != r.name {
+			continue
+		}
+		found = true
+		fmt.Fprintf(out, "== %s\n", r.title)
+		p := startProviders()
+		err := r.recipe(ctx, p, out)
+		p.close()
+		if err != nil {
+			return fmt.Errorf("%s: %w", r.name, err)
+		}
+	}
+	if !found {
+		return fmt.Errorf("no recipe is called %q", name)
+	}
+	return nil
+}
+
+func startProviders() *providers {
+	return &providers{openai: aiguardtest.Start(), azure: aiguardtest.Start(), local: aiguardtest.Start()}
+}
+
+func (p *providers) close() {
+	for _, s := range []*aiguardtest.Server{p.openai, p.azure, p.local} {
+		s.Close()
+	}
+}
+
+// config reaches a fake as one reaches OpenAI.
+func config(s *aiguardtest.Server) openai.ClientConfig {
+	oc := openai.DefaultConfig("key")
+	oc.BaseURL = s.URL
+	return oc
+}
+
+// quick makes retries short: nobody wants to wait for a demonstration.
+var quick = aiguard.Retry{MaxAttempts: 2, BaseDelay: 10 * time.Millisecond, MaxDelay: 10 * time.Millisecond}
+
+// ask returns the alternative to ask a model, for aiguard.Fallback.
+func ask(client *aiguard.Client, model, question string) func(context.Context) (string, error) {
+	return func(ctx context.Context) (string, error) {
+		resp, err := client.CreateChatCompletion(ctx, request(model, question))
+		if err != nil {
+			return "", err
+		}
+		if len(resp.Choices) == 0 {
+			return "", aiguard.ErrInvalidResponse
+		}
+		return resp.Choices[0].Message.Content, nil
+	}
+}
+
+func request(model, question string) openai.ChatCompletionRequest {
+	return openai.ChatCompletionRequest{Model: model,
+		Messages: []openai.ChatCompletionMessage{{Role: openai.ChatMessageRoleUser, Content: question}}}
+}
+
+// down answers as a provider with an outage does.
+func down() aiguardtest.Reply { return aiguardtest.Error(503, "service_unavailable") }
+
+// report says what the user gets.
+func report(out io.Writer, answer string, err error) {
+	if err != nil {
+		fmt.Fprintf(out, "failed (%s); the user reads: %s\n", string(aiguard.KindOf(err)), aiguard.UserMessage(err))
+		return
+	}
+	fmt.Fprintf(out, "answer: %s\n", answer)
+}
+
+// count counts the requests that a fake got for a model.
+func count(s *aiguardtest.Server, model string) (n int) {
+	for _, r := range s.Requests() {
+		if r.Model == model {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,92 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	openai "github.com/sashabaranov/go-openai"
+
+	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/aiguardtest"
+)
+
+// whole returns the alternative that collects a stream and answers with all of it. If the stream breaks midway it is
+// tried again from the start: Do counts its attempts, and those inside, as one call's. limit bounds each attempt.
+//
+// Why stream, then? The idle bound ends a silent call early, and a proxy between us does not take a long one for dead.
+func whole(client *aiguard.Client, model, question string, limit time.Duration) func(context.Context) (string, error) {
+	call := aiguard.Call{Op: "whole stream", Model: model, Timeout: limit}
+	return func(ctx context.Context) (string, error) {
+		var finish openai.FinishReason
+		text, err := aiguard.Do(ctx, client.Guard().With(call), func(ctx context.Context) (text string, err error) {
+			text, finish, err = collect(ctx, client, request(model, question))
+			return text, err
+		})
+		if err == nil && finish == openai.FinishReasonLength { // it ended at max_tokens: no retry would help
+			err = &aiguard.Error{Kind: aiguard.ErrTruncated, Op: call.Op, Model: model, Phase: "max_tokens"}
+		}
+		if err != nil {
+			return "", err
+		}
+		return text, nil
+	}
+}
+
+// collect reads a stream to its end. A guarded stream ends with io.EOF only if the answer is complete.
+func collect(ctx context.Context, client *aiguard.Client, r openai.ChatCompletionRequest) (string, openai.FinishReason, error) {
+	stream, err := client.CreateChatCompletionStream(ctx, r)
+	if err != nil {
+		return "", "", err
+	}
+	defer stream.Close()
+	var text strings.Builder
+	var finish openai.FinishReason
+	for {
+		event, err := stream.Recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			return text.String(), finish, nil
+		case err != nil:
+			return "", "", err // and no half of an answer
+		}
+		for _, choice := range event.Choices {
+			text.WriteString(choice.Delta.Content)
+			if choice.FinishReason != "" {
+				finish = choice.FinishReason
+			}
+		}
+	}
+}
+
+func wholeStream(ctx context.Context, p *providers, out io.Writer) error {
+	client, err := aiguard.NewClient(config(p.openai), aiguard.Config{Retry: quick})
+	if err != nil {
+		return err
+	}
+	defer client.Guard().Close()
+	cut := aiguardtest.Cut(600, aiguardtest.TextN("Rome was not built in a day.", 8))
+	const question = "Tell me about Rome."
+	show := func(what string, reply func(model string) aiguardtest.Reply) {
+		p.openai.Reset()
+		p.openai.Handle(func(r *aiguardtest.Request) aiguardtest.Reply { return reply(r.Model) })
+		answer, err := aiguard.Fallback(ctx,
+			whole(client, "gpt-4o", question, time.Minute), whole(client, "gpt-4o-mini", question, time.Minute))
+		fmt.Fprintf(out, "%s: %d requests to gpt-4o, %d to gpt-4o-mini\n", what,
+			count(p.openai, "gpt-4o"), count(p.openai, "gpt-4o-mini"))
+		report(out, answer, err)
+	}
+	once := aiguardtest.FailFirst(1, cut, aiguardtest.TextN("Rome, in one piece.", 8))
+	show("cut once", func(string) aiguardtest.Reply { return once })
+	show("cut always", func(model string) aiguardtest.Reply {
+		if model == "gpt-4o" {
+			return cut
+		}
+		return aiguardtest.TextN("Rome, by the small model, from the start.", 8)
+	})
+	show("both cut", func(string) aiguardtest.Reply { return cut })
+	return nil
+}
