@@ -1,0 +1,5 @@
+//go:build race
+
+package aiguard_test
+
+const raceEnabled = true
