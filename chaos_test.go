@@ -25,6 +25,7 @@ import (
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/aiguardtest"
+	"github.com/aiguard-go/aiguard/internal/leaktest"
 )
 
 const (
@@ -112,7 +113,7 @@ func chaosRun(t *testing.T, d time.Duration, p *chaosProxy, opts ...aiguardtest.
 		})
 	}
 	stuck := time.AfterFunc(d+3*stressSlack, func() {
-		panic(fmt.Sprintf("AIGUARD_CHAOS_SEED=%d: callers are stuck\n%s", c.seed, stacks()))
+		panic(fmt.Sprintf("AIGUARD_CHAOS_SEED=%d: callers are stuck\n%s", c.seed, leaktest.Stacks()))
 	})
 	callers.Wait()
 	stuck.Stop()
@@ -133,7 +134,7 @@ func chaosRun(t *testing.T, d time.Duration, p *chaosProxy, opts ...aiguardtest.
 	gone := func() bool { open, _ := srv.Conns(); return open == 0 && p.open() == 0 }
 	if !stressUntil(gone) {
 		open, _ := srv.Conns()
-		c.failf("connections left behind: %d to the proxy, %d to the server\n%.20000s", p.open(), open, stacks())
+		c.failf("connections left behind: %d to the proxy, %d to the server\n%.20000s", p.open(), open, leaktest.Stacks())
 	}
 	t.Logf("AIGUARD_CHAOS_SEED=%d: %v in %d connections\n%d requests, %+v\n%v\nworst overtime %v (%s), worst lag %v", c.seed, p.did(),
 		p.total(), srv.Count(), g.Stats(), c.outcomes, c.over, c.overWhat, time.Duration(c.lag.Load()))

@@ -27,6 +27,7 @@ import (
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/aiguardtest"
+	"github.com/aiguard-go/aiguard/internal/leaktest"
 )
 
 // stressSlack is what a loaded machine may take on top of a bound. What hangs takes for ever.
@@ -63,7 +64,7 @@ func stressLeavesNothing(t *testing.T) {
 	goroutines, heap := runtime.NumGoroutine(), stressHeap()
 	t.Cleanup(func() {
 		if !stressUntil(func() bool { return runtime.NumGoroutine() <= goroutines }) {
-			t.Errorf("%d goroutines, %d before:\n%.20000s", runtime.NumGoroutine(), goroutines, stacks())
+			t.Errorf("%d goroutines, %d before:\n%.20000s", runtime.NumGoroutine(), goroutines, leaktest.Stacks())
 		}
 		if !stressUntil(func() bool { return stressHeap() <= heap+heapSlack }) {
 			t.Errorf("live heap %d KiB, %d before", stressHeap()>>10, heap>>10)
@@ -450,7 +451,7 @@ func stressRandomly(t *testing.T, cfg aiguard.Config, d time.Duration) {
 			}
 		})
 	}
-	stuck := time.AfterFunc(d+2*stressSlack, func() { panic("stress: callers are stuck\n" + stacks()) })
+	stuck := time.AfterFunc(d+2*stressSlack, func() { panic("stress: callers are stuck\n" + leaktest.Stacks()) })
 	callersDone.Wait()
 	stuck.Stop()
 	close(stop)
@@ -1376,7 +1377,7 @@ func TestStressCloseInTheMiddleOfEverything(t *testing.T) {
 			ended.Go(func() { assert.NoError(t, g.Close()) })
 		}
 		ended.Go(func() { assert.NoError(t, g.Shutdown(t.Context())) })
-		stuck := time.AfterFunc(3*stressSlack, func() { panic("stress: Close does not end everything\n" + stacks()) })
+		stuck := time.AfterFunc(3*stressSlack, func() { panic("stress: Close does not end everything\n" + leaktest.Stacks()) })
 		ended.Wait()
 		stuck.Stop()
 		stressClosed(t, g, srv)

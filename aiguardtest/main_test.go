@@ -3,11 +3,8 @@ package aiguardtest_test
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"net/http"
-	"os"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -16,37 +13,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/aiguard-go/aiguard/aiguardtest"
+	"github.com/aiguard-go/aiguard/internal/leaktest"
 )
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if left := leftovers(); code == 0 && left != "" {
-		fmt.Fprintln(os.Stderr, "goroutines left behind:\n"+left)
-		code = 1
-	}
-	os.Exit(code)
-}
-
-// leftovers returns the stacks of goroutines of this package or net/http that
-// are still there after a moment's grace.
-func leftovers() string {
-	var left []string
-	for range 100 {
-		buf := make([]byte, 1<<20)
-		buf = buf[:runtime.Stack(buf, true)]
-		left = nil
-		for i, stack := range strings.Split(string(buf), "\n\n") {
-			if i > 0 && (strings.Contains(stack, "net/http.") || strings.Contains(stack, "aiguardtest.(*")) {
-				left = append(left, stack)
-			}
-		}
-		if left == nil {
-			return ""
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	return strings.Join(left, "\n\n")
-}
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // modes are the ways to reach a server.
 var modes = map[string][]aiguardtest.Option{

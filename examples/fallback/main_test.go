@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -19,30 +18,10 @@ import (
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/aiguardtest"
+	"github.com/aiguard-go/aiguard/internal/leaktest"
 )
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if left := leftovers(); code == 0 && left != "" {
-		fmt.Fprintln(os.Stderr, "goroutines left behind:\n"+left)
-		code = 1
-	}
-	os.Exit(code)
-}
-
-// leftovers returns the stacks of goroutines that still serve or call when all tests have ended.
-func leftovers() string {
-	buf := make([]byte, 1<<20)
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		_, others, _ := strings.Cut(string(buf[:runtime.Stack(buf, true)]), "\n\n")
-		if !strings.Contains(others, "net/http.") && !strings.Contains(others, "aiguard") {
-			return ""
-		}
-		if time.Now().After(deadline) {
-			return others
-		}
-	}
-}
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // play runs a recipe and returns what it printed, line by line, and the fakes.
 func play(t *testing.T, r recipe) ([]string, *providers) {

@@ -34,6 +34,7 @@ import (
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/aiguardtest"
+	"github.com/aiguard-go/aiguard/internal/leaktest"
 )
 
 const (
@@ -135,7 +136,7 @@ func run(ctx context.Context, d time.Duration, callers int, seed uint64) (passed
 	if !within(patience, func() { callersDone.Wait() }) {
 		s.failf("%v after the end callers are still in their calls", patience)
 		s.verdict()
-		fmt.Fprintln(os.Stderr, stacks())
+		fmt.Fprintln(os.Stderr, leaktest.Stacks())
 		return false
 	}
 	s.line("end")
@@ -173,7 +174,7 @@ func (s *soak) shutdown(base *http.Transport) {
 func (s *soak) leftovers(goroutines int, heap uint64) {
 	if !soon(func() bool { return runtime.NumGoroutine() <= goroutines }) {
 		s.failf("%d goroutines, %d at the start", runtime.NumGoroutine(), goroutines)
-		fmt.Fprintln(os.Stderr, stacks())
+		fmt.Fprintln(os.Stderr, leaktest.Stacks())
 	}
 	if !soon(func() bool { return liveHeap() <= heap+mostHeap }) {
 		s.failf("live heap %s MB, %s at the start; want at most %s more", mb(liveHeap()), mb(heap), mb(mostHeap))
