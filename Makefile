@@ -9,6 +9,7 @@ FUZZTIME    ?= 20s
 STRESS      ?= 30s
 SOAK        ?= 30s
 BENCH       ?= .
+ROUNDS      ?= 6
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # in-each runs $(1) in every module, says which one it enters, and fails at the end if any failed.
@@ -49,8 +50,8 @@ mutants: ## Disable each bound in turn and see a test fail
 	go run ./internal/mutants
 
 .PHONY: bench
-bench: ## Run every benchmark, or those that match BENCH
-	$(call in-each,go test -run '^$$' -bench '$(BENCH)' -benchmem ./...)
+bench: ## Measure what a guard costs beside others: rows that match BENCH, ROUNDS (6) times each
+	cd benchmarks && go run . -rounds $(ROUNDS) -bench '$(BENCH)'
 
 .PHONY: lint
 lint: ## Check formatting, vet, staticcheck, and that go.mod files are tidy

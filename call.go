@@ -237,7 +237,7 @@ func (c *call) enter(ctx context.Context) error {
 func (c *call) wait(ctx context.Context) error {
 	wctx, cancel, why := c.bound(ctx, c.cfg.QueueTimeout, &Error{Kind: ErrOverloaded, Phase: phaseQueue})
 	defer cancel()
-	err := c.slots.wait(wctx, &c.slot, c.Call, c.now)
+	err := c.slots.wait(wctx, &c.slot, c.Call, c.core)
 	switch {
 	case err == nil:
 		return nil

@@ -75,7 +75,7 @@ func (s *slots) leave(waited time.Duration) {
 }
 
 // wait takes weight when it is this call's turn. It fails with ctx's error, or with the Limiter's own.
-func (s *slots) wait(ctx context.Context, sl *slot, call Call, clock func() instant) error {
+func (s *slots) wait(ctx context.Context, sl *slot, call Call, clock *core) error {
 	var release func()
 	var err error
 	switch {
@@ -85,7 +85,7 @@ func (s *slots) wait(ctx context.Context, sl *slot, call Call, clock func() inst
 		err = s.sem.Acquire(ctx, call.Weight)
 	}
 	if err == nil {
-		s.taken(sl, call.Weight, release, clock())
+		s.taken(sl, call.Weight, release, clock.now())
 	}
 	return err
 }

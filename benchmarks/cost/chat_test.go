@@ -1,0 +1,135 @@
+package cost
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"sync/atomic"
+	"testing"
+
+	"github.com/aiguard-go/aiguard/benchmarks/internal/contender"
+)
+
+// BenchmarkChat is a CreateChatCompletion whose provider is in memory.
+func BenchmarkChat(b *testing.B) {
+	compare(b, contender.Chatting, func(b *testing.B, name string) { benchmarkChat(b, name, jsonAnswer(), memoryURL) })
+}
+
+// BenchmarkChatLoopback is the same over a connection that is kept.
+func BenchmarkChatLoopback(b *testing.B) {
+	compare(b, contender.Chatting, func(b *testing.B, name string) {
+		srv := newServer(b, jsonAnswer())
+		benchmarkChat(b, name, srv.transport, srv.url)
+		if conns := srv.conns.Load(); conns > 1 {
+			b.Fatalf("%d connections", conns)
+		}
+	})
+}
+
+func benchmarkChat(b *testing.B, name string, base http.RoundTripper, url string) {
+	chat, ctx := newChat(b, name, base, url), b.Context()
+	for b.Loop() {
+		if text, err := chat(ctx); err != nil || text != answerIs {
+			b.Fatalf("%q, %v", text, err)
+		}
+	}
+}
+
+// BenchmarkStream is a stream from a provider in memory.
+func BenchmarkStream(b *testing.B) {
+	events := crowd(1000)
+	compare(b, contender.Streaming, func(b *testing.B, name string) {
+		benchmarkStream(b, newStream(b, name, streamAnswer(events), memoryURL), events)
+		b.ReportMetric(growth(b, name, events), "allocs/event")
+	})
+}
+
+// BenchmarkStreamLoopback is a stream over a connection.
+func BenchmarkStreamLoopback(b *testing.B) {
+	events := crowd(1000)
+	compare(b, contender.Streaming, func(b *testing.B, name string) {
+		srv := newServer(b, chunked{streamAnswer(events)})
+		benchmarkStream(b, newStream(b, name, srv.transport, srv.url), events)
+	})
+}
+
+func benchmarkStream(b *testing.B, stream func(context.Context) (int, error), events int) {
+	ctx := b.Context()
+	for b.Loop() {
+		if n, err := stream(ctx); err != nil || n != events {
+			b.Fatalf("%d events, %v", n, err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed())/float64(b.N)/float64(events), "ns/event")
+}
+
+// growth is what a stream twice as long allocates more, for each event: without what every stream allocates.
+func growth(b *testing.B, name string, events int) float64 {
+	allocs := func(events int) float64 {
+		stream := newStream(b, name, streamAnswer(events), memoryURL)
+		return testing.AllocsPerRun(3, func() {
+			if n, err := stream(b.Context()); err != nil || n != events {
+				b.Fatalf("%d events, %v", n, err)
+			}
+		})
+	}
+	return (allocs(2*events) - allocs(events)) / float64(events)
+}
+
+// BenchmarkConnections counts connections where the length of an answer is not announced: in chunked answers, which have
+// an end of their own after the JSON, and in streams.
+func BenchmarkConnections(b *testing.B) {
+	calls := crowd(200)
+	count := func(b *testing.B, srv *server, call func() error) {
+		for range b.N {
+			for range calls {
+				if err := call(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		}
+		perCall := float64(srv.conns.Load()) / float64(calls*b.N)
+		b.ReportMetric(perCall, "conns/call")
+		b.ReportMetric(100*(1-perCall), "%reused")
+	}
+	b.Run("answers", func(b *testing.B) {
+		compare(b, contender.Chatting, func(b *testing.B, name string) {
+			srv := newServer(b, chunked{jsonAnswer()})
+			chat := newChat(b, name, srv.transport, srv.url)
+			count(b, srv, func() error { _, err := chat(b.Context()); return err })
+		})
+	})
+	b.Run("streams", func(b *testing.B) {
+		compare(b, contender.Streaming, func(b *testing.B, name string) {
+			srv := newServer(b, chunked{streamAnswer(5)})
+			stream := newStream(b, name, srv.transport, srv.url)
+			count(b, srv, func() error { _, err := stream(b.Context()); return err })
+		})
+	})
+}
+
+// server answers on 127.0.0.1.
+type server struct {
+	url       string
+	transport *http.Transport
+	conns     atomic.Int64 // since it started
+}
+
+func newServer(tb testing.TB, handler http.Handler) *server {
+	s := &server{transport: http.DefaultTransport.(*http.Transport).Clone()}
+	s.transport.Proxy = nil
+	srv := httptest.NewUnstartedServer(handler)
+	srv.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			s.conns.Add(1)
+		}
+	}
+	srv.Start()
+	s.url = srv.URL + "/v1"
+	tb.Cleanup(func() {
+		s.transport.CloseIdleConnections()
+		srv.Close()
+	})
+	return s
+}

@@ -1,0 +1,103 @@
+package cost
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"math"
+	"path"
+	"slices"
+
+	"golang.org/x/perf/benchfmt"
+	"golang.org/x/perf/benchmath"
+
+	"github.com/aiguard-go/aiguard/benchmarks/internal/contender"
+)
+
+// Results holds all that was measured.
+type Results map[measured][]float64
+
+// measured is what was measured: a contender in a benchmark, in a unit.
+type measured struct{ bench, contender, unit string }
+
+// Add adds one figure.
+func (r Results) Add(bench, name, unit string, v float64) {
+	key := measured{bench, name, unit}
+	r[key] = append(r[key], v)
+}
+
+// Values returns all figures, in the order in which they came.
+func (r Results) Values(bench, name, unit string) []float64 { return r[measured{bench, name, unit}] }
+
+// Read adds what a run has printed in the format of Go benchmarks.
+func (r Results) Read(out []byte) error {
+	reader := benchfmt.NewReader(bytes.NewReader(out), "benchmarks")
+	for reader.Scan() {
+		switch record := reader.Result().(type) {
+		case *benchfmt.SyntaxError:
+			return record
+		case *benchfmt.Result:
+			bench, name := path.Split(withoutProcs(record.Name))
+			for _, v := range record.Values {
+				r.Add(path.Clean(bench), name, v.Unit, v.Value)
+			}
+		}
+	}
+	if err := reader.Err(); err != nil && err != io.EOF {
+		return err
+	}
+	return nil
+}
+
+// withoutProcs is a benchmark's name without the "-8" that tells GOMAXPROCS.
+func withoutProcs(name benchfmt.Name) string {
+	_, parts := name.Parts()
+	full := name.Full()
+	if n := len(parts); n > 0 && parts[n-1][0] == '-' {
+		full = full[:len(full)-len(parts[n-1])]
+	}
+	return string(full)
+}
+
+// Median returns the median and its 95% confidence interval, in percent.
+func (r Results) Median(bench, name, unit string) (v float64, spread string, ok bool) {
+	values := r.Values(bench, name, unit)
+	if len(values) == 0 {
+		return math.NaN(), "", false
+	}
+	s := benchmath.AssumeNothing.Summary(benchmath.NewSample(slices.Clone(values), &benchmath.DefaultThresholds), 0.95)
+	return s.Center, s.PctRangeString(), true
+}
+
+// Verdict is how a target came out.
+type Verdict struct {
+	Row     Row
+	Target  Target
+	Ours    float64
+	Peer    float64 // NaN: none
+	Figure  float64
+	Reached bool
+}
+
+// Judge holds the row's targets against what was measured.
+func (r Results) Judge(row Row) (verdicts []Verdict, err error) {
+	for _, t := range row.Targets {
+		v := Verdict{Row: row, Target: t, Peer: math.NaN()}
+		var ok bool
+		if v.Ours, _, ok = r.Median(row.Bench, contender.Aiguard, t.Unit); !ok {
+			return nil, fmt.Errorf("%s: no %s of aiguard", row.Work, t.Unit)
+		}
+		if t.Peer != "" {
+			if v.Peer, _, ok = r.Median(row.Bench, t.Peer, t.Unit); !ok {
+				return nil, fmt.Errorf("%s: no %s of %s", row.Work, t.Unit, t.Peer)
+			}
+		}
+		v.Figure = t.measure(v.Ours, v.Peer)
+		v.Reached = t.reached(v.Figure)
+		verdicts = append(verdicts, v)
+	}
+	return verdicts, nil
+}
+
+// String is the figure that was judged.
+func (v Verdict) String() string { return v.Target.write(v.Figure) }

@@ -1,0 +1,154 @@
+package cost
+
+import (
+	"fmt"
+
+	"golang.org/x/perf/benchunit"
+
+	"github.com/aiguard-go/aiguard/benchmarks/internal/contender"
+)
+
+// Row is one kind of work: who does it, how it is measured, and what aiguard is to reach.
+type Row struct {
+	Work       string
+	Bench      string // the benchmark in this package, without "Benchmark"
+	Contenders []string
+	How        How
+	Unit       string // what is shown of each contender
+	Targets    []Target
+}
+
+// How a row is measured. All but MemoryRows are measured once in each round.
+type How int
+
+const (
+	Repeated   How = iota // a benchmark that repeats the work for -benchtime
+	OneShot               // a benchmark that does much work once
+	Virtual               // a test in virtual time that prints what a benchmark would
+	MemoryRows            // the root module's test of memory, which is run once
+)
+
+// Rows is what is measured, and the only place where targets are.
+var Rows = []Row{
+	{"Do around a no-op, uncontended", "Do", contender.Wrapping, Repeated, SecPerOp, []Target{
+		ratio(SecPerOp, 0.5, contender.Hand), ratio(SecPerOp, 0.2, contender.Failsafe), atMost(AllocsPerOp, 3)}},
+	{"Do, 1,000 goroutines on 5 slots", "DoCrowd/1000", contender.Limiting, Repeated, SecPerOp, []Target{
+		ratio(SecPerOp, 0.7, contender.Hand), ratio(SecPerOp, 0.35, contender.Failsafe)}},
+	{"Do, 10,000 goroutines on 5 slots", "DoCrowd/10000", contender.Limiting, Repeated, SecPerOp, []Target{
+		ratio(SecPerOp, 0.7, contender.Hand), ratio(SecPerOp, 0.35, contender.Failsafe)}},
+	{"refusing a call, slots and queue full", "Refused", contender.Refusing, Repeated, SecPerOp, []Target{
+		ratio(SecPerOp, 0.2, contender.Failsafe), atMost(AllocsPerOp, 2)}},
+
+	{"CreateChatCompletion, provider in memory", "Chat", contender.Chatting, Repeated, SecPerOp, []Target{
+		ratio(SecPerOp, 1.15, contender.Bare), more(AllocsPerOp, 20, contender.Bare)}},
+	{"CreateChatCompletion over loopback", "ChatLoopback", contender.Chatting, Repeated, SecPerOp, []Target{
+		ratio(SecPerOp, 1.05, contender.Bare)}},
+	{"200 chunked answers over loopback", "Connections/answers", contender.Chatting, OneShot, connsPerCall, []Target{
+		fewer(connsPerCall, contender.Bare), atLeast(Reused, 95)}},
+	{"200 streams over loopback", "Connections/streams", contender.Streaming, OneShot, connsPerCall, []Target{
+		fewer(connsPerCall, contender.Bare), atLeast(Reused, 95)}},
+	{"stream of 1,000 events, provider in memory", "Stream", contender.Streaming, Repeated, secPerEvent, []Target{
+		ratio(secPerEvent, 1.10, contender.Bare), more(allocsPerEvent, 0.01, contender.Bare)}},
+	{"stream of 1,000 events over loopback", "StreamLoopback", contender.Streaming, Repeated, secPerEvent, []Target{
+		ratio(secPerEvent, 1.10, contender.Bare)}},
+
+	{"CheckPrompt, 20,000 ASCII characters", "Prompt/ascii", checking, Repeated, SecPerOp, []Target{
+		atMost(SecPerOp, 10e-6), atMost(AllocsPerOp, 0)}},
+	{"CheckPrompt, 20,000 Chinese characters", "Prompt/chinese", checking, Repeated, SecPerOp, []Target{
+		atMost(SecPerOp, 10e-6), atMost(AllocsPerOp, 0)}},
+	{"CheckPrompt, 20,000 characters of many scripts", "Prompt/mixed", checking, Repeated, SecPerOp, []Target{
+		atMost(SecPerOp, 10e-6), atMost(AllocsPerOp, 0)}},
+	{"CheckPrompt, fewer bytes than the limit", "Prompt/short", checking, Repeated, SecPerOp, []Target{
+		atMost(SecPerOp, 100e-9), atMost(AllocsPerOp, 0)}},
+
+	{"100,000 goroutines waiting in Do, memory of each", "Drain", contender.Limiting, OneShot, bytesPerWaiter, []Target{
+		ratio(bytesPerWaiter, 0.85, contender.Hand)}},
+	{"100,000 goroutines waiting in Do, then served", "Drain", contender.Limiting, OneShot, SecPerOp, []Target{
+		ratio(SecPerOp, 0.8, contender.Hand)}},
+	{"100,000 goroutines waiting in Do, then cancelled", "Cancel", contender.Leaving, OneShot, SecPerOp, []Target{
+		ratio(SecPerOp, 0.4, contender.Hand)}},
+
+	{"50 callers at once of the worst answers, peak RSS", "Memory", []string{contender.Aiguard, contender.Bare}, MemoryRows, PeakBytes, []Target{
+		atMost(PeakBytes, 100e6)}},
+	{"provider down for a minute, 100 callers", "Outage", contender.Chatting, Virtual, requestsPerCall, []Target{
+		atMost(requestsPerCall, 1.2)}},
+}
+
+var checking = []string{contender.Aiguard, contender.Hand}
+
+// Units as x/perf has them: seconds and bytes.
+const (
+	SecPerOp        = "sec/op"
+	AllocsPerOp     = "allocs/op"
+	BytesPerOp      = "B/op"
+	secPerEvent     = "sec/event"
+	allocsPerEvent  = "allocs/event"
+	connsPerCall    = "conns/call"
+	Reused          = "%reused"
+	bytesPerWaiter  = "B/waiter"
+	requestsPerCall = "requests/call"
+	PeakBytes       = "B"
+)
+
+// Target is what aiguard's median in a unit is to reach, often beside a peer's.
+type Target struct {
+	Unit string
+	Peer string // "": none
+	Text string
+	// measure makes of both medians the figure that is judged, and write writes it.
+	measure func(aiguard, peer float64) float64
+	reached func(figure float64) bool
+	write   func(figure float64) string
+}
+
+func ratio(unit string, bound float64, peer string) Target {
+	return Target{unit, peer, fmt.Sprintf("≤ %g × %s", bound, peer), quotient, func(x float64) bool { return x <= bound }, times}
+}
+
+func fewer(unit, peer string) Target {
+	return Target{unit, peer, "< " + peer, quotient, func(x float64) bool { return x < 1 }, times}
+}
+
+func more(unit string, bound float64, peer string) Target {
+	return Target{unit, peer, fmt.Sprintf("≤ %s + %g %s", peer, bound, unit),
+		func(aiguard, peer float64) float64 { return aiguard - peer },
+		func(x float64) bool { return x <= bound+1e-9 }, // a difference of two floats
+		func(x float64) string { return fmt.Sprintf("%+.3g", x) }}
+}
+
+func atMost(unit string, bound float64) Target {
+	return absolute(unit, "≤ ", bound, func(x float64) bool { return x <= bound })
+}
+
+func atLeast(unit string, bound float64) Target {
+	return absolute(unit, "≥ ", bound, func(x float64) bool { return x >= bound })
+}
+
+func absolute(unit, relation string, bound float64, reached func(float64) bool) Target {
+	return Target{unit, "", relation + Quantity(bound, unit), func(aiguard, _ float64) float64 { return aiguard }, reached,
+		func(x float64) string { return Quantity(x, unit) }}
+}
+
+func quotient(aiguard, peer float64) float64 { return aiguard / peer }
+func times(x float64) string                 { return fmt.Sprintf("%.3g ×", x) }
+
+// Quantity is a figure with its unit, as people read it.
+func Quantity(v float64, unit string) string {
+	switch unit {
+	case SecPerOp, secPerEvent:
+		return scaled(v, "s")
+	case bytesPerWaiter, BytesPerOp, PeakBytes:
+		return scaled(v, "B")
+	case Reused:
+		return fmt.Sprintf("%.4g %% reused", v)
+	}
+	return fmt.Sprintf("%.4g %s", v, unit)
+}
+
+func scaled(v float64, unit string) string {
+	if v == 0 {
+		return "0 " + unit
+	}
+	s := benchunit.CommonScale([]float64{v}, benchunit.Decimal)
+	return fmt.Sprintf("%.3g %s%s", v/s.Factor, s.Prefix, unit)
+}

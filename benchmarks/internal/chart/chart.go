@@ -1,0 +1,143 @@
+// Package chart draws what the benchmarks found as SVG, in one style: on no background, in colours that are read on white
+// and on black.
+//
+//	p, err := chart.Bars("Do around a no-op", []chart.Bar{{"aiguard", 0.4, "0.4 µs"}, …})
+//	err = chart.Save("cost.svg", 8*vg.Inch, 3*vg.Inch, [][]*plot.Plot{{p, …}})
+//
+// For curves, begin with New, and give each contender's line Colour.
+package chart
+
+import (
+	"image/color"
+	"os"
+	"slices"
+
+	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/font"
+	"gonum.org/v1/plot/plotter"
+	"gonum.org/v1/plot/text"
+	"gonum.org/v1/plot/vg"
+	"gonum.org/v1/plot/vg/draw"
+	"gonum.org/v1/plot/vg/vgsvg"
+
+	"github.com/aiguard-go/aiguard/benchmarks/internal/contender"
+)
+
+// Sizes of what is written.
+const (
+	TitleSize = 12
+	TextSize  = 10
+	barWidth  = 12
+)
+
+// Ink is the colour of axes and words: its contrast is about the same on white and on black.
+func Ink() color.Color { return color.NRGBA{0x76, 0x7f, 0x8a, 0xff} }
+
+// Colour is a contender's own, the same in every chart.
+func Colour(name string) color.Color {
+	switch name {
+	case contender.Aiguard:
+		return color.NRGBA{0x1f, 0x7a, 0xec, 0xff}
+	case contender.Bare:
+		return color.NRGBA{0x8b, 0x94, 0x9e, 0xff}
+	case contender.Hand:
+		return color.NRGBA{0x9a, 0x6d, 0xd7, 0xff}
+	case contender.Failsafe:
+		return color.NRGBA{0xd0, 0x7a, 0x1c, 0xff}
+	case contender.FailsafeBreaker:
+		return color.NRGBA{0xb8, 0x9a, 0x2e, 0xff}
+	case contender.Resilience:
+		return color.NRGBA{0xc9, 0x5a, 0x95, 0xff}
+	case contender.Breaker:
+		return color.NRGBA{0x2c, 0x9c, 0x5a, 0xff}
+	case contender.OpenAI:
+		return color.NRGBA{0xdb, 0x51, 0x4a, 0xff}
+	}
+	return Ink()
+}
+
+// New returns an empty plot in the style.
+func New(title string) *plot.Plot {
+	p := plot.New()
+	p.BackgroundColor = nil
+	p.Title.Text = title
+	p.Title.Padding = vg.Points(6)
+	style(&p.Title.TextStyle, TitleSize)
+	for _, axis := range []*plot.Axis{&p.X, &p.Y} {
+		axis.Color, axis.Tick.Color = Ink(), Ink()
+		style(&axis.Label.TextStyle, TextSize)
+		style(&axis.Tick.Label, TextSize)
+	}
+	style(&p.Legend.TextStyle, TextSize)
+	return p
+}
+
+func style(s *text.Style, size font.Length) {
+	s.Color = Ink()
+	s.Font.Variant, s.Font.Size = "Sans", size
+}
+
+// Bar is a contender's figure, and the words beside it.
+type Bar struct {
+	Name  string
+	Value float64
+	Label string
+}
+
+// Bars returns a plot with a bar for each contender, the first on top.
+func Bars(title string, bars []Bar) (*plot.Plot, error) {
+	p := New(title)
+	bars = slices.Clone(bars)
+	slices.Reverse(bars) // the axis begins below
+	var names, words []string
+	var at plotter.XYs
+	for i, bar := range bars {
+		b, err := plotter.NewBarChart(plotter.Values{bar.Value}, barWidth)
+		if err != nil {
+			return nil, err
+		}
+		b.Horizontal, b.XMin, b.Color, b.LineStyle.Width = true, float64(i), Colour(bar.Name), 0
+		p.Add(b)
+		names, words = append(names, bar.Name), append(words, " "+bar.Label)
+		at = append(at, plotter.XY{X: bar.Value, Y: float64(i)})
+		p.X.Max = max(p.X.Max, 1.35*bar.Value) // room for the words
+	}
+	labels, err := plotter.NewLabels(plotter.XYLabels{XYs: at, Labels: words})
+	if err != nil {
+		return nil, err
+	}
+	for i := range labels.TextStyle {
+		style(&labels.TextStyle[i], TextSize)
+		labels.TextStyle[i].YAlign = draw.YCenter
+	}
+	labels.Offset.Y = vg.Points(1.5) // to the height of the names
+	p.Add(labels)
+	p.NominalY(names...)
+	p.HideX() // the words say it
+	p.X.Min = 0
+	p.Y.LineStyle.Width = 0
+	return p, nil
+}
+
+// Save draws the plots as a grid into an SVG file.
+func Save(file string, width, height vg.Length, plots [][]*plot.Plot) (err error) {
+	canvas := vgsvg.New(width, height)
+	tiles := draw.Tiles{Rows: len(plots), Cols: len(plots[0]), PadX: vg.Points(18), PadY: vg.Points(14),
+		PadTop: vg.Points(4), PadBottom: vg.Points(4), PadLeft: vg.Points(4), PadRight: vg.Points(4)}
+	for i, row := range plot.Align(plots, tiles, draw.New(canvas)) {
+		for j, c := range row {
+			if plots[i][j] != nil {
+				plots[i][j].Draw(c)
+			}
+		}
+	}
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	if _, err := canvas.WriteTo(f); err != nil {
+		_ = f.Close() // the first error counts
+		return err
+	}
+	return f.Close()
+}

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/aiguard-go/aiguard/benchmarks/cost"
+	"github.com/aiguard-go/aiguard/benchmarks/internal/contender"
+)
+
+const (
+	rootModule    = ".."
+	memoryTest    = "TestFiftyCallersOfTheWorstAnswersFitInto100MB"
+	memoryCallers = 50
+	memoryTimeout = 5 * time.Minute
+	honestRow     = "an honest answer" // no fault: its figure is mostly go-openai's decoding
+)
+
+// measureMemory runs the root module's test, whose children make the calls and tell their VmHWM, and takes the greatest.
+func measureMemory(ctx context.Context, all cost.Results, bench string) error {
+	ctx, cancel := context.WithTimeout(ctx, memoryTimeout)
+	defer cancel()
+	dir, err := os.MkdirTemp("", "aiguard-memory-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	binary := filepath.Join(dir, "root.test")
+	build := exec.CommandContext(ctx, "go", "test", "-c", "-o", binary, ".")
+	build.Dir = rootModule
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("building the root module's tests: %w\n%s", err, out)
+	}
+	cmd := exec.CommandContext(ctx, binary, "-test.run", "^"+memoryTest+"$", "-test.v")
+	cmd.Dir, cmd.Env = rootModule, plainEnv()
+	out, failed := cmd.CombinedOutput()
+	peaks, err := readMemory(out)
+	if err != nil {
+		return errors.Join(err, failed)
+	}
+	if failed != nil && peaks[contender.Aiguard] <= 100e6 { // it failed for another reason than what is to be told here
+		return fmt.Errorf("%s: %w\n%s", memoryTest, failed, out)
+	}
+	for name, peak := range peaks {
+		all.Add(bench, name, cost.PeakBytes, peak)
+	}
+	return nil
+}
+
+// memoryLine is a line of the test's table: row, protocol, calls, peak MB, how they ended.
+var memoryLine = regexp.MustCompile(`^\s*(\S.*?) +HTTP/[0-9.]+ +(\d+) +(\d+\.\d) `)
+
+// readMemory finds the greatest peaks in the table that the test prints: of the guarded rows with all callers, and of the
+// controls without the guard, which have a watchdog.
+func readMemory(out []byte) (map[string]float64, error) {
+	peaks := map[string]float64{}
+	for line := range bytes.Lines(out) {
+		m := memoryLine.FindSubmatch(line)
+		if m == nil || strings.HasPrefix(string(m[1]), honestRow) {
+			continue
+		}
+		name := contender.Aiguard
+		switch calls, _ := strconv.Atoi(string(m[2])); {
+		case strings.HasSuffix(string(m[1]), ", unguarded"):
+			name = contender.Bare
+		case calls != memoryCallers:
+			continue
+		}
+		mb, err := strconv.ParseFloat(string(m[3]), 64)
+		if err != nil {
+			return nil, err
+		}
+		peaks[name] = max(peaks[name], mb*1e6)
+	}
+	if len(peaks) != 2 {
+		return nil, fmt.Errorf("%s: no table in\n%s", memoryTest, out)
+	}
+	return peaks, nil
+}

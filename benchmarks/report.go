@@ -1,0 +1,140 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/aiguard-go/aiguard/benchmarks/cost"
+	"github.com/aiguard-go/aiguard/benchmarks/internal/contender"
+)
+
+// enoughRounds for a median that is told to others.
+const enoughRounds = 6
+
+// report writes what was measured of rows, as Markdown that is as well read in a terminal.
+func report(w io.Writer, r cost.Results, rows []cost.Row, rounds int, now time.Time) error {
+	var verdicts []cost.Verdict
+	for _, row := range rows {
+		vs, err := r.Judge(row)
+		if err != nil {
+			return err
+		}
+		verdicts = append(verdicts, vs...)
+	}
+	var missed []string
+	targets := table{{"work", "target", "aiguard", "peer", "figure", ""}}
+	for _, v := range verdicts {
+		word, peer := "reached", ""
+		if !v.Reached {
+			word = "MISSED"
+			missed = append(missed, fmt.Sprintf("- %s: %s, is %s", v.Row.Work, v.Target.Text, v.String()))
+		}
+		if v.Target.Peer != "" {
+			peer = cost.Quantity(v.Peer, v.Target.Unit)
+		}
+		targets = append(targets, []string{v.Row.Work, v.Target.Text, cost.Quantity(v.Ours, v.Target.Unit), peer, v.String(), word})
+	}
+
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "# What a guard costs\n\nWritten by `make bench` on %s: %s on %s.\n", now.Format(time.DateOnly), runtime.Version(), machine())
+	fmt.Fprintf(&b, "Figures are medians; rounds: %d, in each of which every contender ran once, in a process of its own.\n", rounds)
+	if rounds < enoughRounds {
+		fmt.Fprintf(&b, "That is a quick look: fewer than %d rounds prove little.\n", enoughRounds)
+	}
+	fmt.Fprintf(&b, "\n**%d of %d targets are reached.**", len(verdicts)-len(missed), len(verdicts))
+	if len(missed) > 0 {
+		fmt.Fprintf(&b, " Missed:\n\n%s", strings.Join(missed, "\n"))
+	}
+	b.WriteString("\n\n## Targets\n\n")
+	targets.write(&b)
+	b.WriteString("\n## All contenders\n\n± is the 95% confidence interval of the median; the ratio is to aiguard.\n\n")
+	everybody(r, rows).write(&b)
+	b.WriteString("\n" + legend)
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+// everybody is all contenders' medians.
+func everybody(r cost.Results, rows []cost.Row) table {
+	t := table{{"work", "contender", "median", "±", "ratio", "allocs/op", "B/op"}}
+	for _, row := range rows {
+		ours, _, _ := r.Median(row.Bench, contender.Aiguard, row.Unit)
+		for i, name := range row.Contenders {
+			v, spread, _ := r.Median(row.Bench, name, row.Unit)
+			cells := []string{"", name, cost.Quantity(v, row.Unit), spread, fmt.Sprintf("%.3g", v/ours), "", ""}
+			if i == 0 {
+				cells[0] = row.Work
+			}
+			if row.How == cost.Repeated { // elsewhere the work around it allocates too
+				allocs, _, _ := r.Median(row.Bench, name, cost.AllocsPerOp)
+				bytes, _, _ := r.Median(row.Bench, name, cost.BytesPerOp)
+				cells[5], cells[6] = fmt.Sprintf("%.0f", allocs), fmt.Sprintf("%.0f", bytes)
+			}
+			t = append(t, cells)
+		}
+	}
+	return t
+}
+
+const legend = `## The contenders
+
+All have the same limits, where they know such a limit: 5 slots, a queue of 100, 30 s for a call, 3 attempts.
+
+- bare: go-openai as it is.
+- hand: what a careful engineer writes by hand: context.WithTimeout, a semaphore of x/sync, utf8.RuneCountInString. No retries.
+- failsafe-go: retry(bulkhead(timeout)), as its documentation composes them; +breaker has a circuit breaker within the retries.
+  Its bulkhead bounds how long calls wait and not how many. It refuses at once where a full bulkhead is measured.
+- goresilience: bulkhead(retry(timeout)), as its documentation composes them. Its bulkhead does not heed a cancelled context.
+- gobreaker+backoff: retries around a circuit breaker around context.WithTimeout. It limits no concurrency.
+- openai-go: the official SDK with its own retries and timeout. It limits no concurrency.
+
+Requests per call say nothing of calls that were answered: a breaker that is open sends none. In the memory row, bare is one
+caller in most rows, and is stopped when it has 600 MB.
+`
+
+// machine says what this ran on.
+func machine() string {
+	model := "an unknown processor"
+	info, err := os.ReadFile("/proc/cpuinfo")
+	if err == nil {
+		for line := range strings.Lines(string(info)) {
+			if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "model name" {
+				model = strings.TrimSpace(value)
+				break
+			}
+		}
+	}
+	return fmt.Sprintf("%s/%s, %s, %d cores", runtime.GOOS, runtime.GOARCH, model, runtime.NumCPU())
+}
+
+// table is Markdown with columns of even width; the first line is its head.
+type table [][]string
+
+func (t table) write(w *bytes.Buffer) {
+	widths := make([]int, len(t[0]))
+	for _, cells := range t {
+		for i, cell := range cells {
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+		}
+	}
+	for i, cells := range t {
+		w.WriteString("|")
+		for j, cell := range cells {
+			fmt.Fprintf(w, " %s%s |", cell, strings.Repeat(" ", widths[j]-utf8.RuneCountInString(cell)))
+		}
+		w.WriteString("\n")
+		if i == 0 {
+			w.WriteString("|")
+			for _, width := range widths {
+				w.WriteString(strings.Repeat("-", width+2) + "|")
+			}
+			w.WriteString("\n")
+		}
+	}
+}
