@@ -4,13 +4,13 @@ package main
 var mutations = []mutation{
 	// Deadlines.
 	{name: "no CallTimeout in Do", run: "^TestDoTimesOutWithFacts$",
-		file: "timeout.go", old: "context.WithDeadlineCause(a.Context, a.deadline, a.why)", new: "context.WithCancel(a.Context)"},
+		file: "timeout.go", old: "context.WithDeadlineCause(a.Context, a.call.time(a.deadline), a.why)", new: "context.WithCancel(a.Context)"},
 	{name: "no CallTimeout over HTTP", run: "^TestTimeoutsAreRetriedOnlyIfAsked$",
-		file: "timeout.go", old: "time.AfterFunc(time.Until(deadline), func() { w.cancel(why) })", new: "time.AfterFunc(time.Until(deadline), func() {})"},
+		file: "timeout.go", old: "time.AfterFunc(-c.since(deadline), func() { w.cancel(why) })", new: "time.AfterFunc(-c.since(deadline), func() {})"},
 	{name: "Call.Timeout ignored", run: "^TestPerCallTimeoutReplacesTheDefault$",
 		file: "timeout.go", old: "return c.Timeout", new: "return c.cfg.CallTimeout"},
 	{name: "TotalTimeout ignored", run: "^(TestDeadlinesThatAreOff|TestTotalBoundsAttemptsAndBackoffTogether)$",
-		file: "call.go", old: "c.deadline = c.start.Add(g.cfg.TotalTimeout)", new: "c.deadline = time.Time{}"},
+		file: "call.go", old: "c.deadline = c.start.add(g.cfg.TotalTimeout)", new: "c.deadline = 0"},
 	{name: "QueueTimeout ignored", run: "^TestQueueTimeoutRefuses$",
 		file: "call.go", old: "c.bound(ctx, c.cfg.QueueTimeout, ", new: "c.bound(ctx, Off, "},
 	{name: "TaskTimeout ignored", run: "^TestRunTaskIsBounded$",
