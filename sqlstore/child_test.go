@@ -1,0 +1,268 @@
+package sqlstore_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/task"
+)
+
+// The other process is this test binary again, told by its environment what to do. It says what has happened in lines.
+
+const childEnv = "SQLSTORE_CHILD"
+
+// order is what a child is to do.
+type order struct {
+	Database database
+	Lease    time.Duration
+	Reopen   int    // open and close the store so often, from several goroutines
+	Blocked  bool   // start functions that never return, and operations that wait behind them, and say their IDs
+	Seed     uint64 // else start Count operations and cancel some, of all processes
+	Count    int
+	Hurry    bool // then leave at once, not when the input ends
+}
+
+// report is what a child says: one line for each event.
+type report struct {
+	Ran     string            `json:",omitempty"` // the token of an operation whose function has begun
+	Blocked map[string]string `json:",omitempty"` // the IDs of what it has started
+	Stats   *task.Stats       `json:",omitempty"` // the last line
+}
+
+func child(text string) int {
+	var o order
+	err := json.Unmarshal([]byte(text), &o)
+	if err == nil {
+		err = o.obey(context.Background())
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+var saying sync.Mutex
+
+// say is one write: whoever kills the child gets all of a line or nothing.
+func say(r report) {
+	line, err := json.Marshal(r)
+	if err != nil {
+		panic(err)
+	}
+	saying.Lock()
+	defer saying.Unlock()
+	if _, err := os.Stdout.Write(append(line, '\n')); err != nil {
+		panic(err)
+	}
+}
+
+func (o order) obey(ctx context.Context) error {
+	if o.Reopen > 0 {
+		return o.reopen(ctx)
+	}
+	s, closeStore, err := o.Database.open(ctx)
+	if err != nil {
+		return err
+	}
+	g, err := aiguard.New(aiguard.Config{})
+	if err != nil {
+		return err
+	}
+	r, err := task.NewRunner(g, s, task.Config{MaxRunning: 2, MaxPending: 1000, Lease: o.Lease,
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+	if err != nil {
+		return err
+	}
+	if o.Blocked {
+		if err := o.block(ctx, r, s); err != nil {
+			return err
+		}
+	} else if err := o.play(ctx, r); err != nil {
+		return err
+	}
+	leave := ctx
+	if o.Hurry {
+		ended, cancel := context.WithCancel(ctx)
+		cancel()
+		leave = ended
+	} else if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
+		return err
+	}
+	_ = r.Shutdown(leave) // leave's error is no failure
+	stats := r.Stats()
+	say(report{Stats: &stats})
+	return closeStore()
+}
+
+func (o order) reopen(ctx context.Context) error {
+	return together(4, func(int) error {
+		for range o.Reopen {
+			s, closeStore, err := o.Database.open(ctx)
+			if err != nil {
+				return err
+			}
+			if err := errors.Join(s.Renew(ctx, "owner", time.Hour), closeStore()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// together runs f n times at once.
+func together(n int, f func(i int) error) error {
+	errs := make([]error, n)
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() { errs[i] = f(i) })
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// block takes both places with functions that heed nothing but their context.
+func (o order) block(ctx context.Context, r *task.Runner, s task.Store) error {
+	block := func(ctx context.Context) (any, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	for _, name := range []string{"blocked", "known", "unknown"} {
+		task.Register(r, name, func(ctx context.Context, _ string) (any, error) { return block(ctx) })
+	}
+	ids := map[string]string{}
+	for _, what := range []string{"running closure", "running blocked", "pending closure", "pending known", "pending known 2", "pending unknown"} {
+		var op task.Operation
+		var err error
+		if name := strings.Fields(what)[1]; name == "closure" {
+			op, err = r.Start(ctx, name, block)
+		} else {
+			op, err = r.Submit(ctx, name, what)
+		}
+		if err != nil {
+			return err
+		}
+		ids[what] = op.ID
+		for strings.HasPrefix(what, "running") && op.Status != task.Running {
+			if op, err = s.Get(ctx, op.ID); err != nil {
+				return err
+			}
+		}
+	}
+	say(report{Blocked: ids})
+	return nil
+}
+
+// play does at random what clients do.
+func (o order) play(ctx context.Context, r *task.Runner) error {
+	random := rand.New(rand.NewPCG(o.Seed, 0))
+	work := func(ctx context.Context, in input) (any, error) {
+		say(report{Ran: in.Token}) // what the function does to the world
+		task.SetProgress(ctx, 50, in.Token)
+		select {
+		case <-time.After(in.Takes):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		if in.Fails {
+			return nil, aiguard.ErrUnavailable
+		}
+		return in.Token, nil
+	}
+	task.Register(r, "work", work)
+	for i := range o.Count {
+		in := input{Token: fmt.Sprintf("%d-%d", o.Seed, i), Takes: time.Duration(random.IntN(15)) * time.Millisecond, Fails: random.IntN(5) == 0}
+		var err error
+		if random.IntN(3) == 0 {
+			_, err = r.Start(ctx, in.Token, func(ctx context.Context) (any, error) { return work(ctx, in) })
+		} else {
+			_, err = r.Submit(ctx, "work", in)
+		}
+		if err != nil {
+			return err
+		}
+		if random.IntN(3) == 0 {
+			if err := cancelAny(ctx, r, random); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+type input struct {
+	Token string // the operation's name, or in its input
+	Takes time.Duration
+	Fails bool
+}
+
+// cancelAny cancels one of the last operations, of whatever process.
+func cancelAny(ctx context.Context, r *task.Runner, random *rand.Rand) error {
+	ops, err := r.List(ctx, task.Query{Limit: 30})
+	if err != nil || len(ops) == 0 {
+		return err
+	}
+	_, err = r.Cancel(ctx, ops[random.IntN(len(ops))].ID)
+	return err
+}
+
+// process is a child as its parent sees it.
+type process struct {
+	cmd   *exec.Cmd
+	stdin io.Closer
+	lines *bufio.Scanner
+	err   strings.Builder
+}
+
+func startChild(t *testing.T, o order) *process {
+	t.Helper()
+	text, err := json.Marshal(o)
+	require.NoError(t, err)
+	exe, err := os.Executable()
+	require.NoError(t, err)
+	p := &process{cmd: exec.Command(exe)}
+	p.cmd.Env = append(os.Environ(), childEnv+"="+string(text))
+	p.cmd.Stderr = &p.err
+	p.stdin, err = p.cmd.StdinPipe()
+	require.NoError(t, err)
+	stdout, err := p.cmd.StdoutPipe()
+	require.NoError(t, err)
+	p.lines = bufio.NewScanner(stdout)
+	require.NoError(t, p.cmd.Start())
+	t.Cleanup(func() {
+		_ = p.cmd.Process.Kill()
+		_ = p.cmd.Wait()
+	})
+	return p
+}
+
+// next returns the next line, and false if there is none.
+func (p *process) next() (r report, ok bool) {
+	if !p.lines.Scan() {
+		return report{}, false
+	}
+	return r, json.Unmarshal(p.lines.Bytes(), &r) == nil
+}
+
+// blocked returns the IDs of what the child has started.
+func (p *process) blocked(t *testing.T) map[string]string {
+	t.Helper()
+	r, ok := p.next()
+	require.True(t, ok && r.Blocked != nil, "%s", &p.err)
+	return r.Blocked
+}

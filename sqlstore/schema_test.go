@@ -1,0 +1,96 @@
+package sqlstore_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/aiguard-go/aiguard/sqlstore"
+	"github.com/aiguard-go/aiguard/task"
+)
+
+// Versions that may come one day. None could run twice.
+var (
+	second = []string{`ALTER TABLE aiguard_operations ADD COLUMN tenant TEXT`, `CREATE INDEX aiguard_tenant ON aiguard_operations (tenant)`}
+	third  = []string{`UPDATE aiguard_operations SET tenant = name`, `CREATE TABLE aiguard_third (id BIGINT)`}
+)
+
+func TestMigrationKeepsWhatIsThere(t *testing.T) {
+	for _, steps := range [][][][]string{
+		{{second}, {second, third}}, // from 1 to 2, from 2 to 3
+		{{second, third}},           // from 1 to 3
+		{{}, {second, third}, {second, third}},
+	} {
+		onEach(t, func(t *testing.T, d database) {
+			s := openStore(t, d)
+			add(t, s, "a", task.Running, time.Time{})
+			for _, later := range steps {
+				require.NoError(t, s.Migrate(t.Context(), later...))
+			}
+			op, err := s.Get(t.Context(), "a")
+			require.NoError(t, err)
+			require.Equal(t, task.Running, op.Status)
+			var tenant string
+			require.NoError(t, s.DB().QueryRowContext(t.Context(), "SELECT tenant FROM aiguard_operations").Scan(&tenant))
+			require.Equal(t, "test", tenant)
+		})
+	}
+}
+
+func TestNewerDatabaseIsRefused(t *testing.T) {
+	onEach(t, func(t *testing.T, d database) {
+		s := openStore(t, d)
+		require.NoError(t, s.Migrate(t.Context(), second))
+		_, _, err := d.open(t.Context())
+		require.ErrorContains(t, err, "the database has version 2, and this program knows those up to 1")
+	})
+}
+
+func TestFailedMigrationLeavesTheDatabaseAsItWas(t *testing.T) {
+	onEach(t, func(t *testing.T, d database) {
+		s := openStore(t, d)
+		require.Error(t, s.Migrate(t.Context(), second, []string{`CREATE TABLE aiguard_third (id BIGINT)`, `no SQL`}))
+		openStore(t, d) // it has version 1
+		require.NoError(t, s.Migrate(t.Context(), second, third))
+	})
+}
+
+func TestManyMayOpenAndMigrateAtOnce(t *testing.T) {
+	onEach(t, func(t *testing.T, d database) {
+		stores := make([]*sqlstore.Store, 6)
+		atOnce(t, len(stores), func(i int) (err error) {
+			s, closeStore, err := d.open(t.Context())
+			if err == nil {
+				stores[i] = s
+				t.Cleanup(func() { require.NoError(t, closeStore()) })
+			}
+			return err
+		})
+		atOnce(t, len(stores), func(i int) error { return stores[i].Migrate(t.Context(), second, third) })
+	})
+}
+
+// atOnce runs f n times at once.
+func atOnce(t *testing.T, n int, f func(i int) error) {
+	t.Helper()
+	require.NoError(t, together(n, f))
+}
+
+func TestPostgresNeedsNoRightToMakeTablesThatAreThere(t *testing.T) {
+	d := newPostgres(t)
+	s := openStore(t, d)
+	var schema string
+	require.NoError(t, s.DB().QueryRowContext(t.Context(), "SELECT current_schema()").Scan(&schema))
+	for _, statement := range []string{
+		"CREATE ROLE worker LOGIN",
+		"GRANT USAGE ON SCHEMA " + schema + " TO worker",
+		"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA " + schema + " TO worker",
+	} {
+		_, err := s.DB().ExecContext(t.Context(), statement)
+		require.NoError(t, err)
+	}
+	worker := openStore(t, database{DSN: d.DSN + " user=worker"})
+	require.NoError(t, worker.Renew(t.Context(), "owner", time.Hour))
+	add(t, worker, "a", task.Pending, time.Time{})
+}
