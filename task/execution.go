@@ -245,6 +245,9 @@ func (x *execution) settle() {
 	op := x.operation()
 	var count *int64
 	switch s := &x.r.stats; {
+	case op.Owner != x.r.owner:
+		count = &s.Released
+		x.log(slog.LevelInfo, "task: left to another process")
 	case op.Status == Succeeded:
 		count = &s.Succeeded
 	case op.Status == Failed:
@@ -257,9 +260,6 @@ func (x *execution) settle() {
 	case op.Status == Cancelled:
 		count = &s.Cancelled
 		x.log(slog.LevelInfo, "task: cancelled")
-	case op.Owner != x.r.owner:
-		count = &s.Released
-		x.log(slog.LevelInfo, "task: left to another process")
 	default:
 		count = &s.Lost
 		x.log(slog.LevelError, "task: lost: the store did not take the final state")

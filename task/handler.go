@@ -26,10 +26,12 @@ const (
 // revision as id; the type is "progress", for the last one "finished". A client that comes back with Last-Event-ID gets what is
 // new since then; one that has the last event gets 204, which tells an EventSource to stop.
 //
-// It asks nobody who they are. An id cannot be guessed, but may be passed on; put your check around the handler, where
-// the id is r.PathValue("id"):
+// It asks nobody who they are. An id cannot be guessed, but may be passed on; put your check around the handler, on
+// patterns that tell it the id as r.PathValue("id"):
 //
-//	mux.Handle("/operations/", http.StripPrefix("/operations", onlyOwner(task.Handler(runner))))
+//	operations := http.StripPrefix("/operations", onlyOwner(task.Handler(runner)))
+//	mux.Handle("/operations/{id}", operations)
+//	mux.Handle("/operations/{id}/events", operations)
 func Handler(r *Runner) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{id}", r.serveGet)
@@ -71,17 +73,16 @@ func (r *Runner) serveEvents(w http.ResponseWriter, req *http.Request) {
 	case err != nil:
 		r.refuse(w, req, err)
 		return
-	case op.Status.Final() && op.Revision <= seen:
+	case op.Status.Final() && op.Revision == seen:
 		w.WriteHeader(http.StatusNoContent)
 		return
-	}
-	if seen > op.Revision {
+	case seen > op.Revision:
 		seen = 0
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("X-Accel-Buffering", "no") // nginx would collect the events
-	if sendEvent(w, ": \n\n") != nil {        // the headers, at once
+	w.Header().Set("X-Accel-Buffering", "no")                           // nginx would collect the events
+	if sendEvent(w, ": \n\n") != nil || req.Method == http.MethodHead { // the headers, at once
 		return
 	}
 	for {
@@ -93,11 +94,12 @@ func (r *Runner) serveEvents(w http.ResponseWriter, req *http.Request) {
 		}
 		ctx, cancel := context.WithTimeout(req.Context(), keepAlive)
 		next, err := r.next(ctx, id, seen)
+		quiet := ctx.Err() != nil
 		cancel()
 		switch {
 		case err == nil:
 			op = next
-		case req.Context().Err() != nil || ctx.Err() == nil:
+		case req.Context().Err() != nil || !quiet:
 			return // the client is gone, or the store: an EventSource comes back
 		case sendEvent(w, ": \n\n") != nil:
 			return
@@ -120,6 +122,7 @@ func sendOperation(w http.ResponseWriter, op Operation) error {
 func sendEvent(w http.ResponseWriter, event string) error {
 	control := http.NewResponseController(w)
 	_ = control.SetWriteDeadline(time.Now().Add(writeTimeout)) // where there is no such thing, the server's own holds
+	defer control.SetWriteDeadline(time.Time{})                // HTTP/2 resets a stream at its deadline, idle or not
 	if _, err := io.WriteString(w, event); err != nil {
 		return err
 	}
