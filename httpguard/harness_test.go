@@ -1,0 +1,202 @@
+package httpguard_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/httpguard"
+	"github.com/aiguard-go/aiguard/internal/leaktest"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
+
+func newGuard(t testing.TB, cfg aiguard.Config) *aiguard.Guard {
+	t.Helper()
+	g, err := aiguard.New(cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, g.Close()) })
+	return g
+}
+
+// site is a server in memory, in virtual time, over one protocol.
+type site struct {
+	client *http.Client
+	log    *syncBuffer // the http.Server's ErrorLog
+}
+
+// eachProtocol runs f in a bubble for HTTP/1.1 and for HTTP/2, with a function that serves a handler.
+func eachProtocol(t *testing.T, f func(t *testing.T, serve func(http.Handler) *site)) {
+	t.Helper()
+	for name, http2 := range map[string]bool{"HTTP1": false, "HTTP2": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f(t, func(h http.Handler) *site { return serve(t, h, http2) })
+			})
+		})
+	}
+}
+
+func serve(t *testing.T, h http.Handler, http2 bool) *site {
+	t.Helper()
+	var protocols http.Protocols
+	protocols.SetHTTP1(!http2)
+	protocols.SetUnencryptedHTTP2(http2)
+	ln := &pipeListener{incoming: make(chan net.Conn), closed: make(chan struct{})}
+	s := &site{log: &syncBuffer{}}
+	srv := &http.Server{Handler: h, Protocols: &protocols, ErrorLog: log.New(s.log, "", 0)}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = srv.Serve(ln)
+	}()
+	tr := &http.Transport{DialContext: ln.dial, Protocols: &protocols}
+	s.client = &http.Client{Transport: tr}
+	t.Cleanup(func() {
+		tr.CloseIdleConnections()
+		_ = srv.Close()
+		<-served
+	})
+	return s
+}
+
+// pipeListener accepts what its own dial connects.
+type pipeListener struct {
+	incoming chan net.Conn
+	once     sync.Once
+	closed   chan struct{}
+}
+
+func (l *pipeListener) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	client, server := net.Pipe()
+	select {
+	case l.incoming <- server:
+		return client, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.incoming:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipeListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "pipe"} }
+
+type syncBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// reply is an answer as its client saw it.
+type reply struct {
+	*http.Response
+	body string
+	err  error // of the exchange, or of reading the body
+	took time.Duration
+}
+
+func (s *site) do(ctx context.Context, method, accept string, body io.Reader) reply {
+	start := time.Now()
+	req, err := http.NewRequestWithContext(ctx, method, "http://site/ask", body)
+	if err != nil {
+		return reply{err: err}
+	}
+	if accept != "" {
+		req.Header.Set("Accept", accept)
+	}
+	resp, err := s.client.Do(req)
+	if err != nil {
+		return reply{err: err, took: time.Since(start)}
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return reply{resp, string(b), err, time.Since(start)}
+}
+
+func (s *site) get(t *testing.T) reply {
+	t.Helper()
+	return s.do(t.Context(), http.MethodGet, "", nil)
+}
+
+// async runs f and returns a channel with its result.
+func async[T any](f func() T) <-chan T {
+	c := make(chan T, 1)
+	go func() { c <- f() }()
+	return c
+}
+
+const browser = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
+
+// problemOf checks that r is a whole error answer for an API client, and returns what it says.
+func problemOf(t *testing.T, r reply, status int, code string) httpguard.Problem {
+	t.Helper()
+	require.NoError(t, r.err)
+	require.Equal(t, status, r.StatusCode)
+	require.Equal(t, "application/problem+json", r.Header.Get("Content-Type"))
+	var p httpguard.Problem
+	require.NoError(t, json.Unmarshal([]byte(r.body), &p))
+	assert.Equal(t, status, p.Status)
+	assert.Equal(t, code, p.Code)
+	assert.Equal(t, r.Header.Get("X-Request-Id"), p.RequestID)
+	assert.NotEmpty(t, p.RequestID)
+	return p
+}
+
+// ok is a handler that answers at once.
+var ok = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "fine") })
+
+// stuck is a handler that ignores its context until it is let go, and then writes.
+type stuck struct {
+	entered chan struct{}
+	release chan struct{}
+	wrote   chan error
+}
+
+func newStuck() *stuck {
+	return &stuck{make(chan struct{}, 100), make(chan struct{}), make(chan error, 100)}
+}
+
+func (s *stuck) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+	s.entered <- struct{}{}
+	<-s.release
+	w.Header().Set("X-Late", "yes")
+	_, err := w.Write([]byte("too late"))
+	s.wrote <- err
+}

@@ -1,0 +1,138 @@
+package httpguard
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/aiguard-go/aiguard"
+)
+
+// DefaultSaturatedAfter is the default of HealthConfig.SaturatedAfter.
+const DefaultSaturatedAfter = 10 * time.Second
+
+// HealthConfig is what Health needs to know: nothing.
+type HealthConfig struct {
+	// SaturatedAfter is for how long all slots are taken and calls are waiting until /readyz says so. 10s; aiguard.Off: it never does
+	SaturatedAfter time.Duration
+}
+
+// Health serves the probes of an orchestrator or load balancer, by GET and HEAD, as JSON that no cache stores:
+//
+//   - /livez is 200 while the process serves requests.
+//   - /readyz is 200 with status "ok", or 503 with status "unavailable" and all reasons that hold: "draining" after
+//     Shutdown or Close, "over_memory" above the memory limit, "paused" while a provider's Retry-After is
+//     waited out, and "saturated" when for SaturatedAfter all slots have been taken and calls been waiting. Either
+//     comes with the guard's Stats.
+//
+// No goroutine watches: saturation is measured from the first /readyz probe that finds it, and one that does not starts
+// anew. With probes further apart than SaturatedAfter it takes two. A probe never makes a call to the provider.
+//
+// Health panics if g is nil or SaturatedAfter is out of range.
+func Health(g *aiguard.Guard, cfg HealthConfig) http.Handler {
+	_ = g.Stats()
+	if cfg.SaturatedAfter < aiguard.Off {
+		panic(fmt.Sprintf("httpguard: HealthConfig.SaturatedAfter is %v; want a positive duration, 0 for the default, or aiguard.Off",
+			cfg.SaturatedAfter))
+	}
+	orDefault(&cfg.SaturatedAfter, DefaultSaturatedAfter)
+	h := &health{guard: g, saturatedAfter: cfg.SaturatedAfter}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { report(w, http.StatusOK, healthReport{Status: "ok"}) })
+	mux.HandleFunc("GET /readyz", h.ready)
+	return mux
+}
+
+type health struct {
+	guard          *aiguard.Guard
+	saturatedAfter time.Duration
+
+	mu    sync.Mutex
+	since time.Time // of the first probe in a row that found it saturated; zero: the last did not
+}
+
+func (h *health) ready(w http.ResponseWriter, _ *http.Request) {
+	st := h.guard.Stats()
+	now := time.Now()
+	var reasons []string
+	for _, r := range []struct {
+		name  string
+		holds bool
+	}{
+		{"draining", st.Draining},
+		{"over_memory", st.OverMemory},
+		{"paused", st.PausedUntil.After(now)},
+		{"saturated", h.saturated(st.Waiting > 0 && st.InFlight >= st.MaxConcurrent, now)},
+	} {
+		if r.holds {
+			reasons = append(reasons, r.name)
+		}
+	}
+	body := healthReport{Status: "ok", Reasons: reasons, Stats: newStats(st)}
+	status := http.StatusOK
+	if reasons != nil {
+		body.Status, status = "unavailable", http.StatusServiceUnavailable
+	}
+	report(w, status, body)
+}
+
+func (h *health) saturated(full bool, now time.Time) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case !full:
+		h.since = time.Time{}
+	case h.since.IsZero():
+		h.since = now
+	}
+	return full && h.saturatedAfter != aiguard.Off && now.Sub(h.since) >= h.saturatedAfter
+}
+
+type healthReport struct {
+	Status  string   `json:"status"`
+	Reasons []string `json:"reasons,omitempty"`
+	Stats   *stats   `json:"stats,omitempty"`
+}
+
+// stats is aiguard.Stats as JSON; what has no bound or does not apply is left out.
+type stats struct {
+	InFlight      int64      `json:"in_flight"`
+	Waiting       int64      `json:"waiting"`
+	MaxConcurrent int64      `json:"max_concurrent,omitempty"`
+	HeapBytes     int64      `json:"heap_bytes,omitempty"`
+	MemoryLimit   int64      `json:"memory_limit,omitempty"`
+	PausedUntil   *time.Time `json:"paused_until,omitempty"`
+	OverMemory    bool       `json:"over_memory"`
+	Draining      bool       `json:"draining"`
+	Calls         int64      `json:"calls"`
+	Succeeded     int64      `json:"succeeded"`
+	Failed        int64      `json:"failed"`
+	Refused       int64      `json:"refused"`
+	Retries       int64      `json:"retries"`
+	Timeouts      int64      `json:"timeouts"`
+	WaitCount     int64      `json:"wait_count"`
+	WaitTime      float64    `json:"wait_time"` // seconds
+}
+
+func newStats(st aiguard.Stats) *stats {
+	s := &stats{
+		InFlight: st.InFlight, Waiting: st.Waiting, MaxConcurrent: max(st.MaxConcurrent, 0),
+		HeapBytes: st.HeapBytes, MemoryLimit: st.MemoryLimit, OverMemory: st.OverMemory, Draining: st.Draining,
+		Calls: st.Calls, Succeeded: st.Succeeded, Failed: st.Failed, Refused: st.Refused,
+		Retries: st.Retries, Timeouts: st.Timeouts, WaitCount: st.WaitCount, WaitTime: st.WaitTime.Seconds(),
+	}
+	if !st.PausedUntil.IsZero() {
+		s.PausedUntil = &st.PausedUntil
+	}
+	return s
+}
+
+func report(w http.ResponseWriter, status int, body healthReport) {
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(body) // whoever does not take it is gone
+}

@@ -1,0 +1,199 @@
+package httpguard_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"reflect"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/httpguard"
+)
+
+// health is the answer of a probe.
+type health struct {
+	code    int
+	Status  string
+	Reasons []string
+	Stats   map[string]any
+}
+
+func probe(t *testing.T, h http.Handler, path string) health {
+	t.Helper()
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+	assert.Equal(t, "no-store", w.Header().Get("Cache-Control"))
+	assert.Equal(t, "application/json", w.Header().Get("Content-Type"))
+	answer := health{code: w.Code}
+	require.NoError(t, json.Unmarshal(w.Body.Bytes(), &answer))
+	return answer
+}
+
+func TestReadyzNamesEachReason(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for name, c := range map[string]struct {
+			cfg     aiguard.Config
+			prepare func(g *aiguard.Guard)
+			reasons []string
+		}{
+			"none":     {},
+			"draining": {prepare: func(g *aiguard.Guard) { assert.NoError(t, g.Close()) }, reasons: []string{"draining"}},
+			"memory":   {cfg: aiguard.Config{MemoryLimit: 1}, reasons: []string{"over_memory"}},
+			"paused":   {prepare: pause, reasons: []string{"paused"}},
+			"all at once": {
+				cfg: aiguard.Config{MemoryLimit: 1},
+				prepare: func(g *aiguard.Guard) {
+					assert.NoError(t, g.Close())
+				},
+				reasons: []string{"draining", "over_memory"},
+			},
+		} {
+			g := newGuard(t, c.cfg)
+			if c.prepare != nil {
+				c.prepare(g)
+			}
+			h := httpguard.Health(g, httpguard.HealthConfig{})
+			before := g.Stats().Calls
+			ready := probe(t, h, "/readyz")
+			assert.Equal(t, c.reasons, ready.Reasons, name)
+			if c.reasons == nil {
+				assert.Equal(t, http.StatusOK, ready.code)
+				assert.Equal(t, "ok", ready.Status)
+			} else {
+				assert.Equal(t, http.StatusServiceUnavailable, ready.code, name)
+				assert.Equal(t, "unavailable", ready.Status)
+			}
+			live := probe(t, h, "/livez")
+			assert.Equal(t, health{code: 200, Status: "ok"}, live, "%s: the process runs", name)
+			assert.Equal(t, before, g.Stats().Calls, "a probe is no call")
+		}
+	})
+}
+
+// pause lets a provider ask for half a minute of silence.
+func pause(g *aiguard.Guard) {
+	_, _ = aiguard.Do(context.Background(), g.With(aiguard.Call{Op: "ask", Attempts: 1}), func(context.Context) (int, error) {
+		return 0, &aiguard.Error{Kind: aiguard.ErrRateLimited, RetryAfter: 30 * time.Second}
+	})
+}
+
+func TestPauseEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuard(t, aiguard.Config{})
+		pause(g)
+		h := httpguard.Health(g, httpguard.HealthConfig{})
+		ready := probe(t, h, "/readyz")
+		assert.Equal(t, []string{"paused"}, ready.Reasons)
+		until, err := time.Parse(time.RFC3339Nano, ready.Stats["paused_until"].(string))
+		require.NoError(t, err)
+		time.Sleep(time.Until(until) + 1)
+		assert.Equal(t, http.StatusOK, probe(t, h, "/readyz").code)
+	})
+}
+
+func TestSaturationIsToldAfterItHasLasted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuard(t, aiguard.Config{MaxConcurrent: 1, CallTimeout: aiguard.Off, QueueTimeout: aiguard.Off, TotalTimeout: aiguard.Off})
+		h := httpguard.Health(g, httpguard.HealthConfig{})
+		never := httpguard.Health(g, httpguard.HealthConfig{SaturatedAfter: aiguard.Off})
+		call := func(done <-chan struct{}) {
+			go func() {
+				_, _ = aiguard.Do(t.Context(), g, func(context.Context) (int, error) { <-done; return 0, nil })
+			}()
+			synctest.Wait()
+		}
+		first, second := make(chan struct{}), make(chan struct{})
+		defer close(second)
+		saturated := func() bool {
+			probe(t, never, "/readyz")
+			ready := probe(t, h, "/readyz")
+			assert.Equal(t, ready.code == http.StatusServiceUnavailable, len(ready.Reasons) == 1)
+			return ready.code != http.StatusOK
+		}
+		call(first)
+		assert.False(t, saturated())
+		time.Sleep(time.Hour)
+		assert.False(t, saturated(), "busy, and nobody waits")
+
+		call(second)
+		assert.False(t, saturated(), "since now, as far as probes have seen")
+		time.Sleep(httpguard.DefaultSaturatedAfter - 1)
+		assert.False(t, saturated())
+		time.Sleep(1 * time.Nanosecond)
+		assert.True(t, saturated())
+
+		close(first)
+		synctest.Wait()
+		assert.False(t, saturated(), "the queue is empty")
+		call(second)
+		assert.False(t, saturated(), "measured anew")
+		time.Sleep(time.Hour)
+		assert.True(t, saturated())
+		assert.Equal(t, http.StatusOK, probe(t, never, "/readyz").code)
+	})
+}
+
+func TestWaitingForTheEndOfAPauseIsNotSaturation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuard(t, aiguard.Config{QueueTimeout: aiguard.Off})
+		pause(g)
+		go func() {
+			_, _ = aiguard.Do(t.Context(), g.With(aiguard.Call{Op: "ask"}), func(context.Context) (int, error) { return 0, nil })
+		}()
+		synctest.Wait()
+		require.EqualValues(t, 1, g.Stats().Waiting)
+		h := httpguard.Health(g, httpguard.HealthConfig{})
+		assert.Equal(t, []string{"paused"}, probe(t, h, "/readyz").Reasons)
+		time.Sleep(2 * httpguard.DefaultSaturatedAfter)
+		require.EqualValues(t, 1, g.Stats().Waiting)
+		assert.Equal(t, []string{"paused"}, probe(t, h, "/readyz").Reasons)
+		time.Sleep(time.Minute)
+	})
+}
+
+func TestReadyzHasEveryStat(t *testing.T) {
+	g := newGuard(t, aiguard.Config{MemoryLimit: 1 << 40})
+	_, err := aiguard.Do(t.Context(), g, func(context.Context) (int, error) { return 0, errors.New("no") })
+	require.Error(t, err)
+	pause(g)
+	stats := probe(t, httpguard.Health(g, httpguard.HealthConfig{}), "/readyz").Stats
+	assert.Len(t, stats, reflect.TypeFor[aiguard.Stats]().NumField())
+	assert.EqualValues(t, 5, stats["max_concurrent"])
+	assert.EqualValues(t, 2, stats["calls"])
+	assert.EqualValues(t, 2, stats["failed"])
+	assert.EqualValues(t, 1<<40, stats["memory_limit"])
+	assert.Positive(t, stats["heap_bytes"])
+	assert.EqualValues(t, 0, stats["wait_time"])
+	assert.Equal(t, false, stats["draining"])
+
+	unbounded := newGuard(t, aiguard.Config{MaxConcurrent: aiguard.Off})
+	assert.NotContains(t, probe(t, httpguard.Health(unbounded, httpguard.HealthConfig{}), "/readyz").Stats, "max_concurrent")
+}
+
+func TestProbesAreGetOrHead(t *testing.T) {
+	h := httpguard.Health(newGuard(t, aiguard.Config{}), httpguard.HealthConfig{})
+	for _, path := range []string{"/livez", "/readyz"} {
+		for method, code := range map[string]int{"GET": 200, "HEAD": 200, "POST": 405, "DELETE": 405, "OPTIONS": 405} {
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequest(method, path, nil))
+			assert.Equal(t, code, w.Code, "%s %s", method, path)
+		}
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest("GET", "/healthz", nil))
+	assert.Equal(t, http.StatusNotFound, w.Code)
+}
+
+func TestHealthOutOfRangePanics(t *testing.T) {
+	g := newGuard(t, aiguard.Config{})
+	assert.Panics(t, func() { httpguard.Health(g, httpguard.HealthConfig{SaturatedAfter: -2}) })
+	assert.Panics(t, func() { httpguard.Health(nil, httpguard.HealthConfig{}) })
+}

@@ -1,0 +1,208 @@
+// Package httpguard is the web edge of an aiguard.Guard: limits on the routes that call a model, error answers that
+// people and programs understand, and health probes.
+//
+//	edge := httpguard.Middleware(guard, httpguard.Config{})
+//	mux.Handle("POST /ask", edge(http.HandlerFunc(ask)))
+//	mux.Handle("/livez", httpguard.Health(guard, httpguard.HealthConfig{}))
+//
+// In a handler, Error answers for whatever went wrong:
+//
+//	resp, err := client.CreateChatCompletion(r.Context(), req)
+//	if err != nil {
+//		httpguard.Error(w, r, err)
+//		return
+//	}
+//
+// Most programs need Middleware and Error alone.
+package httpguard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"html/template"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/aiguard-go/aiguard"
+)
+
+// The defaults of Config.
+const (
+	DefaultTimeout      = 55 * time.Second // below the usual 60 s of proxies
+	DefaultConcurrency  = 4                // Config.MaxConcurrent is this many times the guard's
+	DefaultMaxQueue     = 50
+	DefaultQueueTimeout = 5 * time.Second
+	DefaultMaxBodyBytes = 1 << 20
+)
+
+// LastWord is how much longer than Config.Timeout a handler may write that had begun its answer: time for a last
+// server-sent event that says what happened.
+const LastWord = time.Second
+
+// Config is what Middleware needs to know: nothing. In each field zero means the default stated there, aiguard.Off (-1)
+// no such bound.
+type Config struct {
+	// Timeout is for a whole request, from its arrival, the queue included. 55s
+	//
+	// An http.Server's WriteTimeout has to be longer, or it cuts the answer that tells the client.
+	Timeout time.Duration
+
+	// MaxConcurrent is how many requests are handled at once. 4 times the guard's MaxConcurrent; none where the guard has none
+	MaxConcurrent int
+
+	MaxQueue     int           // requests waiting to be handled; more are refused at once. 50
+	QueueTimeout time.Duration // waiting to be handled. 5s
+	MaxBodyBytes int64         // of a request. 1 MiB
+
+	// Page replaces the HTML page of error answers, those of Error in the handler included. It is executed with a Problem.
+	// If it fails the built-in page is sent. Its style and script elements need the attribute nonce="{{.Nonce}}";
+	// images, fonts and style sheets may come from the same origin. The built-in page
+	Page *template.Template
+
+	// Logger gets the error answers, with request id, code and facts, and handlers that ignored their time limit; never
+	// a URL, a prompt, an answer or a key. Silent
+	Logger *slog.Logger
+}
+
+// Middleware returns what bounds the requests of the handlers given to it; they share one concurrency limit and its queue.
+// A request over a limit is answered as Error does, with Retry-After: a body announced as too large, a guard that
+// is draining or over its memory limit and a full queue at once, others when their time is over.
+//
+// The handler runs in a goroutine of its own, so that a client gets its answer at Timeout even from a handler that
+// ignores its context:
+//
+//   - If the handler has written nothing, the client gets 504 at that moment. Nothing that the handler writes
+//     later is sent, and its place in MaxConcurrent stays taken until it returns.
+//   - If it has begun its answer, that answer is never completed: HTTP/1 clients see the connection end too early, HTTP/2 clients a
+//     reset of the stream, at the latest LastWord after Timeout, even if the handler ends its answer itself in
+//     that time. So nobody takes a half answer for a whole one, and an event stream can still say why it ends.
+//   - A hijacked connection belongs to the handler; only its context ends.
+//
+// The handler's context ends at Timeout with an *aiguard.Error of kind ErrTimeout as its cause, and when the client
+// leaves, which net/http notices in HTTP/1 once the request's body was read. Reading a body of unknown length beyond MaxBodyBytes
+// fails with an *http.MaxBytesError, for which Error answers 413.
+//
+// The handler's ResponseWriter streams: it buffers nothing, is an http.Flusher and http.Hijacker, and has all that
+// http.ResponseController asks for. It has no Unwrap, which would lead around its lock. A panic of the handler goes on in the request's
+// goroutine, with the stack of its origin in its text; http.ErrAbortHandler goes on unchanged.
+//
+// With Timeout Off none of this is needed: the handler runs in the request's goroutine, with the server's ResponseWriter.
+//
+// Middleware panics if g is nil or a field of cfg is out of range, naming the field, its value and what is allowed.
+func Middleware(g *aiguard.Guard, cfg Config) func(http.Handler) http.Handler {
+	capacity := g.Config().MaxConcurrent
+	if err := cfg.validate(); err != nil {
+		panic(err.Error())
+	}
+	cfg.setDefaults(capacity)
+	places := newPlaces(cfg.MaxConcurrent, cfg.MaxQueue, cfg.QueueTimeout)
+	return func(next http.Handler) http.Handler {
+		if next == nil {
+			panic("httpguard: Middleware: nil handler")
+		}
+		return &handler{guard: g, next: next, cfg: cfg, places: places}
+	}
+}
+
+// Handler is Middleware(g, cfg)(next): for a route with limits of its own.
+func Handler(g *aiguard.Guard, next http.Handler, cfg Config) http.Handler {
+	return Middleware(g, cfg)(next)
+}
+
+func (c *Config) validate() error {
+	var errs []error
+	check := func(ok bool, field string, value any, want string) {
+		if !ok {
+			errs = append(errs, fmt.Errorf("httpguard: Config.%s is %v; want a positive %s, 0 for the default, or aiguard.Off",
+				field, value, want))
+		}
+	}
+	check(c.Timeout >= aiguard.Off, "Timeout", c.Timeout, "duration")
+	check(c.MaxConcurrent >= aiguard.Off, "MaxConcurrent", c.MaxConcurrent, "number")
+	check(c.MaxQueue >= aiguard.Off, "MaxQueue", c.MaxQueue, "number")
+	check(c.QueueTimeout >= aiguard.Off, "QueueTimeout", c.QueueTimeout, "duration")
+	check(c.MaxBodyBytes >= aiguard.Off, "MaxBodyBytes", c.MaxBodyBytes, "number")
+	return errors.Join(errs...)
+}
+
+// setDefaults needs the guard's capacity.
+func (c *Config) setDefaults(capacity int64) {
+	if capacity != aiguard.Off {
+		capacity *= DefaultConcurrency
+	}
+	orDefault(&c.Timeout, DefaultTimeout)
+	orDefault(&c.MaxConcurrent, int(capacity))
+	orDefault(&c.MaxQueue, DefaultMaxQueue)
+	orDefault(&c.QueueTimeout, DefaultQueueTimeout)
+	orDefault(&c.MaxBodyBytes, DefaultMaxBodyBytes)
+	orDefault(&c.Logger, slog.New(slog.DiscardHandler))
+}
+
+func orDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// handler bounds the requests of next.
+type handler struct {
+	guard  *aiguard.Guard
+	next   http.Handler
+	cfg    Config
+	places *places
+}
+
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	x := newExchange(w, r)
+	x.page, x.log = h.cfg.Page, h.cfg.Logger
+	ctx := context.WithValue(r.Context(), exchangeKey{}, x)
+	limit := limit{at: time.Now().Add(h.cfg.Timeout)}
+	if h.cfg.Timeout != aiguard.Off {
+		// "task" is the phase of many calls together, and the message for it fits.
+		limit.err = &aiguard.Error{Kind: aiguard.ErrTimeout, Op: x.route, Phase: "task", Limit: h.cfg.Timeout}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadlineCause(ctx, limit.at, limit.err)
+		defer cancel()
+	}
+	r = r.WithContext(ctx)
+	if err := h.admit(r, x); err != nil {
+		x.answerWith(w, err)
+		return
+	}
+	if h.cfg.MaxBodyBytes != aiguard.Off {
+		// Without w, which it would use when ServeHTTP may have returned; Error closes the connection in its place.
+		r.Body = http.MaxBytesReader(nil, r.Body, h.cfg.MaxBodyBytes)
+	}
+	if h.cfg.Timeout == aiguard.Off {
+		defer h.leave(r, time.Now())
+		h.next.ServeHTTP(w, r)
+		return
+	}
+	h.runWithin(limit, w, r, x)
+}
+
+// admit refuses what must not or cannot begin now, and else takes a place, for leave to give back.
+func (h *handler) admit(r *http.Request, x *exchange) error {
+	if bound := h.cfg.MaxBodyBytes; bound != aiguard.Off && r.ContentLength > bound {
+		return &http.MaxBytesError{Limit: bound}
+	}
+	switch st := h.guard.Stats(); {
+	case st.Draining:
+		return &aiguard.Error{Kind: aiguard.ErrClosed, Op: x.route}
+	case st.OverMemory:
+		return &aiguard.Error{Kind: aiguard.ErrOverloaded, Op: x.route, Phase: "memory", Size: st.HeapBytes, Max: st.MemoryLimit}
+	}
+	return h.places.enter(r.Context(), x.route)
+}
+
+// leave ends what admit and the handler have begun. The server removes the files of a form only if it was parsed in the
+// request that it made, of which r is a copy.
+func (h *handler) leave(r *http.Request, entered time.Time) {
+	h.places.leave(time.Since(entered))
+	if r.MultipartForm != nil {
+		_ = r.MultipartForm.RemoveAll()
+	}
+}

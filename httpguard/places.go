@@ -1,0 +1,105 @@
+package httpguard
+
+import (
+	"container/list"
+	"context"
+	"sync"
+	"time"
+
+	"github.com/aiguard-go/aiguard"
+)
+
+// places are those of the requests handled at once, behind a bounded queue, first in first out.
+type places struct {
+	capacity, maxQueue int // aiguard.Off: no bound
+	timeout            time.Duration
+
+	mu      sync.Mutex
+	taken   int
+	waiting list.List     // of chan struct{}, closed when its turn has come
+	held    time.Duration // moving average of how long a place is held
+}
+
+func newPlaces(capacity, maxQueue int, timeout time.Duration) *places {
+	return &places{capacity: capacity, maxQueue: maxQueue, timeout: timeout}
+}
+
+// enter takes a place, waiting for it if need be. It fails with ErrOverloaded, or with the cause of ctx's end.
+func (p *places) enter(ctx context.Context, op string) error {
+	turn, waiter, err := p.join(op)
+	if turn == nil {
+		return err
+	}
+	var late <-chan time.Time
+	if p.timeout != aiguard.Off {
+		timer := time.NewTimer(p.timeout)
+		defer timer.Stop()
+		late = timer.C
+	}
+	start := time.Now()
+	select {
+	case <-turn:
+		return nil
+	case <-late:
+	case <-ctx.Done():
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-turn:
+		p.next() // came too late for us
+	default:
+		p.waiting.Remove(waiter)
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return &aiguard.Error{Kind: aiguard.ErrOverloaded, Op: op, Phase: "queue", Limit: p.timeout,
+		Queued: time.Since(start), RetryAfter: p.retryAfter()}
+}
+
+// join takes a free place, then turn is nil, or a place in the queue.
+func (p *places) join(op string) (turn chan struct{}, waiter *list.Element, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	waiting := p.waiting.Len()
+	switch {
+	case p.capacity == aiguard.Off, p.taken < p.capacity:
+		p.taken++
+		return nil, nil, nil
+	case p.maxQueue != aiguard.Off && waiting >= p.maxQueue:
+		return nil, nil, &aiguard.Error{Kind: aiguard.ErrOverloaded, Op: op, Phase: "queue", Size: int64(waiting), Max: int64(p.maxQueue),
+			RetryAfter: p.retryAfter()}
+	}
+	turn = make(chan struct{})
+	return turn, p.waiting.PushBack(turn), nil
+}
+
+// leave gives a place back.
+func (p *places) leave(held time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.held == 0 {
+		p.held = held
+	}
+	p.held += (held - p.held) / 8
+	p.next()
+}
+
+// next gives the place of one who leaves to the first waiter. mu is held.
+func (p *places) next() {
+	if first := p.waiting.Front(); first != nil {
+		close(p.waiting.Remove(first).(chan struct{}))
+		return
+	}
+	p.taken--
+}
+
+// retryAfter estimates when the queue will have drained, from how long places have been held of late; 0: nobody has left
+// one yet. mu is held.
+func (p *places) retryAfter() time.Duration {
+	if p.held == 0 {
+		return 0
+	}
+	return min(max(p.held*time.Duration(p.waiting.Len()+1)/time.Duration(p.capacity), time.Second), time.Minute)
+}
