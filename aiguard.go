@@ -87,7 +87,7 @@ type Config struct {
 	MaxOutputTokens  int                                   // a larger or absent limit in the request is set to it. None
 	MaxRequestBytes  int64                                 // of a request's body. 32 MiB
 	MaxResponseBytes int64                                 // of an answer, after decompression. 32 MiB
-	MemoryLimit      int64                                 // live heap in bytes above which new calls are refused. 90% of GOMEMLIMIT if that is set, else none
+	MemoryLimit      int64                                 // live heap in bytes above which new calls are refused; answers held for their callers may take a quarter of it. 90% of GOMEMLIMIT if that is set, else none
 
 	Retry Retry // when a failed attempt is repeated
 
@@ -137,9 +137,19 @@ type Event struct {
 
 	Usage Usage // EventDone
 	Err   error // why: an *Error, or the caller's own
+
+	// Of the call that EventMemorySpike names: the bodies of the last request, if its length was known, and of its answer,
+	// and how much the heap has grown since the call was admitted.
+	PromptBytes, AnswerBytes, HeapGrowth int64
 }
 
 // EventType names an Event. More may come: ignore those you don't know.
+//
+// EventMemorySpike has two forms. With Err, the heap is over MemoryLimit: calls are refused from now on. Without, the heap
+// has grown across this call by a tenth of MemoryLimit (64 MiB if there is none). That is a hint where to look, given once a
+// second at most: what other goroutines did meanwhile and what is garbage are in the growth. A call over HTTP is measured
+// when its answer has been decoded, after EventDone, and only if prompt and answer have 1/64 of that many bytes; a Do only
+// if it took 100 ms.
 type EventType string
 
 // The moments of a call.
@@ -153,7 +163,7 @@ const (
 	EventDone        EventType = "done"         // over; Err nil: answered
 	EventAbandoned   EventType = "abandoned"    // a stream that nobody read or closed ended by StreamTimeout; EventDone follows
 	EventTask        EventType = "task"         // RunTask is over
-	EventMemorySpike EventType = "memory_spike" // the heap has grown over MemoryLimit
+	EventMemorySpike EventType = "memory_spike" // the heap has grown over MemoryLimit, or much across a call
 )
 
 // Usage is the tokens a call took, where the answer said so.
@@ -164,6 +174,7 @@ type Usage struct{ Input, Output int64 }
 type Stats struct {
 	InFlight, Waiting, MaxConcurrent int64     // weight in flight, calls waiting, capacity (Off: none)
 	HeapBytes, MemoryLimit           int64     // live heap; 0 where there is no limit
+	BufferedBytes                    int64     // answers held until their callers have read or closed them; a quarter of MemoryLimit at most
 	PausedUntil                      time.Time // the latest end of the pauses that providers have asked for; zero: none
 	OverMemory, Draining             bool      // new calls are refused: by the memory limit, after Shutdown or Close
 
@@ -339,12 +350,12 @@ func (g *Guard) Stats() Stats {
 	s := g.slots
 	st := Stats{
 		InFlight: s.inFlight.Load(), Waiting: s.waiting.Load(), MaxConcurrent: s.capacity,
-		MemoryLimit: g.memory.limit, PausedUntil: g.routes.pausedUntil(),
+		MemoryLimit: g.memory.limit, BufferedBytes: g.memory.room.bytes(), PausedUntil: g.routes.pausedUntil(),
 		Calls: g.calls.Load(), Succeeded: g.succeeded.Load(), Failed: g.failed.Load(), Refused: g.refused.Load(),
 		Retries: g.retries.Load(), Timeouts: g.timeouts.Load(),
 		WaitCount: s.waitCount.Load(), WaitTime: time.Duration(s.waitTime.Load()),
 	}
-	st.HeapBytes = g.memory.sample(memorySample)
+	st.HeapBytes = g.memory.sample(time.Now(), memorySample)
 	st.OverMemory = g.memory.refuses(st.HeapBytes)
 	g.mu.Lock()
 	st.Draining = g.closing

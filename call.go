@@ -38,6 +38,8 @@ type call struct {
 	over                      bool   // finished, or handed over to a stream
 	nested                    bool   // part of a Do, which counts
 
+	heap, prompt, answer int64 // bytes: live at the first attempt, sent and received by the last
+
 	next, prev *call
 	cancel     context.CancelFunc // ends what the call is in right now
 }
@@ -178,8 +180,8 @@ func (c *call) admit(ctx context.Context) error {
 		if e := c.slots.fits(c.Weight); e != nil {
 			return c.finish(ctx, e)
 		}
-		if e, spike := c.memory.check(); e != nil {
-			if spike {
+		if e, crossed := c.memory.check(); e != nil {
+			if crossed {
 				c.report(ctx, EventMemorySpike, e, 0)
 			}
 			return c.finish(ctx, e)
@@ -187,6 +189,9 @@ func (c *call) admit(ctx context.Context) error {
 	}
 	if err := c.enter(ctx); err != nil {
 		return c.finish(ctx, c.lastFailure(err))
+	}
+	if c.attempts == 0 {
+		c.heap = c.memory.sample(c.time(c.admitted), memorySample)
 	}
 	c.attempts++
 	c.emit(ctx, EventAdmitted, nil)
@@ -419,7 +424,11 @@ func (c *call) succeed(ctx context.Context, u Usage) {
 }
 
 // finish ends the call with err, which it returns with the facts filled in.
-func (c *call) finish(ctx context.Context, err error) error { return c.finishWith(ctx, err, Usage{}) }
+func (c *call) finish(ctx context.Context, err error) error {
+	_ = c.finishWith(ctx, err, Usage{})
+	c.leap(ctx)
+	return err
+}
 
 func (c *call) finishWith(ctx context.Context, err error, u Usage) error {
 	c.over = true
@@ -523,6 +532,7 @@ func attempts[T any](ctx context.Context, c *call, fn func(context.Context) (T, 
 		}
 		if v, err = attempt(ctx, c, fn); err == nil {
 			c.succeed(ctx, Usage{})
+			c.leap(ctx)
 			return v, nil
 		}
 		if err := c.again(ctx, err); err != nil {

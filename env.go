@@ -35,31 +35,45 @@ func testEnv(name string) bool {
 //	AIGUARD_RETRY_TIMEOUTS                                             true or false
 //	AIGUARD_RETRY_BUDGET                                               a fraction such as 0.1, or off
 //
+// Names that services have for the same are read where the AIGUARD_ variable is not set:
+//
+//	MAX_CONCURRENT_AI_REQUESTS    AIGUARD_MAX_CONCURRENT
+//	AI_MODEL_MAX_TOKENS           AIGUARD_MAX_OUTPUT_TOKENS
+//	WORKER_TIME_LIMIT             AIGUARD_TOTAL_TIMEOUT; whole seconds such as 60, too
+//	WORKER_MEMORY_LIMIT_MB        AIGUARD_MEMORY_LIMIT; a number is one of MiB
+//
 // An empty variable counts as not set. The error joins all mistakes, each with the variable, its value and what is
 // allowed; a variable with the prefix that is none of these is a mistake too, of which only the name is told.
+// AIGUARD_MAX_PROMPT_TOKENS needs Config.CountTokens, which the caller sets.
 func FromEnv() (Config, error) { return fromEnv(os.Environ()) }
 
 func fromEnv(environ []string) (Config, error) {
 	var cfg Config
 	settings := cfg.settings()
+	values := make(map[string]string)
 	var mistakes []error
-	environ = slices.Sorted(slices.Values(environ))
-	for _, entry := range environ {
+	for _, entry := range slices.Sorted(slices.Values(environ)) {
 		variable, value, _ := strings.Cut(entry, "=")
 		name, ours := strings.CutPrefix(variable, envPrefix)
-		if !ours || testEnv(name) {
-			continue
-		}
-		set, known := settings[name]
-		switch {
-		case !known:
+		if ours && !testEnv(name) && !slices.ContainsFunc(settings, func(s setting) bool { return s.name == name }) {
 			mistakes = append(mistakes, fmt.Errorf("aiguard: %s is no variable of aiguard; see FromEnv", variable))
-		case strings.TrimSpace(value) == "":
-		default:
-			if want := set(strings.TrimSpace(value)); want != "" {
+		}
+		values[variable] = strings.TrimSpace(value)
+	}
+	for _, s := range settings {
+		variable, set := envPrefix+s.name, s.set
+		if values[variable] == "" && s.alias != "" {
+			variable, set = s.alias, s.setAlias
+		}
+		if value := values[variable]; value != "" {
+			if want := set(value); want != "" {
 				mistakes = append(mistakes, fmt.Errorf("aiguard: %s is %q; want %s", variable, value, want))
 			}
 		}
+	}
+	if base, most := cfg.Retry.BaseDelay, cfg.Retry.MaxDelay; base > most && most > 0 {
+		mistakes = append(mistakes, fmt.Errorf("aiguard: %[1]sRETRY_BASE_DELAY is %[2]q; want at most %[1]sRETRY_MAX_DELAY (%[3]v)",
+			envPrefix, values[envPrefix+"RETRY_BASE_DELAY"], most))
 	}
 	if len(mistakes) > 0 {
 		return Config{}, errors.Join(mistakes...)
@@ -68,31 +82,45 @@ func fromEnv(environ []string) (Config, error) {
 	return cfg, nil
 }
 
+// setting is a field that can come from the environment: its variable without the prefix and, if services have one, their
+// own name for it.
+type setting struct {
+	field string
+	name  string
+	set   setter
+
+	alias    string
+	setAlias setter
+}
+
 // setter sets a field from a text, or says what it wants instead.
 type setter func(value string) (want string)
 
-// settings are the fields that can come from the environment, by the name of their variable without the prefix.
-func (c *Config) settings() map[string]setter {
-	return map[string]setter{
-		"CALL_TIMEOUT":        durationSetting(&c.CallTimeout),
-		"STREAM_IDLE_TIMEOUT": durationSetting(&c.StreamIdleTimeout),
-		"STREAM_TIMEOUT":      durationSetting(&c.StreamTimeout),
-		"QUEUE_TIMEOUT":       durationSetting(&c.QueueTimeout),
-		"TOTAL_TIMEOUT":       durationSetting(&c.TotalTimeout),
-		"TASK_TIMEOUT":        durationSetting(&c.TaskTimeout),
-		"MAX_CONCURRENT":      numberSetting(&c.MaxConcurrent),
-		"MAX_QUEUE":           numberSetting(&c.MaxQueue),
-		"MAX_PROMPT_CHARS":    numberSetting(&c.MaxPromptChars),
-		"MAX_PROMPT_TOKENS":   numberSetting(&c.MaxPromptTokens),
-		"MAX_OUTPUT_TOKENS":   numberSetting(&c.MaxOutputTokens),
-		"MAX_REQUEST_BYTES":   sizeSetting(&c.MaxRequestBytes),
-		"MAX_RESPONSE_BYTES":  sizeSetting(&c.MaxResponseBytes),
-		"MEMORY_LIMIT":        sizeSetting(&c.MemoryLimit),
-		"RETRY_MAX_ATTEMPTS":  numberSetting(&c.Retry.MaxAttempts),
-		"RETRY_BASE_DELAY":    durationSetting(&c.Retry.BaseDelay),
-		"RETRY_MAX_DELAY":     durationSetting(&c.Retry.MaxDelay),
-		"RETRY_TIMEOUTS":      boolSetting(&c.Retry.Timeouts),
-		"RETRY_BUDGET":        fractionSetting(&c.Retry.Budget),
+func (c *Config) settings() []setting {
+	return []setting{
+		{field: "CallTimeout", name: "CALL_TIMEOUT", set: durationSetting(&c.CallTimeout)},
+		{field: "StreamIdleTimeout", name: "STREAM_IDLE_TIMEOUT", set: durationSetting(&c.StreamIdleTimeout)},
+		{field: "StreamTimeout", name: "STREAM_TIMEOUT", set: durationSetting(&c.StreamTimeout)},
+		{field: "QueueTimeout", name: "QUEUE_TIMEOUT", set: durationSetting(&c.QueueTimeout)},
+		{field: "TotalTimeout", name: "TOTAL_TIMEOUT", set: durationSetting(&c.TotalTimeout),
+			alias: "WORKER_TIME_LIMIT", setAlias: secondsSetting(&c.TotalTimeout)},
+		{field: "TaskTimeout", name: "TASK_TIMEOUT", set: durationSetting(&c.TaskTimeout)},
+		{field: "MaxConcurrent", name: "MAX_CONCURRENT", set: numberSetting(&c.MaxConcurrent),
+			alias: "MAX_CONCURRENT_AI_REQUESTS", setAlias: numberSetting(&c.MaxConcurrent)},
+		{field: "MaxQueue", name: "MAX_QUEUE", set: numberSetting(&c.MaxQueue)},
+		{field: "MaxPromptChars", name: "MAX_PROMPT_CHARS", set: numberSetting(&c.MaxPromptChars)},
+		{field: "MaxPromptTokens", name: "MAX_PROMPT_TOKENS", set: numberSetting(&c.MaxPromptTokens)},
+		{field: "MaxOutputTokens", name: "MAX_OUTPUT_TOKENS", set: numberSetting(&c.MaxOutputTokens),
+			alias: "AI_MODEL_MAX_TOKENS", setAlias: numberSetting(&c.MaxOutputTokens)},
+		{field: "MaxRequestBytes", name: "MAX_REQUEST_BYTES", set: sizeSetting(&c.MaxRequestBytes)},
+		{field: "MaxResponseBytes", name: "MAX_RESPONSE_BYTES", set: sizeSetting(&c.MaxResponseBytes)},
+		{field: "MemoryLimit", name: "MEMORY_LIMIT", set: sizeSetting(&c.MemoryLimit),
+			alias: "WORKER_MEMORY_LIMIT_MB", setAlias: megabytesSetting(&c.MemoryLimit)},
+		{field: "Retry.MaxAttempts", name: "RETRY_MAX_ATTEMPTS", set: numberSetting(&c.Retry.MaxAttempts)},
+		{field: "Retry.BaseDelay", name: "RETRY_BASE_DELAY", set: durationSetting(&c.Retry.BaseDelay)},
+		{field: "Retry.MaxDelay", name: "RETRY_MAX_DELAY", set: durationSetting(&c.Retry.MaxDelay)},
+		{field: "Retry.Timeouts", name: "RETRY_TIMEOUTS", set: boolSetting(&c.Retry.Timeouts)},
+		{field: "Retry.Budget", name: "RETRY_BUDGET", set: fractionSetting(&c.Retry.Budget)},
 	}
 }
 
@@ -111,6 +139,26 @@ func durationSetting(field *time.Duration) setter {
 		}
 		return ""
 	}
+}
+
+// secondsSetting takes a bare number for seconds, as workers do.
+func secondsSetting(field *time.Duration) setter {
+	duration := durationSetting(field)
+	return func(value string) string {
+		text := value
+		if isNumber(value) {
+			text += "s"
+		}
+		if duration(text) != "" {
+			return "a positive number of seconds, a duration such as 60s or 1m, or off"
+		}
+		return ""
+	}
+}
+
+func isNumber(value string) bool {
+	_, err := strconv.ParseUint(value, 10, 64)
+	return err == nil
 }
 
 func numberSetting[T int | int64](field *T) setter {
@@ -145,6 +193,21 @@ func sizeSetting(field *int64) setter {
 			return "a size such as 32MiB (KiB, MiB, GiB, or a number of bytes), or off"
 		}
 		*field = n * unit
+		return ""
+	}
+}
+
+// megabytesSetting takes a bare number for MiB, as the name of its variable says.
+func megabytesSetting(field *int64) setter {
+	size := sizeSetting(field)
+	return func(value string) string {
+		text := value
+		if isNumber(value) {
+			text += "MiB"
+		}
+		if size(text) != "" {
+			return "a positive number of MiB, a size such as 512MiB or 2GiB, or off"
+		}
 		return ""
 	}
 }

@@ -1,7 +1,10 @@
 package aiguard
 
 import (
+	"fmt"
+	"os"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -41,50 +44,181 @@ func TestFromEnvReadsEveryVariable(t *testing.T) {
 // A field that a text can express has a variable: a new one cannot be forgotten.
 func TestEveryPlainFieldHasAVariable(t *testing.T) {
 	var cfg Config
-	fields := 0
-	for _, v := range []reflect.Value{reflect.ValueOf(cfg), reflect.ValueOf(cfg.Retry)} {
+	var fields, known []string
+	for prefix, v := range map[string]reflect.Value{"": reflect.ValueOf(cfg), "Retry.": reflect.ValueOf(cfg.Retry)} {
 		for i := range v.NumField() {
 			switch v.Field(i).Kind() {
-			case reflect.Int, reflect.Int64, reflect.Bool, reflect.Float64:
-				fields++
+			case reflect.Int, reflect.Int64, reflect.Bool, reflect.Float64, reflect.String:
+				fields = append(fields, prefix+v.Type().Field(i).Name)
 			}
 		}
 	}
-	require.Len(t, cfg.settings(), fields)
+	for _, s := range cfg.settings() {
+		known = append(known, s.field)
+		words := regexp.MustCompile("[A-Z][a-z]+").FindAllString(s.field, -1)
+		require.Equal(t, strings.ToUpper(strings.Join(words, "_")), s.name, "the variable is named after its field")
+	}
+	require.ElementsMatch(t, fields, known)
+}
+
+func TestFromEnvKnowsTheNamesThatServicesHave(t *testing.T) {
+	var defaults Config
+	defaults.setDefaults()
+	for entry, change := range map[string]func(*Config){
+		"MAX_CONCURRENT_AI_REQUESTS=12": func(c *Config) { c.MaxConcurrent = 12 },
+		"AI_MODEL_MAX_TOKENS=800":       func(c *Config) { c.MaxOutputTokens = 800 },
+		"WORKER_TIME_LIMIT=60":          func(c *Config) { c.TotalTimeout = time.Minute },
+		"WORKER_TIME_LIMIT=1m30s":       func(c *Config) { c.TotalTimeout = 90 * time.Second },
+		"WORKER_TIME_LIMIT=off":         func(c *Config) { c.TotalTimeout = Off },
+		"WORKER_MEMORY_LIMIT_MB=512":    func(c *Config) { c.MemoryLimit = 512 << 20 },
+		"WORKER_MEMORY_LIMIT_MB=2GiB":   func(c *Config) { c.MemoryLimit = 2 << 30 },
+		"WORKER_MEMORY_LIMIT_MB=":       func(*Config) {},
+	} {
+		want := defaults
+		change(&want)
+		cfg, err := fromEnv([]string{entry})
+		require.NoError(t, err, entry)
+		require.Equal(t, want, cfg, entry)
+	}
+}
+
+func TestFromEnvPrefersItsOwnNames(t *testing.T) {
+	cfg, err := fromEnv([]string{"WORKER_TIME_LIMIT=60", "AIGUARD_TOTAL_TIMEOUT=5s", "MAX_CONCURRENT_AI_REQUESTS=many", "AIGUARD_MAX_CONCURRENT=3",
+		"AI_MODEL_MAX_TOKENS=800", "AIGUARD_MAX_OUTPUT_TOKENS= "})
+	require.NoError(t, err, "what is not used may be anything")
+	require.Equal(t, 5*time.Second, cfg.TotalTimeout)
+	require.EqualValues(t, 3, cfg.MaxConcurrent)
+	require.Equal(t, 800, cfg.MaxOutputTokens, "an empty variable is not set")
+}
+
+func TestFromEnvReportsWhatDoesNotGoTogether(t *testing.T) {
+	_, err := fromEnv([]string{"AIGUARD_RETRY_BASE_DELAY=10s", "AIGUARD_RETRY_MAX_DELAY=1s"})
+	require.EqualError(t, err, `aiguard: AIGUARD_RETRY_BASE_DELAY is "10s"; want at most AIGUARD_RETRY_MAX_DELAY (1s)`)
+	for _, environ := range [][]string{
+		{"AIGUARD_RETRY_BASE_DELAY=10s"}, {"AIGUARD_RETRY_MAX_DELAY=1ms"}, {"AIGUARD_RETRY_BASE_DELAY=10s", "AIGUARD_RETRY_MAX_DELAY=off"},
+	} {
+		cfg, err := fromEnv(environ)
+		require.NoError(t, err)
+		_, err = New(cfg)
+		require.NoError(t, err, "%v", environ)
+	}
+	cfg, err := fromEnv([]string{"AIGUARD_MAX_PROMPT_TOKENS=1000"})
+	require.NoError(t, err, "the counter comes from the program")
+	_, err = New(cfg)
+	require.ErrorContains(t, err, "CountTokens")
 }
 
 func TestFromEnvReportsAllMistakesTogether(t *testing.T) {
 	_, err := fromEnv([]string{"AIGUARD_CALL_TIMEOUT=30", "AIGUARD_MAX_QUEUE=-1", "AIGUARD_MEMORY_LIMIT=1TB", "AIGUARD_RETRY_BUDGET=NaN",
-		"AIGUARD_RETRY_TIMEOUTS=maybe", "AIGUARD_MAX_CONCURRENT=0", "AIGUARD_API_KEY=sk-secret", "AIGUARD_STREAM_TIMEOUT=1h"})
+		"AIGUARD_RETRY_TIMEOUTS=maybe", "AIGUARD_MAX_CONCURRENT=0", "AIGUARD_API_KEY=sk-secret", "AIGUARD_STREAM_TIMEOUT=1h",
+		"WORKER_TIME_LIMIT=soon", "AI_MODEL_MAX_TOKENS=-5"})
 	require.Error(t, err)
 	lines := strings.Split(err.Error(), "\n")
-	require.Len(t, lines, 7)
-	for i, want := range []string{
+	require.Len(t, lines, 9)
+	for _, want := range []string{
 		"AIGUARD_API_KEY is no variable", `AIGUARD_CALL_TIMEOUT is "30"; want a positive duration`, `AIGUARD_MAX_CONCURRENT is "0"; want a positive whole number`,
 		`AIGUARD_MAX_QUEUE is "-1"`, `AIGUARD_MEMORY_LIMIT is "1TB"; want a size`, `AIGUARD_RETRY_BUDGET is "NaN"`, `AIGUARD_RETRY_TIMEOUTS is "maybe"; want true or false`,
+		`WORKER_TIME_LIMIT is "soon"; want a positive number of seconds`, `AI_MODEL_MAX_TOKENS is "-5"; want a positive whole number`,
 	} {
-		require.Contains(t, lines[i], want)
+		require.Contains(t, err.Error(), "aiguard: "+want)
 	}
 	require.NotContains(t, err.Error(), "sk-secret", "a misplaced key is not repeated")
+	_, err = fromEnv([]string{"WORKER_MEMORY_LIMIT_MB=0", "=C:=no variable"})
+	require.EqualError(t, err, `aiguard: WORKER_MEMORY_LIMIT_MB is "0"; want a positive number of MiB, a size such as 512MiB or 2GiB, or off`)
+}
+
+// The table in README.md says of every setting the field, the default, the variable and the services' own name, in order.
+func TestReadmeTableOfSettingsIsRight(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	require.Less(t, strings.Count(string(readme), "\n"), 120)
+	_, table, found := strings.Cut(string(readme), "\n| Config | bounds | default | variable |\n|---|---|---|---|\n")
+	require.True(t, found)
+	table, _, _ = strings.Cut(table, "\n\n")
+
+	quoted := regexp.MustCompile("`([^`]+)`")
+	variable := regexp.MustCompile("`([^`]+)`(?: \\(`([^`]+)`\\))?")
+	said := map[string]string{}
+	for row := range strings.Lines(table) {
+		cells := strings.Split(row, "|")
+		require.Len(t, cells, 6, row)
+		fields, defaults := quoted.FindAllStringSubmatch(cells[1], -1), strings.Split(strings.TrimSpace(cells[3]), "; ")
+		variables := variable.FindAllStringSubmatch(cells[4], -1)
+		if variables == nil {
+			continue // not for an environment
+		}
+		require.Len(t, defaults, len(fields), row)
+		require.Len(t, variables, len(fields), row)
+		for i, field := range fields {
+			name := field[1]
+			if strings.HasPrefix(name, ".") {
+				name = "Retry" + name
+			}
+			said[name] = fmt.Sprint(defaults[i], ", ", variables[i][1], ", ", variables[i][2])
+		}
+	}
+
+	var cfg Config
+	cfg.setDefaults()
+	want := map[string]string{}
+	for _, s := range cfg.settings() {
+		v := reflect.ValueOf(cfg)
+		for name := range strings.SplitSeq(s.field, ".") {
+			v = v.FieldByName(name)
+		}
+		want[s.field] = fmt.Sprint(inWords(s.field, v.Interface()), ", ", s.name, ", ", s.alias)
+	}
+	require.Equal(t, want, said)
+}
+
+// inWords is how README.md writes a default.
+func inWords(field string, value any) string {
+	switch v := value.(type) {
+	case time.Duration:
+		return regexp.MustCompile(`([a-z])0[ms].*`).ReplaceAllString(v.String(), "$1")
+	case int, int64:
+		n := reflect.ValueOf(v).Int()
+		switch {
+		case field == "MemoryLimit":
+			return fmt.Sprintf("%.0f%% of `GOMEMLIMIT` if set, else none", 100*memoryShare)
+		case n == 0:
+			return "none"
+		case strings.HasSuffix(field, "Bytes"):
+			return fmt.Sprint(n>>20, " MiB")
+		case n >= 1000:
+			return fmt.Sprintf("%d,%03d", n/1000, n%1000)
+		}
+	}
+	return fmt.Sprint(value)
+}
+
+// Every name is in FromEnv's documentation, where go doc shows it.
+func TestFromEnvDocumentsEveryName(t *testing.T) {
+	source, err := os.ReadFile("env.go")
+	require.NoError(t, err)
+	doc, _, _ := strings.Cut(string(source), "func FromEnv()")
+	for _, s := range (&Config{}).settings() {
+		require.Regexp(t, `\b`+envPrefix+s.name+`\b`, doc)
+		require.Regexp(t, `\b`+s.alias+`\b`, doc)
+	}
 }
 
 // Whatever a variable says, the outcome is a mistake that names it or a Config that New takes.
 func FuzzFromEnv(f *testing.F) {
-	for name := range (&Config{}).settings() {
+	for _, s := range (&Config{}).settings() {
 		for _, value := range []string{"", "off", "0", "1", "-1", "30s", "1e9", "9223372036854775807", "9223372036854775807GiB", "NaN", "0.1", "true", "1MiB"} {
-			f.Add(name, value)
+			f.Add(envPrefix+s.name, value)
+			f.Add(s.alias, value)
 		}
 	}
 	f.Fuzz(func(t *testing.T, name, value string) {
-		cfg, err := fromEnv([]string{"AIGUARD_" + name + "=" + value})
+		cfg, err := fromEnv([]string{name + "=" + value})
 		if err != nil {
-			require.Contains(t, err.Error(), "AIGUARD_")
+			variable, _, _ := strings.Cut(name, "=")
+			require.Contains(t, err.Error(), variable)
 			return
 		}
 		cfg.CountTokens = func(string, string) (int, error) { return 0, nil }
-		if strings.Contains(name, "_DELAY") {
-			cfg.Retry.BaseDelay, cfg.Retry.MaxDelay = 0, 0 // each is right by itself; New checks the two together
-		}
 		_, err = New(cfg)
 		require.NoError(t, err)
 	})

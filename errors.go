@@ -85,7 +85,7 @@ const (
 	phaseRequest    = "request"       // in bytes
 	phaseWeight     = "weight"        // Call.Weight against MaxConcurrent
 	phaseQueue      = "queue"         // Size and Max in calls waiting
-	phaseMemory     = "memory"        // in bytes of live heap
+	phaseMemory     = "memory"        // in bytes of live heap, or of answers held
 	phasePause      = "pause"
 	phaseConnect    = "connect"
 	phaseHeaders    = "headers"
@@ -151,7 +151,7 @@ func (e *Error) detail() string {
 		}
 		return fmt.Sprintf("queue full: %d waiting, limit %d", e.Size, e.Max)
 	case phaseMemory:
-		return fmt.Sprintf("live heap of %d bytes, limit %d", e.Size, e.Max)
+		return fmt.Sprintf("memory in use %d bytes, limit %d", e.Size, e.Max)
 	case phasePause:
 		return "the provider asked for a pause"
 	case phaseConnect:

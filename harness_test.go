@@ -17,7 +17,7 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// newGuard makes a guard that the test's end closes and checks: no slot, no waiter may be left.
+// newGuard makes a guard that the test's end closes and checks: no slot, no waiter, no buffered answer may be left.
 func newGuard(t testing.TB, cfg aiguard.Config) *aiguard.Guard {
 	t.Helper()
 	g, err := aiguard.New(cfg)
@@ -26,6 +26,7 @@ func newGuard(t testing.TB, cfg aiguard.Config) *aiguard.Guard {
 		st := g.Stats()
 		require.Zero(t, st.InFlight, "slots left behind")
 		require.Zero(t, st.Waiting, "waiters left behind")
+		require.Zero(t, st.BufferedBytes, "buffered answers left behind")
 		require.NoError(t, g.Close())
 	})
 	return g

@@ -1,6 +1,8 @@
 package aiguard
 
 import (
+	"context"
+	"log/slog"
 	"math"
 	"runtime/debug"
 	"runtime/metrics"
@@ -9,14 +11,19 @@ import (
 	"time"
 )
 
-// memory compares the live heap with a limit, at admission: no goroutine watches.
+// memory compares the live heap with a limit, at admission: no goroutine watches. It tells across which call the heap has
+// leapt, and has the room for buffered answers.
 type memory struct {
-	limit int64 // 0: none
+	limit int64 // of the live heap; 0: none
+	leap  int64 // growth across one call that is told
 
 	heap    atomic.Int64 // the last sample
 	sampled atomic.Int64 // when, in Unix nanoseconds
 	mu      sync.Mutex   // one sampler at a time
 	over    atomic.Bool
+	told    atomic.Int64 // when a call was last named for a leap, in Unix nanoseconds
+
+	room room
 }
 
 const (
@@ -25,6 +32,12 @@ const (
 	memoryResume = 0.95
 	memoryShare  = 0.9 // of GOMEMLIMIT
 	heapMetric   = "/memory/classes/heap/objects:bytes"
+
+	leapShare     = 10       // of the limit: ten such calls at once would fill it
+	leapUnlimited = 64 << 20 // without a limit
+	leapEvery     = time.Second
+	// JSON grows in decoding, most where it is all small objects: no byte of it becomes more than this.
+	leapFactor = 64
 )
 
 func newMemory(limit int64) *memory {
@@ -36,21 +49,28 @@ func newMemory(limit int64) *memory {
 			limit = int64(memoryShare * float64(soft))
 		}
 	}
-	return &memory{limit: limit}
+	m := &memory{limit: limit, leap: leapUnlimited, room: room{size: math.MaxInt64}}
+	if limit > 0 {
+		m.leap, m.room.size = limit/leapShare, limit/roomShare
+	}
+	return m
 }
 
-// check refuses while the heap is over the limit; spike is true for the first call that finds it so.
-func (m *memory) check() (e *Error, spike bool) {
+// check refuses while the heap is over the limit; crossed is true for the first call that finds it so.
+func (m *memory) check() (e *Error, crossed bool) {
 	if m.limit == 0 {
 		return nil, false
 	}
-	heap := m.sample(memorySample)
+	heap := m.sample(time.Now(), memorySample)
 	if !m.refuses(heap) {
 		m.over.Store(false)
 		return nil, false
 	}
-	spike = !m.over.Swap(true)
-	return &Error{Kind: ErrOverloaded, Phase: phaseMemory, Size: heap, Max: m.limit, RetryAfter: time.Second}, spike
+	return memoryError(heap, m.limit), !m.over.Swap(true)
+}
+
+func memoryError(size, limit int64) *Error {
+	return &Error{Kind: ErrOverloaded, Phase: phaseMemory, Size: size, Max: limit, RetryAfter: time.Second}
 }
 
 // refuses reports whether calls are refused with such a heap: over the limit, or not far enough below since it was over.
@@ -62,15 +82,56 @@ func (m *memory) refuses(heap int64) bool {
 }
 
 // sample reads the heap unless the last reading is younger than age.
-func (m *memory) sample(age time.Duration) int64 {
-	now := time.Now().UnixNano()
-	if now-m.sampled.Load() < int64(age) || !m.mu.TryLock() {
+func (m *memory) sample(now time.Time, age time.Duration) int64 {
+	if now.UnixNano()-m.sampled.Load() < int64(age) || !m.mu.TryLock() {
 		return m.heap.Load()
 	}
 	defer m.mu.Unlock()
 	s := [1]metrics.Sample{{Name: heapMetric}}
 	metrics.Read(s[:])
 	m.heap.Store(int64(s[0].Value.Uint64()))
-	m.sampled.Store(now)
+	m.sampled.Store(now.UnixNano())
 	return m.heap.Load()
+}
+
+// leap tells when the heap has grown much since the call was admitted. What others did meanwhile, and garbage, is in the
+// growth: so it is read only where the call can have caused it, and told at most once a second. What moved over HTTP is
+// known, in bytes; a Do is taken for innocent when it was over before the next sample.
+func (c *call) leap(ctx context.Context) {
+	if c.cfg.OnEvent == nil && c.cfg.Logger == nil || c.attempts == 0 || c.heap == 0 {
+		return
+	}
+	m, age := c.memory, memorySample
+	switch {
+	case c.host == "":
+		if c.inFlight < memorySample {
+			return
+		}
+	case (c.prompt+c.answer)*leapFactor < m.leap:
+		return
+	default:
+		age = 0 // such a call is rare, and dearer than a sample
+	}
+	now := time.Now()
+	heap := m.sample(now, age)
+	growth := heap - c.heap
+	if growth < m.leap || !m.tell(now) {
+		return
+	}
+	if c.cfg.OnEvent != nil {
+		ev := c.event(EventMemorySpike, nil)
+		ev.PromptBytes, ev.AnswerBytes, ev.HeapGrowth = c.prompt, c.answer, growth
+		c.cfg.OnEvent(ctx, ev)
+	}
+	if c.cfg.Logger != nil {
+		c.cfg.Logger.LogAttrs(ctx, slog.LevelWarn, "aiguard: memory spike", slog.String("op", short(c.Op)), slog.String("model", short(c.Model)),
+			slog.Int64("prompt_bytes", c.prompt), slog.Int64("answer_bytes", c.answer),
+			slog.Int64("heap_growth", growth), slog.Int64("heap", heap))
+	}
+}
+
+// tell reports whether it is time to name a call again.
+func (m *memory) tell(now time.Time) bool {
+	last := m.told.Load()
+	return now.UnixNano()-last >= int64(leapEvery) && m.told.CompareAndSwap(last, now.UnixNano())
 }

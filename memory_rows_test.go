@@ -63,6 +63,13 @@ type memoryOrder struct {
 	Slow             bool // leave a stream alone for so long that the provider fills whatever is in between, then leave it
 	MaxResponseBytes int64
 	CallTimeout      time.Duration
+	Config           *memoryConfig // instead of these two
+}
+
+// memoryConfig is what of Config is not left at its default.
+type memoryConfig struct {
+	MaxConcurrent int64
+	MaxQueue      int
 }
 
 // memoryReport is what it found.
@@ -124,12 +131,15 @@ func memoryCaller(t *testing.T, order memoryOrder) func(context.Context) (string
 			return rawChat(ctx, openai.NewClientWithConfig(oc), order.Stream)
 		}
 	}
-	g := newGuard(t, aiguard.Config{
+	cfg := aiguard.Config{
 		MaxConcurrent: crowd, MaxQueue: aiguard.Off, Retry: aiguard.Retry{MaxAttempts: 1},
 		MaxResponseBytes: order.MaxResponseBytes, CallTimeout: order.CallTimeout,
 		StreamIdleTimeout: order.CallTimeout, StreamTimeout: childTime / 2,
-	})
-	c := g.Client(oc)
+	}
+	if order.Config != nil {
+		cfg = aiguard.Config{MaxConcurrent: order.Config.MaxConcurrent, MaxQueue: order.Config.MaxQueue}
+	}
+	c := newGuard(t, cfg).Client(oc)
 	switch {
 	case order.Slow:
 		return func(ctx context.Context) (string, error) { return slowChat(ctx, c) }
@@ -211,10 +221,15 @@ func watchMemory(t *testing.T, report memoryReport) (stop func()) {
 
 // memoryNow returns VmHWM and VmRSS of this process in kB.
 func memoryNow(t *testing.T) (peak, now int) {
-	status, err := os.ReadFile("/proc/self/status")
+	peak, now, err := memoryOf("self")
 	if err != nil {
 		t.Error(err)
 	}
+	return peak, now
+}
+
+func memoryOf(process string) (peak, now int, err error) {
+	status, err := os.ReadFile("/proc/" + process + "/status")
 	for line := range strings.Lines(string(status)) {
 		name, value, _ := strings.Cut(line, ":")
 		kB, _ := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(value), " kB"))
@@ -225,7 +240,7 @@ func memoryNow(t *testing.T) (peak, now int) {
 			now = kB
 		}
 	}
-	return peak, now
+	return peak, now, err
 }
 
 // memoryRow is an answer, and how the guarded calls that get it end.

@@ -24,8 +24,9 @@ type stream struct {
 	w      *watch
 	resp   *http.Response
 	body   io.ReadCloser // the provider's
-	read   int64
+	read   atomic.Int64
 	events *sse.Reader // nil: plain bytes
+	held   hold
 
 	progress answer.Progress
 	any      bool   // an event has come
@@ -42,7 +43,7 @@ type stream struct {
 }
 
 func newStream(x *exchange, w *watch, resp *http.Response) *stream {
-	s := &stream{x: x, w: w, resp: resp, body: resp.Body, ended: make(chan struct{})}
+	s := &stream{x: x, w: w, resp: resp, body: resp.Body, ended: make(chan struct{}), held: hold{room: &x.guard.memory.room}}
 	if x.stream {
 		s.progress.Endpoint = x.endpoint
 		s.events = sse.NewReader(readerFunc(s.fetch), maxEventBytes, maxShape)
@@ -57,11 +58,14 @@ func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 // errTooMuch is fetch's: the body is over MaxResponseBytes.
 var errTooMuch = errors.New("aiguard: over MaxResponseBytes")
 
-// fetch reads the provider's bytes and counts them.
+// fetch reads the provider's bytes and counts them, and the buffers they go to.
 func (s *stream) fetch(p []byte) (int, error) {
+	if s.events != nil && !s.held.grow(s.w, int64(s.events.Size()+cap(s.buf))) {
+		return 0, errNoRoom
+	}
 	n, err := s.body.Read(p)
-	s.read += int64(n)
-	if limit := s.x.guard.cfg.MaxResponseBytes; limit != Off && s.read > limit {
+	read := s.read.Add(int64(n))
+	if limit := s.x.guard.cfg.MaxResponseBytes; limit != Off && read > limit {
 		return 0, errTooMuch
 	}
 	return n, err
@@ -114,7 +118,7 @@ func (s *stream) refused() error {
 	if !isJSON(media) {
 		return s.x.invalid(s.resp)
 	}
-	body, err := s.x.read(s.w, s.resp)
+	body, err := s.x.read(s.w, s.resp, &s.held)
 	if err != nil {
 		return err
 	}
@@ -269,6 +273,8 @@ func (s *stream) ending(err error) error {
 	switch {
 	case errors.Is(err, errTooMuch):
 		return s.x.tooLarge(s.resp, phaseResponse, s.x.guard.cfg.MaxResponseBytes)
+	case err == errNoRoom:
+		return s.x.noRoom(s.w, s.resp)
 	case errors.Is(err, sse.ErrLineTooLong):
 		return s.x.tooLarge(s.resp, phaseEvent, maxEventBytes)
 	case s.events == nil && err == io.EOF:
@@ -345,6 +351,8 @@ func (s *stream) conclude(err error, abandoned bool) bool {
 	c, ctx := s.x.call, s.w.caller
 	s.w.stop()
 	s.body.Close()
+	s.held.release()
+	c.answer = s.read.Load()
 	s.final = err
 	if err == io.EOF {
 		err = nil
@@ -359,5 +367,6 @@ func (s *stream) conclude(err error, abandoned bool) bool {
 		c.report(ctx, EventAbandoned, err.(*Error), 0)
 	}
 	c.tell(ctx, err, u)
+	c.leap(ctx)
 	return true
 }

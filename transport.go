@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"mime"
 	"net"
 	"net/http"
@@ -179,6 +180,12 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return x.run(ctx)
 	}
 	var resp *http.Response
+	handedOver := false
+	defer func() { // a Middleware may panic, too
+		if resp != nil && !handedOver {
+			resp.Body.Close()
+		}
+	}()
 	err := t.guard.wrap(ctx, x.call.Call, func(ctx context.Context) (err error) {
 		resp, err = x.run(ctx)
 		return err
@@ -186,11 +193,11 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err == nil && resp == nil {
 		err = errors.New("aiguard: a Middleware returned nil without an answer")
 	}
-	if err != nil && resp != nil {
-		resp.Body.Close()
-		resp = nil
+	if err != nil {
+		return nil, err
 	}
-	return resp, err
+	handedOver = true
+	return resp, nil
 }
 
 // exchange is a request on its way through the transport.
@@ -257,7 +264,7 @@ func (x *exchange) readRequest() (r answer.Request) {
 	}
 	x.seen = true
 	defer body.Close()
-	data, over, err := readCapped(body, x.req.ContentLength, limit)
+	data, over, err := readCapped(x.req.Context(), body, x.req.ContentLength, limit, nil)
 	if over || err != nil {
 		return r
 	}
@@ -330,6 +337,7 @@ func (x *exchange) attempt(ctx context.Context) (*http.Response, error) {
 		return nil, err
 	}
 	x.sent = true
+	x.call.prompt, x.call.answer = max(req.ContentLength, 0), 0
 	resp, err := x.roundTripper().RoundTrip(req)
 	if err != nil {
 		return nil, x.unanswered(w, err)
@@ -352,6 +360,11 @@ func (x *exchange) attempt(ctx context.Context) (*http.Response, error) {
 		return x.whole(w, resp)
 	}
 	s := newStream(x, w, resp)
+	defer func() {
+		if !handedOver {
+			s.held.release()
+		}
+	}()
 	if err := s.open(); err != nil {
 		return nil, err
 	}
@@ -513,7 +526,9 @@ func (x *exchange) refusal(w *watch, resp *http.Response) error {
 	var body []byte
 	var over bool
 	if w.limit(x.timeLeft(errorBodyTimeout), &Error{Kind: ErrTimeout, Phase: phaseErrorBody}) == nil {
-		body, over, _ = readCapped(resp.Body, resp.ContentLength, maxErrorBytes)
+		held := hold{room: &x.guard.memory.room}
+		defer held.release()
+		body, over, _ = readCapped(w, resp.Body, resp.ContentLength, maxErrorBytes, &held)
 	}
 	if w.caller.Err() != nil {
 		return callerError(w.caller)
@@ -571,7 +586,14 @@ func requestID(h http.Header) string {
 
 // whole reads a JSON answer, all of it, so that whatever is wrong with it is this attempt's failure.
 func (x *exchange) whole(w *watch, resp *http.Response) (*http.Response, error) {
-	body, err := x.read(w, resp)
+	b := &wholeBody{hold: hold{room: &x.guard.memory.room}, call: x.call, ctx: w.caller}
+	handedOver := false
+	defer func() {
+		if !handedOver {
+			b.hold.release()
+		}
+	}()
+	body, err := x.read(w, resp, &b.hold)
 	if err != nil {
 		return nil, err
 	}
@@ -580,7 +602,7 @@ func (x *exchange) whole(w *watch, resp *http.Response) (*http.Response, error) 
 		return nil, err
 	}
 	body = body[:end]
-	resp.Body = newBuffered(body)
+	b.rest, resp.Body = body, b
 	resp.ContentLength = int64(len(body))
 	resp.TransferEncoding = nil
 	resp.Header.Del("Content-Length") // of what was sent, before trimming
@@ -589,30 +611,23 @@ func (x *exchange) whole(w *watch, resp *http.Response) (*http.Response, error) 
 		u.Input, u.Output = answer.Usage(body)
 	}
 	x.call.succeed(w.caller, u)
+	handedOver = true
 	return resp, nil
 }
 
-// buffered is an answer that has been read.
-type buffered struct{ bytes.Reader }
-
-func newBuffered(body []byte) *buffered {
-	b := new(buffered)
-	b.Reset(body)
-	return b
-}
-
-func (*buffered) Close() error { return nil }
-
-// read reads a body to its end, within the cap.
-func (x *exchange) read(w *watch, resp *http.Response) ([]byte, error) {
+// read reads a body to its end, within the cap and the room there is.
+func (x *exchange) read(w *watch, resp *http.Response, held *hold) ([]byte, error) {
 	limit := x.guard.cfg.MaxResponseBytes
 	if limit != Off && resp.ContentLength > limit {
 		return nil, x.tooLarge(resp, phaseResponse, limit)
 	}
-	body, over, err := readCapped(resp.Body, resp.ContentLength, limit)
+	body, over, err := readCapped(w, resp.Body, resp.ContentLength, limit, held)
+	x.call.answer = int64(len(body))
 	switch {
 	case over:
 		return nil, x.tooLarge(resp, phaseResponse, limit)
+	case err == errNoRoom:
+		return nil, x.noRoom(w, resp)
 	case err == nil:
 		return body, nil
 	}
@@ -640,6 +655,20 @@ func (x *exchange) broken(resp *http.Response, err error) *Error {
 func (x *exchange) tooLarge(resp *http.Response, phase string, limit int64) *Error {
 	e := x.errorOf(resp, ErrResponseTooLarge)
 	e.Phase, e.Max = phase, limit
+	return e
+}
+
+// noRoom is an answer that others left no room for within the attempt's time. It is not asked for again: a second one
+// would cost as much, and come to the same place.
+func (x *exchange) noRoom(w *watch, resp *http.Response) error {
+	if end := w.failure(context.Canceled); end != nil {
+		if e := x.call.own(w.caller, end); e == nil || e.Kind != ErrTimeout {
+			return end
+		}
+	}
+	room := &x.guard.memory.room
+	e := memoryError(room.bytes(), room.size)
+	e.StatusCode, e.RequestID = resp.StatusCode, requestID(resp.Header)
 	return e
 }
 
@@ -689,17 +718,23 @@ func (x *exchange) judge(resp *http.Response, body []byte) (end int, err error) 
 	return end, nil
 }
 
-// readCapped reads r to its end, or to limit: then over is true and the rest unread. Beyond 1 MiB the buffer grows with
-// what comes, whatever length was announced.
-func readCapped(r io.Reader, announced, limit int64) (body []byte, over bool, err error) {
+// errNoRoom ends a read whose buffer would be one too many.
+var errNoRoom = errors.New("aiguard: no room for the answer")
+
+// readCapped reads r to its end, or to limit: then over is true and the rest unread. Its buffer is counted in held, and
+// may have to wait there; beyond 1 MiB it grows with what comes, whatever length was announced.
+func readCapped(ctx context.Context, r io.Reader, announced, limit int64, held *hold) (body []byte, over bool, err error) {
 	if limit == Off {
-		body, err = io.ReadAll(r)
-		return body, false, err
+		limit = math.MaxInt64 - 1
 	}
-	body = make([]byte, 0, min(max(announced, 0), 1<<20)+512)
+	size := min(max(announced, 0), 1<<20) + 512
 	for {
 		if len(body) == cap(body) {
-			body = append(make([]byte, 0, grown(int64(cap(body)), limit)), body...)
+			if !held.grow(ctx, size) {
+				return body, false, errNoRoom
+			}
+			body = append(make([]byte, 0, size), body...)
+			size = grown(size, announced, limit)
 		}
 		n, err := r.Read(body[len(body):min(int64(cap(body)), limit+1)])
 		body = body[:len(body)+n]
@@ -714,9 +749,12 @@ func readCapped(r io.Reader, announced, limit int64) (body []byte, over bool, er
 	}
 }
 
-// grown is the next size of a buffer of that many bytes: in few steps, and the last one to the limit, since each leaves
-// its buffer to the collector; append's would leave five times the body.
-func grown(size, limit int64) int64 {
+// grown is the next size of a buffer of that many bytes: in few steps, and the last one to the limit or the end that was
+// announced, since each leaves its buffer to the collector; append's would leave five times the body.
+func grown(size, announced, limit int64) int64 {
+	if announced > size && announced <= 8*size {
+		return min(announced+512, limit+1)
+	}
 	if size < 1<<20 {
 		size *= 8
 	} else {

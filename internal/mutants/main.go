@@ -37,7 +37,7 @@ type edit struct{ file, old, new string }
 func (m *mutation) edits() []edit { return append([]edit{{m.file, m.old, m.new}}, m.also...) }
 
 // Stress tests and measurements of memory are long, and what they check has a short test too.
-const skip = "^(TestStress|TestChaos|TestFiftyCallersOfTheWorstAnswers)"
+const skip = "^(TestStress|TestChaos|TestFiftyCallersOfTheWorstAnswers|TestTwoHundredHugeAnswers)"
 
 const timeout = 120 * time.Second // of one run
 

@@ -101,6 +101,9 @@ func (r *Reader) Next() (Event, error) {
 	}
 }
 
+// Size returns how many bytes the Reader holds on to.
+func (r *Reader) Size() int { return cap(r.buf) + cap(r.data) }
+
 // line returns the next line that is not a comment, without its line end. It
 // reads only when there is no complete line in the buffer.
 func (r *Reader) line() ([]byte, error) {

@@ -1,0 +1,7 @@
+package aiguard
+
+// SetRoom bounds the answers held to so many bytes, as a MemoryLimit does that the test's own heap might be over.
+func SetRoom(g *Guard, bytes int64) { g.memory.room.size = bytes }
+
+// SetLeap sets the growth across a call that is told.
+func SetLeap(g *Guard, bytes int64) { g.memory.leap = bytes }
