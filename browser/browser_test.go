@@ -1,0 +1,211 @@
+// Package browser looks at the web pages of this repository as their users do: in a headless Chromium, at the widths of a
+// phone and of a desktop, light and dark. What it sees it keeps in screenshots/.
+package browser
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/page"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+const screenshots = "screenshots"
+
+var (
+	chromium context.Context // of the browser that all tests share; nil: there is none
+	temp     string          // a folder that is gone after the tests
+)
+
+func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+
+func testMain(m *testing.M) int {
+	_ = flag.Set("test.parallel", "4") // they wait more than they work
+	path := findChromium()
+	if path == "" {
+		return m.Run()
+	}
+	var err error
+	if temp, err = os.MkdirTemp("", "browser"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(temp)
+	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.UserDataDir(filepath.Join(temp, "profile")),
+		chromedp.NoSandbox, chromedp.DisableGPU)
+	for _, flag := range []string{"disable-quic", "disable-component-update"} {
+		options = append(options, chromedp.Flag(flag, true))
+	}
+	ctx, stop := chromedp.NewExecAllocator(context.Background(), options...)
+	defer stop()
+	ctx, closeBrowser := chromedp.NewContext(ctx)
+	defer closeBrowser()
+	if err := chromedp.Do(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "chromium does not start:", err)
+		return 1
+	}
+	chromium = ctx
+	return m.Run()
+}
+
+func findChromium() string {
+	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	return ""
+}
+
+func needChromium(t *testing.T) {
+	t.Helper()
+	if chromium == nil {
+		t.Skip("no chromium found: apt-get install chromium")
+	}
+}
+
+// tab is a page that one test looks at.
+type tab struct {
+	t    *testing.T
+	ctx  context.Context
+	host string
+
+	mu         sync.Mutex
+	complaints []string // of the browser, about the page
+}
+
+// open opens a page of a server. Its end checks that the browser had nothing to complain about, and was sent nowhere else.
+func open(t *testing.T, address string) *tab {
+	t.Helper()
+	u, err := url.Parse(address)
+	require.NoError(t, err)
+	ctx, closeTab := chromedp.NewContext(chromium)
+	t.Cleanup(closeTab)
+	b := &tab{t: t, host: u.Host}
+	require.NoError(t, chromedp.Listen(ctx, b.listen))
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	t.Cleanup(cancel)
+	b.ctx = ctx
+	b.do(chromedp.Navigate(address))
+	t.Cleanup(func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		assert.Empty(t, b.complaints)
+	})
+	return b
+}
+
+func (b *tab) listen(event any) {
+	switch e := event.(type) {
+	case *runtime.EventExceptionThrown:
+		b.complain("exception: " + e.ExceptionDetails.Text)
+	case *runtime.EventConsoleAPICalled:
+		b.complain("console: " + string(e.Type))
+	case *log.EventEntryAdded:
+		// That an answer has an error status is what some tests are about; everything else is a mistake of the page.
+		if e.Entry.Source != log.EntrySourceNetwork || !strings.Contains(e.Entry.Text, "status of") {
+			b.complain(string(e.Entry.Source) + ": " + e.Entry.Text + " " + e.Entry.URL)
+		}
+	case *network.EventRequestWillBeSent:
+		if u, err := url.Parse(e.Request.URL); err != nil || u.Host != b.host {
+			b.complain("request to elsewhere: " + e.Request.URL)
+		}
+	}
+}
+
+func (b *tab) complain(what string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.complaints = append(b.complaints, what)
+}
+
+func (b *tab) do(actions ...chromedp.Action[chromedp.Void]) {
+	b.t.Helper()
+	require.NoError(b.t, chromedp.Do(b.ctx, actions...))
+}
+
+func (b *tab) click(selector string) {
+	b.t.Helper()
+	b.do(chromedp.Click(chromedp.CSS(selector), chromedp.NodeVisible))
+}
+
+// eval returns the value of an expression in the page.
+func eval[T any](b *tab, format string, args ...any) T {
+	b.t.Helper()
+	v, err := chromedp.Run(b.ctx, chromedp.Evaluate[T](fmt.Sprintf(format, args...)))
+	require.NoError(b.t, err)
+	return v
+}
+
+// until waits until an expression in the page is true.
+func (b *tab) until(format string, args ...any) {
+	b.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !eval[bool](b, format, args...); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			require.Fail(b.t, "not seen", "want %s; the page says:\n%s", fmt.Sprintf(format, args...), b.text("body"))
+		}
+	}
+}
+
+// see waits until an element has a text.
+func (b *tab) see(selector, want string) {
+	b.t.Helper()
+	b.until("(document.querySelector(%q)?.innerText ?? '').includes(%q)", selector, want)
+}
+
+func (b *tab) text(selector string) string {
+	b.t.Helper()
+	return eval[string](b, "document.querySelector(%q)?.innerText ?? ''", selector)
+}
+
+func (b *tab) count(selector string) int {
+	b.t.Helper()
+	return eval[int](b, "document.querySelectorAll(%q).length", selector)
+}
+
+// emulate gives the page a width and a colour scheme.
+func (b *tab) emulate(width, height int64, scheme string) {
+	b.t.Helper()
+	b.do(chromedp.EmulateViewport(width, height))
+	_, err := chromedp.Call(b.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
+		Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}},
+	})
+	require.NoError(b.t, err)
+}
+
+// shoot takes pictures at each width and in each colour scheme, and checks that the page fits the width.
+func (b *tab) shoot(name string) {
+	b.t.Helper()
+	require.NoError(b.t, os.MkdirAll(screenshots, 0o755))
+	for _, width := range []struct {
+		name          string
+		width, height int64
+	}{{"phone", 390, 844}, {"desktop", 1280, 900}} {
+		for _, scheme := range []string{"light", "dark"} {
+			b.emulate(width.width, width.height, scheme)
+			require.LessOrEqual(b.t, eval[int64](b, "document.documentElement.scrollWidth"), width.width,
+				"%s is wider than a %s", name, width.name)
+			picture, err := chromedp.Call(b.ctx, page.CaptureScreenshot, page.CaptureScreenshotParams{
+				CaptureBeyondViewport: new(true), OptimizeForSpeed: new(true),
+			})
+			require.NoError(b.t, err)
+			file := filepath.Join(screenshots, strings.Join([]string{name, width.name, scheme}, "-")+".png")
+			require.NoError(b.t, os.WriteFile(file, picture.Data, 0o644))
+		}
+	}
+}

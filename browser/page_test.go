@@ -1,0 +1,94 @@
+package browser
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/chromedp"
+	"github.com/stretchr/testify/require"
+
+	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/httpguard"
+)
+
+// failures are what the error page is made for.
+func failures() map[string]error {
+	return map[string]error{
+		"503-overloaded": &aiguard.Error{Kind: aiguard.ErrOverloaded, Phase: "queue", RetryAfter: 12 * time.Second},
+		"503-closed":     &aiguard.Error{Kind: aiguard.ErrClosed},
+		"504":            &aiguard.Error{Kind: aiguard.ErrTimeout, Phase: "task", Limit: 55 * time.Second},
+		"413":            &http.MaxBytesError{Limit: 1 << 20},
+		"429":            &aiguard.Error{Kind: aiguard.ErrRateLimited, RetryAfter: 90 * time.Second},
+		"502":            &aiguard.Error{Kind: aiguard.ErrInvalidResponse},
+	}
+}
+
+// failing serves the page for each failure under its name.
+func failing(t *testing.T) (address string) {
+	t.Helper()
+	needChromium(t)
+	mux := http.NewServeMux()
+	for name, err := range failures() {
+		mux.HandleFunc("/"+name, func(w http.ResponseWriter, r *http.Request) { httpguard.Error(w, r, err) })
+	}
+	mux.HandleFunc("/short", func(w http.ResponseWriter, r *http.Request) {
+		httpguard.Error(w, r, &aiguard.Error{Kind: aiguard.ErrOverloaded, RetryAfter: 2 * time.Second})
+	})
+	mux.HandleFunc("GET /form", func(w http.ResponseWriter, r *http.Request) {
+		_, _ = w.Write([]byte(`<!doctype html><title>form</title><link rel="icon" href="data:,"><form method="post" action="/503-closed"><button>Send</button></form>`))
+	})
+	srv := httptest.NewServer(mux)
+	t.Cleanup(srv.Close)
+	return srv.URL
+}
+
+func TestErrorPagesAreReadable(t *testing.T) {
+	t.Parallel()
+	address := failing(t)
+	for name, err := range failures() {
+		b := open(t, address+"/"+name)
+		b.see("h1", "")
+		if aiguard.KindOf(err) != "" {
+			b.see("main", aiguard.UserMessage(err))
+		}
+		b.see("footer", "Request id:")
+		b.shoot("page-" + name)
+	}
+}
+
+func TestCountdownEndsWithAnInvitation(t *testing.T) {
+	t.Parallel()
+	b := open(t, failing(t)+"/short")
+	b.see("#wait", "In 2 seconds.")
+	b.see("#wait", "In 1 second.")
+	b.see("#now", "You can try again now.")
+	require.True(t, eval[bool](b, `document.getElementById("wait").hidden`))
+	b.click(".actions a")
+	b.see("#wait", "In 2 seconds.") // asked again, refused again
+}
+
+func TestPageSaysAllWithoutJavaScript(t *testing.T) {
+	t.Parallel()
+	address := failing(t)
+	b := open(t, address+"/503-overloaded")
+	_, err := chromedp.Call(b.ctx, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
+	require.NoError(t, err)
+	b.do(chromedp.Reload())
+	b.see("#wait", "In about 12 seconds.")
+	b.see("main", "Please try again in 12 seconds.")
+	require.Equal(t, 1, b.count(".actions a"), "a link needs no script")
+	b.shoot("page-503-overloaded-without-javascript")
+}
+
+func TestPageOfAFormLeadsBackToIt(t *testing.T) {
+	t.Parallel()
+	b := open(t, failing(t)+"/form")
+	b.click("button")
+	b.see("h1", "We will be right back")
+	require.Zero(t, b.count(".actions a"), "asking again would send the form again")
+	b.click("#back")
+	b.see("form button", "Send")
+}

@@ -1,0 +1,157 @@
+package browser
+
+import (
+	"bufio"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+	"github.com/stretchr/testify/require"
+)
+
+// program builds examples/questions, once.
+var program = sync.OnceValues(func() (path string, err error) {
+	path = filepath.Join(temp, "questions")
+	build := exec.Command("go", "build", "-o", path, "./examples/questions")
+	build.Dir, build.Stderr = "..", os.Stderr
+	build.Env = append(build.Environ(), "GOWORK=off")
+	return path, build.Run()
+})
+
+// serve runs the program with a fake provider until the test ends, and returns its address. It has to end well.
+func serve(t *testing.T, flags ...string) (address string) {
+	t.Helper()
+	path, err := program()
+	require.NoError(t, err)
+	cmd := exec.Command(path, append([]string{"-drain-delay", "0s"}, flags...)...)
+	cmd.Env = append(cmd.Environ(), "OPENAI_API_KEY=")
+	stdout, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+		require.NoError(t, cmd.Wait())
+	})
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	require.NoError(t, err)
+	address, ok := strings.CutPrefix(strings.TrimSpace(line), "listening on ")
+	require.True(t, ok, line)
+	return address
+}
+
+// questions opens the page on a service that runs one operation, and lets one wait.
+func questions(t *testing.T) *tab {
+	t.Helper()
+	t.Parallel()
+	needChromium(t)
+	return open(t, serve(t, "-pace", "20ms", "-call-timeout", "1500ms", "-max-concurrent", "1", "-max-queue", "1")+"/")
+}
+
+const (
+	askQuestions = `form[data-path="/questions"]`
+	askFeedback  = `form[data-path="/feedback"]`
+	newest       = `#list > li:first-child`
+)
+
+func (b *tab) fault(name string) {
+	b.t.Helper()
+	b.do(chromedp.SetValue(chromedp.CSS("#fault"), name))
+}
+
+func TestQuestionsAndFeedbackSucceed(t *testing.T) {
+	b := questions(t)
+	b.shoot("start")
+	b.do(chromedp.SetValue(chromedp.CSS("#topic"), `<b>Tides</b> & "currents"`), chromedp.SendKeys(chromedp.CSS("#topic"), kb.Enter))
+	b.see(newest+" .status", "Done")
+	b.see(newest+" h3", `Questions: <b>Tides</b> & "currents"`)
+	require.Equal(t, 5, b.count(newest+" .result ol li"))
+	b.see(newest+" .result", `<b>Tides</b> & "currents"`)
+	require.Zero(t, b.count(newest+" b"), "a user's text is text")
+
+	b.click(askFeedback + " button")
+	b.see(newest+" h3", "Feedback: Why are there two high tides a day?")
+	b.see(newest+" .result", "Score: 4 of 5")
+	b.see(newest+" .result", "To improve")
+	require.Empty(t, b.text(newest+" .message"))
+	b.shoot("success")
+}
+
+func TestProgressIsSeen(t *testing.T) {
+	b := questions(t)
+	b.fault("slow")
+	b.click(askQuestions + " button")
+	b.see(newest+" .note", "The AI service is writing")
+	b.until(`document.querySelector("progress").value >= 20`)
+	require.Equal(t, "Running", b.text(newest+" .status"))
+	b.shoot("progress")
+	b.see(newest+" .status", "Done")
+}
+
+func TestFailuresHaveFriendlyMessages(t *testing.T) {
+	b := questions(t)
+	for _, failure := range []struct{ fault, message string }{
+		{"timeout", "The AI service took too long to answer. Please try again in a moment."},
+		{"outage", "The AI service is temporarily unavailable. Please try again in a moment."},
+		{"ratelimit", "The AI service is receiving too many requests. Please try again in a second."},
+		{"truncated", "The AI service's answer was cut short. Please try again."},
+	} {
+		b.fault(failure.fault)
+		b.click(askQuestions + " button")
+		b.see(newest+" .message", failure.message)
+		b.see(newest+" .status", "Failed")
+		require.Empty(t, b.text(newest+" .result"))
+	}
+	b.shoot("failure")
+	b.fault("")
+	b.click(askQuestions + " button")
+	b.see(newest+" .status", "Done")
+}
+
+func TestOverloadIsTold(t *testing.T) {
+	b := questions(t)
+	b.fault("slow")
+	b.click(askQuestions + " button") // runs
+	b.see(newest+" h3", "Questions")
+	b.click(askFeedback + " button") // waits
+	b.see(newest+" h3", "Feedback")
+	b.click(askQuestions + " button") // is one too many
+	b.see(askQuestions+" .message", "We are handling many requests right now. Please try again in a second.")
+	require.Equal(t, 2, b.count("#list > li"))
+	b.shoot("overload")
+	b.see(newest+" .status", "Done")
+	b.fault("")
+	b.click(askQuestions + " button")
+	b.see(newest+" h3", "Questions")
+	b.see(newest+" .status", "Done")
+	require.Empty(t, b.text(askQuestions+" .message"), "the message is gone")
+}
+
+func TestCancelEndsAnOperation(t *testing.T) {
+	b := questions(t)
+	b.fault("slow")
+	b.click(askQuestions + " button")
+	b.see(newest+" .status", "Running")
+	b.click(newest + " .cancel")
+	b.see(newest+" .status", "Cancelled")
+	b.see(newest+" .message", "This was cancelled.")
+	b.shoot("cancelled")
+}
+
+func TestMoreOperationsThanConnectionsAreWatched(t *testing.T) {
+	t.Parallel()
+	needChromium(t)
+	b := open(t, serve(t, "-call-timeout", "1m", "-max-concurrent", "8")+"/")
+	b.fault("timeout")
+	for n := range 8 { // a browser has six connections
+		b.click(askQuestions + " button")
+		b.until(`document.querySelectorAll("#list > li").length === %d`, n+1)
+	}
+	eval[chromedp.Void](b, `document.querySelectorAll(".cancel").forEach(button => button.click())`)
+	b.until(`document.querySelectorAll("#list > .cancelled").length === 8`)
+}

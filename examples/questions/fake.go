@@ -1,0 +1,71 @@
+package main
+
+import (
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/aiguard-go/aiguard/aiguardtest"
+)
+
+// faultModel begins the names of the models that the fake provider fails for: so a fault is met by one operation, and by no
+// other.
+const faultModel = "fault-"
+
+// faults are the names that ?fault= may have.
+func faults() []string { return []string{"timeout", "outage", "ratelimit", "truncated", "slow"} }
+
+func knownFault(name string) bool { return slices.Contains(faults(), name) }
+
+// fakeAnswer answers as the operations expect, piece by piece at the pace given, or plays the fault of the model.
+func fakeAnswer(pace time.Duration) func(*aiguardtest.Request) aiguardtest.Reply {
+	return func(r *aiguardtest.Request) aiguardtest.Reply {
+		answer := aiguardtest.TextN(fakeText(r), 12)
+		switch strings.TrimPrefix(r.Model, faultModel) {
+		case "timeout":
+			return aiguardtest.Hang()
+		case "outage":
+			return aiguardtest.Error(http.StatusServiceUnavailable, "service_unavailable")
+		case "ratelimit":
+			return aiguardtest.Error(http.StatusTooManyRequests, "rate_limit_exceeded", "Retry-After", "1")
+		case "truncated":
+			return aiguardtest.Cut(2000, aiguardtest.Slowly(pace, answer))
+		case "slow":
+			return aiguardtest.Slowly(8*pace, answer)
+		}
+		return aiguardtest.Slowly(pace, answer)
+	}
+}
+
+// fakeText is an answer to what the user's message of a request asks for.
+func fakeText(r *aiguardtest.Request) string {
+	var body struct {
+		Messages []struct{ Content string }
+	}
+	var texts map[string]string
+	if json.Unmarshal(r.Body, &body) == nil && len(body.Messages) == 2 {
+		_ = json.Unmarshal([]byte(body.Messages[1].Content), &texts) // what is no request of ours gets an answer all the same
+	}
+	var answer any = feedback{
+		Score:        4,
+		Strengths:    []string{"The answer gets to the point.", "It gives a reason."},
+		Improvements: []string{"An example would make it easier to follow.", "Say where it does not hold."},
+		Summary:      "A good answer that an example would make a very good one. (Made up: no model has read it.)",
+	}
+	if topic, ok := texts["topic"]; ok {
+		answer = questions{Questions: []string{
+			"In one sentence: what does “" + topic + "” mean?",
+			"“" + topic + "”: where have you met it in daily life?",
+			"“" + topic + "”: what has it to do with what you know already?",
+			"“" + topic + "”: what would change without it?",
+			"“" + topic + "”: what does nobody know yet?",
+		}}
+	}
+	b, err := json.Marshal(answer)
+	if err != nil {
+		panic(err) // strings and numbers
+	}
+	return string(b)
+}

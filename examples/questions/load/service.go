@@ -1,0 +1,133 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// service is the program in a process of its own.
+type service struct {
+	cmd *exec.Cmd
+	dir string
+	url string
+	pid int
+}
+
+func startService(ctx context.Context, flags ...string) (s *service, err error) {
+	dir, err := os.MkdirTemp("", "questions")
+	if err != nil {
+		return nil, err
+	}
+	s = &service{dir: dir}
+	defer func() {
+		if err != nil {
+			s.kill()
+		}
+	}()
+	program := filepath.Join(dir, "questions")
+	if out, err := exec.CommandContext(ctx, "go", "build", "-o", program, "github.com/aiguard-go/aiguard/examples/questions").CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	s.cmd = exec.Command(program, flags...)
+	s.cmd.Env = append(os.Environ(), "OPENAI_API_KEY=")
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	s.cmd.Stderr = log
+	stdout, err := s.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.cmd.Start(); err != nil {
+		return nil, err
+	}
+	s.pid = s.cmd.Process.Pid
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil {
+		why, _ := os.ReadFile(log.Name())
+		return nil, fmt.Errorf("the service did not start: %w\n%s", err, why)
+	}
+	s.url = strings.TrimPrefix(strings.TrimSpace(line), "listening on ")
+	return s, nil
+}
+
+// end tells the service to end, and reports how it did.
+func (s *service) end() error {
+	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	return s.cmd.Wait()
+}
+
+func (s *service) kill() {
+	if s.pid != 0 {
+		_ = s.cmd.Process.Kill() // it has ended, if all went well
+	}
+	_ = os.RemoveAll(s.dir)
+}
+
+// memory is the resident memory of a process, sampled.
+type memory struct {
+	samples []int64
+	over    chan struct{}
+	done    chan struct{}
+}
+
+func watchMemory(pid int) *memory {
+	m := &memory{over: make(chan struct{}), done: make(chan struct{})}
+	go func() {
+		defer close(m.done)
+		for tick := time.Tick(50 * time.Millisecond); ; {
+			select {
+			case <-tick:
+				if rss := residentMemory(pid); rss > 0 {
+					m.samples = append(m.samples, rss)
+				}
+			case <-m.over:
+				return
+			}
+		}
+	}()
+	return m
+}
+
+// stop returns the most that was in use in the first and in the last quarter; 0 where the system does not tell.
+func (m *memory) stop() (first, last int64) {
+	close(m.over)
+	<-m.done
+	for i, rss := range m.samples {
+		switch {
+		case 4*i < len(m.samples):
+			first = max(first, rss)
+		case 4*i >= 3*len(m.samples):
+			last = max(last, rss)
+		}
+	}
+	return first, last
+}
+
+// residentMemory is VmRSS, which Linux tells.
+func residentMemory(pid int) int64 {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	for line := range bytes.Lines(status) {
+		if kb, ok := strings.CutPrefix(string(line), "VmRSS:"); ok {
+			n, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(kb), " kB"), 10, 64)
+			return n << 10
+		}
+	}
+	return 0
+}

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/httpguard"
+	"github.com/aiguard-go/aiguard/task"
+)
+
+// service is what the routes need.
+type service struct {
+	client *aiguard.Client
+	runner *task.Runner
+	model  string
+	fake   bool // the provider is the fake, which plays ?fault=…
+	logger *slog.Logger
+
+	draining atomic.Bool
+}
+
+// operation is something that the service can be asked to do.
+type operation struct {
+	name   string
+	fields []field
+	run    func(ctx context.Context, client *aiguard.Client, model string, texts map[string]string) (any, error)
+}
+
+func (s *service) routes() http.Handler {
+	mux := http.NewServeMux()
+	// What these start runs on in the background: they are done when they have read their body. The streams of events below
+	// may last, and have no time limit.
+	edge := httpguard.Middleware(s.client.Guard(), httpguard.Config{Timeout: 10 * time.Second, MaxBodyBytes: maxBodyBytes, Logger: s.logger})
+	mux.Handle("POST /questions", edge(s.starts(questionsOperation())))
+	mux.Handle("POST /feedback", edge(s.starts(feedbackOperation())))
+
+	// Here whoever has an id may see and cancel its operation. A service with accounts remembers in starts whose it is, and
+	// wraps this handler in a check of r.PathValue("id").
+	operations := http.StripPrefix("/operations", task.Handler(s.runner))
+	mux.Handle("/operations/{id}", operations)
+	mux.Handle("/operations/{id}/events", operations)
+
+	health := httpguard.Health(s.client.Guard(), httpguard.HealthConfig{})
+	mux.Handle("GET /livez", health)
+	mux.Handle("GET /readyz", s.unlessDraining(health))
+
+	handlePage(mux, s.fake)
+	return http.NewCrossOriginProtection().Handler(secured(mux))
+}
+
+// starts answers with an operation that has begun.
+func (s *service) starts(o operation) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		op, err := s.start(w, r, o)
+		if err != nil {
+			refuse(w, r, err)
+			return
+		}
+		w.Header().Set("Location", "/operations/"+op.ID)
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Cache-Control", "no-store")
+		w.WriteHeader(http.StatusAccepted)
+		_ = json.NewEncoder(w).Encode(op) // an error means that the client is gone
+	})
+}
+
+func (s *service) start(w http.ResponseWriter, r *http.Request, o operation) (task.Operation, error) {
+	model, err := s.modelFor(r)
+	if err != nil {
+		return task.Operation{}, err
+	}
+	texts, err := readTexts(r, o.fields)
+	if err != nil {
+		return task.Operation{}, err
+	}
+	return s.runner.Start(r.Context(), o.name, func(ctx context.Context) (any, error) {
+		return o.run(ctx, s.client, model, texts)
+	})
+}
+
+func (s *service) modelFor(r *http.Request) (string, error) {
+	fault := r.URL.Query().Get("fault")
+	switch {
+	case fault == "":
+		return s.model, nil
+	case !s.fake:
+		return "", &mistake{http.StatusBadRequest, "fault", "A fault can be played with the fake provider only."}
+	case !knownFault(fault):
+		return "", &mistake{http.StatusBadRequest, "fault", fmt.Sprintf("There is no such fault. Known are %q.", faults())}
+	}
+	return faultModel + fault, nil
+}
+
+// unlessDraining says no as soon as the service is told to end. The guard, which health asks, still works then.
+func (s *service) unlessDraining(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.draining.Load() {
+			httpguard.Error(w, r, aiguard.ErrClosed)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// secured sets the headers that every answer has.
+func secured(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "+
+			"form-action 'none'; base-uri 'none'; frame-ancestors 'none'")
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		next.ServeHTTP(w, r)
+	})
+}

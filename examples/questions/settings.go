@@ -1,0 +1,76 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/aiguard-go/aiguard"
+)
+
+// settings are what the command line and the environment say.
+type settings struct {
+	addr                        string
+	guard                       *aiguard.Guard
+	fake                        bool // there is no key: the provider is the fake
+	pace                        time.Duration
+	drainDelay, shutdownTimeout time.Duration
+}
+
+// Defaults of this service that are not the guard's.
+const (
+	maxQueue        = 5               // people do not wait for long
+	maxOutputTokens = 1000            // our answers are far shorter
+	fakeCallTimeout = 5 * time.Second // with the fake provider, to be quick to watch
+)
+
+// parseSettings reads the flags over the environment (see aiguard.FromEnv) over the defaults. The error joins all mistakes.
+func parseSettings(args []string, logger *slog.Logger, usage io.Writer) (settings, error) {
+	s := settings{fake: os.Getenv("OPENAI_API_KEY") == ""}
+	cfg, envErr := aiguard.FromEnv()
+	cfg.Logger = logger
+	if os.Getenv("AIGUARD_MAX_QUEUE") == "" {
+		cfg.MaxQueue = maxQueue
+	}
+	if cfg.MaxOutputTokens == 0 { // the guard has no default
+		cfg.MaxOutputTokens = maxOutputTokens
+	}
+	if s.fake && os.Getenv("AIGUARD_CALL_TIMEOUT") == "" {
+		cfg.CallTimeout = fakeCallTimeout
+	}
+
+	flags := flag.NewFlagSet("questions", flag.ContinueOnError)
+	flags.StringVar(&s.addr, "addr", "127.0.0.1:0", "address to listen on")
+	flags.DurationVar(&cfg.CallTimeout, "call-timeout", cfg.CallTimeout, "for the AI service to begin its answer")
+	flags.DurationVar(&cfg.TaskTimeout, "task-timeout", cfg.TaskTimeout, "for a whole operation")
+	flags.Int64Var(&cfg.MaxConcurrent, "max-concurrent", cfg.MaxConcurrent, "operations that run at once")
+	flags.IntVar(&cfg.MaxQueue, "max-queue", cfg.MaxQueue, "operations that wait; more are refused")
+	flags.DurationVar(&s.pace, "pace", 60*time.Millisecond, "of the fake provider: between two pieces of an answer")
+	flags.DurationVar(&s.drainDelay, "drain-delay", 500*time.Millisecond, "after SIGTERM: how long to serve on while /readyz says no")
+	flags.DurationVar(&s.shutdownTimeout, "shutdown-timeout", 20*time.Second, "after that: for running operations to finish")
+	flags.SetOutput(io.Discard) // what is wrong is told with the rest
+	flagErr := flags.Parse(args)
+	if errors.Is(flagErr, flag.ErrHelp) {
+		flags.SetOutput(usage)
+		flags.Usage()
+		return s, flagErr
+	}
+	if flagErr == nil && flags.NArg() > 0 {
+		flagErr = fmt.Errorf("there is an argument that is no flag: %q", flags.Arg(0))
+	}
+	guard, guardErr := aiguard.New(cfg)
+	s.guard = guard
+	return s, errors.Join(envErr, flagErr, guardErr,
+		notNegative("pace", s.pace), notNegative("drain-delay", s.drainDelay), notNegative("shutdown-timeout", s.shutdownTimeout))
+}
+
+func notNegative(name string, d time.Duration) error {
+	if d < 0 {
+		return fmt.Errorf("-%s is %v; want 0 or more", name, d)
+	}
+	return nil
+}
