@@ -98,6 +98,9 @@ func (c *call) shared() *call {
 	return nil
 }
 
+// HoldsSlot is for callctx: calls made in c use its slot, or that of a Do around it.
+func (c *call) HoldsSlot() bool { return c.slot.held.Load() || c.shared() != nil }
+
 // wrap runs last inside the middleware.
 func (c *core) wrap(ctx context.Context, settings Call, last func(context.Context) error) error {
 	called := false

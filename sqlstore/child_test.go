@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -30,7 +29,6 @@ const childEnv = "SQLSTORE_CHILD"
 type order struct {
 	Database database
 	Lease    time.Duration
-	Reopen   int    // open and close the store so often, from several goroutines
 	Blocked  bool   // start functions that never return, and operations that wait behind them, and say their IDs
 	Seed     uint64 // else start Count operations and cancel some, of all processes
 	Count    int
@@ -73,9 +71,6 @@ func say(r report) {
 }
 
 func (o order) obey(ctx context.Context) error {
-	if o.Reopen > 0 {
-		return o.reopen(ctx)
-	}
 	s, closeStore, err := o.Database.open(ctx)
 	if err != nil {
 		return err
@@ -108,32 +103,6 @@ func (o order) obey(ctx context.Context) error {
 	stats := r.Stats()
 	say(report{Stats: &stats})
 	return closeStore()
-}
-
-func (o order) reopen(ctx context.Context) error {
-	return together(4, func(int) error {
-		for range o.Reopen {
-			s, closeStore, err := o.Database.open(ctx)
-			if err != nil {
-				return err
-			}
-			if err := errors.Join(s.Renew(ctx, "owner", time.Hour), closeStore()); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
-// together runs f n times at once.
-func together(n int, f func(i int) error) error {
-	errs := make([]error, n)
-	var all sync.WaitGroup
-	for i := range n {
-		all.Go(func() { errs[i] = f(i) })
-	}
-	all.Wait()
-	return errors.Join(errs...)
 }
 
 // block takes both places with functions that heed nothing but their context.

@@ -26,6 +26,7 @@ var schemas atomic.Int64
 
 // onEach runs f with an empty database of each kind, side by side.
 func onEach(t *testing.T, f func(t *testing.T, d database)) {
+	_, _ = startPostgres() // before there are leases to keep; newPostgres tells what is wrong
 	for kind, newDatabase := range map[string]func(*testing.T) database{"SQLite": newSQLite, "PostgreSQL": newPostgres} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	lease = time.Second
+	lease = 2 * time.Second // much more than a write takes on a busy machine
 	beat  = lease / 3
 	slack = 2 * time.Second // of a busy machine
 )
@@ -51,7 +51,7 @@ func TestOperationsOfAKilledProcessAreMarkedOrTakenOver(t *testing.T) {
 		for what, id := range ids {
 			before[what] = get(t, s, id)
 		}
-		time.Sleep(lease + 2*beat)
+		time.Sleep(lease + beat)
 		for what, id := range ids {
 			require.Equal(t, before[what], get(t, s, id), "%s: its process lives and renews its lease", what)
 		}
@@ -146,7 +146,7 @@ func TestProcessesThatShareADatabaseRunEachOperationOnceToOneEnd(t *testing.T) {
 		t.Logf("seed %d", seed)
 		children := make([]*process, 3)
 		for i := range children {
-			children[i] = startChild(t, order{Database: d, Lease: 2 * lease, Seed: seed + uint64(i), Count: each, Hurry: i == 0})
+			children[i] = startChild(t, order{Database: d, Lease: lease, Seed: seed + uint64(i), Count: each, Hurry: i == 0})
 		}
 		reports := make(chan report, 10*each*len(children))
 		said := make(chan struct{}, len(children))
@@ -211,18 +211,4 @@ func TestProcessesThatShareADatabaseRunEachOperationOnceToOneEnd(t *testing.T) {
 		require.EqualValues(t, ends[task.Succeeded], sum.Succeeded)
 		t.Logf("ends: %v; %d released, %d marked for another process, %d errors of the store", ends, sum.Released, sum.Interrupted, sum.StoreErrors)
 	})
-}
-
-// What the system forgets of locks when a process closes a file would be missed here.
-func TestSQLiteMayBeOpenedAndClosedByAllAtAnyTime(t *testing.T) {
-	for range 3 {
-		o := order{Database: newSQLite(t), Reopen: 5}
-		others := []*process{startChild(t, o), startChild(t, o)}
-		require.NoError(t, o.reopen(t.Context()))
-		for _, p := range others {
-			_, ok := p.next()
-			require.False(t, ok)
-			require.NoError(t, p.cmd.Wait(), "%s", &p.err)
-		}
-	}
 }

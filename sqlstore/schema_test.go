@@ -1,6 +1,8 @@
 package sqlstore_test
 
 import (
+	"errors"
+	"sync"
 	"testing"
 	"time"
 
@@ -74,7 +76,13 @@ func TestManyMayOpenAndMigrateAtOnce(t *testing.T) {
 // atOnce runs f n times at once.
 func atOnce(t *testing.T, n int, f func(i int) error) {
 	t.Helper()
-	require.NoError(t, together(n, f))
+	errs := make([]error, n)
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() { errs[i] = f(i) })
+	}
+	all.Wait()
+	require.NoError(t, errors.Join(errs...))
 }
 
 func TestPostgresNeedsNoRightToMakeTablesThatAreThere(t *testing.T) {

@@ -48,15 +48,11 @@ var _ task.Store = (*Store)(nil)
 // The processes that share it must run on one machine: SQLite's locks do not hold on a network's file system.
 // A write is on the disk when it returns. ctx bounds the opening, not the Store; Close it when no Runner uses it any more.
 func SQLite(ctx context.Context, path string) (*Store, error) {
-	dsn, err := sqliteDSN(path)
+	db, err := openSQLite(path, "journal_mode(wal)", "synchronous(full)")
 	if err != nil {
 		return nil, fmt.Errorf("sqlstore: open SQLite: %w", err)
 	}
-	db, err := sql.Open("sqlite", dsn)
-	if err != nil {
-		return nil, fmt.Errorf("sqlstore: open SQLite: %w", err)
-	}
-	reads, err := sql.Open("sqlite", dsn)
+	reads, err := openSQLite(path, "query_only(true)")
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("sqlstore: open SQLite: %w", err), db.Close())
 	}
@@ -74,26 +70,26 @@ func SQLite(ctx context.Context, path string) (*Store, error) {
 	return &Store{db: db, reads: reads, dialect: sqliteDialect, close: closeBoth}, nil
 }
 
-func sqliteDSN(path string) (string, error) {
+func openSQLite(path string, pragmas ...string) (*sql.DB, error) {
 	path, err := filepath.Abs(path) // what SQLite takes for special, such as :memory:, is a file too
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if err := create(path); err != nil {
-		return "", err
+		return nil, err
 	}
 	path = filepath.ToSlash(path)
 	if path[0] != '/' {
 		path = "/" + path // C:/
 	}
 	settings := url.Values{
-		"_pragma": {fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds()), "journal_mode(wal)", "synchronous(full)"},
+		"_pragma": append(pragmas, fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds())),
 		"_txlock": {"immediate"}, // a transaction that reads first could not write after another process has
 
 		// Times are whole microseconds.
 		"_time_integer_format": {"unix_micro"}, "_inttotime": {"true"},
 	}
-	return (&url.URL{Scheme: "file", Path: path, RawQuery: settings.Encode()}).String(), nil
+	return sql.Open("sqlite", (&url.URL{Scheme: "file", Path: path, RawQuery: settings.Encode()}).String())
 }
 
 // create makes the file, if there is none. It never opens the file itself: on closing it the system would forget the locks that

@@ -3,11 +3,14 @@ package sqlstore_test
 import (
 	"context"
 	"database/sql"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -137,7 +140,7 @@ func TestDeleteFinishedRemovesWhatFinishedBefore(t *testing.T) {
 func TestDeleteFinishedRemovesAnyNumber(t *testing.T) {
 	onEach(t, func(t *testing.T, d database) {
 		s := openStore(t, d)
-		const n = 2500
+		const n = 1500
 		_, err := s.DB().ExecContext(t.Context(), `INSERT INTO aiguard_operations WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $1)
 			SELECT 'id' || i, '', 'failed', '', '', 0, '', NULL, $2, NULL, $2, 0, 1, FALSE, '', NULL FROM n`, n, created)
 		require.NoError(t, err)
@@ -169,6 +172,38 @@ func TestSQLiteFileIsItsOwnersAlone(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, os.FileMode(0o600), info.Mode().Perm(), suffix)
 	}
+}
+
+// The system forgets all locks that a process has on a file when the process closes it once, however often it has opened it.
+func TestSQLiteKeepsItsLocksWhenTheFileIsOpenedAgain(t *testing.T) {
+	d := newSQLite(t)
+	openStore(t, d)
+	before := locksOn(t, d.File)
+	require.NotEmpty(t, before)
+	_, closeAgain, err := d.open(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, before, locksOn(t, d.File))
+	require.NoError(t, closeAgain())
+	require.Equal(t, before, locksOn(t, d.File))
+}
+
+// locksOn returns what Linux knows of the locks on a file, without what numbers them.
+func locksOn(t *testing.T, path string) (found []string) {
+	t.Helper()
+	info, err := os.Stat(path)
+	require.NoError(t, err)
+	inode := fmt.Sprintf(":%d ", info.Sys().(*syscall.Stat_t).Ino)
+	table, err := os.ReadFile("/proc/locks")
+	if errors.Is(err, os.ErrNotExist) {
+		t.Skip("this system does not tell of its locks")
+	}
+	require.NoError(t, err)
+	for line := range strings.Lines(string(table)) {
+		if _, lock, ok := strings.Cut(line, ": "); ok && strings.Contains(lock, inode) {
+			found = append(found, lock)
+		}
+	}
+	return found
 }
 
 func TestSQLiteTakesEveryPathForAFile(t *testing.T) {

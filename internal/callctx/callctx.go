@@ -11,3 +11,9 @@ type Key struct{}
 func Detach(ctx context.Context) context.Context {
 	return context.WithValue(context.WithoutCancel(ctx), Key{}, nil)
 }
+
+// HoldsSlot reports whether ctx is that of a call which holds a slot for the calls made in it.
+func HoldsSlot(ctx context.Context) bool {
+	c, ok := ctx.Value(Key{}).(interface{ HoldsSlot() bool })
+	return ok && c.HoldsSlot()
+}

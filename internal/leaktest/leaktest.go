@@ -5,33 +5,33 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 )
 
-// Main runs the tests of a package, for its TestMain, and fails if they leave a goroutine behind: of the project, or of a
-// connection that it, or a test that forgot to Close something, still holds.
-func Main(tests interface{ Run() int }) {
+// Main runs the tests of a package, for its TestMain, and fails if they leave a goroutine behind: of the project, of a
+// connection that it, or a test that forgot to Close something, still holds, or with one of more in its stack.
+func Main(tests interface{ Run() int }, more ...string) {
 	code := tests.Run()
-	if left := Left(5 * time.Second); code == 0 && left != "" {
+	if left := left(5*time.Second, append(more, "github.com/aiguard-go/aiguard", "net/http.")); code == 0 && left != "" {
 		fmt.Fprintln(os.Stderr, "goroutines left behind; a guard or server that was not closed?\n\n"+left)
 		code = 1
 	}
 	os.Exit(code)
 }
 
-// Left returns the stacks of goroutines of the project or net/http, but for the caller's, that are still there after the grace.
-func Left(grace time.Duration) string {
+// left returns the stacks, but for the caller's, that have one of parts and are still there after the grace.
+func left(grace time.Duration, parts []string) string {
 	for deadline := time.Now().Add(grace); ; time.Sleep(10 * time.Millisecond) {
-		var left []string
+		var found []string
 		for i, stack := range strings.Split(Stacks(), "\n\n") {
-			ours := strings.Contains(stack, "github.com/aiguard-go/aiguard") || strings.Contains(stack, "net/http.")
-			if i > 0 && ours { // the first is this one
-				left = append(left, stack)
+			if i > 0 && slices.ContainsFunc(parts, func(part string) bool { return strings.Contains(stack, part) }) { // the first is this one
+				found = append(found, stack)
 			}
 		}
-		if left == nil || time.Now().After(deadline) {
-			return strings.Join(left, "\n\n")
+		if found == nil || time.Now().After(deadline) {
+			return strings.Join(found, "\n\n")
 		}
 	}
 }

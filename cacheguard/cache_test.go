@@ -1,0 +1,502 @@
+package cacheguard_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/aiguardtest"
+	"github.com/aiguard-go/aiguard/cacheguard"
+)
+
+var (
+	missHit  = []string{"miss", "hit"}
+	missMiss = []string{"miss", "miss"}
+	neither  = []string{"", ""}
+)
+
+func TestAnswersAreKeptByEndpointAndRequest(t *testing.T) {
+	const (
+		chat      = "/chat/completions"
+		azure     = "/openai/deployments/gpt/chat/completions?api-version=2024-10-21"
+		responses = "/responses"
+	)
+	for name, c := range map[string]struct {
+		endpoint, body string
+		want           []string
+	}{
+		"chat":                              {chat, certain, missHit},
+		"chat stream":                       {chat, certainStream, missHit},
+		"chat with tools, seed and n":       {chat, `{"temperature":0,"n":3,"seed":7,"tools":[{"type":"function"}],"messages":[]}`, missHit},
+		"Azure":                             {azure, certain, missHit},
+		"completions":                       {"/completions", `{"temperature":0.0,"prompt":"Hi"}`, missHit},
+		"responses":                         {responses, `{"temperature":0,"store":false,"input":"Hi"}`, missHit},
+		"responses stream":                  {responses, `{"temperature":0,"store":false,"stream":true,"input":"Hi"}`, missHit},
+		"Anthropic messages":                {"/messages", `{"temperature":0,"max_tokens":9,"messages":[]}`, missHit},
+		"Anthropic messages stream":         {"/messages", `{"temperature":0,"max_tokens":9,"stream":true,"messages":[]}`, missHit},
+		"embeddings":                        {"/embeddings", `{"input":"Hi"}`, missHit},
+		"moderations":                       {"/moderations", `{"input":"Hi"}`, missHit},
+		"go-openai's nought":                {chat, `{"temperature":1e-45,"messages":[]}`, missHit},
+		"temperature above 0":               {chat, `{"temperature":0.1,"messages":[]}`, missMiss},
+		"no temperature":                    {chat, dice, missMiss},
+		"null temperature":                  {chat, `{"temperature":null,"messages":[]}`, missMiss},
+		"temperature elsewhere":             {chat, `{"messages":[],"metadata":{"temperature":0}}`, missMiss},
+		"responses, sampled":                {responses, `{"store":false,"input":"Hi"}`, missMiss},
+		"responses that are stored":         {responses, `{"temperature":0,"input":"Hi"}`, neither},
+		"responses in the background":       {responses, `{"temperature":0,"store":false,"background":true,"input":"Hi"}`, neither},
+		"responses in a conversation":       {responses, `{"temperature":0,"store":false,"conversation":"c","input":"Hi"}`, neither},
+		"stored chat":                       {chat, `{"temperature":0,"store":true,"messages":[]}`, neither},
+		"stored chat, in other words":       {chat, `{"temperature":0,"st\u006fre":true,"messages":[]}`, neither},
+		"a field twice":                     {chat, `{"temperature":0,"messages":[],"temperature":0}`, neither},
+		"a field twice, in other words":     {chat, `{"temperature":0,"messages":[{"role":"user","rol\u0065":"user"}]}`, neither},
+		"no object":                         {chat, `[]`, neither},
+		"broken JSON":                       {chat, `{"temperature":0,"messages":[}`, neither},
+		"more than one value":               {chat, certain + "{}", neither},
+		"too deep":                          {chat, `{"temperature":0,"x":` + strings.Repeat("[", 200) + strings.Repeat("]", 200) + `}`, neither},
+		"a body larger than what is heeded": {chat, `{"temperature":0,"messages":[],"x":"` + strings.Repeat("x", 4096) + `"}`, neither},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inVirtualTime(t, cacheguard.Config{MaxRequestBytes: 4096}, func(t *testing.T, w *world) {
+				var got []string
+				var bodies []string
+				var lengths []int64
+				for range 2 {
+					a := w.ask(t.Context(), c.endpoint, c.body)
+					require.NoError(t, a.err)
+					got, bodies, lengths = append(got, a.source), append(bodies, a.body), append(lengths, a.length)
+				}
+				require.Equal(t, c.want, got)
+				wantRequests := 2
+				if got[1] == "hit" {
+					wantRequests = 1
+					require.Equal(t, bodies[0], bodies[1], "byte for byte")
+					require.Equal(t, lengths[0], lengths[1])
+				}
+				require.Equal(t, wantRequests, w.srv.Count())
+				require.EqualValues(t, 2-wantRequests, w.cache.Stats().Stored)
+				for _, r := range w.srv.Requests() {
+					require.Equal(t, c.body, string(r.Body), "sent as it was written")
+				}
+			})
+		})
+	}
+}
+
+func TestRequestsThatAreNoneForTheCacheGoStraightOn(t *testing.T) {
+	inVirtualTime(t, cacheguard.Config{MaxRequestBytes: 1000}, func(t *testing.T, w *world) {
+		url := w.srv.URL + "/chat/completions"
+		long := `{"temperature":0,"x":"` + strings.Repeat("x", 1000) + `"}`
+		for name, req := range map[string]*http.Request{
+			"GET": func() *http.Request {
+				r := newRequest(t.Context(), w.srv.URL+"/models", "")
+				r.Method, r.Body, r.GetBody = http.MethodGet, nil, nil
+				return r
+			}(),
+			"a body that cannot be sent again": func() *http.Request {
+				r := newRequest(t.Context(), url, certain)
+				r.GetBody = nil
+				return r
+			}(),
+			"a long body of unknown length": func() *http.Request {
+				r := newRequest(t.Context(), url, long)
+				r.ContentLength = -1
+				return r
+			}(),
+			"another content type": newRequest(t.Context(), url, certain, "Content-Type", "text/plain"),
+			"a compressed body":    newRequest(t.Context(), url, certain, "Content-Encoding", "gzip"),
+			"a state-creating one": newRequest(t.Context(), w.srv.URL+"/threads/t/messages", certain),
+			"images":               newRequest(t.Context(), w.srv.URL+"/images/generations", certain),
+			"speech":               newRequest(t.Context(), w.srv.URL+"/audio/speech", certain),
+		} {
+			before := w.srv.Count()
+			for range 2 {
+				var want string
+				if req.GetBody != nil {
+					body, err := req.GetBody()
+					require.NoError(t, err)
+					all, err := io.ReadAll(body)
+					require.NoError(t, err)
+					want, req.Body = string(all), io.NopCloser(strings.NewReader(string(all)))
+				} else if req.Body != nil {
+					want, req.Body = certain, io.NopCloser(strings.NewReader(certain))
+				}
+				resp, err := w.cache.RoundTrip(req)
+				if err == nil {
+					require.Empty(t, resp.Header.Get(cacheguard.Header), name)
+					resp.Body.Close()
+				}
+				sent := w.srv.Requests()
+				require.Equal(t, want, string(sent[len(sent)-1].Body), name)
+			}
+			require.GreaterOrEqual(t, w.srv.Count(), before+2, name)
+		}
+		require.Zero(t, w.cache.Stats().Misses)
+		require.Zero(t, w.cache.Stats().Stored)
+	})
+}
+
+// What the guard lets through is complete; a next that is no guard may return anything.
+func TestOnlyCompleteAndSuccessfulAnswersAreKept(t *testing.T) {
+	const (
+		part = `data: {"choices":[{"index":0,"delta":{"content":"Hel"},"finish_reason":null}]}` + "\n\n"
+		last = `data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n"
+		done = "data: [DONE]\n\n"
+		json = "application/json"
+		sse  = "text/event-stream"
+	)
+	errCut := errors.New("cut")
+	cut := func(text string) io.Reader { return io.MultiReader(strings.NewReader(text), failing{errCut}) }
+	whole := func(text string) io.Reader { return strings.NewReader(text) }
+	for name, c := range map[string]struct {
+		status  int
+		body    func() io.Reader
+		stream  bool
+		header  string
+		kept    bool
+		wantErr error
+	}{
+		"answer":                       {body: func() io.Reader { return whole(`{"choices":[{"finish_reason":"stop"}]} `) }, kept: true},
+		"answer ended for its length":  {body: func() io.Reader { return whole(`{"choices":[{"finish_reason":"length"}]}`) }, kept: true},
+		"answer with a failure status": {status: 500, body: func() io.Reader { return whole(`{"choices":[{}]}`) }},
+		"answer with another success":  {status: 202, body: func() io.Reader { return whole(`{"choices":[{}]}`) }},
+		"answer that is cut":           {body: func() io.Reader { return cut(`{"choices":[{}]}`) }, wantErr: errCut},
+		"answer that ends early":       {body: func() io.Reader { return whole(`{"choices":[{}]`) }},
+		"answer without choices":       {body: func() io.Reader { return whole(`{"choices":[]}`) }},
+		"answer and something else":    {body: func() io.Reader { return whole(`{"choices":[{}]} {}`) }},
+		"error":                        {body: func() io.Reader { return whole(`{"error":{"message":"no"}}`) }},
+		"nothing":                      {body: func() io.Reader { return whole("") }},
+		"HTML":                         {body: func() io.Reader { return whole("<html>") }},
+		"compressed":                   {body: func() io.Reader { return whole(`{"choices":[{}]}`) }, header: "gzip"},
+		"stream":                       {stream: true, body: func() io.Reader { return whole(part + last + done) }, kept: true},
+		"stream with a comment":        {stream: true, body: func() io.Reader { return whole(": ping\n\n" + part + last + done) }, kept: true},
+		"stream without [DONE]":        {stream: true, body: func() io.Reader { return whole(part + last) }, kept: true},
+		"stream cut behind its end":    {stream: true, body: func() io.Reader { return cut(part + last + done) }, kept: true},
+		"stream cut before [DONE]":     {stream: true, body: func() io.Reader { return cut(part + last) }, wantErr: errCut},
+		"stream without a finish":      {stream: true, body: func() io.Reader { return whole(part) }},
+		"stream with one of two ends": {stream: true, body: func() io.Reader {
+			return whole(part + strings.ReplaceAll(part, `"index":0`, `"index":1`) + last)
+		}},
+		"stream with an error":   {stream: true, body: func() io.Reader { return whole(part + `data: {"error":{"message":"no"}}` + "\n\n" + done) }},
+		"stream of nonsense":     {stream: true, body: func() io.Reader { return whole(part + "data: x\n\n" + last + done) }},
+		"stream of nothing":      {stream: true, body: func() io.Reader { return whole(done) }},
+		"stream asked, JSON got": {stream: true, body: func() io.Reader { return whole(`{"choices":[{}]}`) }},
+		"JSON asked, stream got": {body: func() io.Reader { return whole(part + last + done) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				asked := 0
+				request, media := certain, json
+				if c.stream {
+					request, media = certainStream, sse
+				}
+				cache := newTransport(t, roundTripper(func(*http.Request) (*http.Response, error) {
+					asked++
+					resp := reply(media, c.body())
+					if c.status != 0 {
+						resp.StatusCode = c.status
+					}
+					if c.header != "" {
+						resp.Header.Set("Content-Encoding", c.header)
+					}
+					return resp, nil
+				}), cacheguard.Config{})
+				want, _ := io.ReadAll(c.body())
+				for range 2 {
+					a := read(cache.RoundTrip(newRequest(t.Context(), "http://x/v1/chat/completions", request)))
+					require.Equal(t, c.wantErr, a.err)
+					require.Equal(t, string(want), a.body)
+					synctest.Wait()
+				}
+				if c.kept {
+					require.Equal(t, 1, asked)
+				} else {
+					require.Equal(t, 2, asked)
+				}
+			})
+		})
+	}
+}
+
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, f.err }
+
+func TestHitTakesNoSlotAndSendsNothing(t *testing.T) {
+	for name, body := range map[string]string{"answer": certain, "stream": certainStream} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newGuardedWorld(t, aiguardtest.NewServer(t, aiguardtest.Pipe()), cacheguard.Config{}, aiguard.Config{MaxConcurrent: 1})
+				first := w.chat(t.Context(), body)
+				require.NoError(t, first.err)
+
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				w.srv.SetDefault(aiguardtest.Hang())
+				go w.chat(ctx, dice) // holds the only slot
+				synctest.Wait()
+				require.EqualValues(t, 1, w.guard.Stats().InFlight)
+				calls, requests := w.guard.Stats().Calls, w.srv.Count()
+
+				start := time.Now()
+				a := w.chat(t.Context(), body)
+				require.NoError(t, a.err)
+				assert.Equal(t, "hit", a.source)
+				assert.Equal(t, first.body, a.body)
+				assert.Zero(t, time.Since(start))
+				assert.Equal(t, calls, w.guard.Stats().Calls)
+				assert.Equal(t, requests, w.srv.Count())
+				assert.EqualValues(t, 1, w.cache.Stats().Hits)
+			})
+		})
+	}
+}
+
+// Whatever the schedule: an answer is in memory before its caller has its last byte.
+func TestNextRequestOfTheSameCallerIsAHit(t *testing.T) {
+	cache := newTransport(t, roundTripper(func(*http.Request) (*http.Response, error) {
+		return reply("application/json", strings.NewReader(`{"choices":[{}]}`)), nil
+	}), cacheguard.Config{})
+	for i := range 500 {
+		for _, want := range missHit {
+			body := fmt.Sprintf(`{"temperature":0,"messages":[%d]}`, i)
+			a := read(cache.RoundTrip(newRequest(t.Context(), "http://x/v1/chat/completions", body)))
+			require.NoError(t, a.err)
+			require.Equal(t, want, a.source)
+		}
+	}
+}
+
+func TestCallerWhoseContextHasEndedGetsNothing(t *testing.T) {
+	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
+		require.NoError(t, w.chat(t.Context(), certain).err)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		for _, body := range []string{certain, dice} {
+			_, err := w.cache.RoundTrip(newRequest(ctx, w.srv.URL+"/chat/completions", body))
+			require.ErrorIs(t, err, context.Canceled)
+		}
+		assert.Zero(t, w.cache.Stats().Hits)
+		assert.Equal(t, 1, w.srv.Count())
+	})
+}
+
+func TestAnswersSayWhereTheyCameFrom(t *testing.T) {
+	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
+		plain := aiguardtest.Text("Hello")
+		w.srv.SetDefault(func(rw http.ResponseWriter, r *aiguardtest.Request) {
+			rw.Header().Set("Set-Cookie", "session=1")
+			rw.Header().Set("X-Ratelimit-Remaining-Requests", "9")
+			time.Sleep(time.Second)
+			plain(rw, r)
+		})
+		answers := all(2, func(i int) answer {
+			time.Sleep(time.Duration(i) * time.Millisecond)
+			return w.chat(t.Context(), certain)
+		})
+		time.Sleep(90 * time.Second)
+		hit := w.chat(t.Context(), certain)
+		require.NoError(t, errors.Join(answers[0].err, answers[1].err, hit.err))
+
+		assert.Equal(t, []string{"miss", "shared", "hit"}, []string{answers[0].source, answers[1].source, hit.source})
+		assert.Equal(t, "90", hit.header.Get("Age"))
+		assert.Empty(t, answers[1].header.Get("Age"))
+		for _, a := range append(answers, hit) {
+			assert.Equal(t, "application/json", a.header.Get("Content-Type"))
+			assert.Equal(t, "req_fake_1", a.header.Get("X-Request-Id"))
+		}
+		assert.NotEmpty(t, answers[0].header.Get("Set-Cookie"))
+		assert.Empty(t, answers[1].header.Get("Set-Cookie"), "a cookie is one caller's")
+		assert.Empty(t, hit.header.Get("Set-Cookie"))
+		assert.Empty(t, hit.header.Get("X-Ratelimit-Remaining-Requests"), "no longer true")
+
+		st := w.cache.Stats()
+		assert.Equal(t, []int64{1, 1, 1, 1}, []int64{st.Misses, st.Shared, st.Hits, st.Stored})
+		assert.Equal(t, 1, st.Entries)
+		assert.Positive(t, st.Bytes)
+	})
+}
+
+func TestNoAccountSeesAnothersAnswers(t *testing.T) {
+	for _, header := range []string{"Authorization", "Api-Key", "X-Api-Key", "X-Goog-Api-Key", "OpenAI-Organization",
+		"OpenAI-Project", "Cookie", "X-Some-Gateways-Own-Key"} {
+		t.Run(header, func(t *testing.T) {
+			inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
+				w.srv.Handle(func(r *aiguardtest.Request) aiguardtest.Reply {
+					return aiguardtest.After(time.Second, aiguardtest.Text("for "+r.Header.Get(header)))
+				})
+				accounts := []string{"a", "b", "c", "a", "b", "c"}
+				for range 2 { // coalesced, then kept
+					for i, a := range all(len(accounts), func(i int) answer { return w.chat(t.Context(), certain, header, accounts[i]) }) {
+						require.NoError(t, a.err)
+						require.Contains(t, a.body, "for "+accounts[i]+`"`)
+					}
+				}
+				assert.Equal(t, 3, w.srv.Count())
+			})
+		})
+	}
+}
+
+func TestSampledAnswersAreKeptIfAsked(t *testing.T) {
+	inVirtualTime(t, cacheguard.Config{Sampled: true}, func(t *testing.T, w *world) {
+		assert.Equal(t, missHit, w.sources(t, 2, func() answer { return w.chat(t.Context(), dice) }))
+	})
+	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
+		asked := cacheguard.With(t.Context(), cacheguard.Call{Sampled: true})
+		assert.Equal(t, missHit, w.sources(t, 2, func() answer { return w.chat(asked, dice) }))
+		assert.Equal(t, "miss", w.chat(t.Context(), dice).source, "who does not ask does not get it")
+	})
+}
+
+func TestRefreshReplacesWhatIsKept(t *testing.T) {
+	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
+		w.srv.Enqueue(aiguardtest.Text("old"), aiguardtest.Text("new"))
+		require.Contains(t, w.chat(t.Context(), certain).body, "old")
+		refresh := cacheguard.With(t.Context(), cacheguard.Call{Refresh: true})
+		a := w.chat(refresh, certain)
+		assert.Equal(t, "miss", a.source)
+		require.Contains(t, a.body, "new")
+		a = w.chat(t.Context(), certain)
+		assert.Equal(t, "hit", a.source)
+		require.Contains(t, a.body, "new")
+		assert.Equal(t, 2, w.srv.Count())
+
+		// Those who refresh at once are one request, but not one with those who don't.
+		w.srv.Reset()
+		w.srv.SetDefault(aiguardtest.After(time.Second, aiguardtest.Text("newer")))
+		other := strings.Replace(certain, "Hi", "Ho", 1)
+		for _, a := range all(20, func(i int) answer {
+			if i%2 == 0 {
+				return w.chat(refresh, other)
+			}
+			return w.chat(t.Context(), other)
+		}) {
+			require.NoError(t, a.err)
+		}
+		assert.Equal(t, 2, w.srv.Count())
+	})
+}
+
+func TestFailedRefreshLeavesWhatIsKept(t *testing.T) {
+	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
+		require.NoError(t, w.chat(t.Context(), certain).err)
+		w.srv.SetDefault(aiguardtest.Error(401, "invalid_api_key"))
+		require.Error(t, w.chat(cacheguard.With(t.Context(), cacheguard.Call{Refresh: true}), certain).err)
+		assert.Equal(t, "hit", w.chat(t.Context(), certain).source)
+	})
+}
+
+func TestAnswersExpire(t *testing.T) {
+	inVirtualTime(t, cacheguard.Config{TTL: time.Minute}, func(t *testing.T, w *world) {
+		short := cacheguard.With(t.Context(), cacheguard.Call{TTL: 10 * time.Second})
+		other := strings.Replace(certain, "Hi", "Ho", 1)
+		start := time.Now()
+		at := func(d time.Duration) (string, string) {
+			time.Sleep(d - time.Since(start))
+			return w.chat(t.Context(), certain).source, w.chat(short, other).source
+		}
+		for _, c := range []struct {
+			at                time.Duration
+			usual, ofTheShort string
+		}{
+			{0, "miss", "miss"},
+			{9 * time.Second, "hit", "hit"},
+			{11 * time.Second, "hit", "miss"}, // a hit does not prolong it
+			{59 * time.Second, "hit", "miss"},
+			{61 * time.Second, "miss", "hit"},
+		} {
+			usual, ofTheShort := at(c.at)
+			assert.Equal(t, c.usual, usual, "%v", c.at)
+			assert.Equal(t, c.ofTheShort, ofTheShort, "%v", c.at)
+		}
+	})
+}
+
+func TestAbandonedStreamIsNotKept(t *testing.T) {
+	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
+		w.srv.Enqueue(aiguardtest.Slowly(time.Second, aiguardtest.TextN("Hello there", 5)))
+		resp, err := w.open(t.Context(), "/chat/completions", certainStream)
+		require.NoError(t, err)
+		_, err = resp.Body.Read(make([]byte, 1000))
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		synctest.Wait()
+		assert.Equal(t, 1, w.srv.Disconnects())
+		assert.Zero(t, w.cache.Stats().Stored)
+		assert.Equal(t, "miss", w.chat(t.Context(), certainStream).source)
+	})
+}
+
+// SDKs stop reading at the last event, and close the body before its end.
+func TestStreamClosedAfterItsLastEventIsKept(t *testing.T) {
+	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
+		w.srv.SetDefault(aiguardtest.Slowly(time.Second, aiguardtest.TextN("Hello there", 5)))
+		resp, err := w.open(t.Context(), "/chat/completions", certainStream)
+		require.NoError(t, err)
+		for text := ""; !strings.Contains(text, "[DONE]"); {
+			piece := make([]byte, 1000)
+			n, err := resp.Body.Read(piece)
+			require.NoError(t, err)
+			text += string(piece[:n])
+		}
+		require.NoError(t, resp.Body.Close())
+		synctest.Wait()
+		assert.Equal(t, "hit", w.chat(t.Context(), certainStream).source)
+	})
+}
+
+func TestMemoryStaysWithinItsBound(t *testing.T) {
+	const bound = 100_000
+	answerText := `{"choices":[{"message":{"content":"` + strings.Repeat("x", 900) + `"}}]}`
+	cache := newTransport(t, roundTripper(func(*http.Request) (*http.Response, error) {
+		return reply("application/json", strings.NewReader(answerText)), nil
+	}), cacheguard.Config{MaxBytes: bound})
+	for i := range 1000 {
+		body := fmt.Sprintf(`{"temperature":0,"messages":[%d]}`, i)
+		require.NoError(t, read(cache.RoundTrip(newRequest(t.Context(), "http://x/v1/chat/completions", body))).err)
+	}
+	st := cache.Stats()
+	assert.EqualValues(t, 1000, st.Stored)
+	assert.LessOrEqual(t, st.Bytes, int64(bound))
+	assert.Greater(t, st.Bytes, int64(bound/2))
+	assert.LessOrEqual(t, st.Entries, bound/900)
+}
+
+func TestNewNamesWhatIsWrong(t *testing.T) {
+	next := roundTripper(nil)
+	_, err := cacheguard.New(nil, cacheguard.Config{})
+	require.ErrorContains(t, err, "next is nil")
+	for want, cfg := range map[string]cacheguard.Config{
+		"Config.TTL is -1s; want 0 (the default) or more":             {TTL: -time.Second},
+		"Config.MaxBytes is -1":                                       {MaxBytes: -1},
+		"Config.MaxEntryBytes is -2":                                  {MaxEntryBytes: -2},
+		"Config.MaxRequestBytes is -3":                                {MaxRequestBytes: -3},
+		"Config.LookupTimeout is -1ns":                                {LookupTimeout: -1},
+		"Config.MaxEntryBytes is 200; want at most MaxBytes, 100":     {MaxBytes: 100, MaxEntryBytes: 200},
+		"Config.MaxEntryBytes is 4294967296; want at most 2147483647": {MaxBytes: 1 << 40, MaxEntryBytes: 1 << 32},
+	} {
+		_, err := cacheguard.New(next, cfg)
+		require.ErrorContains(t, err, want)
+	}
+	_, err = cacheguard.New(next, cacheguard.Config{TTL: -1, MaxBytes: -1})
+	require.ErrorContains(t, err, "TTL")
+	require.ErrorContains(t, err, "MaxBytes")
+	for _, cfg := range []cacheguard.Config{{}, {MaxBytes: 100}} {
+		cache, err := cacheguard.New(next, cfg)
+		require.NoError(t, err)
+		require.NoError(t, cache.Close())
+	}
+	require.PanicsWithValue(t, "cacheguard: With: Call.TTL is -1s; want 0 or more", func() {
+		cacheguard.With(t.Context(), cacheguard.Call{TTL: -time.Second})
+	})
+}

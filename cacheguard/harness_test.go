@@ -1,0 +1,168 @@
+package cacheguard_test
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/aiguardtest"
+	"github.com/aiguard-go/aiguard/cacheguard"
+)
+
+const (
+	certain       = `{"model":"m","temperature":0,"messages":[{"role":"user","content":"Hi"}]}`
+	certainStream = `{"model":"m","temperature":0,"stream":true,"messages":[{"role":"user","content":"Hi"}]}`
+	dice          = `{"model":"m","messages":[{"role":"user","content":"Hi"}]}`
+)
+
+// world is a cache before a guard before a fake provider.
+type world struct {
+	cache *cacheguard.Transport
+	guard *aiguard.Guard
+	srv   *aiguardtest.Server
+}
+
+func newWorld(t testing.TB, srv *aiguardtest.Server, cfg cacheguard.Config) *world {
+	t.Helper()
+	return newGuardedWorld(t, srv, cfg, aiguard.Config{})
+}
+
+func newGuardedWorld(t testing.TB, srv *aiguardtest.Server, cfg cacheguard.Config, gcfg aiguard.Config) *world {
+	t.Helper()
+	g, err := aiguard.New(gcfg)
+	require.NoError(t, err)
+	base := srv.Transport()
+	cache, err := cacheguard.New(g.Transport(base), cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, cache.Close())
+		require.Zero(t, cache.Stats().InFlight)
+		require.Zero(t, g.Stats().InFlight, "slots left behind")
+		require.NoError(t, g.Close())
+		base.CloseIdleConnections()
+	})
+	return &world{cache, g, srv}
+}
+
+// inVirtualTime runs f in a bubble with a fake provider in memory.
+func inVirtualTime(t *testing.T, cfg cacheguard.Config, f func(t *testing.T, w *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		f(t, newWorld(t, aiguardtest.NewServer(t, aiguardtest.Pipe()), cfg))
+	})
+}
+
+// newRequest is a POST to path, with a key unless headers (name, value pairs) say otherwise.
+func newRequest(ctx context.Context, url, body string, headers ...string) *http.Request {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(body))
+	if err != nil {
+		panic(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Authorization", "Bearer sk-one")
+	for i := 0; i < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
+	}
+	return req
+}
+
+// open sends a request to the provider's endpoint, as an SDK does.
+func (w *world) open(ctx context.Context, endpoint, body string, headers ...string) (*http.Response, error) {
+	base := w.srv.URL
+	if strings.HasPrefix(endpoint, "/openai/") { // Azure's
+		base = strings.TrimSuffix(base, "/v1")
+	}
+	client := &http.Client{Transport: w.cache}
+	return client.Do(newRequest(ctx, base+endpoint, body, headers...))
+}
+
+// answer is what a caller gets.
+type answer struct {
+	source string // the header
+	body   string
+	header http.Header
+	length int64 // as announced
+	err    error
+}
+
+func (w *world) chat(ctx context.Context, body string, headers ...string) answer {
+	return w.ask(ctx, "/chat/completions", body, headers...)
+}
+
+func (w *world) ask(ctx context.Context, endpoint, body string, headers ...string) answer {
+	return read(w.open(ctx, endpoint, body, headers...))
+}
+
+// read reads a response to its end.
+func read(resp *http.Response, err error) answer {
+	if err != nil {
+		return answer{err: err}
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return answer{resp.Header.Get(cacheguard.Header), string(body), resp.Header, resp.ContentLength, err}
+}
+
+// sources asks for the same n times, one after the other, and returns where the answers came from. All must be alike.
+func (w *world) sources(t *testing.T, n int, ask func() answer) (sources []string) {
+	t.Helper()
+	first := ""
+	for range n {
+		a := ask()
+		require.NoError(t, a.err)
+		sources = append(sources, a.source)
+		if first == "" {
+			first = a.body
+		}
+		require.Equal(t, first, a.body)
+		w.settle(t)
+	}
+	return sources
+}
+
+// settle waits until everything in flight has ended, writes included. In a bubble synctest.Wait does as well.
+func (w *world) settle(t *testing.T) {
+	t.Helper()
+	require.Eventually(t, func() bool { return w.cache.Stats().InFlight == 0 }, 5*time.Second, time.Millisecond)
+}
+
+// all runs n callers at once and returns their answers.
+func all(n int, ask func(i int) answer) []answer {
+	answers := make([]answer, n)
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() { answers[i] = ask(i) })
+	}
+	wg.Wait()
+	return answers
+}
+
+// roundTripper is a next without a guard.
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+// reply is a 200 with this body.
+func reply(contentType string, body io.Reader) *http.Response {
+	rc, ok := body.(io.ReadCloser)
+	if !ok {
+		rc = io.NopCloser(body)
+	}
+	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {contentType}}, Body: rc, ContentLength: -1}
+}
+
+func newTransport(t testing.TB, next http.RoundTripper, cfg cacheguard.Config) *cacheguard.Transport {
+	t.Helper()
+	cache, err := cacheguard.New(next, cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, cache.Close()) })
+	return cache
+}

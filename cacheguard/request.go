@@ -1,0 +1,199 @@
+package cacheguard
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"io"
+	"maps"
+	"mime"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/aiguard-go/aiguard/internal/answer"
+	"github.com/aiguard-go/aiguard/internal/jsonscan"
+)
+
+// minTemperature is below what any provider tells from 0.
+const minTemperature = 1e-6
+
+// maxShape bounds what is taken apart, as the guard does with answers.
+var maxShape = jsonscan.Limits{Containers: 100_000, Depth: 100}
+
+// mode is what the cache does for a request.
+type mode int8
+
+const (
+	apart     mode = iota // nothing
+	coalesced             // let identical requests be one
+	cached                // look it up, and keep the answer
+	refreshed             // keep the answer
+)
+
+// request is what the cache needs to know of a request.
+type request struct {
+	send     *http.Request // to next: the caller's, with its body if that was read
+	mode     mode
+	key      key
+	endpoint answer.Endpoint
+	stream   bool
+	ttl      time.Duration
+}
+
+// key is what identical requests have in common, and no others: a SHA-256 sum.
+type key [sha256.Size]byte
+
+// read finds out whether req is one for the cache. Its error is that of reading the body.
+func (t *Transport) read(req *http.Request, call Call) (*request, error) {
+	q := &request{send: req, ttl: call.TTL}
+	if q.ttl == 0 {
+		q.ttl = t.cfg.TTL
+	}
+	if call.Bypass || !t.concerns(req) {
+		return q, nil
+	}
+	read := bytes.NewBuffer(make([]byte, 0, max(req.ContentLength, 0)+bytes.MinRead))
+	if _, err := read.ReadFrom(io.LimitReader(req.Body, t.cfg.MaxRequestBytes+1)); err != nil {
+		req.Body.Close()
+		return nil, err
+	}
+	body := read.Bytes()
+	if int64(len(body)) > t.cfg.MaxRequestBytes {
+		q.send = withBody(req, struct {
+			io.Reader
+			io.Closer
+		}{io.MultiReader(bytes.NewReader(body), req.Body), req.Body})
+		return q, nil
+	}
+	req.Body.Close()
+	q.send = withBody(req, io.NopCloser(bytes.NewReader(body)))
+	q.send.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+	if req.ContentLength > 0 && req.ContentLength != int64(len(body)) {
+		return q, nil // next knows what to say to that
+	}
+	plain, ok := canonical(body)
+	if !ok {
+		return q, nil
+	}
+	q.endpoint = answer.EndpointOf(req.URL.Path)
+	facts := answer.ReadRequest(plain) // of the plain form: "st\u006fre" is a name too
+	q.stream = facts.Stream || strings.Contains(req.Header.Get("Accept"), "text/event-stream")
+	if facts.Creates || q.endpoint == answer.Responses && !storesNothing(plain) {
+		return q, nil
+	}
+	q.send.ContentLength = int64(len(body))
+	q.key = t.sum(req, plain)
+	switch {
+	case !call.Sampled && !t.cfg.Sampled && samples(q.endpoint, plain):
+		q.mode = coalesced
+	case call.Refresh:
+		q.mode = refreshed
+	default:
+		q.mode = cached
+	}
+	return q, nil
+}
+
+// withBody is req with another body. It is a copy, since a RoundTripper must not change its request.
+func withBody(req *http.Request, body io.ReadCloser) *http.Request {
+	req = req.WithContext(req.Context())
+	req.Body = body
+	return req
+}
+
+// concerns reports whether req asks for an answer worth a look at its body.
+func (t *Transport) concerns(req *http.Request) bool {
+	if req.Method != http.MethodPost || req.Body == nil || req.GetBody == nil ||
+		req.ContentLength > t.cfg.MaxRequestBytes || req.Header.Get("Content-Encoding") != "" {
+		return false
+	}
+	switch answer.EndpointOf(req.URL.Path) {
+	case answer.Chat, answer.Completions, answer.Responses, answer.Messages, answer.Embeddings, answer.Moderations:
+	default: // images and audio: never the same twice, or no JSON
+		return false
+	}
+	media, _, err := mime.ParseMediaType(req.Header.Get("Content-Type"))
+	return err == nil && media == "application/json"
+}
+
+// storesNothing reports whether a request to /responses says so: that API stores an answer unless it is told not to.
+func storesNothing(plain []byte) bool {
+	for name, value := range jsonscan.Members(plain) {
+		if string(name) == "store" {
+			return string(value) == "false"
+		}
+	}
+	return false
+}
+
+// samples reports whether the same request may well get another answer.
+func samples(e answer.Endpoint, plain []byte) bool {
+	if e == answer.Embeddings || e == answer.Moderations {
+		return false
+	}
+	for name, value := range jsonscan.Members(plain) {
+		if string(name) == "temperature" {
+			t, err := strconv.ParseFloat(string(value), 64)
+			return err != nil || t >= minTemperature
+		}
+	}
+	return true
+}
+
+// withoutMeaning are headers that say nothing about the answer, and may differ from one request to the next.
+var withoutMeaning = []string{
+	"Connection", "Content-Length", "User-Agent",
+	"X-Request-Id", "X-Client-Request-Id", "X-Ms-Client-Request-Id", "X-Correlation-Id", "Idempotency-Key",
+	"Traceparent", "Tracestate", "Baggage", "B3", "Uber-Trace-Id", "Sentry-Trace", "X-Amzn-Trace-Id", "X-Cloud-Trace-Context",
+}
+
+// withoutMeaningPrefixes are the beginnings of more of them.
+var withoutMeaningPrefixes = []string{"X-Stainless-", "X-B3-", "X-Datadog-"}
+
+func ignored(more []string) map[string]bool {
+	names := map[string]bool{}
+	for _, name := range slices.Concat(withoutMeaning, more) {
+		names[http.CanonicalHeaderKey(name)] = true
+	}
+	return names
+}
+
+// sum is the key of req, whose body in its plain form is given. Each part goes in behind its length, so that no two
+// requests run together to the same bytes.
+func (t *Transport) sum(req *http.Request, plain []byte) key {
+	b := make([]byte, 0, len(plain)+1024)
+	part := func(p string) { b = append(binary.AppendUvarint(b, uint64(len(p))), p...) }
+	part("cacheguard 1")
+	part(req.Method)
+	part(req.URL.String())
+	part(req.Host)
+	for _, name := range slices.Sorted(maps.Keys(req.Header)) {
+		if t.ignores(http.CanonicalHeaderKey(name)) {
+			continue
+		}
+		part(name)
+		b = binary.AppendUvarint(b, uint64(len(req.Header[name])))
+		for _, value := range req.Header[name] {
+			part(value)
+		}
+	}
+	part("") // no header has this name
+	return sha256.Sum256(append(b, plain...))
+}
+
+func (t *Transport) ignores(name string) bool {
+	return t.ignore[name] || slices.ContainsFunc(withoutMeaningPrefixes, func(prefix string) bool {
+		return strings.HasPrefix(name, prefix)
+	})
+}
+
+// outgoing is the request that a flight sends: the caller's, copied, since the caller may be gone before it is over.
+func (q *request) outgoing(ctx context.Context) *http.Request {
+	req := q.send.Clone(ctx)
+	req.Body, _ = q.send.GetBody() // that of read, which cannot fail
+	return req
+}

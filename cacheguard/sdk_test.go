@@ -1,0 +1,232 @@
+package cacheguard_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math"
+	"net/http"
+	"testing"
+
+	officialsdk "github.com/openai/openai-go/v3"
+	"github.com/openai/openai-go/v3/option"
+	"github.com/openai/openai-go/v3/responses"
+	openai "github.com/sashabaranov/go-openai"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/aiguardtest"
+	"github.com/aiguard-go/aiguard/cacheguard"
+)
+
+// twice asks twice and requires the same answer, the second time without a slot and without a request.
+func (w *world) twice(t *testing.T, ask func() (string, error)) {
+	t.Helper()
+	first, err := ask()
+	require.NoError(t, err)
+	require.NotEmpty(t, first)
+	w.settle(t)
+	calls, requests, hits := w.guard.Stats().Calls, w.srv.Count(), w.cache.Stats().Hits
+	second, err := ask()
+	require.NoError(t, err)
+	assert.Equal(t, first, second)
+	assert.Equal(t, calls, w.guard.Stats().Calls)
+	assert.Equal(t, requests, w.srv.Count())
+	assert.Equal(t, hits+1, w.cache.Stats().Hits)
+}
+
+var chatRequest = openai.ChatCompletionRequest{
+	Model: openai.GPT4oMini, Temperature: math.SmallestNonzeroFloat32,
+	Messages: []openai.ChatCompletionMessage{{Role: "user", Content: "Hi"}},
+}
+
+// goOpenAI is what its clients, bare and guarded, have in common.
+type goOpenAI interface {
+	CreateChatCompletion(context.Context, openai.ChatCompletionRequest) (openai.ChatCompletionResponse, error)
+	CreateChatCompletionStream(context.Context, openai.ChatCompletionRequest) (*openai.ChatCompletionStream, error)
+	CreateResponseStream(context.Context, openai.CreateResponseRequest) (*openai.ResponseStream, error)
+	CreateEmbeddings(context.Context, openai.EmbeddingRequestConverter) (openai.EmbeddingResponse, error)
+}
+
+func testGoOpenAI(t *testing.T, w *world, client goOpenAI) {
+	t.Run("chat", func(t *testing.T) {
+		w.twice(t, func() (string, error) {
+			resp, err := client.CreateChatCompletion(t.Context(), chatRequest)
+			if err != nil {
+				return "", err
+			}
+			return resp.Choices[0].Message.Content, nil
+		})
+	})
+	t.Run("stream", func(t *testing.T) {
+		w.twice(t, func() (text string, err error) {
+			stream, err := client.CreateChatCompletionStream(t.Context(), chatRequest)
+			if err != nil {
+				return "", err
+			}
+			defer stream.Close()
+			for {
+				ev, err := stream.Recv()
+				if errors.Is(err, io.EOF) {
+					return text, nil
+				}
+				if err != nil {
+					return "", err
+				}
+				text += ev.Choices[0].Delta.Content
+			}
+		})
+	})
+	t.Run("response stream", func(t *testing.T) {
+		no, nought := false, float32(math.SmallestNonzeroFloat32)
+		w.twice(t, func() (text string, err error) {
+			stream, err := client.CreateResponseStream(t.Context(), openai.CreateResponseRequest{
+				Model: "m", Input: "Hi", Store: &no, Temperature: &nought})
+			if err != nil {
+				return "", err
+			}
+			defer stream.Close()
+			for {
+				ev, err := stream.Recv()
+				if errors.Is(err, io.EOF) {
+					return text, nil
+				}
+				if err != nil {
+					return "", err
+				}
+				text += string(ev.Type) + " "
+			}
+		})
+	})
+	t.Run("embeddings", func(t *testing.T) {
+		w.twice(t, func() (string, error) {
+			resp, err := client.CreateEmbeddings(t.Context(), openai.EmbeddingRequest{Model: "m", Input: "Hi"})
+			if err != nil {
+				return "", err
+			}
+			return resp.Object, nil
+		})
+	})
+}
+
+func TestGoOpenAI(t *testing.T) {
+	w := newWorld(t, aiguardtest.NewServer(t), cacheguard.Config{})
+	oc := openai.DefaultConfig("sk-one")
+	oc.BaseURL, oc.HTTPClient = w.srv.URL, &http.Client{Transport: w.cache}
+	client := openai.NewClientWithConfig(oc)
+	testGoOpenAI(t, w, client)
+
+	w.srv.SetDefault(aiguardtest.Error(401, "invalid_api_key"))
+	_, err := client.CreateChatCompletion(t.Context(), openai.ChatCompletionRequest{Model: "other"})
+	require.Equal(t, aiguard.ErrUnauthorized, aiguard.KindOf(err))
+}
+
+// The guard's own client with the cache before its transport: it keeps its prompt and output limits, and its errors.
+func TestGuardsOwnClient(t *testing.T) {
+	w := newGuardedWorld(t, aiguardtest.NewServer(t), cacheguard.Config{}, aiguard.Config{MaxPromptChars: 100, MaxOutputTokens: 50})
+	oc := openai.DefaultConfig("sk-one")
+	oc.BaseURL = w.srv.URL
+	client := w.guard.Client(oc)
+	oc.HTTPClient = &http.Client{Transport: w.cache}
+	client.Client = openai.NewClientWithConfig(oc)
+	testGoOpenAI(t, w, client)
+
+	require.Contains(t, string(w.srv.Requests()[0].Body), `"max_tokens":50`)
+	long := chatRequest
+	long.Messages = []openai.ChatCompletionMessage{{Role: "user", Content: string(make([]rune, 101))}}
+	_, err := client.CreateChatCompletion(t.Context(), long)
+	require.ErrorIs(t, err, aiguard.ErrPromptTooLarge)
+
+	w.srv.SetDefault(aiguardtest.Error(401, "invalid_api_key"))
+	_, err = client.CreateChatCompletion(t.Context(), openai.ChatCompletionRequest{Model: "other"})
+	e, ok := err.(*aiguard.Error)
+	require.True(t, ok, "%T", err)
+	assert.Equal(t, "other", e.Model)
+}
+
+func TestOpenAIGo(t *testing.T) {
+	w := newWorld(t, aiguardtest.NewServer(t), cacheguard.Config{})
+	client := officialsdk.NewClient(option.WithBaseURL(w.srv.URL), option.WithAPIKey("sk-one"), option.WithMaxRetries(0),
+		option.WithHTTPClient(&http.Client{Transport: w.cache}))
+	params := officialsdk.ChatCompletionNewParams{
+		Model: "m", Temperature: officialsdk.Float(0), Messages: []officialsdk.ChatCompletionMessageParamUnion{officialsdk.UserMessage("Hi")},
+	}
+	t.Run("chat", func(t *testing.T) {
+		w.twice(t, func() (string, error) {
+			c, err := client.Chat.Completions.New(t.Context(), params)
+			if err != nil {
+				return "", err
+			}
+			return c.Choices[0].Message.Content, nil
+		})
+	})
+	t.Run("stream", func(t *testing.T) {
+		w.twice(t, func() (text string, err error) {
+			stream := client.Chat.Completions.NewStreaming(t.Context(), params)
+			defer stream.Close()
+			for stream.Next() {
+				for _, choice := range stream.Current().Choices {
+					text += choice.Delta.Content
+				}
+			}
+			return text, stream.Err()
+		})
+	})
+	t.Run("response stream", func(t *testing.T) {
+		w.twice(t, func() (text string, err error) {
+			stream := client.Responses.NewStreaming(t.Context(), responses.ResponseNewParams{Model: "m", Temperature: officialsdk.Float(0),
+				Store: officialsdk.Bool(false), Input: responses.ResponseNewParamsInputUnion{OfString: officialsdk.String("Hi")}})
+			defer stream.Close()
+			for stream.Next() {
+				text += stream.Current().Type + " "
+			}
+			return text, stream.Err()
+		})
+	})
+	t.Run("embeddings", func(t *testing.T) {
+		w.twice(t, func() (string, error) {
+			e, err := client.Embeddings.New(t.Context(), officialsdk.EmbeddingNewParams{Model: "m",
+				Input: officialsdk.EmbeddingNewParamsInputUnion{OfString: officialsdk.String("Hi")}})
+			if err != nil {
+				return "", err
+			}
+			return e.Data[0].RawJSON(), nil
+		})
+	})
+}
+
+// Over real connections, in both protocols, under load: what virtual time cannot show.
+func TestManyCallersOverRealConnections(t *testing.T) {
+	for name, opts := range map[string][]aiguardtest.Option{"HTTP1": nil, "HTTP2": {aiguardtest.TLS()}} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, aiguardtest.NewServer(t, opts...), cacheguard.Config{})
+			w.srv.Handle(func(r *aiguardtest.Request) aiguardtest.Reply { return aiguardtest.TextN(string(r.Body), 20) })
+			answers := all(200, func(i int) answer {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				if i%4 == 3 {
+					cancel()
+				}
+				return w.chat(ctx, []string{certain, certainStream, numbered(3)}[i%3])
+			})
+			bodies := map[int]string{}
+			for i, a := range answers {
+				if i%4 == 3 {
+					require.ErrorIs(t, a.err, context.Canceled)
+					continue
+				}
+				require.NoError(t, a.err)
+				if bodies[i%3] == "" {
+					bodies[i%3] = a.body
+				}
+				require.Equal(t, bodies[i%3], a.body)
+			}
+			w.settle(t)
+			st := w.cache.Stats()
+			assert.EqualValues(t, 3, w.guard.Stats().Succeeded)
+			assert.EqualValues(t, 3, st.Stored)
+			assert.EqualValues(t, 150-3, st.Hits+st.Shared)
+		})
+	}
+}
