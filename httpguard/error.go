@@ -27,7 +27,7 @@ type Problem struct {
 	Title      string `json:"title"`                 // Status in words
 	Status     int    `json:"status"`                // aiguard.HTTPStatus; 413 for a body over its limit
 	Detail     string `json:"detail"`                // aiguard.UserMessage: never the provider's words
-	Code       string `json:"code"`                  // the aiguard.Kind; "request_too_large" for a body over its limit, "cancelled" or "internal"
+	Code       string `json:"code"`                  // the aiguard.Kind, or request_too_large, cancelled, internal
 	RetryAfter int64  `json:"retry_after,omitempty"` // seconds until it is worth trying again; 0: unknown
 	RequestID  string `json:"request_id"`            // also in the header X-Request-Id
 
@@ -36,15 +36,16 @@ type Problem struct {
 }
 
 // Error answers r for a request that failed with err: with an HTML page where Accept prefers text/html, else with
-// application/problem+json (RFC 9457); see Problem. Any error will do: aiguard.HTTPStatus and aiguard.UserMessage say what becomes of it,
-// and an *http.MaxBytesError is 413. Neither form has a word of the provider.
+// application/problem+json (RFC 9457); see Problem. Any error will do: aiguard.HTTPStatus and aiguard.UserMessage say
+// what becomes of it, and an *http.MaxBytesError is 413. Neither form has a word of the provider.
 //
-// Retry-After is the RetryAfter of err's *aiguard.Error, rounded up to whole seconds, and DefaultRetryAfter for 429, 503 and
-// 504 without one, except for a quota, which no short wait restores. The request id is that of a response header X-Request-Id
-// already set, else the request's if it looks like one, else random.
+// Retry-After is the RetryAfter of err's *aiguard.Error, rounded up to whole seconds, and DefaultRetryAfter for 429, 503
+// and 504 without one, except for a quota, which no short wait restores. The request id is that of a response header
+// X-Request-Id already set, else the request's if it looks like one, else random.
 //
-// Call it before anything is written. In a handler of Middleware it knows the Page and Logger given there, and, if the
-// answer has begun, panics with http.ErrAbortHandler, so that the half of it does not look whole. It panics if err is nil.
+// Call it before anything is written. In a handler of Middleware it knows the Page and Logger given there, and if the
+// answer has begun (which it sees where Timeout is not Off) it panics with http.ErrAbortHandler, so that the half of it
+// does not look whole. It panics if err is nil.
 func Error(w http.ResponseWriter, r *http.Request, err error) {
 	if err == nil {
 		panic("httpguard: Error: nil error")
@@ -108,8 +109,8 @@ func isIdentifier(s string) bool {
 	return s != "" && len(s) <= 128
 }
 
-// answerLate is answerWith at the time limit, when the handler may still read the request's body: the server would wait for its
-// turn to read the rest of it if it were to keep the connection.
+// answerLate is answerWith at the time limit, when the handler may still read the request's body: the server would
+// wait for its turn to read the rest of it if it were to keep the connection.
 func (x *exchange) answerLate(w http.ResponseWriter, err error) {
 	if x.http1 {
 		w.Header().Set("Connection", "close")
@@ -152,8 +153,7 @@ func (x *exchange) answerWith(w http.ResponseWriter, err error) {
 		p.Nonce = rand.Text()
 		body = x.render(p)
 		header.Set("Content-Type", "text/html; charset=utf-8")
-		header.Set("Content-Security-Policy", fmt.Sprintf("default-src 'none'; img-src 'self' data:; font-src 'self'; "+
-			"style-src 'self' 'nonce-%[1]s'; script-src 'nonce-%[1]s'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'", p.Nonce))
+		header.Set("Content-Security-Policy", fmt.Sprintf(pagePolicy, p.Nonce))
 	} else {
 		body, _ = json.Marshal(p) // strings and numbers do not fail
 		header.Set("Content-Type", "application/problem+json")
@@ -229,6 +229,10 @@ func size(n int64) string {
 	}
 	return strconv.FormatInt(n, 10) + " bytes"
 }
+
+// pagePolicy lets a page run its own style and script, and show what lies beside it.
+const pagePolicy = "default-src 'none'; script-src 'nonce-%[1]s'; style-src 'self' 'nonce-%[1]s'; img-src 'self' data:; " +
+	"font-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
 //go:embed page.html
 var pageSource string

@@ -15,7 +15,8 @@ const DefaultSaturatedAfter = 10 * time.Second
 
 // HealthConfig is what Health needs to know: nothing.
 type HealthConfig struct {
-	// SaturatedAfter is for how long all slots are taken and calls are waiting until /readyz says so. 10s; aiguard.Off: it never does
+	// SaturatedAfter is for how long all slots are taken and calls are waiting until /readyz says so. 10s;
+	// aiguard.Off: it never does
 	SaturatedAfter time.Duration
 }
 
@@ -40,7 +41,9 @@ func Health(g *aiguard.Guard, cfg HealthConfig) http.Handler {
 	orDefault(&cfg.SaturatedAfter, DefaultSaturatedAfter)
 	h := &health{guard: g, saturatedAfter: cfg.SaturatedAfter}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { report(w, http.StatusOK, healthReport{Status: "ok"}) })
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
+		report(w, http.StatusOK, healthReport{Status: "ok"})
+	})
 	mux.HandleFunc("GET /readyz", h.ready)
 	return mux
 }

@@ -49,44 +49,46 @@ type Config struct {
 	// An http.Server's WriteTimeout has to be longer, or it cuts the answer that tells the client.
 	Timeout time.Duration
 
-	// MaxConcurrent is how many requests are handled at once. 4 times the guard's MaxConcurrent; none where the guard has none
+	// MaxConcurrent is how many requests are handled at once. 4 times the guard's; none where the guard has none
 	MaxConcurrent int
 
 	MaxQueue     int           // requests waiting to be handled; more are refused at once. 50
 	QueueTimeout time.Duration // waiting to be handled. 5s
 	MaxBodyBytes int64         // of a request. 1 MiB
 
-	// Page replaces the HTML page of error answers, those of Error in the handler included. It is executed with a Problem.
-	// If it fails the built-in page is sent. Its style and script elements need the attribute nonce="{{.Nonce}}";
-	// images, fonts and style sheets may come from the same origin. The built-in page
+	// Page replaces the HTML page of error answers, those of Error in the handler included. It is executed with a
+	// Problem; if it fails the built-in page is sent. Its style and script elements need nonce="{{.Nonce}}"; images,
+	// fonts and style sheets may come from the same origin. The built-in page
 	Page *template.Template
 
-	// Logger gets the error answers, with request id, code and facts, and handlers that ignored their time limit; never
-	// a URL, a prompt, an answer or a key. Silent
+	// Logger gets the error answers, with request id and facts, and handlers that ignored their time limit; never a
+	// URL, a prompt, an answer or a key. Silent
 	Logger *slog.Logger
 }
 
 // Middleware returns what bounds the requests of the handlers given to it; they share one concurrency limit and its queue.
-// A request over a limit is answered as Error does, with Retry-After: a body announced as too large, a guard that
-// is draining or over its memory limit and a full queue at once, others when their time is over.
+// A request over a limit is answered as Error does: at once if its body is announced as too large, the guard is draining or
+// over its memory limit, or the queue is full; else when its time is over.
 //
 // The handler runs in a goroutine of its own, so that a client gets its answer at Timeout even from a handler that
 // ignores its context:
 //
 //   - If the handler has written nothing, the client gets 504 at that moment. Nothing that the handler writes
 //     later is sent, and its place in MaxConcurrent stays taken until it returns.
-//   - If it has begun its answer, that answer is never completed: HTTP/1 clients see the connection end too early, HTTP/2 clients a
-//     reset of the stream, at the latest LastWord after Timeout, even if the handler ends its answer itself in
-//     that time. So nobody takes a half answer for a whole one, and an event stream can still say why it ends.
+//   - If it has begun its answer, that answer is never completed: HTTP/1 clients see the connection end too early,
+//     HTTP/2 clients a reset of the stream, at the latest LastWord after Timeout, even if the handler ends its answer
+//     itself in that time. So nobody takes a half answer for a whole one, and an event stream can say why it ends.
 //   - A hijacked connection belongs to the handler; only its context ends.
 //
 // The handler's context ends at Timeout with an *aiguard.Error of kind ErrTimeout as its cause, and when the client
-// leaves, which net/http notices in HTTP/1 once the request's body was read. Reading a body of unknown length beyond MaxBodyBytes
-// fails with an *http.MaxBytesError, for which Error answers 413.
+// leaves, which net/http notices in HTTP/1 once the request's body was read. Reading a body of unknown length beyond
+// MaxBodyBytes fails with an *http.MaxBytesError, for which Error answers 413. http.Server.Shutdown does not wait for
+// a handler that has outlived its request.
 //
 // The handler's ResponseWriter streams: it buffers nothing, is an http.Flusher and http.Hijacker, and has all that
-// http.ResponseController asks for. It has no Unwrap, which would lead around its lock. A panic of the handler goes on in the request's
-// goroutine, with the stack of its origin in its text; http.ErrAbortHandler goes on unchanged.
+// http.ResponseController asks for. It has no Unwrap, which would lead around its lock. A panic of the handler goes on
+// in the request's goroutine, as an error with the stack of its origin in its text and, if it was one, the original
+// inside; http.ErrAbortHandler goes on unchanged.
 //
 // With Timeout Off none of this is needed: the handler runs in the request's goroutine, with the server's ResponseWriter.
 //

@@ -68,8 +68,8 @@ func (p *places) join(op string) (turn chan struct{}, waiter *list.Element, err 
 		p.taken++
 		return nil, nil, nil
 	case p.maxQueue != aiguard.Off && waiting >= p.maxQueue:
-		return nil, nil, &aiguard.Error{Kind: aiguard.ErrOverloaded, Op: op, Phase: "queue", Size: int64(waiting), Max: int64(p.maxQueue),
-			RetryAfter: p.retryAfter()}
+		return nil, nil, &aiguard.Error{Kind: aiguard.ErrOverloaded, Op: op, Phase: "queue",
+			Size: int64(waiting), Max: int64(p.maxQueue), RetryAfter: p.retryAfter()}
 	}
 	turn = make(chan struct{})
 	return turn, p.waiting.PushBack(turn), nil

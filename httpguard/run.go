@@ -60,22 +60,23 @@ func (h *handler) runWithin(l limit, w http.ResponseWriter, r *http.Request, x *
 		finish(out, a, x)
 		return
 	case <-timer.C:
+		<-ctx.Done() // at its own pace: our return would cancel it, without the cause
 	}
 	if a.take() {
 		x.answerLate(w, l.err)
-		return
-	}
-	if a.hijacked.Load() {
-		finish(<-done, a, x)
 		return
 	}
 	timer.Reset(LastWord)
 	select {
 	case out := <-done:
 		finish(out, a, x)
+		return
 	case <-timer.C:
+	}
+	if !a.hijacked.Load() {
 		a.abort(x)
 	}
+	finish(<-done, a, x)
 }
 
 // finish completes the answer of a handler that has ended, or sees to it that it does not look complete.
