@@ -106,6 +106,7 @@ type stats struct {
 	MaxConcurrent int64      `json:"max_concurrent,omitempty"`
 	HeapBytes     int64      `json:"heap_bytes,omitempty"`
 	MemoryLimit   int64      `json:"memory_limit,omitempty"`
+	BufferedBytes int64      `json:"buffered_bytes"`
 	PausedUntil   *time.Time `json:"paused_until,omitempty"`
 	OverMemory    bool       `json:"over_memory"`
 	Draining      bool       `json:"draining"`
@@ -122,7 +123,7 @@ type stats struct {
 func newStats(st aiguard.Stats) *stats {
 	s := &stats{
 		InFlight: st.InFlight, Waiting: st.Waiting, MaxConcurrent: max(st.MaxConcurrent, 0),
-		HeapBytes: st.HeapBytes, MemoryLimit: st.MemoryLimit, OverMemory: st.OverMemory, Draining: st.Draining,
+		HeapBytes: st.HeapBytes, MemoryLimit: st.MemoryLimit, BufferedBytes: st.BufferedBytes, OverMemory: st.OverMemory, Draining: st.Draining,
 		Calls: st.Calls, Succeeded: st.Succeeded, Failed: st.Failed, Refused: st.Refused,
 		Retries: st.Retries, Timeouts: st.Timeouts, WaitCount: st.WaitCount, WaitTime: st.WaitTime.Seconds(),
 	}
