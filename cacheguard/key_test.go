@@ -140,6 +140,9 @@ func TestURLAndHeadersMakeTheKey(t *testing.T) {
 			return keyOf(t, tr, "POST", chatURL, plainBody, "X-Unknown", "1", "X-Unknown", "2")
 		},
 		"values joined": func() (key, bool) { return keyOf(t, tr, "POST", chatURL, plainBody, "X-Unknown", "12") },
+		"values that look like another header": func() (key, bool) {
+			return keyOf(t, tr, "POST", chatURL, plainBody, "X-Unknown", "1", "X-Unknown", "X-Unknowo", "X-Unknown", "2")
+		},
 		"two headers": func() (key, bool) {
 			return keyOf(t, tr, "POST", chatURL, plainBody, "X-Unknown", "1", "X-Unknowo", "2")
 		},
@@ -153,8 +156,8 @@ func TestURLAndHeadersMakeTheKey(t *testing.T) {
 
 func TestHostInTheRequestMakesTheKey(t *testing.T) {
 	tr := newKeyer(t, Config{})
-	of := func(host string) key {
-		req, err := http.NewRequest(http.MethodPost, chatURL, strings.NewReader(plainBody))
+	of := func(query, host string) key {
+		req, err := http.NewRequest(http.MethodPost, chatURL+query, strings.NewReader(plainBody))
 		require.NoError(t, err)
 		req.Header.Set("Content-Type", "application/json")
 		req.Host = host
@@ -162,7 +165,8 @@ func TestHostInTheRequestMakesTheKey(t *testing.T) {
 		require.NoError(t, err)
 		return q.key
 	}
-	assert.NotEqual(t, of("a"), of("b"))
+	assert.NotEqual(t, of("", "a"), of("", "b"))
+	assert.NotEqual(t, of("?q=", "ab"), of("?q=a", "b"), "parts do not run together")
 }
 
 func TestRequestIsLeftAsItWas(t *testing.T) {

@@ -82,7 +82,7 @@ var mutations = []mutation{
 	{name: "buffered answers wait for each other", run: "^TestBufferedAnswersDoNotWaitForEachOther$",
 		file: "buffer.go", old: "r.held == r.stalled {", new: "false {"},
 	{name: "buffered answer kept after a panic", run: "^TestBufferedAnswersAreGivenBackAfterAPanic$",
-		file: "transport.go", old: "if resp != nil && !handedOver {", new: "if false {"},
+		file: "transport.go", old: "if resp != nil && !handedOver {", new: "if resp != nil && handedOver && false {"},
 	{name: "services' own names in the environment ignored", run: "^TestFromEnvKnowsTheNamesThatServicesHave$",
 		file: "env.go", old: "variable, set = s.alias, s.setAlias", new: "continue"},
 	{name: "Close cancels nothing", run: "^TestCloseEndsWhatIsUnderWay$",
