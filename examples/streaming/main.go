@@ -178,6 +178,7 @@ func send(w http.ResponseWriter, name string, data any) error {
 	}
 	rc := http.NewResponseController(w)
 	_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+	defer rc.SetWriteDeadline(time.Time{}) // HTTP/2 resets a stream at its deadline, even if nothing is being written
 	if name != "" {
 		name = "event: " + name + "\n"
 	}
