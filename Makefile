@@ -27,10 +27,11 @@ endef
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
+# One package at a time (-p 1): tests that measure time, memory or load must not measure each other.
 .PHONY: test
 test: ## Vet and race-test every module
 	@$(if $(RACE),,echo "note: no C compiler found, testing without the race detector")
-	$(call in-each,$(note-npm) && go vet ./... && go test $(RACE) ./...)
+	$(call in-each,$(note-npm) && go vet ./... && go test $(RACE) -p 1 ./...)
 
 # A module with a package.json tests against a program from npm, and skips those tests without it.
 note-npm = if [ -f package.json ] && [ ! -d node_modules ]; then \
