@@ -26,6 +26,12 @@
 // A slot is held while the provider works: until a JSON answer is read or a stream has ended or is closed, not
 // while backing off.
 //
+// Where nobody knows how much the provider bears, MinConcurrent makes the limit adapt between itself and MaxConcurrent, by
+// additive increase and multiplicative decrease (Chiu and Jain, 1989; RFC 5681): answers raise it by one for each
+// full round of them; a 429, a 408, 503, 504 or 529, a failed connection and a time-out of ours lower it by 30%, once a
+// round. While nothing at all is answered one call is tried every half second, and the first answer brings the limit back.
+// How long answers take does not count.
+//
 // # Errors
 //
 // Every failure is an *Error with a Kind: errors.Is(err, aiguard.ErrRateLimited), KindOf(err). UserMessage and
@@ -78,6 +84,7 @@ type Config struct {
 	TaskTimeout       time.Duration // RunTask. 2m
 
 	MaxConcurrent int64   // weight in flight. 5
+	MinConcurrent int64   // the limit falls to this while the provider drops calls: see Capacity above. None: it stays at MaxConcurrent
 	MaxQueue      int     // calls waiting. 100
 	Limiter       Limiter // replaces the in-process limiter; then MaxConcurrent is only what Stats reports. None
 
@@ -173,6 +180,7 @@ type Usage struct{ Input, Output int64 }
 // and neither in Succeeded nor Failed nor Refused.
 type Stats struct {
 	InFlight, Waiting, MaxConcurrent int64     // weight in flight, calls waiting, capacity (Off: none)
+	Limit                            int64     // weight let in at present: MaxConcurrent, or less where MinConcurrent is set
 	HeapBytes, MemoryLimit           int64     // live heap; 0 where there is no limit
 	BufferedBytes                    int64     // answers held until their callers have read or closed them; a quarter of MemoryLimit at most
 	PausedUntil                      time.Time // the latest end of the pauses that providers have asked for; zero: none
@@ -349,7 +357,7 @@ func (g *Guard) Stats() Stats {
 	g.must("Stats")
 	s := g.slots
 	st := Stats{
-		InFlight: s.inFlight.Load(), Waiting: s.waiting.Load(), MaxConcurrent: s.capacity,
+		InFlight: s.inFlight.Load(), Waiting: s.waiting.Load(), MaxConcurrent: s.capacity, Limit: s.limit(),
 		MemoryLimit: g.memory.limit, BufferedBytes: g.memory.room.bytes(), PausedUntil: g.routes.pausedUntil(),
 		Calls: g.calls.Load(), Succeeded: g.succeeded.Load(), Failed: g.failed.Load(), Refused: g.refused.Load(),
 		Retries: g.retries.Load(), Timeouts: g.timeouts.Load(),
@@ -453,6 +461,13 @@ func (c *Config) validate() error {
 	duration("TotalTimeout", c.TotalTimeout)
 	duration("TaskTimeout", c.TaskTimeout)
 	number("MaxConcurrent", c.MaxConcurrent)
+	number("MinConcurrent", c.MinConcurrent)
+	if c.MinConcurrent > 0 {
+		most := c.MaxConcurrent
+		orDefault(&most, DefaultMaxConcurrent)
+		check(c.MinConcurrent <= most, "MinConcurrent", c.MinConcurrent, fmt.Sprintf("at most MaxConcurrent (%d)", most))
+		check(c.Limiter == nil, "MinConcurrent", c.MinConcurrent, "no Limiter beside it")
+	}
 	number("MaxQueue", int64(c.MaxQueue))
 	number("MaxPromptChars", int64(c.MaxPromptChars))
 	number("MaxPromptTokens", int64(c.MaxPromptTokens))

@@ -324,6 +324,20 @@ func (c *call) fits(ctx context.Context, t time.Time) bool {
 	return (!ok || t.Before(d)) && (c.deadline == 0 || t.Before(c.time(c.deadline)))
 }
 
+// judge tells the adaptive limit, if there is one, how an attempt ended: while it has its slot, so that the next
+// to get that finds the new limit.
+func (c *call) judge(ctx context.Context, err error) {
+	a := c.slots.adaptive
+	if a == nil || !c.slot.held.Load() {
+		return
+	}
+	if err == nil {
+		a.answered(c.Weight)
+	} else if e := c.own(ctx, err); e != nil && dropped(e) {
+		a.dropped(c.time(c.slot.since))
+	}
+}
+
 // free ends an attempt's hold on its slot; it does nothing the second time.
 func (c *call) free() {
 	if c.admitted == 0 {
@@ -551,6 +565,7 @@ func attempt[T any](ctx context.Context, c *call, fn func(context.Context) (T, e
 	if v, err = fn(actx); err != nil {
 		err = actx.explain(err)
 	}
+	c.judge(ctx, err)
 	return v, err
 }
 

@@ -110,6 +110,12 @@ func TestNewChecksRelationsAndOddValues(t *testing.T) {
 		"tokens with a counter":        {aiguard.Config{MaxPromptTokens: 5, CountTokens: countNothing}, nil},
 		"tokens off":                   {aiguard.Config{MaxPromptTokens: aiguard.Off}, nil},
 		"a counter alone":              {aiguard.Config{CountTokens: countNothing}, nil},
+		"min above max":                {aiguard.Config{MinConcurrent: 9, MaxConcurrent: 8}, []string{"Config.MinConcurrent is 9", "MaxConcurrent (8)"}},
+		"min above the default max":    {aiguard.Config{MinConcurrent: 6}, []string{"Config.MinConcurrent is 6", "MaxConcurrent (5)"}},
+		"min without a max":            {aiguard.Config{MinConcurrent: 1, MaxConcurrent: aiguard.Off}, []string{"Config.MinConcurrent is 1", "MaxConcurrent (-1)"}},
+		"min beside a limiter":         {aiguard.Config{MinConcurrent: 1, Limiter: noLimit{}}, []string{"Config.MinConcurrent is 1", "Limiter"}},
+		"min equal to max":             {aiguard.Config{MinConcurrent: 8, MaxConcurrent: 8}, nil},
+		"min off":                      {aiguard.Config{MinConcurrent: aiguard.Off}, nil},
 		"base above max":               {aiguard.Config{Retry: aiguard.Retry{BaseDelay: 3 * time.Second, MaxDelay: 2 * time.Second}}, []string{"Config.Retry.BaseDelay is 3s", "Retry.MaxDelay", "2s"}},
 		"base equal to max":            {aiguard.Config{Retry: aiguard.Retry{BaseDelay: time.Second, MaxDelay: time.Second}}, nil},
 		"base above the default max":   {aiguard.Config{Retry: aiguard.Retry{BaseDelay: time.Minute}}, nil},
@@ -244,3 +250,7 @@ func TestMisusePanicsWithWordsInsteadOfANilDereference(t *testing.T) {
 	st := g.Stats()
 	assert.Zero(t, st.Calls, "a mistake is no call")
 }
+
+type noLimit struct{}
+
+func (noLimit) Acquire(context.Context, aiguard.Call) (func(), error) { return func() {}, nil }

@@ -1,6 +1,7 @@
 package aiguard
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -26,7 +27,7 @@ func testEnv(name string) bool {
 //
 //	AIGUARD_CALL_TIMEOUT, AIGUARD_STREAM_IDLE_TIMEOUT, AIGUARD_STREAM_TIMEOUT, AIGUARD_QUEUE_TIMEOUT,
 //	AIGUARD_TOTAL_TIMEOUT, AIGUARD_TASK_TIMEOUT                        a duration such as 30s, or off
-//	AIGUARD_MAX_CONCURRENT, AIGUARD_MAX_QUEUE, AIGUARD_MAX_PROMPT_CHARS,
+//	AIGUARD_MAX_CONCURRENT, AIGUARD_MIN_CONCURRENT, AIGUARD_MAX_QUEUE, AIGUARD_MAX_PROMPT_CHARS,
 //	AIGUARD_MAX_PROMPT_TOKENS, AIGUARD_MAX_OUTPUT_TOKENS               a number, or off
 //	AIGUARD_MAX_REQUEST_BYTES, AIGUARD_MAX_RESPONSE_BYTES,
 //	AIGUARD_MEMORY_LIMIT                                               a size such as 32MiB (KiB, MiB, GiB or bytes), or off
@@ -75,6 +76,9 @@ func fromEnv(environ []string) (Config, error) {
 		mistakes = append(mistakes, fmt.Errorf("aiguard: %[1]sRETRY_BASE_DELAY is %[2]q; want at most %[1]sRETRY_MAX_DELAY (%[3]v)",
 			envPrefix, values[envPrefix+"RETRY_BASE_DELAY"], most))
 	}
+	if least, most := cfg.MinConcurrent, cmp.Or(cfg.MaxConcurrent, DefaultMaxConcurrent); least > 0 && least > most {
+		mistakes = append(mistakes, fmt.Errorf("aiguard: %sMIN_CONCURRENT is %d; want at most MaxConcurrent (%d)", envPrefix, least, most))
+	}
 	if len(mistakes) > 0 {
 		return Config{}, errors.Join(mistakes...)
 	}
@@ -107,6 +111,7 @@ func (c *Config) settings() []setting {
 		{field: "TaskTimeout", name: "TASK_TIMEOUT", set: durationSetting(&c.TaskTimeout)},
 		{field: "MaxConcurrent", name: "MAX_CONCURRENT", set: numberSetting(&c.MaxConcurrent),
 			alias: "MAX_CONCURRENT_AI_REQUESTS", setAlias: numberSetting(&c.MaxConcurrent)},
+		{field: "MinConcurrent", name: "MIN_CONCURRENT", set: numberSetting(&c.MinConcurrent)},
 		{field: "MaxQueue", name: "MAX_QUEUE", set: numberSetting(&c.MaxQueue)},
 		{field: "MaxPromptChars", name: "MAX_PROMPT_CHARS", set: numberSetting(&c.MaxPromptChars)},
 		{field: "MaxPromptTokens", name: "MAX_PROMPT_TOKENS", set: numberSetting(&c.MaxPromptTokens)},

@@ -20,9 +20,10 @@ type Limiter interface {
 }
 
 // slots is the capacity of a Guard: the weighted semaphore of x/sync (first in, first out; a small waiter
-// does not overtake a large one), or the user's Limiter, behind one bounded queue.
+// does not overtake a large one), the adaptive one, or the user's Limiter, behind one bounded queue.
 type slots struct {
-	sem      *semaphore.Weighted // nil: no bound, or a custom Limiter
+	sem      weighted  // nil: no bound, or a custom Limiter
+	adaptive *adaptive // sem, if the limit adapts
 	custom   Limiter
 	capacity int64
 	maxQueue int64 // Off: no bound
@@ -34,12 +35,32 @@ type slots struct {
 	waitCount, waitTime atomic.Int64
 }
 
+// weighted is *semaphore.Weighted or *adaptive.
+type weighted interface {
+	TryAcquire(n int64) bool
+	Acquire(ctx context.Context, n int64) error
+	Release(n int64)
+}
+
 func newSlots(cfg *Config) *slots {
 	s := &slots{capacity: cfg.MaxConcurrent, maxQueue: int64(cfg.MaxQueue), custom: cfg.Limiter}
-	if s.custom == nil && s.capacity != Off {
+	switch {
+	case s.custom != nil || s.capacity == Off:
+	case cfg.MinConcurrent > 0:
+		s.adaptive = newAdaptive(cfg.MinConcurrent, cfg.MaxConcurrent)
+		s.sem = s.adaptive
+	default:
 		s.sem = semaphore.NewWeighted(s.capacity)
 	}
 	return s
+}
+
+// limit is the weight that may be in flight at present.
+func (s *slots) limit() int64 {
+	if s.adaptive != nil {
+		return s.adaptive.now()
+	}
+	return s.capacity
 }
 
 // fits refuses what can never be admitted.
@@ -103,7 +124,7 @@ func (s *slots) retryAfter() time.Duration {
 	if held == 0 {
 		return time.Second // nothing has finished yet
 	}
-	return min(max(held*time.Duration(s.waiting.Load()+1)/time.Duration(max(s.capacity, 1)), least), most)
+	return min(max(held*time.Duration(s.waiting.Load()+1)/time.Duration(max(s.limit(), 1)), least), most)
 }
 
 // slot is the weight one attempt holds. The zero slot holds nothing.

@@ -93,6 +93,7 @@ func (s *stream) open() error {
 			return s.x.repeatable(e, true)
 		}
 	}
+	c.judge(s.w.caller, nil)
 	c.answered()
 	c.emit(s.w.caller, EventFirstEvent, nil)
 	c.over = true // from here on the call is the stream's to end

@@ -319,7 +319,7 @@ func requestTooLarge(size, limit int64) *Error {
 
 // attempt sends the request once and reads the answer, or opens the stream. The slot is free when it returns, and the
 // call over if it succeeded, except for a body that is handed over: that keeps both.
-func (x *exchange) attempt(ctx context.Context) (*http.Response, error) {
+func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 	phase := phaseCall
 	if x.stream {
 		phase = phaseFirstEvent
@@ -329,6 +329,7 @@ func (x *exchange) attempt(ctx context.Context) (*http.Response, error) {
 	defer func() {
 		if !handedOver {
 			w.stop()
+			x.call.judge(ctx, err)
 			x.call.free()
 		}
 	}()
@@ -610,6 +611,7 @@ func (x *exchange) whole(w *watch, resp *http.Response) (*http.Response, error) 
 	if x.guard.cfg.OnEvent != nil {
 		u.Input, u.Output = answer.Usage(body)
 	}
+	x.call.judge(w.caller, nil)
 	x.call.succeed(w.caller, u)
 	handedOver = true
 	return resp, nil

@@ -104,6 +104,7 @@ type stats struct {
 	InFlight      int64      `json:"in_flight"`
 	Waiting       int64      `json:"waiting"`
 	MaxConcurrent int64      `json:"max_concurrent,omitempty"`
+	Limit         int64      `json:"limit,omitempty"`
 	HeapBytes     int64      `json:"heap_bytes,omitempty"`
 	MemoryLimit   int64      `json:"memory_limit,omitempty"`
 	BufferedBytes int64      `json:"buffered_bytes"`
@@ -122,7 +123,7 @@ type stats struct {
 
 func newStats(st aiguard.Stats) *stats {
 	s := &stats{
-		InFlight: st.InFlight, Waiting: st.Waiting, MaxConcurrent: max(st.MaxConcurrent, 0),
+		InFlight: st.InFlight, Waiting: st.Waiting, MaxConcurrent: max(st.MaxConcurrent, 0), Limit: max(st.Limit, 0),
 		HeapBytes: st.HeapBytes, MemoryLimit: st.MemoryLimit, BufferedBytes: st.BufferedBytes, OverMemory: st.OverMemory, Draining: st.Draining,
 		Calls: st.Calls, Succeeded: st.Succeeded, Failed: st.Failed, Refused: st.Refused,
 		Retries: st.Retries, Timeouts: st.Timeouts, WaitCount: st.WaitCount, WaitTime: st.WaitTime.Seconds(),

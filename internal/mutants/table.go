@@ -36,7 +36,7 @@ var mutations = []mutation{
 
 	// Slots and the queue.
 	{name: "no limit of calls in flight", run: "^TestNeverMoreInFlightThanCapacity$",
-		file: "limiter.go", old: "if s.custom == nil && s.capacity != Off {", new: "if false {"},
+		file: "limiter.go", old: "case s.custom != nil || s.capacity == Off:", new: "case true:"},
 	{name: "MaxQueue ignored", run: "^TestFullQueueRefusesAtOnceWithRetryAfter$",
 		file: "limiter.go", old: "n > s.maxQueue {", new: "n < 0 {"},
 	{name: "weight above capacity waits", run: "^TestWeightAboveCapacityIsRefusedAtOnce$",

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"fmt"
+	"image/color"
+	"math"
+	"os"
+	"path/filepath"
+
+	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/plotter"
+	"gonum.org/v1/plot/vg"
+	"gonum.org/v1/plot/vg/draw"
+	"gonum.org/v1/plot/vg/vgsvg"
+)
+
+// The colours are of middle brightness, to be read on white and on black; the shapes tell lines apart without colour.
+var (
+	ink  = color.NRGBA{0x80, 0x80, 0x80, 0xff}
+	grid = color.NRGBA{0x80, 0x80, 0x80, 0x40}
+
+	styles = []struct {
+		color color.Color
+		shape draw.GlyphDrawer
+		width vg.Length
+	}{
+		{color.NRGBA{0xd5, 0x5e, 0x00, 0xff}, draw.CrossGlyph{}, 1.2},
+		{color.NRGBA{0xb8, 0x8a, 0x00, 0xff}, draw.TriangleGlyph{}, 1.2},
+		{color.NRGBA{0x9b, 0x59, 0xd0, 0xff}, draw.SquareGlyph{}, 1.2},
+		{color.NRGBA{0x2b, 0x8f, 0xd6, 0xff}, draw.CircleGlyph{}, 2.2},
+		{color.NRGBA{0x1a, 0x9e, 0x6b, 0xff}, draw.RingGlyph{}, 2.2},
+	}
+)
+
+// drawChart draws goodput, and requests for each answer with an outage, over the load.
+func drawChart(path string, results [][]result) error {
+	goodput := newPlot("Goodput", "of what the provider can do")
+	goodput.Y.Min, goodput.Y.Max = 0, 110
+	goodput.Y.Tick.Marker = ticks{0, 25, 50, 75, 100}.marker("%g%%")
+
+	requests := newPlot("Requests sent for each answer, with an outage", "")
+	requests.Y.Min, requests.Y.Max = 1, 200
+	requests.Y.Scale = plot.LogScale{}
+	requests.Y.Tick.Marker = ticks{1, 2, 5, 10, 20, 50, 100}.marker("%g")
+
+	for j, c := range contenders {
+		var good, sent plotter.XYs
+		for k, load := range loads {
+			f := results[j][k]
+			good = append(good, plotter.XY{X: load, Y: 100 * f.calm.goodput})
+			if n := f.outage.requestsPerAnswer; !math.IsInf(n, 0) { // no answers: off the chart
+				sent = append(sent, plotter.XY{X: load, Y: min(n, requests.Y.Max)})
+			}
+		}
+		line, points, err := lineOf(good, j)
+		if err != nil {
+			return err
+		}
+		goodput.Add(line, points)
+		requests.Legend.Add(c.name, line, points)
+		if len(sent) == 0 {
+			continue
+		}
+		if line, points, err = lineOf(sent, j); err != nil {
+			return err
+		}
+		requests.Add(line, points)
+	}
+	return save(path, goodput, requests)
+}
+
+// lineOf is a line in the style of contender j.
+func lineOf(xys plotter.XYs, j int) (*plotter.Line, *plotter.Scatter, error) {
+	line, points, err := plotter.NewLinePoints(xys)
+	if err != nil {
+		return nil, nil, err
+	}
+	s := styles[j]
+	line.Color, line.Width = s.color, s.width
+	points.Color, points.Shape, points.Radius = s.color, s.shape, 3
+	return line, points, nil
+}
+
+func newPlot(title, y string) *plot.Plot {
+	p := plot.New()
+	p.BackgroundColor = color.Transparent
+	p.Title.Text, p.X.Label.Text, p.Y.Label.Text = title, "offered load, as a multiple of what the provider can do", y
+	p.Title.TextStyle.Color = ink
+	p.Title.TextStyle.Font.Size, p.Title.Padding = 13, 8
+	for _, axis := range []*plot.Axis{&p.X, &p.Y} {
+		axis.Color, axis.Label.TextStyle.Color = ink, ink
+		axis.Tick.Color, axis.Tick.Label.Color = ink, ink
+		axis.Label.TextStyle.Font.Size, axis.Tick.Label.Font.Size = 11, 11
+	}
+	p.X.Min, p.X.Max = loads[0], loads[len(loads)-1]
+	p.X.Scale = plot.LogScale{}
+	p.X.Tick.Marker = ticks(loads).marker("%g×")
+	lines := plotter.NewGrid()
+	lines.Horizontal.Color, lines.Vertical.Color = grid, grid
+	p.Add(lines)
+	p.Legend.Top, p.Legend.Left = true, true
+	p.Legend.TextStyle.Color, p.Legend.TextStyle.Font.Size = ink, 11
+	p.Legend.Padding, p.Legend.XOffs, p.Legend.YOffs = 2, 8, -4
+	return p
+}
+
+// ticks are marks at these values.
+type ticks []float64
+
+func (t ticks) marker(format string) plot.ConstantTicks {
+	var marks plot.ConstantTicks
+	for _, v := range t {
+		marks = append(marks, plot.Tick{Value: v, Label: fmt.Sprintf(format, v)})
+	}
+	return marks
+}
+
+// save writes the plots side by side.
+func save(path string, plots ...*plot.Plot) (err error) {
+	c := vgsvg.New(vg.Length(len(plots))*400, 330)
+	tiles := draw.Tiles{Rows: 1, Cols: len(plots), PadX: 24, PadLeft: 4, PadRight: 16, PadTop: 4, PadBottom: 4}
+	for i, canvas := range plot.Align([][]*plot.Plot{plots}, tiles, draw.New(c))[0] {
+		plots[i].Draw(canvas)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	if _, err := c.WriteTo(f); err != nil {
+		f.Close()
+		return err
+	}
+	return f.Close()
+}

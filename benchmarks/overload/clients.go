@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/failsafe-go/failsafe-go/bulkhead"
+	"github.com/failsafe-go/failsafe-go/circuitbreaker"
+	"github.com/failsafe-go/failsafe-go/failsafehttp"
+	"github.com/failsafe-go/failsafe-go/timeout"
+	openaigo "github.com/openai/openai-go/v3"
+	"github.com/openai/openai-go/v3/option"
+	openai "github.com/sashabaranov/go-openai"
+
+	"github.com/aiguard-go/aiguard"
+)
+
+// contender is a way to call a provider.
+type contender struct {
+	name string
+	// client returns what makes one call; limit is the most that its operator wants in flight.
+	client func(p http.RoundTripper, limit int) (ask func(context.Context) error, end func())
+}
+
+var contenders = []contender{
+	{"go-openai, naive retries", naive},
+	{"openai-go", official},
+	{"failsafe-go", failsafe},
+	{"aiguard", guarded},
+	{"aiguard, adaptive limit", adaptive},
+}
+
+// callTimeout and queueTimeout are the same for everybody who has such a bound: aiguard's defaults.
+const (
+	callTimeout  = aiguard.DefaultCallTimeout
+	queueTimeout = aiguard.DefaultQueueTimeout
+)
+
+var request = openai.ChatCompletionRequest{
+	Model:    openai.GPT4oMini,
+	Messages: []openai.ChatCompletionMessage{{Role: openai.ChatMessageRoleUser, Content: "Say hello."}},
+}
+
+func raw(p http.RoundTripper) *openai.Client { return openai.NewClientWithConfig(config(p)) }
+
+func config(p http.RoundTripper) openai.ClientConfig {
+	oc := openai.DefaultConfig("any key")
+	oc.HTTPClient = &http.Client{Transport: p}
+	return oc
+}
+
+func nothing() {}
+
+// naive tries three times, a tenth of a second apart, whatever the error says.
+func naive(p http.RoundTripper, _ int) (func(context.Context) error, func()) {
+	client := raw(p)
+	return func(ctx context.Context) (err error) {
+		for range 3 {
+			if _, err = client.CreateChatCompletion(ctx, request); err == nil || ctx.Err() != nil {
+				return err
+			}
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		return err
+	}, nothing
+}
+
+// official is openai-go with its own retries (two, exponential, Retry-After heeded) and a timeout.
+func official(p http.RoundTripper, _ int) (func(context.Context) error, func()) {
+	client := openaigo.NewClient(option.WithAPIKey("any key"), option.WithRequestTimeout(callTimeout),
+		option.WithHTTPClient(&http.Client{Transport: p}))
+	params := openaigo.ChatCompletionNewParams{
+		Model:    openaigo.ChatModelGPT4oMini,
+		Messages: []openaigo.ChatCompletionMessageParamUnion{openaigo.UserMessage("Say hello.")},
+	}
+	return func(ctx context.Context) error {
+		_, err := client.Chat.Completions.New(ctx, params)
+		return err
+	}, nothing
+}
+
+// failsafe is go-openai over failsafe-go's policies, in the order its documentation gives: retries (two, heeding
+// Retry-After, with backoff and jitter), circuit breaker, bulkhead with a queue, timeout. Waiting in vain for
+// the bulkhead or the breaker is neither repeated nor a failure of the provider.
+func failsafe(p http.RoundTripper, limit int) (func(context.Context) error, func()) {
+	retry := failsafehttp.NewRetryPolicyBuilder().
+		WithBackoff(aiguard.DefaultBaseDelay, aiguard.DefaultMaxDelay).WithJitterFactor(0.25).
+		AbortOnErrors(bulkhead.ErrFull, circuitbreaker.ErrOpen, timeout.ErrExceeded).
+		ReturnLastFailure().Build()
+	breaker := circuitbreaker.NewBuilder[*http.Response]().
+		HandleIf(func(r *http.Response, err error) bool {
+			if err != nil {
+				return !errors.Is(err, context.Canceled) && !errors.Is(err, bulkhead.ErrFull)
+			}
+			return r.StatusCode >= 500
+		}).
+		WithFailureThreshold(5).WithDelay(time.Second).Build()
+	slots := bulkhead.NewBuilder[*http.Response](uint(limit)).WithMaxWaitTime(queueTimeout).Build()
+	limitOf := timeout.New[*http.Response](callTimeout)
+	client := raw(failsafehttp.NewRoundTripper(p, retry, breaker, slots, limitOf))
+	return func(ctx context.Context) error {
+		_, err := client.CreateChatCompletion(ctx, request)
+		return err
+	}, nothing
+}
+
+// guarded is aiguard with its defaults, but for the limit.
+func guarded(p http.RoundTripper, limit int) (func(context.Context) error, func()) {
+	return guard(p, aiguard.Config{MaxConcurrent: int64(limit)})
+}
+
+// adaptive is the same with a limit that adapts.
+func adaptive(p http.RoundTripper, limit int) (func(context.Context) error, func()) {
+	return guard(p, aiguard.Config{MaxConcurrent: int64(limit), MinConcurrent: 1})
+}
+
+func guard(p http.RoundTripper, cfg aiguard.Config) (func(context.Context) error, func()) {
+	client, err := aiguard.NewClient(config(p), cfg)
+	if err != nil {
+		panic(err)
+	}
+	return func(ctx context.Context) error {
+		_, err := client.CreateChatCompletion(ctx, request)
+		return err
+	}, func() { client.Guard().Close() }
+}

@@ -1,0 +1,109 @@
+// Command overload shows what users get of a provider that is asked for more than it can do, or is down for a minute,
+// through aiguard and through its peers:
+//
+//	go run ./overload    # in benchmarks; minutes
+//
+// It prints tables and writes them to overload/OVERLOAD.md, with a chart in ../docs/overload.svg. Real clients call a simulated provider in virtual
+// time. Users are random, but follow from -seed; the jitter of a client's own retries does not, nor does
+// the order of what happens in the same instant. The last table shows how far runs differ.
+package main
+
+import (
+	"flag"
+	"io"
+	"os"
+	"testing"
+	"time"
+)
+
+var loads = []float64{0.5, 1, 2, 5, 10, 20}
+
+// scenario is a provider, and the limit that the operator has set for clients that have one.
+type scenario struct {
+	name  string
+	about string
+	model model
+	limit int
+	loads []float64
+	calm  time.Duration // how long the run without an outage is
+}
+
+// scenarios: the first is the main one; the others are shorter, for the sake of time. Rate limits are a fifth above what
+// the provider can do, but for the last.
+var scenarios = []scenario{
+	{"A limit that fits", "The provider works on 5 requests at once, aiguard's default limit; 360 requests a minute.",
+		model{capacity: 5, rpm: 360, burst: 36}, 5, loads, 5 * time.Minute},
+	{"A larger provider", "20 requests at once, and the limit of everybody who has one set to that; 1,440 requests a minute.",
+		model{capacity: 20, rpm: 1440, burst: 144}, 20, []float64{1, 5}, 3 * time.Minute},
+	{"A limit that is too high", "The limit is 50, but the provider is at its best with 8 requests. With 16 it gets a fifth less done, and it " +
+		"answers 503 to more; 576 requests a minute.",
+		model{capacity: 8, loss: 0.25, room: 16, rpm: 576, burst: 58}, 50, []float64{1, 5, 20}, 3 * time.Minute},
+	{"A rate limit below the limit", "The provider could work on 50 requests at once, which is the limit, but allows 300 a minute.",
+		model{capacity: 50, rpm: 300, burst: 30}, 50, []float64{1, 5, 20}, 3 * time.Minute},
+}
+
+// run is this scenario at a load. With an outage it takes six minutes, one of which is the outage.
+func (s scenario) run(load float64, seed uint64, outage bool) run {
+	r := run{model: s.model, limit: s.limit, load: load, until: s.calm, seed: seed}
+	if outage {
+		r.model.outageFrom, r.model.outageTo = 2*time.Minute, 3*time.Minute
+		r.until = 6 * time.Minute
+	}
+	return r
+}
+
+// result is a contender's in a scenario at a load.
+type result struct{ calm, outage figures }
+
+func main() {
+	seed := flag.Uint64("seed", 1, "of the users")
+	spread := flag.Int("spread", 2, "further runs of the first scenario at the highest load, each with a seed of its own")
+	report := flag.String("o", "overload/OVERLOAD.md", "where to write the tables")
+	chart := flag.String("chart", "../docs/overload.svg", "where to draw the first scenario")
+
+	// Virtual time is to be had inside a test only. testing.Main is there for programs that need one.
+	test := testing.InternalTest{Name: "overload", F: func(t *testing.T) {
+		if err := overload(t, *seed, *spread, *report, *chart); err != nil {
+			t.Error(err)
+		}
+	}}
+	testing.Main(func(string, string) (bool, error) { return true, nil }, []testing.InternalTest{test}, nil, nil)
+}
+
+func overload(t *testing.T, seed uint64, spread int, path, chart string) error {
+	rep := newReport(seed, spread)
+	t.Run("simulations", func(t *testing.T) { // returns when all are over
+		add := func(into *result, s scenario, c contender, load float64, seed uint64) {
+			inParallel(t, func(t *testing.T) { into.calm = simulate(t, s.run(load, seed, false), c) })
+			inParallel(t, func(t *testing.T) { into.outage = simulate(t, s.run(load, seed, true), c) })
+		}
+		for i, s := range scenarios {
+			for j, c := range contenders {
+				for k, load := range s.loads {
+					add(&rep.results[i][j][k], s, c, load, seed)
+				}
+			}
+		}
+		for j, c := range contenders {
+			for k := range rep.spread[j] {
+				add(&rep.spread[j][k], scenarios[0], c, loads[len(loads)-1], seed+1+uint64(k))
+			}
+		}
+	})
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	rep.write(io.MultiWriter(f, os.Stdout))
+	if err := f.Close(); err != nil {
+		return err
+	}
+	return drawChart(chart, rep.results[0])
+}
+
+func inParallel(t *testing.T, f func(*testing.T)) {
+	t.Run("", func(t *testing.T) {
+		t.Parallel()
+		f(t)
+	})
+}
