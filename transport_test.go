@@ -329,6 +329,7 @@ func TestCallsInADoShareItsDeadlineUnharmed(t *testing.T) {
 					wg.Go(func() { _ = c.DeleteFile(ctx, "x") })
 				}
 				wg.Wait()
+				<-ctx.Done() // in the same instant as the calls' own deadlines
 				return ctx.Err()
 			})
 			require.Empty(t, facts(t, err, aiguard.ErrTimeout).RequestID)
