@@ -27,6 +27,7 @@ type stream struct {
 	read   atomic.Int64
 	events *sse.Reader // nil: plain bytes
 	held   hold
+	sized  int // what of it is asked for
 
 	progress answer.Progress
 	any      bool   // an event has come
@@ -60,8 +61,13 @@ var errTooMuch = errors.New("aiguard: over MaxResponseBytes")
 
 // fetch reads the provider's bytes and counts them, and the buffers they go to.
 func (s *stream) fetch(p []byte) (int, error) {
-	if s.events != nil && !s.held.grow(s.w, int64(s.events.Size()+cap(s.buf))) {
-		return 0, errNoRoom
+	if s.events != nil {
+		if size := s.events.Size() + cap(s.buf); size > s.sized {
+			if !s.held.grow(s.w, int64(size)) {
+				return 0, errNoRoom
+			}
+			s.sized = size
+		}
 	}
 	n, err := s.body.Read(p)
 	read := s.read.Add(int64(n))

@@ -50,9 +50,10 @@ var maxShape = jsonscan.Limits{Containers: 100_000, Depth: 100}
 // stream at its first event, other bodies as they come.
 //
 // A failure status is returned as an *Error, not as a response, and so is a 200 that is no answer. Redirects are not
-// followed. It retries by itself: switch the SDK's own retries off. MaxRequestBytes holds, but prompt and output
-// tokens are the Client's: see CheckPrompt. Accept-Encoding is left to base, so that caps count what it decompresses.
-// A base of the user's should limit its response headers as the pooled transport does.
+// followed. Close every body: until then its answer counts as held. It retries by itself: switch the SDK's own retries
+// off. MaxRequestBytes holds, but prompt and output tokens are the Client's: see CheckPrompt. Accept-Encoding is left to
+// base, so that caps count what it decompresses. A base of the user's should limit its response headers as the pooled
+// transport does.
 func (g *Guard) Transport(base http.RoundTripper) http.RoundTripper {
 	g.must("Transport")
 	return &transport{guard: g, base: base, eventLines: true}
