@@ -278,13 +278,19 @@ func TestNextRequestOfTheSameCallerIsAHit(t *testing.T) {
 
 func TestCallerWhoseContextHasEndedGetsNothing(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
-		require.NoError(t, w.chat(t.Context(), certain).err)
+		w.srv.SetDefault(aiguardtest.Slowly(time.Second, aiguardtest.TextN("Hello there", 5)))
+		stream, err := w.open(t.Context(), "/chat/completions", certainStream)
+		require.NoError(t, err)
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		for _, body := range []string{certain, dice} {
-			_, err := w.cache.RoundTrip(newRequest(ctx, w.srv.URL+"/chat/completions", body))
+		ask := func() {
+			_, err := w.cache.RoundTrip(newRequest(ctx, w.srv.URL+"/chat/completions", certainStream))
 			require.ErrorIs(t, err, context.Canceled)
 		}
+		ask() // of what is in flight
+		require.NoError(t, read(stream, nil).err)
+		ask() // of what is kept
+		assert.Zero(t, w.cache.Stats().Shared)
 		assert.Zero(t, w.cache.Stats().Hits)
 		assert.Equal(t, 1, w.srv.Count())
 	})

@@ -193,8 +193,8 @@ type Transport struct {
 }
 
 // New makes a Transport that sends on what it must to next, usually a guard's: next bounds the requests, since callers who
-// share one cannot, and must end them with their context. The zero Config is valid; a field out of range is an error that
-// names the field, its value and what is allowed.
+// share one cannot, and must end them with their context. It runs in a goroutine of the request's, so a panic in it ends
+// the program. The zero Config is valid; a field out of range is an error that names the field, its value and what is allowed.
 func New(next http.RoundTripper, cfg Config) (*Transport, error) {
 	if next == nil {
 		return nil, errors.New("cacheguard: next is nil; want the RoundTripper to ask, such as guard.Transport(nil)")

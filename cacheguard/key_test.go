@@ -306,7 +306,11 @@ func FuzzEntry(f *testing.F) {
 	e, k := sampleEntry()
 	f.Add(e.encode(k), []byte("body"), "text/plain", int64(0))
 	whole := e.encode(k)
-	f.Add(whole[1+len(k):len(whole)-sha256.Size], []byte{}, "", int64(-1))
+	parts := whole[1+len(k) : len(whole)-sha256.Size]
+	f.Add(parts, []byte{}, "", int64(-1))
+	overlong := bytes.Clone(parts)
+	overlong[len(parts)-len(e.body)-1] += 8 // a body that would reach into the sum
+	f.Add(overlong, []byte{}, "", int64(-1))
 	f.Fuzz(func(t *testing.T, b, body []byte, contentType string, nanos int64) {
 		_, _ = decode(b, k)                                    // never a panic
 		forged := slices.Concat([]byte{entryVersion}, k[:], b) // nor with a sum that is right
