@@ -148,22 +148,25 @@ func durationSetting(field *time.Duration) setter {
 
 // secondsSetting takes a bare number for seconds, as workers do.
 func secondsSetting(field *time.Duration) setter {
-	duration := durationSetting(field)
+	return bareSetting("s", durationSetting(field), "a positive number of seconds, a duration such as 60s or 1m, or off")
+}
+
+// megabytesSetting takes a bare number for MiB, as the name of its variable says.
+func megabytesSetting(field *int64) setter {
+	return bareSetting("MiB", sizeSetting(field), "a positive number of MiB, a size such as 512MiB or 2GiB, or off")
+}
+
+// bareSetting is set for a variable in which a bare number is of this unit.
+func bareSetting(unit string, set setter, want string) setter {
 	return func(value string) string {
-		text := value
-		if isNumber(value) {
-			text += "s"
+		if _, err := strconv.ParseUint(value, 10, 64); err == nil {
+			value += unit
 		}
-		if duration(text) != "" {
-			return "a positive number of seconds, a duration such as 60s or 1m, or off"
+		if set(value) != "" {
+			return want
 		}
 		return ""
 	}
-}
-
-func isNumber(value string) bool {
-	_, err := strconv.ParseUint(value, 10, 64)
-	return err == nil
 }
 
 func numberSetting[T int | int64](field *T) setter {
@@ -198,21 +201,6 @@ func sizeSetting(field *int64) setter {
 			return "a size such as 32MiB (KiB, MiB, GiB, or a number of bytes), or off"
 		}
 		*field = n * unit
-		return ""
-	}
-}
-
-// megabytesSetting takes a bare number for MiB, as the name of its variable says.
-func megabytesSetting(field *int64) setter {
-	size := sizeSetting(field)
-	return func(value string) string {
-		text := value
-		if isNumber(value) {
-			text += "MiB"
-		}
-		if size(text) != "" {
-			return "a positive number of MiB, a size such as 512MiB or 2GiB, or off"
-		}
 		return ""
 	}
 }
