@@ -123,7 +123,7 @@ func (c *core) wrap(ctx context.Context, settings Call, last func(context.Contex
 func (c *call) begin(ctx context.Context) error {
 	c.count()
 	if ctx.Err() != nil {
-		return c.finish(ctx, callerError(ctx))
+		return c.finish(ctx, callctx.Err(ctx))
 	}
 	if !c.register() {
 		return c.finish(ctx, &Error{Kind: ErrClosed})
@@ -355,7 +355,7 @@ func (c *call) free() {
 func (c *call) again(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		if !errors.Is(err, ctx.Err()) {
-			err = callerError(ctx)
+			err = callctx.Err(ctx)
 		}
 		return c.finish(ctx, err)
 	}

@@ -595,16 +595,6 @@ func codeText(code any) string {
 	}
 }
 
-// callerError is the caller's own cancellation or deadline, unchanged. Where the caller gave a cause of
-// its own, errors.Is holds for both.
-func callerError(ctx context.Context) error {
-	err, cause := ctx.Err(), context.Cause(ctx)
-	if cause == nil || errors.Is(cause, err) {
-		return cause
-	}
-	return fmt.Errorf("%w: %w", err, cause)
-}
-
 // identifier lets a provider's code or type into a text only if it looks like one.
 func identifier(s string) string {
 	if len(s) > 64 {

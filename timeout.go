@@ -44,7 +44,7 @@ func (c *call) ended(ctx, bctx context.Context, why *Error) error {
 		return &e
 	}
 	if ctx.Err() != nil {
-		return callerError(ctx)
+		return callctx.Err(ctx)
 	}
 	return &Error{Kind: ErrClosed}
 }
@@ -315,7 +315,7 @@ func (w *watch) failure(err error) error {
 		return &copied
 	}
 	if w.caller.Err() != nil {
-		return callerError(w.caller)
+		return callctx.Err(w.caller)
 	}
 	return nil
 }

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/aiguard-go/aiguard/internal/answer"
+	"github.com/aiguard-go/aiguard/internal/callctx"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
@@ -533,7 +534,7 @@ func (x *exchange) refusal(w *watch, resp *http.Response) error {
 		body, over, _ = readCapped(w, resp.Body, resp.ContentLength, maxErrorBytes, &held)
 	}
 	if w.caller.Err() != nil {
-		return callerError(w.caller)
+		return callctx.Err(w.caller)
 	}
 	f, said := answer.Failure{}, false
 	if end, err := jsonscan.Check(body, maxShape); err == nil {

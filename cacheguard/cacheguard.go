@@ -233,7 +233,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return t.next.RoundTrip(q.send)
 	}
 	if ctx.Err() != nil {
-		return nil, callerError(ctx)
+		return nil, callctx.Err(ctx)
 	}
 	r, err := t.join(ctx, q)
 	if err != nil {

@@ -3,7 +3,6 @@ package cacheguard
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/internal/callctx"
 )
 
 // errNoAnswer ends a flight whose next left its goroutine without a word (runtime.Goexit).
@@ -296,7 +296,7 @@ func (r *reader) response(req *http.Request) (*http.Response, error) {
 		case <-changed:
 		case <-r.ctx.Done():
 			r.Close()
-			return nil, callerError(r.ctx)
+			return nil, callctx.Err(r.ctx)
 		}
 	}
 }
@@ -363,7 +363,7 @@ func (r *reader) next(p []byte) (n int, changed <-chan struct{}, err error) {
 	case r.err != nil:
 		return 0, nil, r.err
 	case r.ctx.Err() != nil:
-		r.err = callerError(r.ctx)
+		r.err = callctx.Err(r.ctx)
 		return 0, nil, r.err
 	}
 	n = copy(p, f.buf[r.at-f.base:])
@@ -389,13 +389,4 @@ func (r *reader) Close() error {
 		close(r.closing)
 	}
 	return nil
-}
-
-// callerError is the end of a caller's context, as the guard reports it: its cause, and always also its error.
-func callerError(ctx context.Context) error {
-	err, cause := ctx.Err(), context.Cause(ctx)
-	if errors.Is(cause, err) {
-		return cause
-	}
-	return fmt.Errorf("%w: %w", err, cause)
 }
