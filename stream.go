@@ -47,7 +47,7 @@ func newStream(x *exchange, w *watch, resp *http.Response) *stream {
 	s := &stream{x: x, w: w, resp: resp, body: resp.Body, ended: make(chan struct{}), held: hold{room: &x.guard.memory.room}}
 	if x.stream {
 		s.progress.Endpoint = x.endpoint
-		s.events = sse.NewReader(readerFunc(s.fetch), maxEventBytes, maxShape)
+		s.events = sse.NewReader(readerFunc(s.fetch), maxEventBytes, answer.MaxShape)
 	}
 	return s
 }
@@ -129,7 +129,7 @@ func (s *stream) refused() error {
 	if err != nil {
 		return err
 	}
-	if end, err := jsonscan.Check(body, maxShape); err == nil {
+	if end, err := jsonscan.Check(body, answer.MaxShape); err == nil {
 		if f, ok := answer.ErrorIn(body[:end]); ok {
 			return s.x.failed(s.resp, f, ErrInvalidResponse)
 		}
@@ -225,7 +225,7 @@ func (s *stream) next() {
 func (s *stream) flaw(ev sse.Event) error {
 	switch {
 	case errors.Is(ev.Err, jsonscan.ErrTooBig):
-		return s.x.tooLarge(s.resp, phaseShape, int64(maxShape.Containers))
+		return s.x.tooLarge(s.resp, phaseShape, int64(answer.MaxShape.Containers))
 	case s.progress.Endpoint == answer.Other, string(ev.Name) == "error":
 		return nil
 	case errors.Is(ev.Err, jsonscan.ErrIncomplete):

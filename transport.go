@@ -42,9 +42,6 @@ const (
 	streamWindow = 256 << 10 // what an HTTP/2 peer may send ahead of a slow reader; net/http's 4 MiB add up
 )
 
-// maxShape is what an answer may be made of: a decoder turns each object into kilobytes.
-var maxShape = jsonscan.Limits{Containers: 100_000, Depth: 100}
-
 // Transport returns a RoundTripper that gives every request sent through base the bounds of g: for any SDK that takes an
 // http.Client. With base nil it uses a pooled transport that g owns and closes. It tells what a request asks for from
 // its Accept header and body, as the OpenAI API has them: a JSON answer is read whole before it is handed over, a
@@ -270,7 +267,7 @@ func (x *exchange) readRequest() (r answer.Request) {
 	if over || err != nil {
 		return r
 	}
-	if _, err = jsonscan.Check(data, maxShape); err != nil {
+	if _, err = jsonscan.Check(data, answer.MaxShape); err != nil {
 		return r
 	}
 	return answer.ReadRequest(data)
@@ -537,7 +534,7 @@ func (x *exchange) refusal(w *watch, resp *http.Response) error {
 		return callctx.Err(w.caller)
 	}
 	f, said := answer.Failure{}, false
-	if end, err := jsonscan.Check(body, maxShape); err == nil {
+	if end, err := jsonscan.Check(body, answer.MaxShape); err == nil {
 		f, said = answer.ErrorIn(body[:end])
 	}
 	e := x.errorOf(resp, kindOfProvider(resp.StatusCode, f, ErrUnavailable))
@@ -701,10 +698,10 @@ func (x *exchange) judge(resp *http.Response, body []byte) (end int, err error) 
 	case !isJSON(media) && !isUntyped(media):
 		return 0, x.invalid(resp)
 	}
-	end, err = jsonscan.Check(body, maxShape)
+	end, err = jsonscan.Check(body, answer.MaxShape)
 	switch {
 	case errors.Is(err, jsonscan.ErrTooBig):
-		return 0, x.tooLarge(resp, phaseShape, int64(maxShape.Containers))
+		return 0, x.tooLarge(resp, phaseShape, int64(answer.MaxShape.Containers))
 	case errors.Is(err, jsonscan.ErrIncomplete):
 		return 0, x.broken(resp, io.ErrUnexpectedEOF)
 	case err != nil:

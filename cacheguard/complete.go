@@ -21,7 +21,7 @@ func complete(q *request, resp *http.Response, body []byte, clean bool) bool {
 	if q.stream {
 		return completeStream(q.endpoint, body, clean)
 	}
-	end, err := jsonscan.Check(body, maxShape)
+	end, err := jsonscan.Check(body, answer.MaxShape)
 	if err != nil || !clean || len(bytes.TrimSpace(body[end:])) > 0 {
 		return false
 	}
@@ -34,7 +34,7 @@ func completeStream(e answer.Endpoint, body []byte, clean bool) bool {
 		return false // these have no streams: what is it?
 	}
 	progress := answer.Progress{Endpoint: e}
-	events := sse.NewReader(bytes.NewReader(body), len(body), maxShape)
+	events := sse.NewReader(bytes.NewReader(body), len(body), answer.MaxShape)
 	some := false
 	for {
 		ev, err := events.Next()

@@ -21,9 +21,6 @@ import (
 // minTemperature is below what any provider tells from 0.
 const minTemperature = 1e-6
 
-// maxShape bounds what is taken apart, as the guard does with answers.
-var maxShape = jsonscan.Limits{Containers: 100_000, Depth: 100}
-
 // mode is what the cache does for a request.
 type mode int8
 

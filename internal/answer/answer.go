@@ -4,7 +4,12 @@ package answer
 
 import (
 	"strings"
+
+	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
+
+// MaxShape is what an answer may be made of: a decoder turns each object into kilobytes.
+var MaxShape = jsonscan.Limits{Containers: 100_000, Depth: 100}
 
 // Endpoint is the family of API an answer belongs to; it decides what an answer looks like.
 type Endpoint int8
