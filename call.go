@@ -193,7 +193,7 @@ func (c *call) admit(ctx context.Context) error {
 	if err := c.enter(ctx); err != nil {
 		return c.finish(ctx, c.lastFailure(err))
 	}
-	if c.attempts == 0 {
+	if c.attempts == 0 && !c.silent() { // for leap
 		c.heap = c.memory.sample(c.time(c.admitted), memorySample)
 	}
 	c.attempts++
@@ -616,7 +616,7 @@ func (c *call) emit(ctx context.Context, t EventType, err error) {
 
 // report logs and emits what happens before the call is over: wait is the time until it goes on.
 func (c *call) report(ctx context.Context, t EventType, e *Error, wait time.Duration) {
-	if c.cfg.OnEvent == nil && c.cfg.Logger == nil {
+	if c.silent() {
 		return
 	}
 	copied := *e
@@ -629,6 +629,9 @@ func (c *call) report(ctx context.Context, t EventType, e *Error, wait time.Dura
 	}
 	c.log(ctx, t, e, slog.Duration("wait", wait))
 }
+
+// silent reports whether nobody would hear what there is to tell.
+func (c *core) silent() bool { return c.cfg.OnEvent == nil && c.cfg.Logger == nil }
 
 // log writes one line about e. Failures that somebody must act on are errors, a retry is news, the rest warnings.
 func (c *core) log(ctx context.Context, t EventType, e *Error, more ...slog.Attr) {

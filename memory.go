@@ -98,7 +98,7 @@ func (m *memory) sample(now time.Time, age time.Duration) int64 {
 // growth: so it is read only where the call can have caused it, and told at most once a second. What moved over HTTP is
 // known, in bytes; a Do is taken for innocent when it was over before the next sample.
 func (c *call) leap(ctx context.Context) {
-	if c.cfg.OnEvent == nil && c.cfg.Logger == nil || c.attempts == 0 || c.heap == 0 {
+	if c.heap == 0 { // refused, or nobody listens
 		return
 	}
 	m, age := c.memory, memorySample
