@@ -6,8 +6,9 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/pipe"
 )
 
 const (
@@ -19,7 +20,7 @@ const (
 // faults can reach below HTTP and TLS.
 type listener struct {
 	addr net.Addr
-	pipe *pipeListener // nil with a port
+	pipe *pipe.Listener // nil with a port
 
 	mu      sync.Mutex
 	changed sync.Cond          // ln, or conns to nil
@@ -30,7 +31,7 @@ type listener struct {
 
 func newListener(ln net.Listener) *listener {
 	l := &listener{addr: ln.Addr(), ln: ln, conns: map[*conn]struct{}{}}
-	l.pipe, _ = ln.(*pipeListener)
+	l.pipe, _ = ln.(*pipe.Listener)
 	l.changed.L = &l.mu
 	return l
 }
@@ -209,58 +210,3 @@ func closeConn(ctx context.Context) {
 		_ = nc.Close()
 	}
 }
-
-// pipeListener accepts what its own dial connects.
-type pipeListener struct {
-	incoming chan net.Conn
-	once     sync.Once
-	closed   chan struct{}
-	refusing atomic.Bool
-}
-
-func newPipeListener() *pipeListener {
-	return &pipeListener{incoming: make(chan net.Conn), closed: make(chan struct{})}
-}
-
-// dial is http.Transport.DialContext; every address leads here.
-func (l *pipeListener) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	failed := func(err error) error {
-		return &net.OpError{Op: "dial", Net: "pipe", Addr: l.Addr(), Err: err}
-	}
-	if l.refusing.Load() {
-		return nil, failed(syscall.ECONNREFUSED)
-	}
-	client, server := net.Pipe()
-	var err error
-	select {
-	case l.incoming <- server:
-		return client, nil
-	case <-l.closed:
-		err = syscall.ECONNREFUSED // as a closed port would answer
-	case <-ctx.Done():
-		err = ctx.Err()
-	}
-	_, _ = client.Close(), server.Close()
-	return nil, failed(err)
-}
-
-func (l *pipeListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.incoming:
-		return c, nil
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *pipeListener) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return nil
-}
-
-func (l *pipeListener) Addr() net.Addr { return pipeAddr{} }
-
-type pipeAddr struct{}
-
-func (pipeAddr) Network() string { return "pipe" }
-func (pipeAddr) String() string  { return pipeHost }

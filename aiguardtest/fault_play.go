@@ -83,7 +83,7 @@ func (l *listener) play(f Fault) {
 		c.reset()
 	}
 	if l.pipe != nil {
-		l.pipe.refusing.Store(f == FaultRefused)
+		l.pipe.Refuse(f == FaultRefused)
 	} else {
 		l.port(f != FaultRefused)
 	}

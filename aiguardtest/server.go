@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/pipe"
 )
 
 const (
@@ -97,7 +99,7 @@ func Start(opts ...Option) *Server {
 
 	scheme, host := "http", pipeHost
 	if s.config.pipe {
-		s.listener = newListener(newPipeListener())
+		s.listener = newListener(pipe.Listen(pipeHost))
 	} else {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -153,7 +155,7 @@ func NewServer(tb TB, opts ...Option) *Server {
 func (s *Server) Transport() *http.Transport {
 	t := &http.Transport{}
 	if p := s.listener.pipe; p != nil {
-		t.DialContext = p.dial
+		t.DialContext = p.Dial
 	}
 	if s.roots != nil {
 		t.TLSClientConfig = &tls.Config{RootCAs: s.roots}

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"io"
 	"log"
-	"net"
 	"net/http"
 	"sync"
 	"testing"
@@ -19,6 +18,7 @@ import (
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/httpguard"
 	"github.com/aiguard-go/aiguard/internal/leaktest"
+	"github.com/aiguard-go/aiguard/internal/pipe"
 )
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
@@ -51,61 +51,12 @@ func eachProtocol(t *testing.T, f func(t *testing.T, serve func(http.Handler) *s
 
 func serve(t *testing.T, h http.Handler, http2 bool) *site {
 	t.Helper()
-	var protocols http.Protocols
-	protocols.SetHTTP1(!http2)
-	protocols.SetUnencryptedHTTP2(http2)
-	ln := &pipeListener{incoming: make(chan net.Conn), closed: make(chan struct{})}
 	s := &site{log: &syncBuffer{}}
-	srv := &http.Server{Handler: h, Protocols: &protocols, ErrorLog: log.New(s.log, "", 0)}
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		_ = srv.Serve(ln)
-	}()
-	tr := &http.Transport{DialContext: ln.dial, Protocols: &protocols}
+	tr, stop := pipe.Serve(&http.Server{Handler: h, ErrorLog: log.New(s.log, "", 0)}, http2)
+	t.Cleanup(stop)
 	s.client = &http.Client{Transport: tr}
-	t.Cleanup(func() {
-		tr.CloseIdleConnections()
-		_ = srv.Close()
-		<-served
-	})
 	return s
 }
-
-// pipeListener accepts what its own dial connects.
-type pipeListener struct {
-	incoming chan net.Conn
-	once     sync.Once
-	closed   chan struct{}
-}
-
-func (l *pipeListener) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	client, server := net.Pipe()
-	select {
-	case l.incoming <- server:
-		return client, nil
-	case <-l.closed:
-		return nil, net.ErrClosed
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-func (l *pipeListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.incoming:
-		return c, nil
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *pipeListener) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return nil
-}
-
-func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "pipe"} }
 
 type syncBuffer struct {
 	mu  sync.Mutex

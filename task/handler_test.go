@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -18,36 +17,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/internal/pipe"
 	"github.com/aiguard-go/aiguard/task"
 )
-
-// pipeListener connects a client to a server without sockets, so that both can be in a bubble.
-type pipeListener struct {
-	conns chan net.Conn
-	done  chan struct{}
-}
-
-func (l pipeListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l pipeListener) Close() error   { close(l.done); return nil }
-func (l pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "pipe"} }
-
-func (l pipeListener) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	ours, theirs := net.Pipe()
-	select {
-	case l.conns <- theirs:
-		return ours, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
 
 // browser asks a server of task.Handler(r), under /operations/, in virtual time.
 type browser struct {
@@ -57,9 +29,6 @@ type browser struct {
 }
 
 func browse(t *testing.T, r *task.Runner, http2 bool) *browser {
-	var p http.Protocols
-	p.SetHTTP1(!http2)
-	p.SetUnencryptedHTTP2(http2)
 	b := &browser{t: t}
 	inner := http.StripPrefix("/operations", task.Handler(r))
 	outer := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -67,15 +36,9 @@ func browse(t *testing.T, r *task.Runner, http2 bool) *browser {
 		defer b.served.Add(-1)
 		inner.ServeHTTP(w, r)
 	})
-	l := pipeListener{make(chan net.Conn), make(chan struct{})}
-	srv := &http.Server{Handler: outer, Protocols: &p}
-	go func() { _ = srv.Serve(l) }()
-	transport := &http.Transport{DialContext: l.dial, Protocols: &p}
-	b.client.Transport = transport
-	t.Cleanup(func() {
-		transport.CloseIdleConnections()
-		_ = srv.Close()
-	})
+	tr, stop := pipe.Serve(&http.Server{Handler: outer}, http2)
+	t.Cleanup(stop)
+	b.client.Transport = tr
 	return b
 }
 
