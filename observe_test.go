@@ -1,10 +1,10 @@
 package aiguard_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -15,19 +15,11 @@ import (
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/aiguardtest"
+	"github.com/aiguard-go/aiguard/internal/syncbuf"
 )
 
 // logged keeps log lines as maps.
-type logged struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
+type logged struct{ syncbuf.Buffer }
 
 func (l *logged) logger() *slog.Logger {
 	return slog.New(slog.NewJSONHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -35,11 +27,9 @@ func (l *logged) logger() *slog.Logger {
 
 func (l *logged) lines(t *testing.T) (lines []map[string]any) {
 	t.Helper()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for line := range bytes.Lines(l.buf.Bytes()) {
+	for line := range strings.Lines(l.String()) {
 		var m map[string]any
-		require.NoError(t, json.Unmarshal(line, &m))
+		require.NoError(t, json.Unmarshal([]byte(line), &m))
 		lines = append(lines, m)
 	}
 	return lines
@@ -95,7 +85,7 @@ func TestWhatGoesWrongIsLoggedAtSensibleLevels(t *testing.T) {
 			"ERROR aiguard: task stopped timeout",
 			"WARN aiguard: call refused overloaded",
 		}, got)
-		all := log.buf.String()
+		all := log.String()
 		for _, secret := range []string{"s3cret", "sk-secret-key", aiguardtest.ProviderText} {
 			require.NotContains(t, all, secret)
 		}

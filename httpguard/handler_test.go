@@ -22,6 +22,7 @@ import (
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/httpguard"
+	"github.com/aiguard-go/aiguard/internal/syncbuf"
 )
 
 func TestLimitBeforeTheFirstByteGetsAProperAnswer(t *testing.T) {
@@ -95,7 +96,7 @@ func TestHandlerThatReturnsAtTheLimitItself(t *testing.T) {
 
 func TestHandlerThatIgnoresItsContextKeepsItsPlaceUntilItReturns(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
-		h, logged := newStuck(), &syncBuffer{}
+		h, logged := newStuck(), &syncbuf.Buffer{}
 		cfg := httpguard.Config{Timeout: 10 * time.Second, MaxConcurrent: 1, QueueTimeout: time.Second,
 			Logger: slog.New(slog.NewTextHandler(logged, nil))}
 		s := serve(httpguard.Handler(newGuard(t, aiguard.Config{}), h, cfg))

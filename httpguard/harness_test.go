@@ -1,13 +1,11 @@
 package httpguard_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"io"
 	"log"
 	"net/http"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,6 +17,7 @@ import (
 	"github.com/aiguard-go/aiguard/httpguard"
 	"github.com/aiguard-go/aiguard/internal/leaktest"
 	"github.com/aiguard-go/aiguard/internal/pipe"
+	"github.com/aiguard-go/aiguard/internal/syncbuf"
 )
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
@@ -34,7 +33,7 @@ func newGuard(t testing.TB, cfg aiguard.Config) *aiguard.Guard {
 // site is a server in memory, in virtual time, over one protocol.
 type site struct {
 	client *http.Client
-	log    *syncBuffer // the http.Server's ErrorLog
+	log    *syncbuf.Buffer // the http.Server's ErrorLog
 }
 
 // eachProtocol runs f in a bubble for HTTP/1.1 and for HTTP/2, with a function that serves a handler.
@@ -51,28 +50,11 @@ func eachProtocol(t *testing.T, f func(t *testing.T, serve func(http.Handler) *s
 
 func serve(t *testing.T, h http.Handler, http2 bool) *site {
 	t.Helper()
-	s := &site{log: &syncBuffer{}}
+	s := &site{log: &syncbuf.Buffer{}}
 	tr, stop := pipe.Serve(&http.Server{Handler: h, ErrorLog: log.New(s.log, "", 0)}, http2)
 	t.Cleanup(stop)
 	s.client = &http.Client{Transport: tr}
 	return s
-}
-
-type syncBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }
 
 // reply is an answer as its client saw it.

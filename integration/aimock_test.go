@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/internal/syncbuf"
 )
 
 // apiKey is the only key the server accepts: any other is answered with 401.
@@ -34,7 +35,7 @@ type aimock struct {
 	client *http.Client
 	stdin  io.Closer
 	done   chan struct{} // closed once the process has ended
-	log    lockedBuffer
+	log    syncbuf.Buffer
 	models atomic.Int64
 }
 
@@ -286,24 +287,6 @@ func server(t *testing.T) *aimock {
 	}
 	require.NoError(t, err)
 	return s
-}
-
-// lockedBuffer is written by the process and read by tests.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }
 
 // within fails the test if fn takes longer than limit, and returns how long it took.

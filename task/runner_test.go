@@ -13,26 +13,12 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/internal/syncbuf"
 	"github.com/aiguard-go/aiguard/task"
 )
 
 // logs keeps what was logged.
-type logs struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *logs) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logs) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
+type logs struct{ syncbuf.Buffer }
 
 func (l *logs) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
 
