@@ -15,6 +15,7 @@ import (
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/aiguardtest"
+	"github.com/aiguard-go/aiguard/internal/procmem"
 )
 
 const (
@@ -89,7 +90,7 @@ func (lab *memoryLab) inContainer(t *testing.T, name string, order memoryOrder) 
 	for tick := time.NewTicker(2 * time.Millisecond); ; {
 		select {
 		case <-tick.C:
-			hwm, rss, _ := memoryOf(strconv.Itoa(cmd.Process.Pid)) // it may have gone
+			rss, hwm, _ := procmem.Of(strconv.Itoa(cmd.Process.Pid)) // it may have gone
 			peak = max(peak, hwm)
 			if rss > container && !r.killed {
 				r.killed = true

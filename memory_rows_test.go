@@ -18,7 +18,6 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,6 +29,7 @@ import (
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/aiguardtest"
+	"github.com/aiguard-go/aiguard/internal/procmem"
 )
 
 // What the worst answers of FAULTS.md may cost in resident memory, measured where it is undisputed: the provider
@@ -221,26 +221,11 @@ func watchMemory(t *testing.T, report memoryReport) (stop func()) {
 
 // memoryNow returns VmHWM and VmRSS of this process in kB.
 func memoryNow(t *testing.T) (peak, now int) {
-	peak, now, err := memoryOf("self")
+	now, peak, err := procmem.Of("self")
 	if err != nil {
 		t.Error(err)
 	}
 	return peak, now
-}
-
-func memoryOf(process string) (peak, now int, err error) {
-	status, err := os.ReadFile("/proc/" + process + "/status")
-	for line := range strings.Lines(string(status)) {
-		name, value, _ := strings.Cut(line, ":")
-		kB, _ := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(value), " kB"))
-		switch name {
-		case "VmHWM":
-			peak = kB
-		case "VmRSS":
-			now = kB
-		}
-	}
-	return peak, now, err
 }
 
 // memoryRow is an answer, and how the guarded calls that get it end.

@@ -1,14 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"os"
 	"runtime"
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/procmem"
 )
 
 // meter measures the process, and by how much bounds are exceeded.
@@ -47,19 +47,10 @@ func (m *meter) exceeded(what string, d, bound time.Duration) {
 	}
 }
 
-// readRSS is the memory that the process has of the machine; 0 where /proc does not tell.
+// readRSS is the memory that the process has of the machine, in bytes; 0 where /proc does not tell.
 func readRSS() uint64 {
-	status, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return 0
-	}
-	for line := range bytes.Lines(status) {
-		if rest, ok := bytes.CutPrefix(line, []byte("VmRSS:")); ok {
-			kb, _ := strconv.ParseUint(string(bytes.TrimSuffix(bytes.TrimSpace(rest), []byte(" kB"))), 10, 64)
-			return kb << 10
-		}
-	}
-	return 0
+	kB, _, _ := procmem.Of("self")
+	return uint64(kB) << 10
 }
 
 // liveHeap is the heap after two collections: pools keep what they have for one.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -12,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/procmem"
 )
 
 // service is the program in a process of its own.
@@ -91,8 +92,8 @@ func watchMemory(pid int) *memory {
 		for tick := time.Tick(50 * time.Millisecond); ; {
 			select {
 			case <-tick:
-				if rss := residentMemory(pid); rss > 0 {
-					m.samples = append(m.samples, rss)
+				if kB, _, _ := procmem.Of(strconv.Itoa(pid)); kB > 0 { // 0 where the system does not tell
+					m.samples = append(m.samples, int64(kB)<<10)
 				}
 			case <-m.over:
 				return
@@ -115,19 +116,4 @@ func (m *memory) stop() (first, last int64) {
 		}
 	}
 	return first, last
-}
-
-// residentMemory is VmRSS, which Linux tells.
-func residentMemory(pid int) int64 {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0
-	}
-	for line := range bytes.Lines(status) {
-		if kb, ok := strings.CutPrefix(string(line), "VmRSS:"); ok {
-			n, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(kb), " kB"), 10, 64)
-			return n << 10
-		}
-	}
-	return 0
 }
