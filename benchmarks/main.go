@@ -15,7 +15,6 @@ import (
 	"log"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"regexp"
 	"time"
 
@@ -72,9 +71,6 @@ func run(ctx context.Context, rounds int, bench string, benchtime time.Duration)
 		return nil
 	}
 	if err := os.WriteFile(resultsFile, text.Bytes(), 0o644); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(costChart), 0o755); err != nil {
 		return err
 	}
 	return drawCost(costChart, all)

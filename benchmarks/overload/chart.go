@@ -4,33 +4,28 @@ import (
 	"fmt"
 	"image/color"
 	"math"
-	"os"
-	"path/filepath"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
-	"gonum.org/v1/plot/vg/vgsvg"
+
+	"github.com/aiguard-go/aiguard/benchmarks/internal/chart"
+	peers "github.com/aiguard-go/aiguard/benchmarks/internal/contender"
 )
 
-// The colours are of middle brightness, to be read on white and on black; the shapes tell lines apart without colour.
-var (
-	ink  = color.NRGBA{0x80, 0x80, 0x80, 0xff}
-	grid = color.NRGBA{0x80, 0x80, 0x80, 0x40}
-
-	styles = []struct {
-		color color.Color
-		shape draw.GlyphDrawer
-		width vg.Length
-	}{
-		{color.NRGBA{0xd5, 0x5e, 0x00, 0xff}, draw.CrossGlyph{}, 1.2},
-		{color.NRGBA{0xb8, 0x8a, 0x00, 0xff}, draw.TriangleGlyph{}, 1.2},
-		{color.NRGBA{0x9b, 0x59, 0xd0, 0xff}, draw.SquareGlyph{}, 1.2},
-		{color.NRGBA{0x2b, 0x8f, 0xd6, 0xff}, draw.CircleGlyph{}, 2.2},
-		{color.NRGBA{0x1a, 0x9e, 0x6b, 0xff}, draw.RingGlyph{}, 2.2},
-	}
-)
+// styles are those of the contenders, in their order; the shapes tell lines apart without colour.
+var styles = []struct {
+	color color.Color
+	shape draw.GlyphDrawer
+	width vg.Length
+}{
+	{chart.Colour(peers.Bare), draw.CrossGlyph{}, 1.2},
+	{chart.Colour(peers.OpenAI), draw.TriangleGlyph{}, 1.2},
+	{chart.Colour(peers.FailsafeBreaker), draw.SquareGlyph{}, 1.2},
+	{chart.Colour(peers.Aiguard), draw.CircleGlyph{}, 2.2},
+	{color.NRGBA{0x1a, 0x9e, 0x6b, 0xff}, draw.RingGlyph{}, 2.2},
+}
 
 // drawChart draws goodput, and requests for each answer with an outage, over the load.
 func drawChart(path string, results [][]result) error {
@@ -66,7 +61,7 @@ func drawChart(path string, results [][]result) error {
 		}
 		requests.Add(line, points)
 	}
-	return save(path, goodput, requests)
+	return chart.Save(path, 800, 330, [][]*plot.Plot{{goodput, requests}})
 }
 
 // lineOf is a line in the style of contender j.
@@ -82,24 +77,17 @@ func lineOf(xys plotter.XYs, j int) (*plotter.Line, *plotter.Scatter, error) {
 }
 
 func newPlot(title, y string) *plot.Plot {
-	p := plot.New()
-	p.BackgroundColor = color.Transparent
-	p.Title.Text, p.X.Label.Text, p.Y.Label.Text = title, "offered load, as a multiple of what the provider can do", y
-	p.Title.TextStyle.Color = ink
-	p.Title.TextStyle.Font.Size, p.Title.Padding = 13, 8
-	for _, axis := range []*plot.Axis{&p.X, &p.Y} {
-		axis.Color, axis.Label.TextStyle.Color = ink, ink
-		axis.Tick.Color, axis.Tick.Label.Color = ink, ink
-		axis.Label.TextStyle.Font.Size, axis.Tick.Label.Font.Size = 11, 11
-	}
+	p := chart.New(title)
+	p.X.Label.Text, p.Y.Label.Text = "offered load, as a multiple of what the provider can do", y
 	p.X.Min, p.X.Max = loads[0], loads[len(loads)-1]
 	p.X.Scale = plot.LogScale{}
 	p.X.Tick.Marker = ticks(loads).marker("%g×")
+	grid := color.NRGBAModel.Convert(chart.Ink()).(color.NRGBA)
+	grid.A = 0x40
 	lines := plotter.NewGrid()
 	lines.Horizontal.Color, lines.Vertical.Color = grid, grid
 	p.Add(lines)
 	p.Legend.Top, p.Legend.Left = true, true
-	p.Legend.TextStyle.Color, p.Legend.TextStyle.Font.Size = ink, 11
 	p.Legend.Padding, p.Legend.XOffs, p.Legend.YOffs = 2, 8, -4
 	return p
 }
@@ -113,25 +101,4 @@ func (t ticks) marker(format string) plot.ConstantTicks {
 		marks = append(marks, plot.Tick{Value: v, Label: fmt.Sprintf(format, v)})
 	}
 	return marks
-}
-
-// save writes the plots side by side.
-func save(path string, plots ...*plot.Plot) (err error) {
-	c := vgsvg.New(vg.Length(len(plots))*400, 330)
-	tiles := draw.Tiles{Rows: 1, Cols: len(plots), PadX: 24, PadLeft: 4, PadRight: 16, PadTop: 4, PadBottom: 4}
-	for i, canvas := range plot.Align([][]*plot.Plot{plots}, tiles, draw.New(c))[0] {
-		plots[i].Draw(canvas)
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	if _, err := c.WriteTo(f); err != nil {
-		f.Close()
-		return err
-	}
-	return f.Close()
 }

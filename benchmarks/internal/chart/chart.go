@@ -10,6 +10,7 @@ package chart
 import (
 	"image/color"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"gonum.org/v1/plot"
@@ -119,7 +120,7 @@ func Bars(title string, bars []Bar) (*plot.Plot, error) {
 	return p, nil
 }
 
-// Save draws the plots as a grid into an SVG file.
+// Save draws the plots as a grid into an SVG file, in a folder that is made if need be.
 func Save(file string, width, height vg.Length, plots [][]*plot.Plot) (err error) {
 	canvas := vgsvg.New(width, height)
 	tiles := draw.Tiles{Rows: len(plots), Cols: len(plots[0]), PadX: vg.Points(18), PadY: vg.Points(14),
@@ -130,6 +131,9 @@ func Save(file string, width, height vg.Length, plots [][]*plot.Plot) (err error
 				plots[i][j].Draw(c)
 			}
 		}
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
 	}
 	f, err := os.Create(file)
 	if err != nil {
