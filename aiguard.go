@@ -39,6 +39,7 @@
 package aiguard
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -463,8 +464,7 @@ func (c *Config) validate() error {
 	number("MaxConcurrent", c.MaxConcurrent)
 	number("MinConcurrent", c.MinConcurrent)
 	if c.MinConcurrent > 0 {
-		most := c.MaxConcurrent
-		orDefault(&most, DefaultMaxConcurrent)
+		most := cmp.Or(c.MaxConcurrent, DefaultMaxConcurrent)
 		check(c.MinConcurrent <= most, "MinConcurrent", c.MinConcurrent, fmt.Sprintf("at most MaxConcurrent (%d)", most))
 		check(c.Limiter == nil, "MinConcurrent", c.MinConcurrent, "no Limiter beside it")
 	}
