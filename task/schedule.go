@@ -1,6 +1,7 @@
 package task
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -122,13 +123,10 @@ func (r *Runner) interrupt() {
 func (r *Runner) snapshot() []*execution {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	all := make([]*execution, 0, len(r.active))
-	for _, x := range r.active {
-		all = append(all, x)
-	}
-	return all
+	return slices.Collect(maps.Values(r.active))
 }
 
+// find returns what is active under this ID, or nil.
 func (r *Runner) find(id string) *execution {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -169,10 +169,8 @@ func Register[In, Out any](r *Runner, name string, fn func(context.Context, In) 
 // is kept as JSON. While it is Pending, a process that has registered the name too takes it over from one that crashed or
 // was shut down.
 func (r *Runner) Submit(ctx context.Context, name string, input any) (Operation, error) {
-	r.mu.Lock()
-	handle, ok := r.handlers[name]
-	r.mu.Unlock()
-	if !ok {
+	handle := r.handler(name)
+	if handle == nil {
 		return Operation{}, fmt.Errorf("task: Submit: no handler is registered for %q", name)
 	}
 	in, err := json.Marshal(input)
@@ -180,6 +178,13 @@ func (r *Runner) Submit(ctx context.Context, name string, input any) (Operation,
 		return Operation{}, fmt.Errorf("task: Submit: a %T cannot be kept as JSON", input)
 	}
 	return r.start(ctx, Operation{Name: name, Input: in}, handle.with(in))
+}
+
+// handler returns what runs the operations called name, or nil.
+func (r *Runner) handler(name string) handler {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.handlers[name]
 }
 
 func (h handler) with(input json.RawMessage) func(context.Context) (any, error) {
@@ -253,7 +258,10 @@ func (r *Runner) Wait(ctx context.Context, id string) (Operation, error) {
 // second for what another process runs.
 func (r *Runner) next(ctx context.Context, id string, revision int64) (Operation, error) {
 	for {
-		changed := r.changes(id)
+		var changed <-chan struct{} // nil: another process has it
+		if x := r.find(id); x != nil {
+			changed = x.changes()
+		}
 		op, err := r.store.Get(ctx, id)
 		if err != nil || op.Revision > revision || op.Status.Final() {
 			return op, err
@@ -268,17 +276,6 @@ func (r *Runner) next(ctx context.Context, id string, revision int64) (Operation
 			return Operation{}, ctx.Err()
 		}
 	}
-}
-
-// changes returns a channel that is closed with the next change of an operation that this Runner has; nil for others.
-func (r *Runner) changes(id string) <-chan struct{} {
-	r.mu.Lock()
-	x := r.active[id]
-	r.mu.Unlock()
-	if x == nil {
-		return nil
-	}
-	return x.changes()
 }
 
 // Cancel cancels the operation and returns it as it then is: Cancelled if it was Pending; if it was Running, its function's
