@@ -43,7 +43,7 @@ type execution struct {
 
 type executionKey struct{}
 
-func newExecution(r *Runner, op Operation, ctx context.Context, fn func(context.Context) (any, error)) *execution {
+func newExecution(ctx context.Context, r *Runner, op Operation, fn func(context.Context) (any, error)) *execution {
 	x := &execution{r: r, op: op, fn: fn, writing: make(chan struct{}, 1), changed: make(chan struct{})}
 	x.ctx, x.end = context.WithCancelCause(ctx)
 	return x

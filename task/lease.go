@@ -149,7 +149,7 @@ func (r *Runner) mark(ctx context.Context, orphan Operation) error {
 
 // takeOver makes a pending operation this Runner's, if there is a place for it.
 func (r *Runner) takeOver(ctx context.Context, orphan Operation) error {
-	x := newExecution(r, orphan, callctx.Detach(r.ctx), r.handler(orphan.Name).with(orphan.Input))
+	x := newExecution(callctx.Detach(r.ctx), r, orphan, r.handler(orphan.Name).with(orphan.Input))
 	if r.enter(x) != nil {
 		return nil // for another process, or another time
 	}

@@ -167,7 +167,7 @@ func TestEveryOrderOfEventsEndsInOneFinalState(t *testing.T) {
 			owner, canceller, reaper := w.process(), w.process(), w.process()
 			op := Operation{ID: "1", Name: "test", Status: Pending, Owner: owner.owner, Revision: 1, CreatedAt: now()}
 			require.NoError(t, memory.Create(t.Context(), op))
-			x := newExecution(owner, op, context.Background(), func(context.Context) (any, error) {
+			x := newExecution(context.Background(), owner, op, func(context.Context) (any, error) {
 				w.ran++
 				return "result", nil
 			})

@@ -199,7 +199,7 @@ func (r *Runner) start(ctx context.Context, op Operation, fn func(context.Contex
 		return Operation{}, err
 	}
 	op.ID, op.Status, op.Owner, op.CreatedAt, op.Revision = rand.Text(), Pending, r.owner, now(), 1
-	x := newExecution(r, op, callctx.Detach(ctx), fn)
+	x := newExecution(callctx.Detach(ctx), r, op, fn)
 	if err := r.enter(x); err != nil {
 		return Operation{}, err
 	}
