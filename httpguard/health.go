@@ -1,6 +1,7 @@
 package httpguard
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -38,8 +39,7 @@ func Health(g *aiguard.Guard, cfg HealthConfig) http.Handler {
 		panic(fmt.Sprintf("httpguard: HealthConfig.SaturatedAfter is %v; want a positive duration, 0 for the default, or aiguard.Off",
 			cfg.SaturatedAfter))
 	}
-	orDefault(&cfg.SaturatedAfter, DefaultSaturatedAfter)
-	h := &health{guard: g, saturatedAfter: cfg.SaturatedAfter}
+	h := &health{guard: g, saturatedAfter: cmp.Or(cfg.SaturatedAfter, DefaultSaturatedAfter)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		report(w, http.StatusOK, healthReport{Status: "ok"})

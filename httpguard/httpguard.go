@@ -17,6 +17,7 @@
 package httpguard
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -134,19 +135,12 @@ func (c *Config) setDefaults(capacity int64) {
 	if capacity != aiguard.Off {
 		capacity *= DefaultConcurrency
 	}
-	orDefault(&c.Timeout, DefaultTimeout)
-	orDefault(&c.MaxConcurrent, int(capacity))
-	orDefault(&c.MaxQueue, DefaultMaxQueue)
-	orDefault(&c.QueueTimeout, DefaultQueueTimeout)
-	orDefault(&c.MaxBodyBytes, DefaultMaxBodyBytes)
-	orDefault(&c.Logger, slog.New(slog.DiscardHandler))
-}
-
-func orDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
+	c.Timeout = cmp.Or(c.Timeout, DefaultTimeout)
+	c.MaxConcurrent = cmp.Or(c.MaxConcurrent, int(capacity))
+	c.MaxQueue = cmp.Or(c.MaxQueue, DefaultMaxQueue)
+	c.QueueTimeout = cmp.Or(c.QueueTimeout, DefaultQueueTimeout)
+	c.MaxBodyBytes = cmp.Or(c.MaxBodyBytes, DefaultMaxBodyBytes)
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 }
 
 // handler bounds the requests of next.
