@@ -60,43 +60,25 @@ func testGoOpenAI(t *testing.T, w *world, client goOpenAI) {
 		})
 	})
 	t.Run("stream", func(t *testing.T) {
-		w.twice(t, func() (text string, err error) {
+		w.twice(t, func() (string, error) {
 			stream, err := client.CreateChatCompletionStream(t.Context(), chatRequest)
 			if err != nil {
 				return "", err
 			}
 			defer stream.Close()
-			for {
-				ev, err := stream.Recv()
-				if errors.Is(err, io.EOF) {
-					return text, nil
-				}
-				if err != nil {
-					return "", err
-				}
-				text += ev.Choices[0].Delta.Content
-			}
+			return recvAll(stream.Recv, func(ev openai.ChatCompletionStreamResponse) string { return ev.Choices[0].Delta.Content })
 		})
 	})
 	t.Run("response stream", func(t *testing.T) {
 		no, nought := false, float32(math.SmallestNonzeroFloat32)
-		w.twice(t, func() (text string, err error) {
+		w.twice(t, func() (string, error) {
 			stream, err := client.CreateResponseStream(t.Context(), openai.CreateResponseRequest{
 				Model: "m", Input: "Hi", Store: &no, Temperature: &nought})
 			if err != nil {
 				return "", err
 			}
 			defer stream.Close()
-			for {
-				ev, err := stream.Recv()
-				if errors.Is(err, io.EOF) {
-					return text, nil
-				}
-				if err != nil {
-					return "", err
-				}
-				text += string(ev.Type) + " "
-			}
+			return recvAll(stream.Recv, func(ev openai.ResponseStreamEvent) string { return string(ev.Type) + " " })
 		})
 	})
 	t.Run("embeddings", func(t *testing.T) {
@@ -108,6 +90,20 @@ func testGoOpenAI(t *testing.T, w *world, client goOpenAI) {
 			return resp.Object, nil
 		})
 	})
+}
+
+// recvAll joins the texts of a stream's events; io.EOF is the good end.
+func recvAll[E any](recv func() (E, error), textOf func(E) string) (text string, err error) {
+	for {
+		ev, err := recv()
+		if errors.Is(err, io.EOF) {
+			return text, nil
+		}
+		if err != nil {
+			return "", err
+		}
+		text += textOf(ev)
+	}
 }
 
 func TestGoOpenAI(t *testing.T) {
