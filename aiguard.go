@@ -197,13 +197,13 @@ type Stats struct {
 // use. Make it with New, once per provider account, and Close or Shutdown it at the end.
 type Guard struct {
 	*core
-	call Call // With
+	call settings // those of With
 }
 
 // core is what all Guards that With derives share.
 type core struct {
+	clock
 	cfg    Config
-	born   time.Time
 	slots  *slots
 	memory *memory
 	budget budget
@@ -227,11 +227,12 @@ func New(cfg Config) (*Guard, error) {
 	}
 	cfg.setDefaults()
 	cfg.Middleware = slices.Clone(cfg.Middleware)
-	c := &core{cfg: cfg, born: time.Now().Add(-1), slots: newSlots(&cfg), memory: newMemory(cfg.MemoryLimit), pool: newPool(&cfg), idle: make(chan struct{})}
+	clock := newClock()
+	c := &core{clock: clock, cfg: cfg, slots: newSlots(&cfg, clock), memory: newMemory(cfg.MemoryLimit), pool: newPool(&cfg), idle: make(chan struct{})}
 	c.budget.init(cfg.Retry.Budget)
 	c.routes.capacity = cfg.MaxConcurrent
 	c.active.next, c.active.prev = &c.active, &c.active
-	return &Guard{core: c}, nil
+	return &Guard{core: c, call: settings{Call: Call{Weight: 1}}}, nil
 }
 
 // With returns a Guard that shares every limit with g and applies c's non-zero fields to its calls. It panics if
@@ -246,7 +247,7 @@ func (g *Guard) With(c Call) *Guard {
 	case c.Attempts < Off:
 		panic(fmt.Sprintf("aiguard: With: Call.Attempts is %d; want 0, more, or Off", c.Attempts))
 	}
-	return &Guard{core: g.core, call: g.call.over(c)}
+	return &Guard{core: g.core, call: settings{Call: g.call.over(c)}}
 }
 
 // over returns c with the non-zero fields of top.
@@ -284,21 +285,7 @@ func (g *Guard) must(method string) {
 // ctx, take no second slot and make one attempt each: Do retries fn as a whole, so return their error. Do panics
 // if ctx, g or fn is nil, and passes on fn's panic.
 func Do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error)) (T, error) {
-	g.must("Do")
-	mustContext("Do", ctx)
-	if fn == nil {
-		panic("aiguard: Do: nil fn")
-	}
-	c := g.newCall(ctx, g.call, "")
-	if len(g.cfg.Middleware) == 0 {
-		return attempts(ctx, c, fn)
-	}
-	var value T
-	err := g.wrap(ctx, c.Call, func(ctx context.Context) (err error) {
-		value, err = attempts(ctx, c, fn)
-		return err
-	})
-	return value, err
+	return do(ctx, g, fn, false)
 }
 
 // Fallback returns the value of the first alternative that succeeds. It goes on to the next after a failure that
@@ -358,7 +345,7 @@ func (g *Guard) Stats() Stats {
 	g.must("Stats")
 	s := g.slots
 	st := Stats{
-		InFlight: s.inFlight.Load(), Waiting: s.waiting.Load(), MaxConcurrent: s.capacity, Limit: s.limit(),
+		InFlight: s.taken(), Waiting: s.waiting.Load(), MaxConcurrent: s.capacity, Limit: s.limit(),
 		MemoryLimit: g.memory.limit, BufferedBytes: g.memory.room.bytes(), PausedUntil: g.routes.pausedUntil(),
 		Calls: g.calls.Load(), Succeeded: g.succeeded.Load(), Failed: g.failed.Load(), Refused: g.refused.Load(),
 		Retries: g.retries.Load(), Timeouts: g.timeouts.Load(),
@@ -423,6 +410,7 @@ func (c *core) refuseNew() {
 }
 
 func (c *core) kill() {
+	c.slots.close()
 	for _, cancel := range c.cancels() {
 		cancel()
 	}

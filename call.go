@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/aiguard-go/aiguard/internal/callctx"
@@ -14,29 +15,31 @@ import (
 
 // call is one call from admission to result:
 //
-//	begin → for each attempt: admit → the attempt → again → finish
+//	begin → for each attempt: enter, queue → the attempt → again → finish
 //
-// begin registers it, so that Close can cancel it and Shutdown wait for it; admit waits for a slot; the attempt is
-// Do's or the transport's own; again decides about a further one and waits for it. It belongs to one goroutine, but
-// for cancel and the ring, which core.mu guards, and the slot, which any goroutine may release.
+// begin registers it, so that Close can cancel it and Shutdown wait for it; queue waits for a slot if enter finds none; the
+// attempt is Do's or the transport's own; again decides about a further one and waits for it. It belongs to one goroutine,
+// but for cancel and the ring, which core.mu guards, and the slot, which any goroutine may release.
 type call struct {
 	*core
-	Call
-	host  string // of the route; "": a Do's, which its Op names
-	outer *call  // the Do or RunTask of the same Guard that this call is made in
+	*settings
+	outer *call // the Do or RunTask of the same Guard that this call is made in
 
 	start    instant
-	deadline instant // TotalTimeout; 0: none
-	admitted instant // begin of the attempt; 0: none is under way
-	slot     slot
-	gate     *gate // the reopening route this attempt goes through
+	deadline instant     // TotalTimeout; 0: none
+	admitted instant     // begin of the attempt; 0: none is under way
+	held     atomic.Bool // a slot
+	release  func()      // of the user's Limiter
+	gate     *gate       // the reopening route this attempt goes through
 
-	attempts                  int
+	attempts int32
+	waiting  bool // in the queue
+	stale    bool // has had its retry without backoff
+	over     bool // finished, or handed over to a stream
+	nested   bool // part of a Do, which counts
+
 	queued, backoff, inFlight time.Duration
 	last                      *Error // why the attempt before failed
-	stale                     bool   // has had its retry without backoff
-	over                      bool   // finished, or handed over to a stream
-	nested                    bool   // part of a Do, which counts
 
 	heap, prompt, answer int64 // bytes: live at the first attempt, sent and received by the last
 
@@ -44,23 +47,14 @@ type call struct {
 	cancel     context.CancelFunc // ends what the call is in right now
 }
 
-// instant is a moment on the guard's own clock, which is monotonic, cheap to read and a third of a time.Time: nanoseconds
-// since the guard was made, and never 0.
-type instant int64
+// settings are what is known of a call before it begins. Calls may share them.
+type settings struct {
+	Call
+	host string // of the route; "": a Do's, which its Op names
+}
 
-func (c *core) now() instant { return instant(time.Since(c.born)) }
-
-func (c *core) since(i instant) time.Duration { return time.Duration(c.now() - i) }
-
-func (c *core) time(i instant) time.Time { return c.born.Add(time.Duration(i)) }
-
-func (i instant) add(d time.Duration) instant { return i + instant(d) }
-
-func (g *Guard) newCall(ctx context.Context, settings Call, host string) *call {
-	if settings.Weight == 0 {
-		settings.Weight = 1
-	}
-	c := &call{core: g.core, Call: settings, host: host, start: g.now()}
+func (g *Guard) newCall(ctx context.Context, s *settings) *call {
+	c := &call{core: g.core, settings: s, start: g.now()}
 	if outer, _ := ctx.Value(callctx.Key{}).(*call); outer != nil && outer.core == g.core {
 		c.outer = outer
 		c.nested = c.shared() != nil
@@ -71,13 +65,13 @@ func (g *Guard) newCall(ctx context.Context, settings Call, host string) *call {
 	return c
 }
 
-// settings are those of a call that a request makes: With may rename it, but its model is a fact.
-func (g *Guard) settings(op, model string) Call {
-	settings := Call{Op: op}.over(g.call)
+// request returns the settings of a call that a request makes: With may rename it, but its model is a fact.
+func (g *Guard) request(op, model, host string) settings {
+	s := settings{Call{Op: op}.over(g.call.Call), host}
 	if model != "" {
-		settings.Model = model
+		s.Model = model
 	}
-	return settings
+	return s
 }
 
 // route is where this call goes, for a 429 to speak of.
@@ -91,7 +85,7 @@ func (c *call) route() route {
 // shared returns the Do around this call that holds a slot for it, or nil.
 func (c *call) shared() *call {
 	for o := c.outer; o != nil; o = o.outer {
-		if o.slot.held.Load() {
+		if o.held.Load() {
 			return o
 		}
 	}
@@ -99,7 +93,7 @@ func (c *call) shared() *call {
 }
 
 // HoldsSlot is for callctx: calls made in c use its slot, or that of a Do around it.
-func (c *call) HoldsSlot() bool { return c.slot.held.Load() || c.shared() != nil }
+func (c *call) HoldsSlot() bool { return c.held.Load() || c.shared() != nil }
 
 // wrap runs last inside the middleware.
 func (c *core) wrap(ctx context.Context, settings Call, last func(context.Context) error) error {
@@ -177,77 +171,154 @@ func (c *call) onKill(cancel context.CancelFunc) {
 	}
 }
 
-// admit waits until an attempt may begin.
-func (c *call) admit(ctx context.Context) error {
-	if c.attempts == 0 && c.shared() == nil {
-		if e := c.slots.fits(c.Weight); e != nil {
-			return c.finish(ctx, e)
-		}
-		if e, crossed := c.memory.check(); e != nil {
-			if crossed {
-				c.report(ctx, EventMemorySpike, e, 0)
+// errQueue is enter's: the call has to queue.
+var errQueue = errors.New("aiguard: no slot is free")
+
+// enter begins an attempt if a slot is free, or with that of the Do around it.
+func (c *call) enter(ctx context.Context) error {
+	paused := c.paused() != nil
+	if c.shared() != nil {
+		c.admitted = c.now()
+		if paused {
+			if err := c.passShared(); err != nil {
+				return c.finish(ctx, c.lastFailure(err))
 			}
-			return c.finish(ctx, e)
 		}
+		c.begun(ctx)
+		return nil
 	}
-	if err := c.enter(ctx); err != nil {
+	if e := c.unfit(ctx); e != nil {
+		return c.finish(ctx, e)
+	}
+	if paused || !c.slots.try(c.Weight) {
+		return errQueue
+	}
+	c.take(nil)
+	c.begun(ctx)
+	return nil
+}
+
+// unfit refuses a call that can never be admitted, or must not be now.
+func (c *call) unfit(ctx context.Context) *Error {
+	if c.attempts > 0 {
+		return nil
+	}
+	if e := c.slots.fits(c.Weight); e != nil {
+		return e
+	}
+	e, crossed := c.memory.check()
+	if crossed {
+		c.report(ctx, EventMemorySpike, e, 0)
+	}
+	return e
+}
+
+// queue waits for a slot and begins an attempt. Who waits here should need no more stack than the 2 KiB that a goroutine
+// begins with: the frames above and below it are few and small.
+func (c *call) queue(ctx context.Context) error {
+	if e := c.slots.join(); e != nil {
+		return c.finish(ctx, c.lastFailure(e))
+	}
+	c.waiting = true // letGo leaves the queue if a callback panics
+	joined := c.now()
+	c.emit(ctx, EventQueued, nil)
+	var err error
+	for {
+		if err = c.pass(ctx); err != nil {
+			break
+		}
+		if until, ok := c.patience(); ok {
+			err = c.taken(ctx, c.slots.acquire(ctx, c.Weight, until))
+		} else {
+			err = c.wait(ctx)
+		}
+		if g := c.paused(); err == nil && (g == nil || g == c.gate) {
+			break
+		}
+		c.leaveGate()
+		if err != nil {
+			break
+		}
+		c.free() // paused while it waited for the slot
+	}
+	c.leaveQueue(c.since(joined))
+	if err != nil {
 		return c.finish(ctx, c.lastFailure(err))
 	}
+	c.begun(ctx)
+	return nil
+}
+
+// begun notes that an attempt is under way.
+func (c *call) begun(ctx context.Context) {
 	if c.attempts == 0 && !c.silent() { // for leap
 		c.heap = c.memory.sample(c.time(c.admitted), memorySample)
 	}
 	c.attempts++
 	c.emit(ctx, EventAdmitted, nil)
-	return nil
 }
 
-func (c *call) enter(ctx context.Context) error {
-	paused, _ := c.routes.find(c.route())
-	if c.shared() != nil {
-		c.admitted = c.now()
-		if paused != nil {
-			return c.passShared()
-		}
-		return nil
-	}
-	if paused == nil && c.slots.try(&c.slot, c.Weight, c.now()) {
-		c.admitted = c.slot.since
-		return nil
-	}
-	if e := c.slots.join(); e != nil {
-		return e
-	}
-	joined := time.Now()
-	defer func() {
-		waited := time.Since(joined)
+func (c *call) leaveQueue(waited time.Duration) {
+	if c.waiting {
+		c.waiting = false
 		c.queued += waited
 		c.slots.leave(waited)
-	}()
-	c.emit(ctx, EventQueued, nil)
-	for {
-		if err := c.pass(ctx); err != nil {
-			return err
-		}
-		if err := c.wait(ctx); err != nil {
-			c.leaveGate()
-			return err
-		}
-		if g, _ := c.routes.find(c.route()); g == nil || g == c.gate {
-			c.admitted = c.slot.since
-			return nil
-		}
-		c.slot.release(c.slot.since) // paused while it waited for the slot
-		c.leaveGate()
 	}
 }
 
-// wait takes a slot in turn.
+// paused is the gate of the call's route, if that is paused or reopening.
+func (c *call) paused() *gate {
+	if c.routes.count.Load() == 0 {
+		return nil
+	}
+	g, _ := c.routes.find(c.route())
+	return g
+}
+
+// take notes that the call has a slot from now on.
+func (c *call) take(release func()) {
+	c.admitted = c.now()
+	c.release = release
+	c.held.Store(true)
+}
+
+// patience is until when the call waits in line; 0: as long as its caller. It reports false if that is not the line's to
+// bound: with a Limiter of the user's, or where the total is over first, while others in front may wait for longer.
+func (c *call) patience() (until instant, ok bool) {
+	if c.cfg.QueueTimeout != Off {
+		until = c.now().add(c.cfg.QueueTimeout)
+	}
+	return until, c.slots.custom == nil && (c.deadline == 0 || until != 0 && until <= c.deadline)
+}
+
+// taken notes the slot that the call has got in line, or says why it has not.
+func (c *call) taken(ctx context.Context, err error) error {
+	switch err {
+	case nil:
+		c.take(nil)
+		return nil
+	case ErrOverloaded:
+		return &Error{Kind: ErrOverloaded, Phase: phaseQueue, Limit: c.cfg.QueueTimeout, RetryAfter: c.slots.retryAfter()}
+	case ErrClosed:
+		return &Error{Kind: ErrClosed}
+	}
+	return callctx.Err(ctx)
+}
+
+// wait takes a slot in turn, with a context of its own.
 func (c *call) wait(ctx context.Context) error {
 	wctx, cancel, why := c.bound(ctx, c.cfg.QueueTimeout, &Error{Kind: ErrOverloaded, Phase: phaseQueue})
 	defer cancel()
-	err := c.slots.wait(wctx, &c.slot, c.Call, c.core)
+	var release func()
+	var err error
+	if c.slots.custom != nil {
+		release, err = c.slots.ask(wctx, c.Call)
+	} else {
+		err = c.slots.acquire(wctx, c.Weight, 0)
+	}
 	switch {
 	case err == nil:
+		c.take(release)
 		return nil
 	case wctx.Err() != nil:
 		err = c.ended(ctx, wctx, why)
@@ -263,6 +334,13 @@ func (c *call) wait(ctx context.Context) error {
 
 // pass waits out the pause of the call's route, if there is one, and then its turn in the reopening.
 func (c *call) pass(ctx context.Context) error {
+	if c.paused() == nil {
+		return nil
+	}
+	return c.sitOutPause(ctx)
+}
+
+func (c *call) sitOutPause(ctx context.Context) error {
 	for {
 		g, until := c.routes.find(c.route())
 		if g == nil {
@@ -328,26 +406,32 @@ func (c *call) fits(ctx context.Context, t time.Time) bool {
 // to get that finds the new limit.
 func (c *call) judge(ctx context.Context, err error) {
 	a := c.slots.adaptive
-	if a == nil || !c.slot.held.Load() {
+	if a == nil || !c.held.Load() {
 		return
 	}
 	if err == nil {
 		a.answered(c.Weight)
 	} else if e := c.own(ctx, err); e != nil && dropped(e) {
-		a.dropped(c.time(c.slot.since))
+		a.dropped(c.admitted)
 	}
 }
 
 // free ends an attempt's hold on its slot; it does nothing the second time.
 func (c *call) free() {
 	if c.admitted == 0 {
-		c.slot.release(c.slot.since)
 		return
 	}
-	now := c.now()
-	c.inFlight += time.Duration(now - c.admitted)
+	took := c.since(c.admitted)
+	c.inFlight += took
 	c.admitted = 0
-	c.slot.release(now)
+	if !c.held.CompareAndSwap(true, false) {
+		return // a Do's around it
+	}
+	c.slots.observe(took)
+	if c.release != nil {
+		c.release()
+	}
+	c.slots.release(c.Weight)
 }
 
 // again decides, after a failed attempt, about a further one and waits until it may begin; it returns nil to go on,
@@ -405,7 +489,7 @@ func (c *call) sitOut(ctx context.Context, e *Error) error {
 func (c *call) pause(ctx context.Context, e *Error) {
 	d := e.RetryAfter
 	if d == 0 {
-		d = c.cfg.Retry.delay(max(c.attempts, 1), 0)
+		d = c.cfg.Retry.delay(max(int(c.attempts), 1), 0)
 	}
 	if d = c.routes.pause(c.route(), d, time.Now()); d > 0 {
 		c.report(ctx, EventPaused, e, d)
@@ -464,6 +548,7 @@ func (c *call) settle(ctx context.Context, err error) {
 
 // letGo gives back the slot, the permit of a reopening route and the place in the ring.
 func (c *call) letGo() {
+	c.leaveQueue(0)
 	c.free()
 	c.leaveGate()
 	c.unregister()
@@ -500,9 +585,7 @@ func (c *call) tell(ctx context.Context, err error, u Usage) {
 		}
 	}
 	if c.cfg.OnEvent != nil {
-		ev := c.event(t, err)
-		ev.Usage = u
-		c.cfg.OnEvent(ctx, ev)
+		c.emitWith(ctx, t, err, u)
 	}
 	if e != nil && !c.nested { // the Do around it has the last word
 		c.log(ctx, t, e)
@@ -517,7 +600,7 @@ func (c *call) fill(e *Error) {
 	if e.Model == "" {
 		e.Model = c.Model
 	}
-	e.Attempts, e.Queued, e.Backoff, e.InFlight = c.attempts, c.queued, c.backoff, c.inFlight
+	e.Attempts, e.Queued, e.Backoff, e.InFlight = int(c.attempts), c.queued, c.backoff, c.inFlight
 }
 
 // end cleans up after a panic or Goexit; for a call that has ended it does nothing.
@@ -537,14 +620,26 @@ func (c *call) maxAttempts() int {
 	return c.cfg.Retry.MaxAttempts
 }
 
-// attempts is Do without its middleware.
-func attempts[T any](ctx context.Context, c *call, fn func(context.Context) (T, error)) (v T, err error) {
+// do is Do, or, inside its middleware, the rest of it.
+func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error), inside bool) (v T, err error) {
+	g.must("Do")
+	mustContext("Do", ctx)
+	if fn == nil {
+		panic("aiguard: Do: nil fn")
+	}
+	if len(g.cfg.Middleware) > 0 && !inside {
+		return wrapped(ctx, g, fn)
+	}
+	c := g.newCall(ctx, &g.call)
 	if err := c.begin(ctx); err != nil {
 		return v, err
 	}
 	defer c.end()
 	for {
-		if err := c.admit(ctx); err != nil {
+		if err = c.enter(ctx); err == errQueue {
+			err = c.queue(ctx)
+		}
+		if err != nil {
 			return v, err
 		}
 		if v, err = attempt(ctx, c, fn); err == nil {
@@ -556,6 +651,14 @@ func attempts[T any](ctx context.Context, c *call, fn func(context.Context) (T, 
 			return v, err
 		}
 	}
+}
+
+func wrapped[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error)) (v T, err error) {
+	err = g.wrap(ctx, g.call.Call, func(ctx context.Context) (err error) {
+		v, err = do(ctx, g, fn, true)
+		return err
+	})
+	return v, err
 }
 
 func attempt[T any](ctx context.Context, c *call, fn func(context.Context) (T, error)) (v T, err error) {
@@ -585,7 +688,7 @@ func (c *call) explain(err error) error {
 		if error(inner) != err {
 			e.Err = err // the words fn put around it
 		}
-		c.attempts += max(inner.Attempts-1, 0)
+		c.attempts += int32(max(inner.Attempts-1, 0))
 		return &e
 	}
 	if k != "" {
@@ -603,15 +706,21 @@ func aboutContext(err error) bool {
 
 // event is this moment of the call.
 func (c *call) event(t EventType, err error) Event {
-	return Event{Type: t, Call: c.Call, Attempt: c.attempts, Queued: c.queued, Backoff: c.backoff,
+	return Event{Type: t, Call: c.Call, Attempt: int(c.attempts), Queued: c.queued, Backoff: c.backoff,
 		InFlight: c.inFlight, Elapsed: c.since(c.start), Err: err}
 }
 
-// emit tells OnEvent alone.
+// emit tells OnEvent alone. Where there is none it costs no stack, of which an Event takes much.
 func (c *call) emit(ctx context.Context, t EventType, err error) {
 	if c.cfg.OnEvent != nil {
-		c.cfg.OnEvent(ctx, c.event(t, err))
+		c.emitWith(ctx, t, err, Usage{})
 	}
+}
+
+func (c *call) emitWith(ctx context.Context, t EventType, err error, u Usage) {
+	ev := c.event(t, err)
+	ev.Usage = u
+	c.cfg.OnEvent(ctx, ev)
 }
 
 // report logs and emits what happens before the call is over: wait is the time until it goes on.

@@ -184,7 +184,8 @@ func (c *Client) prepare(ctx context.Context, k known, gather func(*prompt)) (co
 
 // refuse counts and tells what never became a call.
 func (g *Guard) refuse(ctx context.Context, k known, err error) error {
-	c := g.newCall(ctx, g.settings(k.op, k.Model), "")
+	s := g.request(k.op, k.Model, "")
+	c := g.newCall(ctx, &s)
 	c.count()
 	return c.finish(ctx, err)
 }

@@ -98,9 +98,12 @@ func (m *memory) sample(now time.Time, age time.Duration) int64 {
 // growth: so it is read only where the call can have caused it, and told at most once a second. What moved over HTTP is
 // known, in bytes; a Do is taken for innocent when it was over before the next sample.
 func (c *call) leap(ctx context.Context) {
-	if c.heap == 0 { // refused, or nobody listens
-		return
+	if c.heap != 0 { // admitted, and somebody listens
+		c.tellLeap(ctx)
 	}
+}
+
+func (c *call) tellLeap(ctx context.Context) {
 	m, age := c.memory, memorySample
 	switch {
 	case c.host == "":

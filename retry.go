@@ -21,11 +21,11 @@ func (c *call) plan(ctx context.Context, e *Error) (delay time.Duration, ok bool
 	switch {
 	case c.shared() != nil: // the Do around this call retries, once it has given its slot back
 		return 0, false
-	case c.attempts >= c.maxAttempts(), !r.allows(e):
+	case int(c.attempts) >= c.maxAttempts(), !r.allows(e):
 		return 0, false
 	}
 	if e.retry != retryAtOnce || c.stale {
-		delay = r.delay(c.attempts, e.RetryAfter)
+		delay = r.delay(int(c.attempts), e.RetryAfter)
 	}
 	c.stale = c.stale || e.retry == retryAtOnce
 	now := time.Now()

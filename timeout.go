@@ -199,7 +199,7 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 	if fn == nil {
 		panic("aiguard: RunTask: nil fn")
 	}
-	c := g.newCall(ctx, g.call, "")
+	c := g.newCall(ctx, &g.call)
 	c.deadline = 0 // TotalTimeout is for calls
 	if !c.register() {
 		return &Error{Kind: ErrClosed, Op: c.Op, Model: c.Model, Phase: phaseTask}

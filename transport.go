@@ -185,7 +185,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			resp.Body.Close()
 		}
 	}()
-	err := t.guard.wrap(ctx, x.call.Call, func(ctx context.Context) (err error) {
+	err := t.guard.wrap(ctx, x.settings.Call, func(ctx context.Context) (err error) {
 		resp, err = x.run(ctx)
 		return err
 	})
@@ -202,10 +202,11 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 // exchange is a request on its way through the transport.
 type exchange struct {
 	*transport
-	call *call
-	req  *http.Request
-	sent bool // the base has had the body, and closes it
-	seen bool // GetBody has been used: some SDKs' returns the one body again and again
+	settings settings
+	call     *call // from run on
+	req      *http.Request
+	sent     bool // the base has had the body, and closes it
+	seen     bool // GetBody has been used: some SDKs' returns the one body again and again
 
 	endpoint   answer.Endpoint
 	stream     bool // an event stream is asked for
@@ -246,8 +247,7 @@ func (t *transport) newExchange(req *http.Request) *exchange {
 	case http.MethodPost:
 		x.safe = x.endpoint.Inference() && !k.Creates
 	}
-	settings := t.guard.settings(k.op, k.Model)
-	x.call = t.guard.newCall(req.Context(), settings, req.URL.Host)
+	x.settings = t.guard.request(k.op, k.Model, req.URL.Host)
 	return x
 }
 
@@ -290,7 +290,8 @@ func (x *exchange) closeUnsent() {
 }
 
 func (x *exchange) run(ctx context.Context) (*http.Response, error) {
-	c := x.call
+	c := x.guard.newCall(ctx, &x.settings)
+	x.call = c
 	if err := c.begin(ctx); err != nil {
 		return nil, err
 	}
@@ -299,7 +300,11 @@ func (x *exchange) run(ctx context.Context) (*http.Response, error) {
 		return nil, c.finish(ctx, requestTooLarge(x.req.ContentLength, limit))
 	}
 	for {
-		if err := c.admit(ctx); err != nil {
+		err := c.enter(ctx)
+		if err == errQueue {
+			err = c.queue(ctx)
+		}
+		if err != nil {
 			return nil, err
 		}
 		resp, err := x.attempt(ctx)
