@@ -125,6 +125,24 @@ func TestCloseEndsWhatIsUnderWay(t *testing.T) {
 	})
 }
 
+func TestCloseEndsThoseInLineWhoeverHoldsTheSlot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuard(t, aiguard.Config{MaxConcurrent: 1})
+		holding, release := make(chan struct{}), make(chan struct{})
+		go do(t.Context(), g, func(context.Context) error { close(holding); <-release; return nil })
+		<-holding
+		start := time.Now()
+		go func() {
+			time.Sleep(time.Second)
+			g.Close()
+		}()
+		facts(t, do(t.Context(), g, func(context.Context) error { return nil }), aiguard.ErrClosed)
+		took(t, start, time.Second)
+		close(release)
+		synctest.Wait()
+	})
+}
+
 func TestShutdownRefusesNewCallsAndWaitsForTheOthers(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
 		g := c.Guard()
