@@ -211,9 +211,9 @@ type core struct {
 	pool   *pool
 
 	mu      sync.Mutex
-	active  call // head of the ring of calls and tasks under way
-	closing bool // no new ones
-	killed  bool // those under way are cancelled
+	active  call        // head of the ring of calls and tasks under way
+	closing atomic.Bool // no new ones; set with mu held
+	killed  bool        // those under way are cancelled
 	idle    chan struct{}
 
 	calls, succeeded, failed, refused, retries, timeouts atomic.Int64
@@ -353,9 +353,7 @@ func (g *Guard) Stats() Stats {
 	}
 	st.HeapBytes = g.memory.sample(time.Now(), memorySample)
 	st.OverMemory = g.memory.refuses(st.HeapBytes)
-	g.mu.Lock()
-	st.Draining = g.closing
-	g.mu.Unlock()
+	st.Draining = g.closing.Load()
 	return st
 }
 
@@ -400,10 +398,10 @@ func (g *Guard) Close() error {
 func (c *core) refuseNew() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closing {
+	if c.closing.Load() {
 		return
 	}
-	c.closing = true
+	c.closing.Store(true)
 	if c.active.next == &c.active {
 		close(c.idle)
 	}

@@ -34,7 +34,7 @@ func TestDoAllocatesItsCallAndContext(t *testing.T) {
 	})
 }
 
-func TestRefusalAllocatesTheCallAndTheError(t *testing.T) {
+func TestRefusalAllocatesItsErrorAlone(t *testing.T) {
 	g := newGuard(t, aiguard.Config{MaxConcurrent: 1, MaxQueue: 1})
 	_, err := aiguard.Do(t.Context(), g, func(ctx context.Context) (int, error) {
 		queued, leave := context.WithCancel(context.Background())
@@ -48,7 +48,7 @@ func TestRefusalAllocatesTheCallAndTheError(t *testing.T) {
 			runtime.Gosched()
 		}
 		outside := context.Background() // not nested in this call
-		allocs(t, 2, func() { _, _ = aiguard.Do(outside, g, func(context.Context) (int, error) { return 0, nil }) })
+		allocs(t, 1, func() { _, _ = aiguard.Do(outside, g, func(context.Context) (int, error) { return 0, nil }) })
 		return 0, nil
 	})
 	require.NoError(t, err)

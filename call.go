@@ -113,6 +113,29 @@ func (c *core) wrap(ctx context.Context, settings Call, last func(context.Contex
 	return last(ctx)
 }
 
+// refuseIfCrowded refuses before anything is made of a call that would only find the queue full: under overload that
+// is most of what a guard does.
+func (g *Guard) refuseIfCrowded(ctx context.Context, s *settings) error {
+	if !g.slots.crowded() || callctx.HoldsSlot(ctx) || ctx.Err() != nil || g.closing.Load() {
+		return nil
+	}
+	e := g.slots.full()
+	if !g.silent() {
+		return g.refuse(ctx, s, e)
+	}
+	g.calls.Add(1)
+	g.refused.Add(1)
+	e.Op, e.Model = s.Op, s.Model
+	return e
+}
+
+// refuse counts and tells what never became a call.
+func (g *Guard) refuse(ctx context.Context, s *settings, err error) error {
+	c := g.newCall(ctx, s)
+	c.count()
+	return c.finish(ctx, err)
+}
+
 // begin registers the call.
 func (c *call) begin(ctx context.Context) error {
 	c.count()
@@ -136,7 +159,7 @@ func (c *call) count() {
 func (c *call) register() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.killed || c.closing && (c.outer == nil || c.outer.next == nil) {
+	if c.killed || c.closing.Load() && (c.outer == nil || c.outer.next == nil) {
 		return false
 	}
 	head := &c.active
@@ -153,7 +176,7 @@ func (c *call) unregister() {
 	}
 	c.prev.next, c.next.prev = c.next, c.prev
 	c.next, c.prev, c.cancel = nil, nil, nil
-	if c.closing && c.active.next == &c.active {
+	if c.closing.Load() && c.active.next == &c.active {
 		close(c.idle)
 	}
 }
@@ -176,9 +199,12 @@ var errQueue = errors.New("aiguard: no slot is free")
 
 // enter begins an attempt if a slot is free, or with that of the Do around it.
 func (c *call) enter(ctx context.Context) error {
-	paused := c.paused() != nil
+	now, paused := c.start, c.paused() != nil
+	if c.attempts > 0 {
+		now = c.now()
+	}
 	if c.shared() != nil {
-		c.admitted = c.now()
+		c.admitted = now
 		if paused {
 			if err := c.passShared(); err != nil {
 				return c.finish(ctx, c.lastFailure(err))
@@ -193,7 +219,7 @@ func (c *call) enter(ctx context.Context) error {
 	if paused || !c.slots.try(c.Weight) {
 		return errQueue
 	}
-	c.take(nil)
+	c.take(now, nil)
 	c.begun(ctx)
 	return nil
 }
@@ -275,9 +301,9 @@ func (c *call) paused() *gate {
 	return g
 }
 
-// take notes that the call has a slot from now on.
-func (c *call) take(release func()) {
-	c.admitted = c.now()
+// take notes that the call has a slot.
+func (c *call) take(now instant, release func()) {
+	c.admitted = now
 	c.release = release
 	c.held.Store(true)
 }
@@ -295,7 +321,7 @@ func (c *call) patience() (until instant, ok bool) {
 func (c *call) taken(ctx context.Context, err error) error {
 	switch err {
 	case nil:
-		c.take(nil)
+		c.take(c.now(), nil)
 		return nil
 	case ErrOverloaded:
 		return &Error{Kind: ErrOverloaded, Phase: phaseQueue, Limit: c.cfg.QueueTimeout, RetryAfter: c.slots.retryAfter()}
@@ -318,7 +344,7 @@ func (c *call) wait(ctx context.Context) error {
 	}
 	switch {
 	case err == nil:
-		c.take(release)
+		c.take(c.now(), release)
 		return nil
 	case wctx.Err() != nil:
 		err = c.ended(ctx, wctx, why)
@@ -629,6 +655,9 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 	}
 	if len(g.cfg.Middleware) > 0 && !inside {
 		return wrapped(ctx, g, fn)
+	}
+	if err := g.refuseIfCrowded(ctx, &g.call); err != nil {
+		return v, err
 	}
 	c := g.newCall(ctx, &g.call)
 	if err := c.begin(ctx); err != nil {

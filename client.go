@@ -177,17 +177,10 @@ func (c *Client) prepare(ctx context.Context, k known, gather func(*prompt)) (co
 	p := prompt{texts: make([]string, 0, 16)}
 	gather(&p)
 	if err := c.guard.checkTexts(k.op, k.Model, p.texts, p.ids); err != nil {
-		return nil, c.guard.refuse(ctx, k, err)
+		s := c.guard.request(k.op, k.Model, "")
+		return nil, c.guard.refuse(ctx, &s, err)
 	}
 	return context.WithValue(ctx, knownKey{}, &k), nil
-}
-
-// refuse counts and tells what never became a call.
-func (g *Guard) refuse(ctx context.Context, k known, err error) error {
-	s := g.request(k.op, k.Model, "")
-	c := g.newCall(ctx, &s)
-	c.count()
-	return c.finish(ctx, err)
 }
 
 // failure takes the transport's error out of net/http's wrapping. What is left is go-openai's own: a request it would not

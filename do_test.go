@@ -280,6 +280,40 @@ func TestFullQueueRefusesAtOnceWithRetryAfter(t *testing.T) {
 	})
 }
 
+func TestFullQueueRefusesAlikeWhetherOrNotSomebodyListens(t *testing.T) {
+	for name, onEvent := range map[string]func(context.Context, aiguard.Event){"silent": nil, "observed": func(context.Context, aiguard.Event) {}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				root := newGuard(t, aiguard.Config{MaxConcurrent: 1, MaxQueue: 1, OnEvent: onEvent})
+				g := root.With(aiguard.Call{Op: "report", Model: "m"})
+				nothing := func(context.Context) error { return nil }
+				queued, leave := context.WithCancel(t.Context())
+				require.NoError(t, do(t.Context(), g, func(inside context.Context) error {
+					go do(queued, g, nothing)
+					synctest.Wait()
+					before := g.Stats()
+					e := facts(t, do(t.Context(), g, nothing), aiguard.ErrOverloaded)
+					require.Equal(t, aiguard.Error{Kind: aiguard.ErrOverloaded, Op: "report", Model: "m", Phase: "queue", Size: 1, Max: 1, RetryAfter: time.Second}, *e)
+					after := g.Stats()
+					require.Equal(t, []int64{1, 1, 0}, []int64{after.Calls - before.Calls, after.Refused - before.Refused, after.Failed})
+
+					require.NoError(t, do(inside, g, nothing), "it needs no slot")
+					ended, end := context.WithCancel(t.Context())
+					end()
+					require.Equal(t, context.Canceled, do(ended, g, nothing), "the caller's own end comes first")
+					down := make(chan error)
+					go func() { down <- g.Shutdown(ended) }()
+					require.ErrorIs(t, <-down, context.Canceled)
+					facts(t, do(t.Context(), g, nothing), aiguard.ErrClosed)
+					leave()
+					synctest.Wait()
+					return nil
+				}))
+			})
+		})
+	}
+}
+
 func TestQueueTimeoutRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(t, aiguard.Config{MaxConcurrent: 1, CallTimeout: time.Minute})

@@ -97,9 +97,24 @@ func (s *slots) fits(weight int64) *Error {
 func (s *slots) join() *Error {
 	if n := s.waiting.Add(1); s.maxQueue != Off && n > s.maxQueue {
 		s.waiting.Add(-1)
-		return &Error{Kind: ErrOverloaded, Phase: phaseQueue, Size: n - 1, Max: s.maxQueue, RetryAfter: s.retryAfter()}
+		return s.full()
 	}
 	return nil
+}
+
+// full is the refusal of a full queue.
+func (s *slots) full() *Error {
+	return &Error{Kind: ErrOverloaded, Phase: phaseQueue, Size: s.maxQueue, Max: s.maxQueue, RetryAfter: s.retryAfter()}
+}
+
+// crowded reports whether a call would find no place in the queue, and others in line before it.
+func (s *slots) crowded() bool {
+	if s.maxQueue == Off || s.waiting.Load() < s.maxQueue {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.empty()
 }
 
 func (s *slots) leave(waited time.Duration) {

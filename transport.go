@@ -290,6 +290,9 @@ func (x *exchange) closeUnsent() {
 }
 
 func (x *exchange) run(ctx context.Context) (*http.Response, error) {
+	if err := x.guard.refuseIfCrowded(ctx, &x.settings); err != nil {
+		return nil, err
+	}
 	c := x.guard.newCall(ctx, &x.settings)
 	x.call = c
 	if err := c.begin(ctx); err != nil {

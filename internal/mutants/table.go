@@ -97,9 +97,9 @@ var mutations = []mutation{
 	{name: "Shutdown cancels nothing when its time is over", run: "^TestShutdownCancelsTheRestWhenItsTimeIsOver$",
 		file: "aiguard.go", old: "case <-ctx.Done():\n\t\tg.kill()", new: "case <-ctx.Done():"},
 	{name: "new calls after Shutdown", run: "^TestShutdownRefusesNewCallsAndWaitsForTheOthers$",
-		file: "call.go", old: "c.closing && (c.outer == nil || c.outer.next == nil) {", new: "false {"},
+		file: "call.go", old: "c.closing.Load() && (c.outer == nil || c.outer.next == nil) {", new: "false {"},
 	{name: "no calls in a task that Shutdown waits for", run: "^TestShutdownRefusesNewCallsAndWaitsForTheOthers$",
-		file: "call.go", old: "c.closing && (c.outer == nil || c.outer.next == nil) {", new: "c.closing {"},
+		file: "call.go", old: "c.closing.Load() && (c.outer == nil || c.outer.next == nil) {", new: "c.closing.Load() {"},
 
 	// Retries.
 	{name: "attempts unlimited", run: "^TestPassingFailuresAreRetriedAndLastingOnesAreNot$",
