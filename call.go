@@ -333,7 +333,7 @@ func (c *call) taken(ctx context.Context, err error) error {
 
 // wait takes a slot in turn, with a context of its own.
 func (c *call) wait(ctx context.Context) error {
-	wctx, cancel, why := c.bound(ctx, c.cfg.QueueTimeout, &Error{Kind: ErrOverloaded, Phase: phaseQueue})
+	wctx, cancel, why := c.bound(ctx, ErrOverloaded, timeBound{phaseQueue, c.cfg.QueueTimeout})
 	defer cancel()
 	var release func()
 	var err error
@@ -381,7 +381,7 @@ func (c *call) sitOutPause(ctx context.Context) error {
 			}
 			continue // the pause may have been extended
 		}
-		wctx, cancel, why := c.bound(ctx, Off, nil)
+		wctx, cancel, why := c.bound(ctx, ErrTimeout, timeBound{limit: Off})
 		err := g.open.Acquire(wctx, 1)
 		if err != nil {
 			err = c.ended(ctx, wctx, why)

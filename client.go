@@ -90,7 +90,9 @@ func (c *Client) CreateChatCompletionStream(ctx context.Context, request openai.
 func (c *Client) chat(ctx context.Context, r *openai.ChatCompletionRequest, stream bool) (context.Context, error) {
 	k := known{op: "chat.completions", Request: answer.Request{Model: r.Model, Stream: stream, Creates: r.Store}}
 	c.guard.capChat(r)
-	return c.prepare(ctx, k, func(p *prompt) { p.chat(r) })
+	p := newPrompt()
+	p.chat(r)
+	return c.prepare(ctx, k, &p)
 }
 
 // CreateCompletion is go-openai's, bounded.
@@ -119,7 +121,9 @@ func (c *Client) CreateCompletionStream(ctx context.Context, request openai.Comp
 func (c *Client) completion(ctx context.Context, r *openai.CompletionRequest, stream bool) (context.Context, error) {
 	k := known{op: "completions", Request: answer.Request{Model: r.Model, Stream: stream, Creates: r.Store}}
 	c.guard.capCompletion(r)
-	return c.prepare(ctx, k, func(p *prompt) { p.completion(r) })
+	p := newPrompt()
+	p.completion(r)
+	return c.prepare(ctx, k, &p)
 }
 
 // CreateResponse is go-openai's, bounded.
@@ -150,7 +154,9 @@ func (c *Client) response(ctx context.Context, r *openai.CreateResponseRequest, 
 		Creates: r.Background || r.Conversation != nil || r.Store != nil && *r.Store ||
 			r.ExtraBody["background"] == true || r.ExtraBody["conversation"] != nil || r.ExtraBody["store"] == true}}
 	c.guard.capResponse(r)
-	return c.prepare(ctx, k, func(p *prompt) { p.response(r) })
+	p := newPrompt()
+	p.response(r)
+	return c.prepare(ctx, k, &p)
 }
 
 // CreateEmbeddings is go-openai's, bounded.
@@ -160,10 +166,10 @@ func (c *Client) CreateEmbeddings(ctx context.Context, conv openai.EmbeddingRequ
 	}
 	r := conv.Convert()
 	k := known{op: "embeddings", Request: answer.Request{Model: string(r.Model)}}
-	ctx, err := c.prepare(ctx, k, func(p *prompt) {
-		p.input(r.Input)
-		p.input(r.ExtraBody)
-	})
+	p := newPrompt()
+	p.input(r.Input)
+	p.input(r.ExtraBody)
+	ctx, err := c.prepare(ctx, k, &p)
 	if err != nil {
 		return openai.EmbeddingResponse{}, err
 	}
@@ -171,11 +177,9 @@ func (c *Client) CreateEmbeddings(ctx context.Context, conv openai.EmbeddingRequ
 	return response, c.failure(ctx, err)
 }
 
-// prepare checks the prompt that gather finds in a request and tells the transport about it.
-func (c *Client) prepare(ctx context.Context, k known, gather func(*prompt)) (context.Context, error) {
+// prepare checks the prompt of a request and tells the transport about it.
+func (c *Client) prepare(ctx context.Context, k known, p *prompt) (context.Context, error) {
 	mustContext("Client", ctx)
-	p := prompt{texts: make([]string, 0, 16)}
-	gather(&p)
 	if err := c.guard.checkTexts(k.op, k.Model, p.texts, p.ids); err != nil {
 		s := c.guard.request(k.op, k.Model, "")
 		return nil, c.guard.refuse(ctx, &s, err)

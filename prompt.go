@@ -33,6 +33,9 @@ type prompt struct {
 	ids   int // tokens that the caller has encoded already: one token each, and a character at least
 }
 
+// newPrompt has room for the texts of most requests.
+func newPrompt() prompt { return prompt{texts: make([]string, 0, 4)} }
+
 func (p *prompt) add(text string) {
 	if text != "" {
 		p.texts = append(p.texts, text)

@@ -95,7 +95,7 @@ func (s *stream) open() error {
 		if limit != Off {
 			limit = max(limit-c.since(c.admitted), 0)
 		}
-		if e := s.w.limit(limit, &Error{Kind: ErrTimeout, Phase: phaseStream, Limit: c.cfg.StreamTimeout}); e != nil {
+		if e := s.w.limit(limit, timeBound{phaseStream, c.cfg.StreamTimeout}); e != nil {
 			return s.x.repeatable(e, true)
 		}
 	}
@@ -267,7 +267,7 @@ func (s *stream) settle() {
 	if f := s.progress.Failed(); f != nil {
 		s.err = s.x.failed(s.resp, *f, ErrUnavailable)
 	}
-	if s.w.limit(drainTimeout, &Error{Kind: ErrTimeout, Phase: phaseStream}) == nil {
+	if s.w.limit(drainTimeout, timeBound{phase: phaseStream}) == nil {
 		_, _ = io.CopyN(io.Discard, s.body, drainBytes)
 	}
 }

@@ -10,30 +10,44 @@ import (
 	"github.com/aiguard-go/aiguard/internal/callctx"
 )
 
-// bound derives a context that ends after limit (Off: none) or when the call's TotalTimeout is over, whichever comes
-// first. Its cause then is why: the given error, or one that speaks of the total.
-func (c *call) bound(ctx context.Context, limit time.Duration, e *Error) (bctx context.Context, cancel context.CancelFunc, why *Error) {
-	deadline, why := c.earlier(c.now(), limit, e)
-	if why == nil {
+// timeBound is a bound of time as an Error tells of it.
+type timeBound struct {
+	phase string
+	limit time.Duration // Off: none
+}
+
+// timeoutError is the failure of the call at b.
+func (c *call) timeoutError(b timeBound) *Error {
+	return &Error{Kind: ErrTimeout, Op: c.Op, Model: c.Model, Phase: b.phase, Limit: b.limit}
+}
+
+// earlier is what ends first, b from now on or the total, and when; 0: neither.
+func (c *call) earlier(now instant, b timeBound) (instant, timeBound) {
+	deadline := now.add(b.limit)
+	switch {
+	case c.deadline != 0 && (b.limit == Off || c.deadline < deadline):
+		return c.deadline, timeBound{phaseTotal, c.cfg.TotalTimeout}
+	case b.limit == Off:
+		return 0, b
+	}
+	return deadline, b
+}
+
+// bound derives a context that ends at b or when the call's TotalTimeout is over, whichever comes first. Its cause then is why:
+// the total's time-out, or an error of the kind given.
+func (c *call) bound(ctx context.Context, kind Kind, b timeBound) (bctx context.Context, cancel context.CancelFunc, why *Error) {
+	deadline, first := c.earlier(c.now(), b)
+	if deadline == 0 {
 		bctx, cancel = context.WithCancel(ctx)
 	} else {
+		why = c.timeoutError(first)
+		if first == b {
+			why.Kind = kind
+		}
 		bctx, cancel = context.WithDeadlineCause(ctx, c.time(deadline), why)
 	}
 	c.onKill(cancel)
 	return bctx, cancel, why
-}
-
-// earlier is the earlier of limit from now and the end of the total, and the error for the one that it is.
-func (c *call) earlier(now instant, limit time.Duration, e *Error) (instant, *Error) {
-	deadline := now.add(limit)
-	if c.deadline != 0 && (limit == Off || c.deadline < deadline) {
-		return c.deadline, &Error{Kind: ErrTimeout, Phase: phaseTotal, Limit: c.cfg.TotalTimeout}
-	}
-	if limit == Off {
-		return 0, nil
-	}
-	e.Limit = limit
-	return deadline, e
 }
 
 // ended says why a context that was derived from the caller's ctx with the cause why is over: one of our deadlines, the
@@ -83,29 +97,22 @@ type attemptContext struct {
 	context.Context // the caller's
 	call            *call
 	deadline        instant // 0: none
-	why             *Error
 
 	mu     sync.Mutex
 	armed  context.Context
 	cancel context.CancelFunc
+	why    *Error // of armed's end
 	over   bool
 }
 
 func (c *call) attemptContext(ctx context.Context) *attemptContext {
-	return &attemptContext{Context: ctx, call: c, deadline: c.attemptDeadline()}
+	deadline, _ := c.attemptDeadline(phaseCall)
+	return &attemptContext{Context: ctx, call: c, deadline: deadline}
 }
 
-// attemptDeadline is when the attempt that has just been admitted must be over; 0: never.
-func (c *call) attemptDeadline() instant {
-	limit := c.timeout()
-	if limit == Off {
-		return c.deadline
-	}
-	d := c.admitted.add(limit)
-	if c.deadline != 0 && c.deadline < d {
-		return c.deadline
-	}
-	return d
+// attemptDeadline is when the attempt that has just been admitted must be over, and by which bound; 0: never.
+func (c *call) attemptDeadline(phase string) (instant, timeBound) {
+	return c.earlier(c.admitted, timeBound{phase, c.timeout()})
 }
 
 // Deadline returns the attempt's deadline, or the caller's if that is earlier.
@@ -143,10 +150,10 @@ func (a *attemptContext) arm() context.Context {
 		a.cancel()
 		return a.armed
 	}
-	_, a.why = a.call.earlier(a.call.admitted, a.call.timeout(), &Error{Kind: ErrTimeout, Phase: phaseCall, Op: a.call.Op, Model: a.call.Model})
-	if a.why == nil {
+	if deadline, b := a.call.attemptDeadline(phaseCall); deadline == 0 {
 		a.armed, a.cancel = context.WithCancel(a.Context)
 	} else {
+		a.why = a.call.timeoutError(b)
 		a.armed, a.cancel = context.WithDeadlineCause(a.Context, a.call.time(a.deadline), a.why)
 	}
 	a.call.onKill(a.cancel)
@@ -209,7 +216,7 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 	if limit == 0 {
 		limit = g.cfg.TaskTimeout
 	}
-	tctx, cancel, why := c.bound(ctx, limit, &Error{Kind: ErrTimeout, Phase: phaseTask, Op: c.Op, Model: c.Model})
+	tctx, cancel, why := c.bound(ctx, ErrTimeout, timeBound{phaseTask, limit})
 	defer cancel()
 	err := fn(context.WithValue(tctx, callctx.Key{}, c))
 	if tctx.Err() != nil && ctx.Err() == nil || why != nil && context.Cause(tctx) == error(why) {
@@ -237,34 +244,36 @@ type watch struct {
 
 	mu    sync.Mutex // the end of the context stops the timers in another goroutine
 	timer *time.Timer
-	why   *Error // of timer
-	first Error  // the first why
+	bound timeBound // of timer
 	idle  *time.Timer
 }
 
 // watch starts the clock of an attempt that has just been admitted.
 func (c *call) watch(ctx context.Context, phase string) *watch {
-	w := &watch{caller: ctx, call: c, first: Error{Kind: ErrTimeout, Phase: phase}}
+	w := &watch{caller: ctx, call: c}
 	w.Context, w.cancel = context.WithCancelCause(ctx)
 	c.onKill(func() { w.cancel(&Error{Kind: ErrClosed}) })
-	if deadline, why := c.earlier(c.admitted, c.timeout(), &w.first); why != nil {
-		w.timer, w.why = time.AfterFunc(-c.since(deadline), func() { w.cancel(why) }), why
+	if deadline, b := c.attemptDeadline(phase); deadline != 0 {
+		w.start(-c.since(deadline), b)
 	}
 	return w
 }
 
+func (w *watch) start(d time.Duration, b timeBound) {
+	w.bound, w.timer = b, time.AfterFunc(d, func() { w.cancel(w.call.timeoutError(b)) })
+}
+
 // limit replaces the bound by one that ends d from now (Off: none). If the old one has run out it is returned: the
 // context may not know yet.
-func (w *watch) limit(d time.Duration, why *Error) (ranOut *Error) {
+func (w *watch) limit(d time.Duration, b timeBound) (ranOut *Error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.timer != nil && !w.timer.Stop() {
-		e := *w.why
-		return &e
+		return w.call.timeoutError(w.bound)
 	}
 	w.timer = nil
 	if d != Off {
-		w.timer, w.why = time.AfterFunc(d, func() { w.cancel(why) }), why
+		w.start(d, b)
 	}
 	return nil
 }

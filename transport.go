@@ -533,7 +533,7 @@ func isProtocolError(err error) bool {
 func (x *exchange) refusal(w *watch, resp *http.Response) error {
 	var body []byte
 	var over bool
-	if w.limit(x.timeLeft(errorBodyTimeout), &Error{Kind: ErrTimeout, Phase: phaseErrorBody}) == nil {
+	if w.limit(x.timeLeft(errorBodyTimeout), timeBound{phase: phaseErrorBody}) == nil {
 		held := hold{room: &x.guard.memory.room}
 		defer held.release()
 		body, over, _ = readCapped(w, resp.Body, resp.ContentLength, maxErrorBytes, &held)
@@ -573,7 +573,7 @@ func onlyIf(ok bool, v verdict) verdict {
 
 // timeLeft is d, or what is left of the attempt if that is less.
 func (x *exchange) timeLeft(d time.Duration) time.Duration {
-	if end := x.call.attemptDeadline(); end != 0 {
+	if end, _ := x.call.attemptDeadline(phaseErrorBody); end != 0 {
 		return max(min(d, -x.call.since(end)), 0)
 	}
 	return d
@@ -736,7 +736,7 @@ func readCapped(ctx context.Context, r io.Reader, announced, limit int64, held *
 	if limit == Off {
 		limit = math.MaxInt64 - 1
 	}
-	size := min(max(announced, 0), 1<<20) + 512
+	size := min(max(announced+1, 512), 1<<20+512)
 	for {
 		if len(body) == cap(body) {
 			if !held.grow(ctx, size) {
