@@ -736,7 +736,10 @@ func readCapped(ctx context.Context, r io.Reader, announced, limit int64, held *
 	if limit == Off {
 		limit = math.MaxInt64 - 1
 	}
-	size := min(max(announced+1, 512), 1<<20+512)
+	size := int64(512)
+	if announced >= 0 {
+		size = min(announced, 1<<20) + 1 // Read tells of the end in a call of its own
+	}
 	for {
 		if len(body) == cap(body) {
 			if !held.grow(ctx, size) {
