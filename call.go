@@ -265,7 +265,7 @@ func (c *call) queue(ctx context.Context) error {
 		if err != nil {
 			break
 		}
-		c.free() // paused while it waited for the slot
+		c.giveBack() // paused while it waited for the slot
 	}
 	c.leaveQueue(c.since(joined))
 	if err != nil {
@@ -449,11 +449,18 @@ func (c *call) free() {
 	}
 	took := c.since(c.admitted)
 	c.inFlight += took
+	if c.held.Load() {
+		c.slots.observe(took)
+	}
+	c.giveBack()
+}
+
+// giveBack gives back the slot, if it is the call's own.
+func (c *call) giveBack() {
 	c.admitted = 0
 	if !c.held.CompareAndSwap(true, false) {
-		return // a Do's around it
+		return
 	}
-	c.slots.observe(took)
 	if c.release != nil {
 		c.release()
 	}
