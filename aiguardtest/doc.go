@@ -171,6 +171,21 @@
 //	FaultStatus504           504
 //	FaultStatus529           529, overloaded
 //
+// # Load
+//
+// A [Provider] simulates one that can do only so much: it shares its speed
+// among what is in progress, has a rate limit, refuses what it has no room for,
+// and is down for a while. Answers take as long as they would:
+//
+//	fake.SetDefault(aiguardtest.NewProvider(aiguardtest.ProviderConfig{
+//		Capacity:    5,               // requests at full speed
+//		RPM:         360,             // then 429 with Retry-After
+//		OutageAfter: 2 * time.Minute, // for a minute
+//		OutageFor:   time.Minute,
+//	}).Reply(aiguardtest.Text("Paris")))
+//
+// For many thousand requests it is an http.RoundTripper too, without a server.
+//
 // # Transports
 //
 // The server speaks plain HTTP/1.1 on 127.0.0.1, and is reached by any client.

@@ -85,3 +85,30 @@ func ExampleServer_Handle() {
 	// gpt-4o false
 	// gpt-4o-mini true
 }
+
+// See what your own service makes of a provider that has too much to do. A test
+// does this in a testing/synctest bubble, with Pipe: then minutes take no time.
+func ExampleProvider() {
+	provider := aiguardtest.NewProvider(aiguardtest.ProviderConfig{
+		Capacity: 5, // at once at full speed
+		RPM:      6, // one every ten seconds; the rest get a 429
+		Work:     func(*aiguardtest.Request) time.Duration { return 10 * time.Millisecond },
+	})
+	fake := aiguardtest.Start()
+	defer fake.Close()
+	fake.SetDefault(provider.Reply(aiguardtest.Text("Paris")))
+
+	cfg := openai.DefaultConfig("any key")
+	cfg.BaseURL = fake.URL
+	service := Service{openai.NewClientWithConfig(cfg)}
+	for range 2 {
+		capital, err := service.Capital(context.Background(), "France")
+		fmt.Printf("%q %v\n", capital, err)
+	}
+	fmt.Println("requests:", fake.Count())
+
+	// Output:
+	// "Paris" <nil>
+	// "" no answer today
+	// requests: 3
+}

@@ -30,6 +30,20 @@ type Request struct {
 	ex  *exchange
 }
 
+// newRequest is hr as it arrives, its body still to be read.
+func newRequest(hr *http.Request) *Request {
+	return &Request{
+		Time:   time.Now(),
+		Method: hr.Method,
+		Path:   hr.URL.Path,
+		Query:  hr.URL.Query(),
+		Host:   hr.Host,
+		Proto:  hr.Proto,
+		Header: hr.Header,
+		ctx:    hr.Context(),
+	}
+}
+
 // Context returns the request's context. It is cancelled when the client
 // leaves and when the server is closed; every Reply that waits must heed it.
 func (r *Request) Context() context.Context {

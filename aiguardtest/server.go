@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
-	"time"
 
 	"github.com/aiguard-go/aiguard/internal/pipe"
 )
@@ -275,17 +274,8 @@ func (s *Server) read(n *int) int {
 
 // serveHTTP is one request: received, recorded, answered, accounted for.
 func (s *Server) serveHTTP(w http.ResponseWriter, hr *http.Request) {
-	r := &Request{
-		Time:   time.Now(),
-		Method: hr.Method,
-		Path:   hr.URL.Path,
-		Query:  hr.URL.Query(),
-		Host:   hr.Host,
-		Proto:  hr.Proto,
-		Header: hr.Header,
-		ctx:    hr.Context(),
-		ex:     &exchange{conn: connOf(hr.Context())},
-	}
+	r := newRequest(hr)
+	r.ex = &exchange{conn: connOf(hr.Context())}
 	generation := s.enter()
 	defer func() { s.leave(r, generation) }()
 	if c := r.ex.conn; c != nil {

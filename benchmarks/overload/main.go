@@ -14,39 +14,41 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
 var loads = []float64{0.5, 1, 2, 5, 10, 20}
 
 // scenario is a provider, and the limit that the operator has set for clients that have one.
 type scenario struct {
-	name  string
-	about string
-	model model
-	limit int
-	loads []float64
-	calm  time.Duration // how long the run without an outage is
+	name     string
+	about    string
+	provider aiguardtest.ProviderConfig
+	limit    int
+	loads    []float64
+	calm     time.Duration // how long the run without an outage is
 }
 
 // scenarios: the first is the main one; the others are shorter, for the sake of time. Rate limits are a fifth above what
 // the provider can do, but for the last.
 var scenarios = []scenario{
 	{"A limit that fits", "The provider works on 5 requests at once, aiguard's default limit; 360 requests a minute.",
-		model{capacity: 5, rpm: 360, burst: 36}, 5, loads, 5 * time.Minute},
+		aiguardtest.ProviderConfig{Capacity: 5, RPM: 360}, 5, loads, 5 * time.Minute},
 	{"A larger provider", "20 requests at once, and the limit of everybody who has one set to that; 1,440 requests a minute.",
-		model{capacity: 20, rpm: 1440, burst: 144}, 20, []float64{1, 5}, 3 * time.Minute},
+		aiguardtest.ProviderConfig{Capacity: 20, RPM: 1440}, 20, []float64{1, 5}, 3 * time.Minute},
 	{"A limit that is too high", "The limit is 50, but the provider is at its best with 8 requests. With 16 it gets a fifth less done, and it " +
 		"answers 503 to more; 576 requests a minute.",
-		model{capacity: 8, loss: 0.25, room: 16, rpm: 576, burst: 58}, 50, []float64{1, 5, 20}, 3 * time.Minute},
+		aiguardtest.ProviderConfig{Capacity: 8, Loss: 0.25, MaxActive: 16, RPM: 576}, 50, []float64{1, 5, 20}, 3 * time.Minute},
 	{"A rate limit below the limit", "The provider could work on 50 requests at once, which is the limit, but allows 300 a minute.",
-		model{capacity: 50, rpm: 300, burst: 30}, 50, []float64{1, 5, 20}, 3 * time.Minute},
+		aiguardtest.ProviderConfig{Capacity: 50, RPM: 300}, 50, []float64{1, 5, 20}, 3 * time.Minute},
 }
 
 // run is this scenario at a load. With an outage it takes six minutes, one of which is the outage.
 func (s scenario) run(load float64, seed uint64, outage bool) run {
-	r := run{model: s.model, limit: s.limit, load: load, until: s.calm, seed: seed}
+	r := run{provider: s.provider, limit: s.limit, load: load, until: s.calm, seed: seed}
 	if outage {
-		r.model.outageFrom, r.model.outageTo = 2*time.Minute, 3*time.Minute
+		r.provider.OutageAfter, r.provider.OutageFor = 2*time.Minute, time.Minute
 		r.until = 6 * time.Minute
 	}
 	return r

@@ -4,14 +4,18 @@ import (
 	"context"
 	"math"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
 const (
+	meanWork = time.Second     // of one answer, at full speed
 	patience = time.Minute     // a user who has waited that long has left; an answer would be of no use
 	warmUp   = time.Minute     // is not measured
 	grain    = 0.1             // seconds: how fine recovery is measured
@@ -21,11 +25,11 @@ const (
 
 // run is one simulation.
 type run struct {
-	model model
-	limit int     // for clients that have one
-	load  float64 // as a multiple of what the provider can do
-	until time.Duration
-	seed  uint64
+	provider aiguardtest.ProviderConfig
+	limit    int     // for clients that have one
+	load     float64 // as a multiple of what the provider can do
+	until    time.Duration
+	seed     uint64
 }
 
 // call is one user's.
@@ -39,6 +43,19 @@ type call struct {
 }
 
 type callKey struct{}
+
+// journal is what the provider made of the requests.
+type journal struct {
+	mu     sync.Mutex
+	served []served
+}
+
+// served is what it made of one.
+type served struct {
+	call     *call
+	from, to time.Duration // since the start
+	answered bool
+}
 
 type ending int
 
@@ -63,20 +80,40 @@ type figures struct {
 // seed alone, so that every client meets the same users.
 func simulate(t *testing.T, r run, c contender) (f figures) {
 	synctest.Test(t, func(*testing.T) {
-		p := newProvider(r.model)
-		ask, end := c.client(p, r.limit)
-		calls := offer(r, p.start, ask)
+		start := time.Now()
+		var j journal
+		ask, end := c.client(j.provider(r.provider, start), r.limit)
+		calls := offer(r, start, ask)
 		end()
-		p.timer.Stop()
-		f = r.measure(calls, p)
+		f = r.measure(calls, j.served)
 	})
 	return f
 }
 
+// provider returns a provider whose work is that of the calls, and which writes the journal.
+func (j *journal) provider(cfg aiguardtest.ProviderConfig, start time.Time) *aiguardtest.Provider {
+	of := func(r *aiguardtest.Request) *call { return r.Context().Value(callKey{}).(*call) }
+	cfg.Work = func(r *aiguardtest.Request) time.Duration { return of(r).work }
+	cfg.OnServed = func(s aiguardtest.Served) {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.served = append(j.served, served{of(s.Request), s.From.Sub(start), s.To.Sub(start), s.Status == http.StatusOK})
+	}
+	return aiguardtest.NewProvider(cfg)
+}
+
+// answersPerSecond is what the provider can do at best.
+func (r run) answersPerSecond() float64 {
+	return min(float64(r.provider.Capacity)/meanWork.Seconds(), float64(r.provider.RPM)/60)
+}
+
+// outageEnd is when the outage is over.
+func (r run) outageEnd() time.Duration { return r.provider.OutageAfter + r.provider.OutageFor }
+
 // offer makes the calls and waits for them to end.
 func offer(r run, start time.Time, ask func(context.Context) error) (calls []*call) {
 	arrivals := rand.New(rand.NewPCG(r.seed, uint64(r.load*1000)))
-	rate := r.load * r.model.answersPerSecond()
+	rate := r.load * r.answersPerSecond()
 	var users sync.WaitGroup
 	defer users.Wait()
 	for {
@@ -106,7 +143,7 @@ func offer(r run, start time.Time, ask func(context.Context) error) (calls []*ca
 	}
 }
 
-func (r run) measure(calls []*call, p *provider) (f figures) {
+func (r run) measure(calls []*call, log []served) (f figures) {
 	var took, refusedAfter []time.Duration
 	var n, useful, gone float64
 	for _, c := range calls {
@@ -129,18 +166,18 @@ func (r run) measure(calls []*call, p *provider) (f figures) {
 		}
 	}
 	requests := 0.
-	for _, at := range p.requests {
-		if at >= warmUp && at < r.until {
+	for _, s := range log {
+		if s.from >= warmUp && s.from < r.until {
 			requests++
 		}
 	}
-	up := (r.until - warmUp - (r.model.outageTo - r.model.outageFrom)).Seconds()
-	f.goodput = useful / up / r.model.answersPerSecond()
+	up := (r.until - warmUp - r.provider.OutageFor).Seconds()
+	f.goodput = useful / up / r.answersPerSecond()
 	f.requestsPerAnswer = requests / useful
 	f.p50, f.p99 = percentile(took, 0.5), percentile(took, 0.99)
 	f.refused, f.gaveUp = float64(len(refusedAfter))/n, gone/n
 	f.refusedAfter = percentile(refusedAfter, 0.99)
-	f.recovery = r.recovery(calls, p)
+	f.recovery = r.recovery(log)
 	return f
 }
 
@@ -154,19 +191,19 @@ func percentile(d []time.Duration, q float64) time.Duration {
 
 // recovery is how long after the outage the provider was again doing 90% of the useful work that it did before: work is
 // useful if its answer reached a user in time. Counting work and not answers keeps the length of an answer out.
-func (r run) recovery(calls []*call, p *provider) time.Duration {
-	if r.model.outageTo == 0 {
+func (r run) recovery(log []served) time.Duration {
+	if r.provider.OutageFor == 0 {
 		return 0
 	}
 	work := make([]float64, int((r.until+2*patience).Seconds()/grain))
-	for _, a := range p.answers {
-		if calls[a.call].end != answered {
+	for _, s := range log {
+		if !s.answered || s.call.end != answered {
 			continue
 		}
-		from, to := a.from.Seconds()/grain, a.to.Seconds()/grain
+		from, to := s.from.Seconds()/grain, s.to.Seconds()/grain
 		for i := int(from); i <= int(to) && i < len(work); i++ {
 			part := min(to, float64(i+1)) - max(from, float64(i))
-			work[i] += a.work.Seconds() * part / (to - from)
+			work[i] += s.call.work.Seconds() * part / (to - from)
 		}
 	}
 	bin := func(d time.Duration) int { return int(math.Round(d.Seconds() / grain)) }
@@ -176,13 +213,13 @@ func (r run) recovery(calls []*call, p *provider) time.Duration {
 		}
 		return sum / float64(to-from)
 	}
-	before := mean(bin(warmUp), bin(r.model.outageFrom))
-	if before < 0.1*r.model.answersPerSecond()*meanWork.Seconds()*grain {
+	before := mean(bin(warmUp), bin(r.provider.OutageAfter))
+	if before < 0.1*r.answersPerSecond()*meanWork.Seconds()*grain {
 		return -1 // nothing to recover to
 	}
-	for i := bin(r.model.outageTo); i+bin(window) <= bin(r.until); i++ {
+	for i := bin(r.outageEnd()); i+bin(window) <= bin(r.until); i++ {
 		if mean(i, i+bin(window)) >= 0.9*before {
-			return time.Duration(float64(i-bin(r.model.outageTo)) * grain * float64(time.Second))
+			return time.Duration(float64(i-bin(r.outageEnd())) * grain * float64(time.Second))
 		}
 	}
 	return -1
