@@ -51,8 +51,9 @@ mutants: ## Disable each bound in turn and see a test fail
 	go run ./internal/mutants
 
 .PHONY: bench
-bench: ## Measure what a guard costs beside others: rows that match BENCH, ROUNDS (6) times each
+bench: ## Measure what a guard costs, ROUNDS (6) times, and what users get under overload; BENCH=^Do: some rows of the former
 	cd benchmarks && go run . -rounds $(ROUNDS) -bench '$(BENCH)'
+	$(if $(filter .,$(BENCH)),cd benchmarks && go run ./overload -rounds $(ROUNDS))
 
 .PHONY: lint
 lint: ## Check formatting, vet, staticcheck, and that go.mod files are tidy

@@ -15,21 +15,24 @@ import (
 	openai "github.com/sashabaranov/go-openai"
 
 	"github.com/aiguard-go/aiguard"
+	peers "github.com/aiguard-go/aiguard/benchmarks/internal/contender"
 )
 
 // contender is a way to call a provider.
 type contender struct {
 	name string
+	ours bool // aiguard
 	// client returns what makes one call; limit is the most that its operator wants in flight.
 	client func(p http.RoundTripper, limit int) (ask func(context.Context) error, end func())
 }
 
 var contenders = []contender{
-	{"go-openai, naive retries", naive},
-	{"openai-go", official},
-	{"failsafe-go", failsafe},
-	{"aiguard", guarded},
-	{"aiguard, adaptive limit", adaptive},
+	{peers.Naive, false, naive},
+	{peers.OpenAI, false, official},
+	{peers.FailsafeBreaker, false, failsafe},
+	{peers.Aiguard, true, guarded},
+	{peers.Adaptive, true, adaptive},
+	{peers.ShortQueue, true, short},
 }
 
 // callTimeout and queueTimeout are the same for everybody who has such a bound: aiguard's defaults.
@@ -118,6 +121,11 @@ func guarded(p http.RoundTripper, limit int) (func(context.Context) error, func(
 // adaptive is the same with a limit that adapts.
 func adaptive(p http.RoundTripper, limit int) (func(context.Context) error, func()) {
 	return guard(p, aiguard.Config{MaxConcurrent: int64(limit), MinConcurrent: 1})
+}
+
+// short is the same with a queue in which nobody waits for long.
+func short(p http.RoundTripper, limit int) (func(context.Context) error, func()) {
+	return guard(p, aiguard.Config{MaxConcurrent: int64(limit), MinConcurrent: 1, MaxQueue: 20})
 }
 
 func guard(p http.RoundTripper, cfg aiguard.Config) (func(context.Context) error, func()) {

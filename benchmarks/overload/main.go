@@ -1,16 +1,19 @@
 // Command overload shows what users get of a provider that is asked for more than it can do, or is down for a minute,
-// through aiguard and through its peers:
+// through aiguard and through its peers: real clients call a simulated provider in virtual time. It prints tables and, when
+// there were enough rounds, writes OVERLOAD.md and draws ../../docs/overload.svg:
 //
-//	go run ./overload    # in benchmarks; minutes
+//	go run ./overload             in benchmarks: two to three minutes
+//	go run ./overload -rounds 1   a quicker look, which writes nothing
 //
-// It prints tables and writes them to overload/OVERLOAD.md, with a chart in ../docs/overload.svg. Real clients call a simulated provider in virtual
-// time. Users are random, but follow from -seed; the jitter of a client's own retries does not, nor does
-// the order of what happens in the same instant. The last table shows how far runs differ.
+// The users are random, but follow from -seed. The jitter of a client's own retries does not, nor does the order of what
+// happens in the same instant: the report tells how far two runs with the same seed differ.
 package main
 
 import (
+	"bytes"
 	"flag"
-	"io"
+	"fmt"
+	"log"
 	"os"
 	"testing"
 	"time"
@@ -18,7 +21,9 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-var loads = []float64{0.5, 1, 2, 5, 10, 20}
+const highest = 20 // times what the provider can do
+
+var loads = []float64{0.5, 1, 2, 5, 10, highest}
 
 // scenario is a provider, and the limit that the operator has set for clients that have one.
 type scenario struct {
@@ -39,9 +44,9 @@ var scenarios = []scenario{
 		aiguardtest.ProviderConfig{Capacity: 20, RPM: 1440}, 20, []float64{1, 5}, 3 * time.Minute},
 	{"A limit that is too high", "The limit is 50, but the provider is at its best with 8 requests. With 16 it gets a fifth less done, and it " +
 		"answers 503 to more; 576 requests a minute.",
-		aiguardtest.ProviderConfig{Capacity: 8, Loss: 0.25, MaxActive: 16, RPM: 576}, 50, []float64{1, 5, 20}, 3 * time.Minute},
+		aiguardtest.ProviderConfig{Capacity: 8, Loss: 0.25, MaxActive: 16, RPM: 576}, 50, []float64{1, 5, highest}, 3 * time.Minute},
 	{"A rate limit below the limit", "The provider could work on 50 requests at once, which is the limit, but allows 300 a minute.",
-		aiguardtest.ProviderConfig{Capacity: 50, RPM: 300}, 50, []float64{1, 5, 20}, 3 * time.Minute},
+		aiguardtest.ProviderConfig{Capacity: 50, RPM: 300}, 50, []float64{1, 5, highest}, 3 * time.Minute},
 }
 
 // run is this scenario at a load. With an outage it takes six minutes, one of which is the outage.
@@ -57,23 +62,32 @@ func (s scenario) run(load float64, seed uint64, outage bool) run {
 // result is a contender's in a scenario at a load.
 type result struct{ calm, outage figures }
 
+const (
+	enoughRounds = 6 // for a median that is told to others
+	reportFile   = "overload/OVERLOAD.md"
+	chartFile    = "../docs/overload.svg"
+)
+
 func main() {
+	log.SetFlags(0)
 	seed := flag.Uint64("seed", 1, "of the users")
-	spread := flag.Int("spread", 2, "further runs of the first scenario at the highest load, each with a seed of its own")
-	report := flag.String("o", "overload/OVERLOAD.md", "where to write the tables")
-	chart := flag.String("chart", "../docs/overload.svg", "where to draw the first scenario")
+	rounds := flag.Int("rounds", enoughRounds, "how often the first scenario runs at the highest load, each time with a seed of its own")
+	flag.Parse()
+	if *rounds < 1 {
+		log.Fatalf("-rounds is %d; want 1 or more", *rounds)
+	}
 
 	// Virtual time is to be had inside a test only. testing.Main is there for programs that need one.
 	test := testing.InternalTest{Name: "overload", F: func(t *testing.T) {
-		if err := overload(t, *seed, *spread, *report, *chart); err != nil {
+		if err := overload(t, *seed, *rounds); err != nil {
 			t.Error(err)
 		}
 	}}
 	testing.Main(func(string, string) (bool, error) { return true, nil }, []testing.InternalTest{test}, nil, nil)
 }
 
-func overload(t *testing.T, seed uint64, spread int, path, chart string) error {
-	rep := newReport(seed, spread)
+func overload(t *testing.T, seed uint64, rounds int) error {
+	rep := newReport(seed, rounds)
 	t.Run("simulations", func(t *testing.T) { // returns when all are over
 		add := func(into *result, s scenario, c contender, load float64, seed uint64) {
 			inParallel(t, func(t *testing.T) { into.calm = simulate(t, s.run(load, seed, false), c) })
@@ -87,20 +101,23 @@ func overload(t *testing.T, seed uint64, spread int, path, chart string) error {
 			}
 		}
 		for j, c := range contenders {
-			for k := range rep.spread[j] {
-				add(&rep.spread[j][k], scenarios[0], c, loads[len(loads)-1], seed+1+uint64(k))
+			for k := range rep.others[j] {
+				add(&rep.others[j][k], scenarios[0], c, highest, seed+1+uint64(k))
 			}
+			add(&rep.again[j], scenarios[0], c, highest, seed)
 		}
 	})
-	f, err := os.Create(path)
-	if err != nil {
+	var text bytes.Buffer
+	rep.write(&text, time.Now().UTC())
+	fmt.Print(text.String())
+	if rounds < enoughRounds {
+		log.Printf("\n%s and %s are left alone: they want %d rounds", reportFile, chartFile, enoughRounds)
+		return nil
+	}
+	if err := os.WriteFile(reportFile, text.Bytes(), 0o644); err != nil {
 		return err
 	}
-	rep.write(io.MultiWriter(f, os.Stdout))
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return drawChart(chart, rep.results[0])
+	return drawChart(chartFile, rep.results[0])
 }
 
 func inParallel(t *testing.T, f func(*testing.T)) {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	peers "github.com/aiguard-go/aiguard/benchmarks/internal/contender"
 )
 
 func named(t *testing.T, name string) contender {
@@ -63,7 +65,7 @@ func TestSameSeedGivesTheSameFigures(t *testing.T) {
 
 // What the README promises, at twenty times what the provider can do.
 func TestAims(t *testing.T) {
-	for _, name := range []string{"aiguard", "aiguard, adaptive limit"} {
+	for _, name := range []string{peers.Aiguard, peers.Adaptive} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c := named(t, name)
@@ -77,7 +79,7 @@ func TestAims(t *testing.T) {
 			require.GreaterOrEqual(t, outage.goodput, 0.95)
 			require.GreaterOrEqual(t, outage.recovery, time.Duration(0))
 			require.LessOrEqual(t, outage.recovery, 2*time.Second)
-			if name != "aiguard" { // a fixed limit still tries once for each user while the provider is down
+			if name != peers.Aiguard { // a fixed limit still tries once for each user while the provider is down
 				require.LessOrEqual(t, outage.requestsPerAnswer, 1.2)
 			}
 		})
@@ -86,16 +88,40 @@ func TestAims(t *testing.T) {
 
 func TestAdaptiveLimitGainsWhereTheLimitIsTooHigh(t *testing.T) {
 	r := scenarios[2].run(5, 1, false)
-	fixed, adaptive := simulate(t, r, named(t, "aiguard")), simulate(t, r, named(t, "aiguard, adaptive limit"))
+	fixed, adaptive := simulate(t, r, named(t, peers.Aiguard)), simulate(t, r, named(t, peers.Adaptive))
 	require.Greater(t, adaptive.goodput, fixed.goodput)
 	require.Less(t, adaptive.requestsPerAnswer, 1.05)
 	require.Greater(t, fixed.requestsPerAnswer, 1.2)
 }
 
+// Noise is no lead, and to have no figure at all is to be behind.
+func TestLeadIsMoreThanNoise(t *testing.T) {
+	none := math.Inf(1)
+	require.Equal(t, 1, goodput.beside(0.99, 0.8))
+	require.Equal(t, -1, goodput.beside(0.8, 0.99))
+	require.Zero(t, goodput.beside(0.99, 1))
+	require.Equal(t, 1, requests.beside(1, 60))
+	require.Equal(t, 1, requests.beside(1, none))
+	require.Zero(t, requests.beside(none, none))
+	require.Equal(t, -1, recovery.beside(0.6, 0))
+	require.Equal(t, -1, recovery.beside(none, 2))
+	require.Zero(t, recovery.beside(0.2, 0))
+}
+
+func TestReportTellsMedianAndRange(t *testing.T) {
+	var results []result
+	for _, v := range []float64{0.9, 0.5, 0.7} {
+		results = append(results, result{calm: figures{goodput: v}})
+	}
+	require.Equal(t, "70% (50% to 90%)", goodput.told(results))
+	require.Equal(t, "60% (50% to 70%)", goodput.told(results[1:]))
+	require.Equal(t, "90%", goodput.told(results[:1]))
+}
+
 // A client that got no answer at all must not break the picture.
 func TestChartIsDrawn(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "docs", "chart.svg")
-	results := newReport(1, 0).results[0]
+	results := newReport(1, 1).results[0]
 	for _, of := range results {
 		for k := range of {
 			of[k].outage.requestsPerAnswer = math.Inf(1)

@@ -4,7 +4,7 @@
 //	p, err := chart.Bars("Do around a no-op", []chart.Bar{{"aiguard", 0.4, "0.4 µs"}, …})
 //	err = chart.Save("cost.svg", 8*vg.Inch, 3*vg.Inch, [][]*plot.Plot{{p, …}})
 //
-// For curves, begin with New, and give each contender's line Colour.
+// For curves, begin with New, and give each contender's line its Style.
 package chart
 
 import (
@@ -20,42 +20,16 @@ import (
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
 	"gonum.org/v1/plot/vg/vgsvg"
-
-	"github.com/aiguard-go/aiguard/benchmarks/internal/contender"
 )
 
 // Sizes of what is written.
 const (
-	TitleSize = 12
-	TextSize  = 10
-	barWidth  = 12
+	TitleSize = 13
+	TextSize  = 11
 )
 
 // Ink is the colour of axes and words: its contrast is about the same on white and on black.
 func Ink() color.Color { return color.NRGBA{0x76, 0x7f, 0x8a, 0xff} }
-
-// Colour is a contender's own, the same in every chart.
-func Colour(name string) color.Color {
-	switch name {
-	case contender.Aiguard:
-		return color.NRGBA{0x1f, 0x7a, 0xec, 0xff}
-	case contender.Bare:
-		return color.NRGBA{0x8b, 0x94, 0x9e, 0xff}
-	case contender.Hand:
-		return color.NRGBA{0x9a, 0x6d, 0xd7, 0xff}
-	case contender.Failsafe:
-		return color.NRGBA{0xd0, 0x7a, 0x1c, 0xff}
-	case contender.FailsafeBreaker:
-		return color.NRGBA{0xb8, 0x9a, 0x2e, 0xff}
-	case contender.Resilience:
-		return color.NRGBA{0xc9, 0x5a, 0x95, 0xff}
-	case contender.Breaker:
-		return color.NRGBA{0x2c, 0x9c, 0x5a, 0xff}
-	case contender.OpenAI:
-		return color.NRGBA{0xdb, 0x51, 0x4a, 0xff}
-	}
-	return Ink()
-}
 
 // New returns an empty plot in the style.
 func New(title string) *plot.Plot {
@@ -93,14 +67,20 @@ func Bars(title string, bars []Bar) (*plot.Plot, error) {
 	var names, words []string
 	var at plotter.XYs
 	for i, bar := range bars {
-		b, err := plotter.NewBarChart(plotter.Values{bar.Value}, barWidth)
+		b, err := plotter.NewBarChart(plotter.Values{bar.Value}, 2*StyleOf(bar.Name).Width)
 		if err != nil {
 			return nil, err
 		}
-		b.Horizontal, b.XMin, b.Color, b.LineStyle.Width = true, float64(i), Colour(bar.Name), 0
-		p.Add(b)
-		names, words = append(names, bar.Name), append(words, " "+bar.Label)
-		at = append(at, plotter.XY{X: bar.Value, Y: float64(i)})
+		style := StyleOf(bar.Name)
+		b.Horizontal, b.XMin, b.Color, b.LineStyle.Width = true, float64(i), style.Color, 0
+		end, err := plotter.NewScatter(plotter.XYs{{X: bar.Value, Y: float64(i)}})
+		if err != nil {
+			return nil, err
+		}
+		end.GlyphStyle = style.Glyph()
+		p.Add(b, end)
+		names, words = append(names, bar.Name), append(words, bar.Label)
+		at = append(at, end.XYs[0])
 		p.X.Max = max(p.X.Max, 1.35*bar.Value) // room for the words
 	}
 	labels, err := plotter.NewLabels(plotter.XYLabels{XYs: at, Labels: words})
@@ -111,7 +91,7 @@ func Bars(title string, bars []Bar) (*plot.Plot, error) {
 		style(&labels.TextStyle[i], TextSize)
 		labels.TextStyle[i].YAlign = draw.YCenter
 	}
-	labels.Offset.Y = vg.Points(1.5) // to the height of the names
+	labels.Offset = vg.Point{X: 2 * glyphRadius, Y: 1.5} // beside the mark, at the height of the names
 	p.Add(labels)
 	p.NominalY(names...)
 	p.HideX() // the words say it

@@ -37,7 +37,7 @@ const (
 	BreakerDelay    = time.Minute
 )
 
-// The contenders. Bare and OpenAI are clients, and wrap no function.
+// The contenders. Bare, OpenAI and those under overload are clients, and wrap no function.
 const (
 	Aiguard         = "aiguard"
 	Hand            = "hand"                // context.WithTimeout, a semaphore of x/sync, utf8.RuneCountInString
@@ -47,6 +47,11 @@ const (
 	Breaker         = "gobreaker+backoff"   // backoff(circuit breaker(context.WithTimeout)); neither limits concurrency
 	Bare            = "bare"                // go-openai as it is
 	OpenAI          = "openai-go"           // the official SDK with its own retries and timeout; it limits no concurrency
+
+	// Under overload alone.
+	Naive      = "go-openai, naive retries"
+	Adaptive   = "aiguard, adaptive limit"
+	ShortQueue = "aiguard, adaptive, queue of 20"
 )
 
 // Who can do what, for the benchmarks to compare.
