@@ -9,6 +9,7 @@ import (
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
+	"gonum.org/v1/plot/vg"
 
 	"github.com/aiguard-go/aiguard/benchmarks/internal/chart"
 )
@@ -19,7 +20,7 @@ func drawChart(path string, results [][]result) error {
 	useful.Y.Min, useful.Y.Max = 0, 110
 	useful.Y.Tick.Marker = ticks{0, 25, 50, 75, 100}.marker("%g")
 
-	sent := newPlot("Requests sent per answer, with an outage of a minute", "requests")
+	sent := newPlot("Requests per answer, with an outage", "requests")
 	sent.Y.Min, sent.Y.Max = 1, 200
 	sent.Y.Scale = plot.LogScale{}
 	sent.Y.Tick.Marker = ticks{1, 2, 5, 10, 20, 50, 100}.marker("%g")
@@ -31,8 +32,8 @@ func drawChart(path string, results [][]result) error {
 	names := chart.New("")
 	names.HideAxes()
 	names.Legend.Top, names.Legend.Left = true, true
-	names.Legend.ThumbnailWidth, names.Legend.Padding = 40, 6
-	names.Legend.XOffs, names.Legend.YOffs = 40, -30
+	names.Legend.ThumbnailWidth, names.Legend.Padding = 36, 6
+	names.Legend.XOffs, names.Legend.YOffs = 16, -24
 
 	order := make([]int, len(contenders)) // broad lines below narrow ones, so that both are seen where they are the same
 	for j, c := range contenders {
@@ -67,7 +68,7 @@ func drawChart(path string, results [][]result) error {
 			in.Add(line, marks)
 		}
 	}
-	return chart.Save(path, 820, 580, [][]*plot.Plot{{useful, sent}, {took, names}})
+	return chart.Save(path, 9*vg.Inch, 6.6*vg.Inch, [][]*plot.Plot{{useful, sent}, {took, names}})
 }
 
 func newPlot(title, y string) *plot.Plot {

@@ -8,6 +8,7 @@
 package chart
 
 import (
+	"bytes"
 	"image/color"
 	"os"
 	"path/filepath"
@@ -101,7 +102,7 @@ func Bars(title string, bars []Bar) (*plot.Plot, error) {
 }
 
 // Save draws the plots as a grid into an SVG file, in a folder that is made if need be.
-func Save(file string, width, height vg.Length, plots [][]*plot.Plot) (err error) {
+func Save(file string, width, height vg.Length, plots [][]*plot.Plot) error {
 	canvas := vgsvg.New(width, height)
 	tiles := draw.Tiles{Rows: len(plots), Cols: len(plots[0]), PadX: vg.Points(18), PadY: vg.Points(14),
 		PadTop: vg.Points(4), PadBottom: vg.Points(4), PadLeft: vg.Points(4), PadRight: vg.Points(4)}
@@ -112,16 +113,14 @@ func Save(file string, width, height vg.Length, plots [][]*plot.Plot) (err error
 			}
 		}
 	}
+	var svg bytes.Buffer
+	if _, err := canvas.WriteTo(&svg); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return err
 	}
-	f, err := os.Create(file)
-	if err != nil {
-		return err
-	}
-	if _, err := canvas.WriteTo(f); err != nil {
-		_ = f.Close() // the first error counts
-		return err
-	}
-	return f.Close()
+	// Fonts of the same widths, for machines that do not have the one it is laid out with.
+	text := bytes.ReplaceAll(svg.Bytes(), []byte("font-family:Liberation Sans;"), []byte("font-family:Liberation Sans,Arial,Helvetica,sans-serif;"))
+	return os.WriteFile(file, text, 0o644)
 }
