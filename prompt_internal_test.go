@@ -12,7 +12,7 @@ import (
 
 var promptSeeds = []string{
 	"", "a", "hello, world: more than eight bytes", "中文字符一二三四五六七八", "😀👍🏽👨‍👩‍👧", "e\u0301a\u0308 combining",
-	"mixed a中😀é", "\x80", "\xff\xfe", strings.Repeat("\x80", 64), "a\xc3", "\xed\xa0\x80", "\xc0\x80", "\xf4\x90\x80\x80",
+	"mixed a中😀é", "\x80", "\xff\xfe", strings.Repeat("\x80", 64), strings.Repeat("\x80", 1000), strings.Repeat("\xbf", 95), "a\xc3", "\xed\xa0\x80", "\xc0\x80", "\xf4\x90\x80\x80",
 	strings.Repeat("中", 1000), "\ufffd", "\u007f\u0080\u07ff\u0800\uffff\U00010000\U0010ffff",
 }
 
@@ -38,7 +38,7 @@ func TestCountRunesIsExactForTextAtEveryAlignment(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 5000 {
 		var b strings.Builder
-		for range r.IntN(40) {
+		for range r.IntN(120) {
 			if r.IntN(20) == 0 {
 				b.WriteByte(byte(r.IntN(256))) // and invalid UTF-8, sometimes
 			} else {
