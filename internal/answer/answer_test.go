@@ -68,6 +68,10 @@ func TestAnswerIsToldFromNoAnswer(t *testing.T) {
 		{Chat, `{"choices":{}}`, false, false},
 		{Chat, `{}`, false, false},
 		{Chat, `[]`, false, false},
+		{Chat, `[{"choices":[{}]}]`, false, false},
+		{Chat, `{"choices":[],"choices":[{}]}`, false, false},
+		{Chat, `{"usage":{"choices":[{}]}}`, false, false},
+		{Chat, `{"choices" : [ ] }`, false, false},
 		{Chat, `{"choices":[{}],"error":{"code":"x"}}`, true, false},
 		{Embeddings, `{"data":[{}]}`, false, true},
 		{Embeddings, `{"data":[]}`, false, false},
@@ -180,4 +184,25 @@ func FuzzAnswer(f *testing.F) {
 		p.Event(nil, body)
 		p.Complete()
 	})
+}
+
+func BenchmarkProgress(b *testing.B) {
+	p := Progress{Endpoint: Chat}
+	ev := []byte(`{"id":"chatcmpl-9xKQm2wVbTz0","object":"chat.completion.chunk","created":1712345678,"model":"gpt-4o-mini-2024-07-18","system_fingerprint":"fp_0123456789","choices":[{"index":0,"delta":{"content":" The answer"},"logprobs":null,"finish_reason":null}]}`)
+	b.ReportAllocs()
+	for b.Loop() {
+		p.Event(nil, ev)
+	}
+}
+
+func BenchmarkJudge(b *testing.B) {
+	body := []byte(`{"id":"chatcmpl-1","object":"chat.completion","created":1754000000,"model":"gpt-4o-mini-2024-07-18",` +
+		`"choices":[{"index":0,"message":{"role":"assistant","content":"Paris is the capital of France.","refusal":null},"logprobs":null,"finish_reason":"stop"}],` +
+		`"usage":{"prompt_tokens":50,"completion_tokens":7,"total_tokens":57},"system_fingerprint":"fp_1"}`)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, failed, ok := Judge(Chat, body); failed || !ok {
+			b.Fatal("no answer")
+		}
+	}
 }

@@ -1,7 +1,6 @@
 package answer
 
 import (
-	"bytes"
 	"strconv"
 
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
@@ -14,33 +13,43 @@ const maxMessage = 4 << 10
 // a bare {"type":"error"|"object":"error","code":…,"message":…}, and Google's [{"error":{…}}].
 // The body must have passed jsonscan.Check.
 func ErrorIn(body []byte) (Failure, bool) {
+	f, failed, _ := look(body, "")
+	return f, failed
+}
+
+// look is ErrorIn that also finds the first member called name, in the same pass, of an object that is no error.
+func look(body []byte, name string) (f Failure, failed bool, member []byte) {
 	if first(body) == '[' {
 		for e := range jsonscan.Elements(body) {
-			return ErrorIn(e)
+			f, failed = ErrorIn(e)
+			break
 		}
-		return Failure{}, false
+		return f, failed, nil
 	}
 	bare := false
 	for key, value := range jsonscan.Members(body) {
+		if member == nil && string(key) == name {
+			member = value
+		}
 		switch string(key) {
 		case "error":
 			switch first(value) {
 			case '{':
-				return failure(value), true
+				return failure(value), true, nil
 			case '"':
 				text, _ := jsonscan.Text(value)
-				return Failure{Message: clip(text)}, true
+				return Failure{Message: clip(text)}, true, nil
 			}
 		case "type", "object":
 			bare = bare || string(value) == `"error"`
 		}
 	}
 	if !bare {
-		return Failure{}, false
+		return Failure{}, false, member
 	}
-	f := failure(body)
+	f = failure(body)
 	f.Type = ""
-	return f, true
+	return f, true, nil
 }
 
 func failure(object []byte) Failure {
@@ -84,6 +93,21 @@ func clip(s string) string {
 	return s
 }
 
+// listOf names the member of an answer of e that holds what was asked for.
+func listOf(e Endpoint) string {
+	switch e {
+	case Chat, Completions:
+		return "choices"
+	case Embeddings:
+		return "data"
+	case Moderations:
+		return "results"
+	case Messages:
+		return "content"
+	}
+	return ""
+}
+
 // Judge reads a whole JSON answer to a POST (or, with e Other, to any request) that has passed jsonscan.Check.
 // ok means that it is an answer of e; else failed tells whether it is the provider's error f, or nothing of use.
 func Judge(e Endpoint, body []byte) (f Failure, failed, ok bool) {
@@ -98,18 +122,14 @@ func Judge(e Endpoint, body []byte) (f Failure, failed, ok bool) {
 		}
 		return f, failed, !failed
 	}
-	if f, failed = ErrorIn(body); failed {
+	f, failed, list := look(body, listOf(e))
+	switch {
+	case failed:
 		return f, true, false
-	}
-	switch e {
-	case Chat, Completions:
-		return f, false, hasElement(member(body, "choices"))
-	case Embeddings:
-		return f, false, hasElement(member(body, "data"))
-	case Moderations:
-		return f, false, hasElement(member(body, "results"))
-	case Messages:
-		return f, false, first(member(body, "content")) == '['
+	case e == Messages: // may have nothing to say
+		return f, false, first(list) == '['
+	case listOf(e) != "":
+		return f, false, hasElement(list)
 	}
 	return f, false, first(body) == '{'
 }
@@ -148,16 +168,15 @@ func member(object []byte, name string) []byte {
 	return nil
 }
 
-func hasElement(array []byte) bool {
-	for range jsonscan.Elements(array) {
-		return true
-	}
-	return false
+func hasElement(value []byte) bool {
+	return first(value) == '[' && first(value[1:]) != ']'
 }
 
 func first(value []byte) byte {
-	if value = bytes.TrimLeft(value, " \t\r\n"); len(value) > 0 {
-		return value[0]
+	for _, c := range value {
+		if c != ' ' && c != '\t' && c != '\r' && c != '\n' {
+			return c
+		}
 	}
 	return 0
 }

@@ -46,16 +46,17 @@ func (p *Progress) Complete() bool {
 func (p *Progress) Event(name, data []byte) (f Failure, failed bool) {
 	switch p.Endpoint {
 	case Chat, Completions:
-		for key, value := range jsonscan.Members(data) {
+		c := jsonscan.Read(data)
+		for key := range c.Members() {
 			switch string(key) {
 			case "choices":
-				for choice := range jsonscan.Elements(value) {
-					p.choice(choice)
+				for range c.Elements() {
+					p.choice(&c)
 				}
 			case "error":
-				failed = failed || string(value) != "null"
+				failed = failed || string(c.Value()) != "null"
 			case "type", "object":
-				failed = failed || string(value) == `"error"`
+				failed = failed || string(c.Value()) == `"error"`
 			}
 		}
 	default:
@@ -77,17 +78,19 @@ func (p *Progress) Event(name, data []byte) (f Failure, failed bool) {
 	return f, failed
 }
 
-func (p *Progress) choice(choice []byte) {
+func (p *Progress) choice(c *jsonscan.Cursor) {
 	index, finished := uint64(0), false
-	for key, value := range jsonscan.Members(choice) {
+	for key := range c.Members() {
 		switch string(key) {
 		case "index":
+			value := c.Value()
 			if len(value) == 1 && value[0] >= '0' && value[0] <= '9' {
 				index = uint64(value[0] - '0')
 			} else if n, err := strconv.ParseUint(string(value), 10, 64); err == nil {
 				index = n
 			}
 		case "finish_reason":
+			value := c.Value()
 			finished = len(value) > 2 && value[0] == '"' // neither null nor ""
 		}
 	}

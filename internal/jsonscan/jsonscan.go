@@ -193,6 +193,13 @@ func (s *Scanner) Line(data []byte) (end int, err error) {
 			return i, nil
 		}
 		ph = inNext
+		if i < len(data) && data[i] == ',' { // nearly always
+			i++
+			ph = inValue
+			if s.object {
+				ph = inKey
+			}
+		}
 	}
 }
 
@@ -254,11 +261,11 @@ func scanString(data []byte, i int) (int, error) {
 	for {
 		for len(data)-i >= 8 {
 			w := binary.LittleEndian.Uint64(data[i:])
-			quote, slash := w^'"'*ones, w^'\\'*ones
-			// The high bit of a byte is set if it is a quote, a backslash or
-			// below 0x20. A borrow can also set it above such a byte, never
-			// below: the lowest is right.
-			m := ((w-0x20*ones)&^w | (quote-ones)&^quote | (slash-ones)&^slash) & highs
+			// The high bit of a byte is set if it is a backslash, or a quote or
+			// below 0x20, both of which are below 0x21 once a quote has changed
+			// places with the blank. A borrow can also set it above such a byte,
+			// never below: the lowest is right.
+			m := ((w ^ '\\'*ones - ones) | (w ^ ('"'^' ')*ones - 0x21*ones)) &^ w & highs
 			if m != 0 {
 				i += bits.TrailingZeros64(m) / 8
 				break
@@ -365,18 +372,62 @@ func scanDigits(data []byte, i int) (int, error) {
 // white space around it. It yields nothing if value is not an object. On
 // text that has not passed Check it stops somewhere.
 func Members(value []byte) iter.Seq2[[]byte, []byte] {
-	return func(yield func(key, value []byte) bool) { members(value, yield) }
+	return func(yield func(key, value []byte) bool) {
+		c := Read(value)
+		for key := range c.Members() {
+			if v := c.Value(); v == nil || !yield(key, v) {
+				return
+			}
+		}
+	}
 }
 
-func members(v []byte, yield func(key, value []byte) bool) {
-	i := skipSpace(v, 0)
+// Elements iterates over the elements of an array that has passed [Check],
+// each without the white space around it. It yields nothing if value is not
+// an array. On text that has not passed Check it stops somewhere.
+func Elements(value []byte) iter.Seq[[]byte] {
+	return func(yield func(value []byte) bool) {
+		c := Read(value)
+		for range c.Elements() {
+			if v := c.Value(); v == nil || !yield(v) {
+				return
+			}
+		}
+	}
+}
+
+// Cursor reads a text that has passed [Check] from front to back, however
+// deep: unlike [Members] of [Members] it passes over no byte twice. It stands
+// at a value, which one of its methods may read. On text that has not passed
+// Check it stops somewhere.
+type Cursor struct {
+	text []byte
+	at   int
+}
+
+// Read returns a Cursor that stands at the value that text is.
+func Read(text []byte) Cursor { return Cursor{text: text} }
+
+// Offset is where in its text the Cursor stands.
+func (c *Cursor) Offset() int { return c.at }
+
+// Members iterates over the keys of the object that the Cursor stands at, as
+// [Members] does. In the body of the loop it stands at the member's value, to
+// read it or leave it unread. It yields nothing, and stays where it is, if
+// the value is no object. A Cursor whose loop was left early is of no more use.
+func (c *Cursor) Members() iter.Seq[[]byte] {
+	return func(yield func(key []byte) bool) { c.members(yield) }
+}
+
+func (c *Cursor) members(yield func(key []byte) bool) {
+	v, i, ok := c.text, skipSpace(c.text, c.at), false
 	if i == len(v) || v[i] != '{' {
 		return
 	}
 	for {
 		i = skipSpace(v, i+1)
 		if i == len(v) || v[i] != '"' {
-			return
+			break
 		}
 		end, err := scanString(v, i+1)
 		if err != nil {
@@ -388,46 +439,89 @@ func members(v []byte, yield func(key, value []byte) bool) {
 			return
 		}
 		i = skipSpace(v, i+1)
-		end, ok := skipValue(v, i)
-		if !ok || !yield(key, v[i:end:end]) {
+		c.at = i
+		if !yield(key) {
 			return
 		}
-		i = skipSpace(v, end)
-		if i == len(v) || v[i] != ',' {
+		if i, ok = c.passed(i); !ok {
 			return
+		}
+		i = skipSpace(v, i)
+		if i == len(v) || v[i] != ',' {
+			break
 		}
 	}
+	c.at = min(i+1, len(v))
 }
 
-// Elements iterates over the elements of an array that has passed [Check],
-// each without the white space around it. It yields nothing if value is not
-// an array. On text that has not passed Check it stops somewhere.
-func Elements(value []byte) iter.Seq[[]byte] {
-	return func(yield func(value []byte) bool) { elements(value, yield) }
+// Elements does for an array what [Cursor.Members] does for an object.
+func (c *Cursor) Elements() func(yield func() bool) {
+	return func(yield func() bool) { c.elements(yield) }
 }
 
-func elements(v []byte, yield func(value []byte) bool) {
-	i := skipSpace(v, 0)
+func (c *Cursor) elements(yield func() bool) {
+	v, i, ok := c.text, skipSpace(c.text, c.at), false
 	if i == len(v) || v[i] != '[' {
 		return
 	}
 	for {
 		i = skipSpace(v, i+1)
-		end, ok := skipValue(v, i)
-		if !ok || !yield(v[i:end:end]) {
+		if i == len(v) || v[i] == ']' {
+			break
+		}
+		c.at = i
+		if !yield() {
 			return
 		}
-		i = skipSpace(v, end)
-		if i == len(v) || v[i] != ',' {
+		if i, ok = c.passed(i); !ok {
 			return
+		}
+		i = skipSpace(v, i)
+		if i == len(v) || v[i] != ',' {
+			break
 		}
 	}
+	c.at = min(i+1, len(v))
+}
+
+// passed returns the offset behind the value at i, which may have been read.
+func (c *Cursor) passed(i int) (end int, ok bool) {
+	if c.at != i {
+		return c.at, true
+	}
+	return skipValue(c.text, i)
+}
+
+// Value returns the value that the Cursor stands at and steps over it. It is
+// nil if there is none, which cannot be in a text that has passed Check.
+func (c *Cursor) Value() []byte {
+	start := skipSpace(c.text, c.at)
+	end, ok := skipValue(c.text, start)
+	if !ok {
+		return nil
+	}
+	c.at = end
+	return c.text[start:end:end]
 }
 
 // skipValue returns the offset behind the value that starts at i. It trusts
 // Check to have paired the brackets, and only counts them.
 func skipValue(v []byte, i int) (end int, ok bool) {
+	if i == len(v) {
+		return i, false
+	}
 	start, depth := i, 0
+	switch v[i] {
+	case '"':
+		end, err := scanString(v, i+1)
+		return end, err == nil
+	case '{', '[':
+	default:
+		for i < len(v) && v[i] > ' ' && v[i] != ',' && v[i] != ']' && v[i] != '}' {
+			i++
+		}
+		return i, i > start
+	}
 	for i < len(v) {
 		switch v[i] {
 		case '"':
@@ -435,32 +529,19 @@ func skipValue(v []byte, i int) (end int, ok bool) {
 			if err != nil {
 				return i, false
 			}
-			if depth == 0 {
-				return end, i == start
-			}
 			i = end
 			continue
 		case '{', '[':
-			if depth == 0 && i > start {
-				return i, false
-			}
 			depth++
 		case '}', ']':
-			if depth == 0 {
-				return i, i > start
-			}
 			depth--
 			if depth == 0 {
 				return i + 1, true
 			}
-		case ',', ':', ' ', '\t', '\r', '\n':
-			if depth == 0 {
-				return i, i > start
-			}
 		}
 		i++
 	}
-	return i, depth == 0 && i > start
+	return i, false
 }
 
 // Text returns the text of a JSON string, unescaped, and whether value is a

@@ -233,6 +233,51 @@ func TestMembersAndElements(t *testing.T) {
 	}
 }
 
+// A Cursor finds what Members of Members find, whatever of it is read and whatever is passed over.
+func TestCursorReadsDeepInOnePass(t *testing.T) {
+	doc := []byte(` { "a" : [ { "x" : 1 , "y" : [ ] } , [ [ ] , { } ] , "z" ] , "b" : { } , "c" : { "d" : "e" } , "f" : null } `)
+	var got []string
+	c := Read(doc)
+	for key := range c.Members() {
+		got = append(got, string(key))
+		switch string(key) {
+		case "a":
+			for range c.Elements() {
+				for key := range c.Members() {
+					got = append(got, string(key))
+					if string(key) == "x" {
+						got = append(got, string(c.Value()))
+						require.Equal(t, "1", string(doc[c.Offset()-1:c.Offset()]))
+					}
+				}
+			}
+		case "b", "f":
+			for range c.Elements() {
+				t.Error("no array")
+			}
+			for range c.Members() {
+				t.Error("nothing in it")
+			}
+		}
+	}
+	require.Equal(t, []string{"a", "x", "1", "y", "b", "c", "f"}, got)
+	require.Equal(t, len(doc)-1, c.Offset())
+	require.Nil(t, c.Value(), "there is no other")
+}
+
+// stringValues finds each string value in a text, if that has passed Check.
+func stringValues(c *Cursor, found func(start, end int)) {
+	for range c.Members() {
+		stringValues(c, found)
+	}
+	for range c.Elements() {
+		stringValues(c, found)
+	}
+	if v := c.Value(); len(v) > 0 && v[0] == '"' {
+		found(c.Offset()-len(v), c.Offset())
+	}
+}
+
 // A caller that appends to what it was given must not write into the rest.
 func TestSlicesAreCapped(t *testing.T) {
 	doc := []byte(`{"a":[1,2]}`)
@@ -277,6 +322,13 @@ func TestNothingAllocates(t *testing.T) {
 			n += len(k)
 			for e := range Elements(v) {
 				n += len(e)
+			}
+		}
+		c := Read(doc)
+		for k := range c.Members() {
+			n += len(k)
+			for range c.Elements() {
+				n += len(c.Value())
 			}
 		}
 	}))
@@ -349,6 +401,12 @@ func FuzzMembers(f *testing.F) {
 		if max(inMembers, inElements) > len(data) {
 			t.Fatalf("%q: more than there is", data)
 		}
+		c := Read(data)
+		stringValues(&c, func(start, end int) {
+			if start < 0 || end > len(data) || start >= end {
+				t.Fatalf("%q: %d to %d", data, start, end)
+			}
+		})
 		s, ok := Text(data)
 		var want *string
 		if err := json.Unmarshal(data, &want); ok && (err != nil || want == nil || *want != s) {
