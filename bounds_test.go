@@ -31,6 +31,36 @@ func TestIdleTimerIsSetAnewForEachEvent(t *testing.T) {
 	})
 }
 
+// Events that come together are read one by one, as slowly as the reader likes; then comes the one wait that is bounded.
+func TestSilenceAfterBufferedEventsIsBoundedFromItsFirstWait(t *testing.T) {
+	together := aiguardtest.Bytes(strings.Repeat("data: "+hello+"\n\n", 4))
+	for name, reply := range map[string]aiguardtest.Reply{
+		"silence":             aiguardtest.HangAfter(together),
+		"comments":            every(time.Second, ": ping\n\n", hello, hello, hello, hello),
+		"half an event":       aiguardtest.HangAfter(aiguardtest.Bytes(strings.Repeat("data: "+hello+"\n\n", 4) + `data: {"id":"1",`)),
+		"parts of an event":   every(time.Second, "data: 1\n", hello, hello, hello, hello),
+		"events without data": every(time.Second, "data:\n\n", hello, hello, hello, hello),
+	} {
+		t.Run(name, func(t *testing.T) {
+			inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+				srv.SetDefault(reply)
+				s, err := c.CreateChatCompletionStream(t.Context(), chatRequest)
+				require.NoError(t, err)
+				defer s.Close()
+				for range 4 {
+					_, err := s.Recv()
+					require.NoError(t, err)
+					time.Sleep(time.Minute)
+				}
+				start := time.Now()
+				_, err = s.Recv()
+				took(t, start, 30*time.Second)
+				require.Equal(t, "stream_idle", facts(t, err, aiguard.ErrTimeout).Phase)
+			})
+		})
+	}
+}
+
 func TestCallersDeadlineInTheQueueIsTheirOwn(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{MaxConcurrent: 1}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
 		srv.SetDefault(aiguardtest.After(20*time.Second, aiguardtest.Text("Hello!")))

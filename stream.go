@@ -31,6 +31,7 @@ type stream struct {
 
 	progress answer.Progress
 	any      bool   // an event has come
+	await    bool   // the next fetch begins a wait of the reader
 	out      []byte // what the reader has not fetched yet
 	buf      []byte // out's memory
 	err      error  // what follows out
@@ -59,8 +60,14 @@ func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 // errTooMuch is fetch's: the body is over MaxResponseBytes.
 var errTooMuch = errors.New("aiguard: over MaxResponseBytes")
 
-// fetch reads the provider's bytes and counts them, and the buffers they go to.
+// fetch reads the provider's bytes and counts them, and the buffers they go to. It begins the reader's wait, once: what
+// comes may be comments, which are not progress.
 func (s *stream) fetch(p []byte) (int, error) {
+	if s.await {
+		s.await = false
+		s.reading.Store(true)
+		s.w.wait()
+	}
 	if s.events != nil {
 		if size := s.events.Size() + cap(s.buf); size > s.sized {
 			if !s.held.grow(s.w, int64(size)) {
@@ -137,7 +144,18 @@ func (s *stream) refused() error {
 	return s.x.invalid(s.resp)
 }
 
-// Read hands on whole events, or bytes. While it waits for the next one the idle bound runs.
+// arrived ends the reader's wait, if fetch began one.
+func (s *stream) arrived() {
+	if s.await {
+		s.await = false
+		return
+	}
+	s.w.arrived()
+	s.reading.Store(false)
+}
+
+// Read hands on whole events, or bytes. While it waits for the next one the idle bound runs; one that has come with
+// others before it needs no wait.
 func (s *stream) Read(p []byte) (int, error) {
 	if s.closed.Load() {
 		return 0, http.ErrBodyReadAfterClose
@@ -146,11 +164,9 @@ func (s *stream) Read(p []byte) (int, error) {
 		return s.readBytes(p)
 	}
 	if len(s.out) == 0 && s.err == nil && len(p) > 0 {
-		s.reading.Store(true)
-		s.w.wait()
+		s.await = true
 		s.next()
-		s.w.arrived()
-		s.reading.Store(false)
+		s.arrived()
 		if s.err != nil {
 			s.err = s.finish(s.err)
 		}
@@ -167,11 +183,9 @@ func (s *stream) readBytes(p []byte) (int, error) {
 	if s.err != nil {
 		return 0, s.err
 	}
-	s.reading.Store(true)
-	s.w.wait()
+	s.await = true
 	n, err := s.fetch(p)
-	s.w.arrived()
-	s.reading.Store(false)
+	s.arrived()
 	if err != nil {
 		s.err = s.finish(s.ending(err))
 		return n, s.err
