@@ -214,25 +214,35 @@ func (s *stream) next() {
 		s.settle()
 		return
 	}
+	if !ev.Like || len(ev.Name) > 0 { // else it is as good as the event before it
+		if s.err = s.judge(ev); s.err != nil {
+			return
+		}
+	}
+	s.write(ev)
+	if s.progress.Terminal() {
+		s.settle()
+	}
+}
+
+// judge makes an event part of the answer, or says what is wrong with it.
+func (s *stream) judge(ev sse.Event) error {
 	if e := s.flaw(ev); e != nil {
-		s.err = e
-		return
+		return e
 	}
 	if f, failed := s.progress.Event(ev.Name, ev.Data); failed {
-		s.err = s.x.failed(s.resp, f, ErrUnavailable)
-		return
+		return s.x.failed(s.resp, f, ErrUnavailable)
 	}
 	if s.x.guard.cfg.OnEvent != nil && bytes.Contains(ev.Data, []byte(`"usage"`)) {
 		if in, out := answer.Usage(ev.Data); in != 0 || out != 0 {
 			s.usage.Store(&Usage{Input: in, Output: out})
 		}
 	}
+	start, end := s.progress.Text()
+	s.events.Learn(ev, start, end)
 	s.any = true
 	s.whole.Store(s.progress.Complete())
-	s.write(ev)
-	if s.progress.Terminal() {
-		s.settle()
-	}
+	return nil
 }
 
 // flaw is what is wrong with an event that should be a JSON object. Endpoints we don't know may send other text.

@@ -139,6 +139,7 @@ func TestManyPingsThenAGoodAnswer(t *testing.T) {
 
 func TestEndOfStream(t *testing.T) {
 	second := strings.ReplaceAll(hello, `"index":0`, `"index":1`)
+	text := func(s string) string { return strings.ReplaceAll(hello, "Hello", s) } // like hello but for that
 	for _, tc := range []struct {
 		name  string
 		reply aiguardtest.Reply
@@ -155,6 +156,7 @@ func TestEndOfStream(t *testing.T) {
 		{"usage last", aiguardtest.Events(hello, finished, `{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}`, "[DONE]"), "", "Hello"},
 		{"CRLF", aiguardtest.Bytes("data: " + hello + "\r\n\r\ndata: " + finished + "\r\n\r\ndata: [DONE]\r\n\r\n"), "", "Hello"},
 		{"JSON over lines", aiguardtest.Bytes("data: {\"choices\":\ndata: [{\"delta\":{\"content\":\"Hello\"},\ndata: \"finish_reason\":\"stop\"}]}\n\n"), "", "Hello"},
+		{"text like JSON", aiguardtest.Events(hello, text(`\"},\"error\":{`), text(`\\`), text(""), text("日本"), finished), "", `Hello"},"error":{\日本`},
 		{"as text/plain", func(w http.ResponseWriter, r *aiguardtest.Request) {
 			_, _ = io.WriteString(w, "data: "+hello+"\n\ndata: "+finished+"\n\n")
 		}, "", "Hello"},
@@ -169,6 +171,9 @@ func TestEndOfStream(t *testing.T) {
 		{"only done", aiguardtest.Events("[DONE]"), aiguard.ErrInvalidResponse, ""},
 		{"malformed event", aiguardtest.Events(hello, "{]", finished), aiguard.ErrInvalidResponse, "Hello"},
 		{"junk behind the event", aiguardtest.Events(hello, hello+"x", finished), aiguard.ErrInvalidResponse, "Hello"},
+		{"malformed text", aiguardtest.Events(hello, text(`\x`), finished), aiguard.ErrInvalidResponse, "Hello"},
+		{"text that ends early", aiguardtest.Events(hello, text(`"`), finished), aiguard.ErrInvalidResponse, "Hello"},
+		{"junk behind the text", aiguardtest.Events(hello, text("x")+"x", finished), aiguard.ErrInvalidResponse, "Hello"},
 		{"text event", aiguardtest.Events(hello, "oops", finished), aiguard.ErrInvalidResponse, "Hello"},
 		{"JSON", aiguardtest.JSON(200, hello), aiguard.ErrInvalidResponse, ""},
 		{"JSON error", aiguardtest.JSON(200, `{"error":{"message":"x","code":"rate_limit_exceeded"}}`), aiguard.ErrRateLimited, ""},
@@ -184,6 +189,7 @@ func TestEndOfStream(t *testing.T) {
 		{"error text", aiguardtest.Events(hello, `{"error":"overloaded"}`), aiguard.ErrUnavailable, "Hello"},
 		{"error event of text", aiguardtest.Bytes("data: "+hello+"\n\n", "event: error\ndata: overloaded\n\n"), aiguard.ErrUnavailable, "Hello"},
 		{"error as bare JSON", aiguardtest.Bytes("data: "+hello+"\n\n", "{\n  \"error\": {\n    \"code\": \"rate_limit_exceeded\"\n  }\n}\n"), aiguard.ErrRateLimited, "Hello"},
+		{"error in the name of an event like others", aiguardtest.Bytes("data: "+hello+"\n\n", "event: error\ndata: "+text("x")+"\n\n"), aiguard.ErrUnavailable, "Hello"},
 		{"numeric code", aiguardtest.Events(hello, `{"error":{"message":"x","code":429}}`), aiguard.ErrRateLimited, "Hello"},
 
 		{"line too long", aiguardtest.Bytes("data: "+hello+"\n\n", "data: \""+strings.Repeat("x", 1<<20)), aiguard.ErrResponseTooLarge, "Hello"},

@@ -1,6 +1,7 @@
 package answer
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -158,6 +159,31 @@ func TestProgressKnowsTheEnd(t *testing.T) {
 	require.Equal(t, &Failure{Code: "server_error"}, p.Failed())
 }
 
+func TestProgressKnowsWhereTheTextIs(t *testing.T) {
+	for _, tc := range []struct {
+		endpoint Endpoint
+		event    string
+		text     string // "": there is none
+	}{
+		{Chat, `{"choices":[{"index":0,"delta":{"role":"assistant","content":"Hi \"you\""},"finish_reason":null}],"usage":null}`, `"Hi \"you\""`},
+		{Chat, ` { "choices" : [ { "delta" : { "content" : "" } } ] } `, `""`},
+		{Chat, `{"choices":[{"delta":{"content":"one"}},{"delta":{"content":"two"}}]}`, `"two"`},
+		{Completions, `{"choices":[{"text":" word","index":0}]}`, `" word"`},
+		{Chat, `{"choices":[{"delta":{"content":null}}]}`, ""},
+		{Chat, `{"choices":[{"delta":{"content":["x"]}}]}`, ""},
+		{Chat, `{"choices":[{"delta":"content","finish_reason":"stop"}]}`, ""},
+		{Chat, `{"delta":{"content":"x"},"text":"x"}`, ""},
+		{Chat, `{"choices":[{"delta":{"content":`, ""},
+		{Responses, `{"type":"response.output_text.delta","delta":"x"}`, ""},
+	} {
+		p := Progress{Endpoint: tc.endpoint}
+		p.Event(nil, []byte(`{"choices":[{"delta":{"content":"the one before"}}]}`))
+		p.Event(nil, []byte(tc.event))
+		start, end := p.Text()
+		require.Equal(t, tc.text, tc.event[start:end], tc.event)
+	}
+}
+
 func TestProgressAllocatesNothing(t *testing.T) {
 	p := Progress{Endpoint: Chat}
 	ev := []byte(`{"id":"chatcmpl-1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"Hello"},"finish_reason":null}]}`)
@@ -170,6 +196,8 @@ func FuzzAnswer(f *testing.F) {
 	f.Add([]byte(`[[{"error":"x"}]]`), 0)
 	f.Fuzz(func(t *testing.T, body []byte, endpoint int) {
 		e := Endpoint(uint(endpoint) % uint(Audio+1))
+		broken := Progress{Endpoint: e}
+		broken.Event([]byte("error"), body) // whatever it is
 		if _, err := jsonscan.Check(body, jsonscan.Limits{Containers: 1000, Depth: 50}); err != nil {
 			return
 		}
@@ -183,6 +211,14 @@ func FuzzAnswer(f *testing.F) {
 		p := Progress{Endpoint: e}
 		p.Event(nil, body)
 		p.Complete()
+		if start, end := p.Text(); end > 0 {
+			_, ok := jsonscan.Text(body[start:end])
+			require.True(t, ok)
+			again := p
+			again.Event(nil, slices.Concat(body[:start], []byte(`"other"`), body[end:]))
+			again.end = p.end
+			require.Equal(t, p, again, "whatever the text says")
+		}
 	})
 }
 

@@ -15,6 +15,7 @@ type Progress struct {
 	failed         *Failure  // the last event says that the answer failed
 	seen, finished [2]uint64 // choices, by index
 	overflow       bool      // a choice beyond what seen can hold: only [DONE] tells
+	start, end     int       // what Text returns
 }
 
 // Done notes the [DONE] mark.
@@ -41,9 +42,14 @@ func (p *Progress) Complete() bool {
 	return true
 }
 
+// Text is where in the data of the last event the answer's text was, a string with its quotes. The end is 0 if there was
+// none. Another event that differs only in that text makes no difference to Progress.
+func (p *Progress) Text() (start, end int) { return p.start, p.end }
+
 // Event reads one event's name and JSON data (checked by jsonscan). failed means that the event is the
 // provider's error f and no part of the answer.
 func (p *Progress) Event(name, data []byte) (f Failure, failed bool) {
+	p.start, p.end = 0, 0
 	switch p.Endpoint {
 	case Chat, Completions:
 		c := jsonscan.Read(data)
@@ -92,6 +98,14 @@ func (p *Progress) choice(c *jsonscan.Cursor) {
 		case "finish_reason":
 			value := c.Value()
 			finished = len(value) > 2 && value[0] == '"' // neither null nor ""
+		case "text": // of a completion
+			p.text(c)
+		case "delta":
+			for key := range c.Members() {
+				if string(key) == "content" {
+					p.text(c)
+				}
+			}
 		}
 	}
 	if index >= 128 {
@@ -102,5 +116,11 @@ func (p *Progress) choice(c *jsonscan.Cursor) {
 	p.seen[word] |= bit
 	if finished {
 		p.finished[word] |= bit
+	}
+}
+
+func (p *Progress) text(c *jsonscan.Cursor) {
+	if value := c.Value(); first(value) == '"' {
+		p.start, p.end = c.Offset()-len(value), c.Offset()
 	}
 }

@@ -94,6 +94,12 @@ var streams = []struct {
 // describe reads r to its end. An event is its data with | for line ends,
 // then /offset, done or what is wrong with it.
 func describe(t testing.TB, r *Reader) string {
+	return describeLearning(t, r, func(Event) (int, int) { return 0, 0 })
+}
+
+// describeLearning does that with a Reader that learns the string that text
+// finds in each event. It must make no difference.
+func describeLearning(t testing.TB, r *Reader, text func(Event) (start, end int)) string {
 	var out []string
 	for {
 		ev, err := r.Next()
@@ -113,6 +119,10 @@ func describe(t testing.TB, r *Reader) string {
 			if err == nil {
 				require.Equal(t, end, ev.End, "%q", ev.Data)
 			}
+		}
+		if !ev.Like {
+			start, end := text(ev)
+			r.Learn(ev, start, end)
 		}
 		s := strings.ReplaceAll(string(ev.Data), "\n", "|")
 		if ev.Name != nil {
@@ -181,6 +191,58 @@ func TestStreams(t *testing.T) {
 				require.Equal(t, c.want, describe(t, r), "split at %d", i)
 			}
 		})
+	}
+}
+
+// lastString is the last member of an object, if that is a string.
+func lastString(ev Event) (start, end int) {
+	if ev.Err == nil && !ev.Done {
+		c := jsonscan.Read(ev.Data)
+		for range c.Members() {
+			start, end = 0, 0
+			if v := c.Value(); len(v) > 0 && v[0] == '"' {
+				start, end = c.Offset()-len(v), c.Offset()
+			}
+		}
+	}
+	return start, end
+}
+
+func TestEventsThatAreAlikeAreToldFromThoseThatOnlyLookIt(t *testing.T) {
+	for _, c := range []struct {
+		in   string
+		like string // of each event, whether it is like what was learned
+		want string
+	}{
+		{"data: {\"a\":\"x\"}\n\ndata: {\"a\":\"\"}\n\ndata: {\"a\":\"y\\\"\"}\n", "nyy", `{"a":"x"} /9; {"a":""} /8; {"a":"y\""} /11; EOF`},
+		{"data: {\"a\":\"x\"}\ndata:  {\"a\":\"y\"} \r\nevent: e\ndata:{\"a\":\"z\"}\n", "nyy", `{"a":"x"} /9; {"a":"y"} /9; e: {"a":"z"} /9; EOF`},
+		{"data: {\"a\":\"x\"}\n{\"a\":\"y\"}\n", "ny", `{"a":"x"} /9; {"a":"y"} /9; EOF`},
+		{"data: {\"a\":\"x\"}\ndata: {\"a\":\"\\x\"}\n\n", "nn", `{"a":"x"} /9; {"a":"\x"} syntax; EOF`},
+		{"data: {\"a\":\"x\"}\ndata: {\"a\":\"y\"} z\n\n", "nn", `{"a":"x"} /9; {"a":"y"} z /9; EOF`},
+		{"data: {\"a\":\"x\"}\ndata: {\"a\":\"y\ndata: {\"a\":\"z\"}\n\n", "nn", `{"a":"x"} /9; {"a":"y|{"a":"z"} syntax; EOF`},
+		{"data: {\"a\":\"x\"}\ndata: {\"a\":\ndata: {\"a\":\"z\"}\ndata: }\n", "nn", `{"a":"x"} /9; {"a":|{"a":"z"}|} /17; EOF`},
+		{"data: {\"a\":\"x\"}\ndata: {\"a\":1}\ndata: {\"a\":\"x\"}\n", "nnn", `{"a":"x"} /9; {"a":1} /7; {"a":"x"} /9; EOF`},
+		{"data: {\"a\":\"x\"} z\n\ndata: {\"a\":\"x\"} z\n\n", "nn", `{"a":"x"} z /9; {"a":"x"} z /9; EOF`},
+		{"data: {\"a\":\ndata: \"x\"}\ndata: {\"a\":\ndata: \"x\"}\n", "nn", `{"a":|"x"} /10; {"a":|"x"} /10; EOF`},
+	} {
+		like := ""
+		r := NewReader(strings.NewReader(c.in), testMax, testLim)
+		for {
+			ev, err := r.Next()
+			if err != nil {
+				break
+			}
+			if ev.Like {
+				like += "y"
+				continue
+			}
+			like += "n"
+			start, end := lastString(ev)
+			r.Learn(ev, start, end)
+		}
+		require.Equal(t, c.like, like, c.in)
+		require.Equal(t, c.want, describeLearning(t, NewReader(strings.NewReader(c.in), testMax, testLim), lastString), c.in)
+		require.Equal(t, c.want, describe(t, NewReader(strings.NewReader(c.in), testMax, testLim)), c.in)
 	}
 }
 
@@ -333,6 +395,7 @@ func FuzzReader(f *testing.F) {
 			f.Add([]byte(c.in), uint64(i)*0x9E3779B97F4A7C15, 10*i)
 		}
 	}
+	f.Add([]byte("data: {\"a\":\"x\"}\ndata: {\"a\":\"y\\\"\"}\ndata: {\"a\":\"\\x\"}\n\n"), uint64(1), 100)
 	f.Fuzz(func(t *testing.T, in []byte, splits uint64, maxLine int) {
 		maxLine = 1 + (maxLine&0xFFFF)%300
 		want := describe(t, NewReader(bytes.NewReader(in), maxLine, testLim))
@@ -348,6 +411,9 @@ func FuzzReader(f *testing.F) {
 		if got := describe(t, r); got != want {
 			t.Fatalf("in pieces: %s\nat once: %s", got, want)
 		}
+		if got := describeLearning(t, NewReader(bytes.NewReader(in), maxLine, testLim), lastString); got != want {
+			t.Fatalf("learning: %s\nnot: %s", got, want)
+		}
 		if held(r) > 2*maxLine+64<<10 {
 			t.Fatalf("%d bytes held", held(r))
 		}
@@ -355,13 +421,22 @@ func FuzzReader(f *testing.F) {
 }
 
 func BenchmarkNext(b *testing.B) {
-	text := `data: {"id":"chatcmpl-9xKQm2wVbTz0","object":"chat.completion.chunk","created":1712345678,"model":"gpt-4o-mini-2024-07-18","system_fingerprint":"fp_0123456789","choices":[{"index":0,"delta":{"content":" The answer"},"logprobs":null,"finish_reason":null}]}` + "\n\n"
-	r := NewReader(endless(1<<60, "", text), 1<<20, jsonscan.Limits{Containers: 100_000, Depth: 100})
-	b.SetBytes(int64(len(text)))
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := r.Next(); err != nil {
-			b.Fatal(err)
-		}
+	text := `data: {"id":"chatcmpl-9xKQm2wVbTz0","object":"chat.completion.chunk","created":1712345678,"model":"gpt-4o-mini-2024-07-18","choices":[{"index":0,"finish_reason":null}],"text":" The answer"}` + "\n\n"
+	for _, learn := range []bool{false, true} {
+		b.Run(fmt.Sprintf("learn=%t", learn), func(b *testing.B) {
+			r := NewReader(endless(1<<60, "", text), 1<<20, jsonscan.Limits{Containers: 100_000, Depth: 100})
+			b.SetBytes(int64(len(text)))
+			b.ReportAllocs()
+			for b.Loop() {
+				ev, err := r.Next()
+				if err != nil {
+					b.Fatal(err)
+				}
+				if learn && !ev.Like {
+					start, end := lastString(ev)
+					r.Learn(ev, start, end)
+				}
+			}
+		})
 	}
 }
