@@ -238,8 +238,7 @@ func (s *stream) judge(ev sse.Event) error {
 			s.usage.Store(&Usage{Input: in, Output: out})
 		}
 	}
-	start, end := s.progress.Text()
-	s.events.Learn(ev, start, end)
+	s.events.Learn(ev, s.progress.Free())
 	s.any = true
 	s.whole.Store(s.progress.Complete())
 	return nil

@@ -21,7 +21,6 @@ import (
 const (
 	model     = "gpt-4o-mini"
 	answerIs  = "Paris is the capital of France."
-	deltaIs   = " word"
 	memoryURL = "http://fake.openai/v1"
 )
 
@@ -42,13 +41,21 @@ var (
 		`"usage":{"prompt_tokens":50,"completion_tokens":7,"total_tokens":57},"system_fingerprint":"fp_1"}`
 )
 
-// sse is a stream of so many events that carry text.
+// sse is a stream of so many events that carry text: as OpenAI's, each with other text, and with padding that hides how
+// long that is.
 func sse(events int) string {
-	event := func(delta, finish string) string {
-		return `data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1754000000,"model":"gpt-4o-mini-2024-07-18",` +
-			`"system_fingerprint":"fp_1","choices":[{"index":0,"delta":` + delta + `,"logprobs":null,"finish_reason":` + finish + "}]}\n\n"
+	var b strings.Builder
+	event := func(delta, finish, padding string) {
+		b.WriteString(`data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1754000000,"model":"gpt-4o-mini-2024-07-18",` +
+			`"system_fingerprint":"fp_1","choices":[{"index":0,"delta":` + delta + `,"logprobs":null,"finish_reason":` + finish + `}],` +
+			`"obfuscation":"` + padding + "\"}\n\n")
 	}
-	return strings.Repeat(event(`{"content":"`+deltaIs+`"}`, "null"), events) + event("{}", `"stop"`) + "data: [DONE]\n\n"
+	for i := range events {
+		word := fmt.Sprint(" word", i*i)
+		event(`{"content":"`+word+`"}`, "null", "0123456789abcdef"[len(word):])
+	}
+	event("{}", `"stop"`, "0123456789")
+	return b.String() + "data: [DONE]\n\n"
 }
 
 // chat makes one call.
@@ -125,7 +132,7 @@ func newStream(tb testing.TB, name string, base http.RoundTripper, url string) f
 			stream := client.Chat.Completions.NewStreaming(ctx, officialRequest)
 			defer stream.Close()
 			for stream.Next() {
-				if stream.Current().Choices[0].Delta.Content == deltaIs {
+				if stream.Current().Choices[0].Delta.Content != "" {
 					events++
 				}
 			}
@@ -146,7 +153,7 @@ func newStream(tb testing.TB, name string, base http.RoundTripper, url string) f
 			if err != nil {
 				return events, err
 			}
-			if event.Choices[0].Delta.Content == deltaIs {
+			if event.Choices[0].Delta.Content != "" {
 				events++
 			}
 		}

@@ -159,28 +159,32 @@ func TestProgressKnowsTheEnd(t *testing.T) {
 	require.Equal(t, &Failure{Code: "server_error"}, p.Failed())
 }
 
-func TestProgressKnowsWhereTheTextIs(t *testing.T) {
+func TestProgressKnowsWhichStringsAreFree(t *testing.T) {
 	for _, tc := range []struct {
 		endpoint Endpoint
 		event    string
-		text     string // "": there is none
+		free     []string
 	}{
-		{Chat, `{"choices":[{"index":0,"delta":{"role":"assistant","content":"Hi \"you\""},"finish_reason":null}],"usage":null}`, `"Hi \"you\""`},
-		{Chat, ` { "choices" : [ { "delta" : { "content" : "" } } ] } `, `""`},
-		{Chat, `{"choices":[{"delta":{"content":"one"}},{"delta":{"content":"two"}}]}`, `"two"`},
-		{Completions, `{"choices":[{"text":" word","index":0}]}`, `" word"`},
-		{Chat, `{"choices":[{"delta":{"content":null}}]}`, ""},
-		{Chat, `{"choices":[{"delta":{"content":["x"]}}]}`, ""},
-		{Chat, `{"choices":[{"delta":"content","finish_reason":"stop"}]}`, ""},
-		{Chat, `{"delta":{"content":"x"},"text":"x"}`, ""},
-		{Chat, `{"choices":[{"delta":{"content":`, ""},
-		{Responses, `{"type":"response.output_text.delta","delta":"x"}`, ""},
+		{Chat, `{"choices":[{"index":0,"delta":{"role":"assistant","content":"Hi \"you\""},"finish_reason":null}],"usage":null}`, []string{`"Hi \"you\""`}},
+		{Chat, ` { "choices" : [ { "delta" : { "content" : "" } } ] , "obfuscation" : "x" } `, []string{`""`, `"x"`}},
+		{Chat, `{"choices":[{"delta":{"content":"one"}},{"delta":{"content":"two"}}],"obfuscation":"x"}`, []string{`"one"`, `"two"`}},
+		{Chat, `{"choices":[{"delta":{"reasoning_content":"hm"}}]}`, []string{`"hm"`}},
+		{Completions, `{"choices":[{"text":" word","index":0}]}`, []string{`" word"`}},
+		{Chat, `{"choices":[{"delta":{"content":null}}],"obfuscation":1}`, nil},
+		{Chat, `{"choices":[{"delta":{"content":["x"]}}]}`, nil},
+		{Chat, `{"choices":[{"delta":"content","finish_reason":"stop"}]}`, nil},
+		{Chat, `{"delta":{"content":"x"},"text":"x"}`, nil},
+		{Chat, `{"choices":[{"delta":{"content":`, nil},
+		{Responses, `{"type":"response.output_text.delta","delta":"x"}`, nil},
 	} {
 		p := Progress{Endpoint: tc.endpoint}
 		p.Event(nil, []byte(`{"choices":[{"delta":{"content":"the one before"}}]}`))
 		p.Event(nil, []byte(tc.event))
-		start, end := p.Text()
-		require.Equal(t, tc.text, tc.event[start:end], tc.event)
+		var free []string
+		for _, s := range p.Free() {
+			free = append(free, tc.event[s.Start:s.End])
+		}
+		require.Equal(t, tc.free, free, tc.event)
 	}
 }
 
@@ -211,12 +215,12 @@ func FuzzAnswer(f *testing.F) {
 		p := Progress{Endpoint: e}
 		p.Event(nil, body)
 		p.Complete()
-		if start, end := p.Text(); end > 0 {
-			_, ok := jsonscan.Text(body[start:end])
+		for _, free := range p.Free() {
+			_, ok := jsonscan.Text(body[free.Start:free.End])
 			require.True(t, ok)
 			again := p
-			again.Event(nil, slices.Concat(body[:start], []byte(`"other"`), body[end:]))
-			again.end = p.end
+			again.Event(nil, slices.Concat(body[:free.Start], []byte(`"other"`), body[free.End:]))
+			again.free = p.free
 			require.Equal(t, p, again, "whatever the text says")
 		}
 	})

@@ -15,7 +15,8 @@ type Progress struct {
 	failed         *Failure  // the last event says that the answer failed
 	seen, finished [2]uint64 // choices, by index
 	overflow       bool      // a choice beyond what seen can hold: only [DONE] tells
-	start, end     int       // what Text returns
+	free           [jsonscan.MaxFree]jsonscan.Span
+	nFree          int
 }
 
 // Done notes the [DONE] mark.
@@ -42,14 +43,14 @@ func (p *Progress) Complete() bool {
 	return true
 }
 
-// Text is where in the data of the last event the answer's text was, a string with its quotes. The end is 0 if there was
-// none. Another event that differs only in that text makes no difference to Progress.
-func (p *Progress) Text() (start, end int) { return p.start, p.end }
+// Free is where in the data of the last event there were strings that may say anything: the answer's text, and OpenAI's
+// padding of it. Another event that differs only in these makes no difference to Progress.
+func (p *Progress) Free() []jsonscan.Span { return p.free[:p.nFree] }
 
 // Event reads one event's name and JSON data (checked by jsonscan). failed means that the event is the
 // provider's error f and no part of the answer.
 func (p *Progress) Event(name, data []byte) (f Failure, failed bool) {
-	p.start, p.end = 0, 0
+	p.nFree = 0
 	switch p.Endpoint {
 	case Chat, Completions:
 		c := jsonscan.Read(data)
@@ -59,6 +60,8 @@ func (p *Progress) Event(name, data []byte) (f Failure, failed bool) {
 				for range c.Elements() {
 					p.choice(&c)
 				}
+			case "obfuscation":
+				p.isFree(&c)
 			case "error":
 				failed = failed || string(c.Value()) != "null"
 			case "type", "object":
@@ -99,11 +102,12 @@ func (p *Progress) choice(c *jsonscan.Cursor) {
 			value := c.Value()
 			finished = len(value) > 2 && value[0] == '"' // neither null nor ""
 		case "text": // of a completion
-			p.text(c)
+			p.isFree(c)
 		case "delta":
 			for key := range c.Members() {
-				if string(key) == "content" {
-					p.text(c)
+				switch string(key) {
+				case "content", "reasoning_content":
+					p.isFree(c)
 				}
 			}
 		}
@@ -119,8 +123,10 @@ func (p *Progress) choice(c *jsonscan.Cursor) {
 	}
 }
 
-func (p *Progress) text(c *jsonscan.Cursor) {
-	if value := c.Value(); first(value) == '"' {
-		p.start, p.end = c.Offset()-len(value), c.Offset()
+// isFree notes the string that comes next, if it is one, and as many as a Template takes.
+func (p *Progress) isFree(c *jsonscan.Cursor) {
+	if value := c.Value(); first(value) == '"' && p.nFree < len(p.free) {
+		p.free[p.nFree] = jsonscan.Span{Start: c.Offset() - len(value), End: c.Offset()}
+		p.nFree++
 	}
 }

@@ -5,37 +5,58 @@ import "bytes"
 // maxTemplate bounds what a Template holds on to.
 const maxTemplate = 4 << 10
 
-// Template recognizes texts that differ from a known one only in what one of
-// its strings says: the chunks of an answer are like that, thousands of them.
-// Whatever [Check] and a [Cursor] would find in such a text but for that
-// string, they have found in the known one already. The zero Template knows
+// MaxFree is how many strings of a Template may say something else: the text
+// of a chunk, and the random "obfuscation" beside it by which OpenAI hides how
+// long that is.
+const MaxFree = 2
+
+// Span is a string value in a text, quotes included.
+type Span struct{ Start, End int }
+
+// Template recognizes texts that differ from a known one only in what some of
+// its strings say: the chunks of an answer are like that, thousands of them.
+// Whatever [Check] and a [Cursor] would find in such a text but for those
+// strings, they have found in the known one already. The zero Template knows
 // none, and it allocates only to learn a longer one.
 type Template struct {
-	text       []byte
-	start, end int // the string, quotes included
+	text []byte
+	free [MaxFree]Span
+	n    int
 }
 
 // Learn makes text, which has passed Check up to its end, the known one, if it
-// is not long. text[start:end] must be a string value in it.
-func (t *Template) Learn(text []byte, start, end int) {
+// is not long. The strings that are free, at least one and MaxFree at the most,
+// must be values in it, in order.
+func (t *Template) Learn(text []byte, free []Span) {
 	t.Forget()
 	if len(text) <= maxTemplate {
 		t.text = append(t.text, text...)
-		t.start, t.end = start, end
+		t.n = copy(t.free[:], free)
 	}
 }
 
 // Forget makes t know no text.
 func (t *Template) Forget() { t.text = t.text[:0] }
 
-// Fits reports whether text is the known one with some other string in that
-// place, or with the same.
+// Fits reports whether text is the known one with some other string in those
+// places, or with the same.
 func (t *Template) Fits(text []byte) bool {
-	if len(t.text) == 0 || !bytes.HasPrefix(text, t.text[:t.start+1]) || !bytes.HasSuffix(text, t.text[t.end-1:]) {
+	if len(t.text) == 0 {
 		return false
 	}
-	end, err := scanString(text, t.start+1)
-	return err == nil && len(text)-end == len(t.text)-t.end
+	from := 0
+	for _, s := range t.free[:t.n] {
+		before := t.text[from : s.Start+1]
+		if !bytes.HasPrefix(text, before) {
+			return false
+		}
+		end, err := scanString(text, len(before))
+		if err != nil {
+			return false
+		}
+		text, from = text[end:], s.End
+	}
+	return bytes.Equal(text, t.text[from:])
 }
 
 // Size returns how many bytes the Template holds on to.

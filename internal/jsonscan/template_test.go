@@ -12,8 +12,7 @@ func TestTemplateFitsWhatDiffersInItsStringOnly(t *testing.T) {
 	var tpl Template
 	require.False(t, tpl.Fits(nil), "it knows nothing yet")
 	require.False(t, tpl.Fits([]byte(known)))
-	start := strings.Index(known, `"old`)
-	tpl.Learn([]byte(known), start, strings.Index(known, `,1`))
+	tpl.Learn([]byte(known), []Span{{strings.Index(known, `"old`), strings.Index(known, `,1`)}})
 	for text, fits := range map[string]bool{
 		known:                  true,
 		`{"a":"x","b":["",1]}`: true,
@@ -42,9 +41,28 @@ func TestTemplateFitsWhatDiffersInItsStringOnly(t *testing.T) {
 	require.False(t, tpl.Fits([]byte(known)))
 
 	long := `"` + strings.Repeat("x", maxTemplate) + `"`
-	tpl.Learn([]byte(long), 0, len(long))
+	tpl.Learn([]byte(long), []Span{{0, len(long)}})
 	require.False(t, tpl.Fits([]byte(long)))
 	require.LessOrEqual(t, tpl.Size(), maxTemplate)
+}
+
+func TestTemplateMayHaveTwoFreeStrings(t *testing.T) {
+	known := `{"a":"x","b":"y","c":"z"}`
+	var tpl Template
+	tpl.Learn([]byte(known), []Span{{5, 8}, {21, 24}})
+	for text, fits := range map[string]bool{
+		known:                         true,
+		`{"a":"","b":"y","c":""}`:     true,
+		`{"a":"\"","b":"y","c":"\\"}`: true,
+		`{"a":"x","b":"z","c":"z"}`:   false,
+		`{"a":"x","b":"y","c":z"}`:    false,
+		`{"a":"x","b":"y","c":"z`:     false,
+		`{"a":"x","b":"y"}`:           false,
+		`{"a":"x","b":"y","c":"z"} `:  false,
+		`{"a":"x","b":"y","c":1}`:     false,
+	} {
+		require.Equal(t, fits, tpl.Fits([]byte(text)), text)
+	}
 }
 
 // What fits is JSON of the very shape of the known text, whatever that is and whatever its string.
@@ -61,7 +79,7 @@ func FuzzTemplate(f *testing.F) {
 		c := Read(known)
 		stringValues(&c, func(start, end int) {
 			var tpl Template
-			tpl.Learn(known, start, end)
+			tpl.Learn(known, []Span{{start, end}})
 			if len(known) <= maxTemplate && !tpl.Fits(known) {
 				t.Fatalf("%q does not fit itself", known)
 			}

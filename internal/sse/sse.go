@@ -37,7 +37,7 @@ type Event struct {
 	End  int    // offset behind the JSON value in Data if Err is nil and Done is false, else 0
 	Err  error  // what jsonscan.Check says of Data; nil if Done
 	Done bool   // Data is exactly [DONE]
-	Like bool   // Data is what Learn was told of, but for what the string there says
+	Like bool   // Data is what Learn was told of, but for what its free strings say
 }
 
 // Reader splits a stream into events. It is not safe for concurrent use.
@@ -103,11 +103,11 @@ func (r *Reader) Next() (Event, error) {
 }
 
 // Learn tells the Reader what the next events may be like: ev, which it has
-// just returned, but for the string value in its Data[start:end]. Such events
-// cost a fraction of others. If end is 0 no event is like ev.
-func (r *Reader) Learn(ev Event, start, end int) {
-	if r.known.Forget(); end > 0 && ev.End == len(ev.Data) {
-		r.known.Learn(ev.Data, start, end)
+// just returned, but for the strings in its Data that are free. Such events
+// cost a fraction of others. If none is free, no event is like ev.
+func (r *Reader) Learn(ev Event, free []jsonscan.Span) {
+	if r.known.Forget(); len(free) > 0 && ev.End == len(ev.Data) {
+		r.known.Learn(ev.Data, free)
 	}
 }
 

@@ -94,12 +94,12 @@ var streams = []struct {
 // describe reads r to its end. An event is its data with | for line ends,
 // then /offset, done or what is wrong with it.
 func describe(t testing.TB, r *Reader) string {
-	return describeLearning(t, r, func(Event) (int, int) { return 0, 0 })
+	return describeLearning(t, r, func(Event) []jsonscan.Span { return nil })
 }
 
 // describeLearning does that with a Reader that learns the string that text
 // finds in each event. It must make no difference.
-func describeLearning(t testing.TB, r *Reader, text func(Event) (start, end int)) string {
+func describeLearning(t testing.TB, r *Reader, free func(Event) []jsonscan.Span) string {
 	var out []string
 	for {
 		ev, err := r.Next()
@@ -121,8 +121,7 @@ func describeLearning(t testing.TB, r *Reader, text func(Event) (start, end int)
 			}
 		}
 		if !ev.Like {
-			start, end := text(ev)
-			r.Learn(ev, start, end)
+			r.Learn(ev, free(ev))
 		}
 		s := strings.ReplaceAll(string(ev.Data), "\n", "|")
 		if ev.Name != nil {
@@ -195,17 +194,17 @@ func TestStreams(t *testing.T) {
 }
 
 // lastString is the last member of an object, if that is a string.
-func lastString(ev Event) (start, end int) {
+func lastString(ev Event) (last []jsonscan.Span) {
 	if ev.Err == nil && !ev.Done {
 		c := jsonscan.Read(ev.Data)
 		for range c.Members() {
-			start, end = 0, 0
+			last = nil
 			if v := c.Value(); len(v) > 0 && v[0] == '"' {
-				start, end = c.Offset()-len(v), c.Offset()
+				last = []jsonscan.Span{{Start: c.Offset() - len(v), End: c.Offset()}}
 			}
 		}
 	}
-	return start, end
+	return last
 }
 
 func TestEventsThatAreAlikeAreToldFromThoseThatOnlyLookIt(t *testing.T) {
@@ -237,8 +236,7 @@ func TestEventsThatAreAlikeAreToldFromThoseThatOnlyLookIt(t *testing.T) {
 				continue
 			}
 			like += "n"
-			start, end := lastString(ev)
-			r.Learn(ev, start, end)
+			r.Learn(ev, lastString(ev))
 		}
 		require.Equal(t, c.like, like, c.in)
 		require.Equal(t, c.want, describeLearning(t, NewReader(strings.NewReader(c.in), testMax, testLim), lastString), c.in)
@@ -433,8 +431,7 @@ func BenchmarkNext(b *testing.B) {
 					b.Fatal(err)
 				}
 				if learn && !ev.Like {
-					start, end := lastString(ev)
-					r.Learn(ev, start, end)
+					r.Learn(ev, lastString(ev))
 				}
 			}
 		})
