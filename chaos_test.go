@@ -215,8 +215,12 @@ func (a chaosAnswer) reply() aiguardtest.Reply {
 }
 
 // chaosRaw is the model of calls without a guard around their requests: go-openai takes an answer cut to nothing for io.EOF,
-// which may mean anything.
-const chaosRaw = "raw"
+// which may mean anything, and passes on what net/http says of an HTTP/2 connection lost in the middle of an answer, of which
+// only the text could tell what it is.
+const (
+	chaosRaw     = "raw"
+	chaosRawInDo = "raw chat in Do"
+)
 
 // act makes one call, of a patient caller or one that leaves.
 func (c *chaos) act(rng *rand.Rand) {
@@ -272,7 +276,7 @@ func (c *chaos) act(rng *rand.Rand) {
 		}))
 	default:
 		req.Model = chaosRaw
-		c.bounded("raw chat in Do", ctx, want, c.inDo(ask(c.raw)))
+		c.bounded(chaosRawInDo, ctx, want, c.inDo(ask(c.raw)))
 	}
 }
 
@@ -362,6 +366,9 @@ func (c *chaos) judge(what string, ctx context.Context, err error) {
 		return
 	case kind == "" && ctx.Err() != nil && errors.Is(err, ctx.Err()):
 		c.count(what + ": the caller left")
+		return
+	case what == chaosRawInDo && strings.HasPrefix(err.Error(), "http2: client connection "):
+		c.count(what + ": lost its connection, which net/http gives no type")
 		return
 	case kind == "":
 		c.failf("%s: neither a kind nor the caller's: %T %v (ctx: %v)", what, err, err, ctx.Err())
