@@ -199,10 +199,7 @@ var errQueue = errors.New("aiguard: no slot is free")
 
 // enter begins an attempt if a slot is free, or with that of the Do around it.
 func (c *call) enter(ctx context.Context) error {
-	now, paused := c.start, c.paused() != nil
-	if c.attempts > 0 {
-		now = c.now()
-	}
+	now, paused := c.arrival(), c.paused() != nil
 	if c.shared() != nil {
 		c.admitted = now
 		if paused {
@@ -222,6 +219,14 @@ func (c *call) enter(ctx context.Context) error {
 	c.take(now, nil)
 	c.begun(ctx)
 	return nil
+}
+
+// arrival is now, when an attempt is wanted: for the first one, when the call began, which spares a look at the clock.
+func (c *call) arrival() instant {
+	if c.attempts == 0 && c.queued == 0 {
+		return c.start
+	}
+	return c.now()
 }
 
 // unfit refuses a call that can never be admitted, or must not be now.
@@ -246,14 +251,18 @@ func (c *call) queue(ctx context.Context) error {
 		return c.finish(ctx, c.lastFailure(e))
 	}
 	c.waiting = true // letGo leaves the queue if a callback panics
-	joined := c.now()
+	joined := c.arrival()
 	c.emit(ctx, EventQueued, nil)
+	now := joined
 	var err error
 	for {
-		if err = c.pass(ctx); err != nil {
-			break
+		if c.paused() != nil {
+			if err = c.pass(ctx); err != nil {
+				break
+			}
+			now = c.now()
 		}
-		if until, ok := c.patience(); ok {
+		if until, ok := c.patience(now); ok {
 			err = c.taken(ctx, c.slots.acquire(ctx, c.Weight, until))
 		} else {
 			err = c.wait(ctx)
@@ -267,10 +276,11 @@ func (c *call) queue(ctx context.Context) error {
 		}
 		c.giveBack() // paused while it waited for the slot
 	}
-	c.leaveQueue(c.since(joined))
 	if err != nil {
+		c.leaveQueue(c.since(joined))
 		return c.finish(ctx, c.lastFailure(err))
 	}
+	c.leaveQueue(time.Duration(c.admitted - joined))
 	c.begun(ctx)
 	return nil
 }
@@ -310,9 +320,9 @@ func (c *call) take(now instant, release func()) {
 
 // patience is until when the call waits in line; 0: as long as its caller. It reports false if that is not the line's to
 // bound: with a Limiter of the user's, or where the total is over first, while others in front may wait for longer.
-func (c *call) patience() (until instant, ok bool) {
+func (c *call) patience(now instant) (until instant, ok bool) {
 	if c.cfg.QueueTimeout != Off {
-		until = c.now().add(c.cfg.QueueTimeout)
+		until = now.add(c.cfg.QueueTimeout)
 	}
 	return until, c.slots.custom == nil && (c.deadline == 0 || until != 0 && until <= c.deadline)
 }
@@ -360,13 +370,6 @@ func (c *call) wait(ctx context.Context) error {
 
 // pass waits out the pause of the call's route, if there is one, and then its turn in the reopening.
 func (c *call) pass(ctx context.Context) error {
-	if c.paused() == nil {
-		return nil
-	}
-	return c.sitOutPause(ctx)
-}
-
-func (c *call) sitOutPause(ctx context.Context) error {
 	for {
 		g, until := c.routes.find(c.route())
 		if g == nil {

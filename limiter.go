@@ -146,7 +146,8 @@ func (s *slots) try(weight int64) bool {
 // acquire takes weight when it is its turn. It fails with ctx's error, with ErrOverloaded when it has waited until then (0:
 // for ever), or with ErrClosed.
 func (s *slots) acquire(ctx context.Context, weight int64, until instant) error {
-	w := s.enter(weight, until)
+	w := &inLine{weight: weight, until: until, over: make(chan struct{})}
+	s.enter(w)
 	select {
 	case <-w.over:
 	case <-ctx.Done():
@@ -179,13 +180,12 @@ func (s *slots) ask(ctx context.Context, call Call) (release func(), err error) 
 }
 
 // enter goes to the end of the line.
-func (s *slots) enter(weight int64, until instant) *inLine {
-	w := &inLine{weight: weight, until: until, over: make(chan struct{})}
+func (s *slots) enter(w *inLine) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		w.end(shutOut)
-		return w
+		return
 	}
 	w.prev, w.next = s.line.prev, &s.line
 	w.prev.next, s.line.prev = w, w
@@ -193,7 +193,6 @@ func (s *slots) enter(weight int64, until instant) *inLine {
 	if s.timer == nil && w.next != nil {
 		s.arm()
 	}
-	return w
 }
 
 // abandon leaves the line, or gives back what was granted in the same moment.

@@ -496,7 +496,11 @@ func TestDoSitsOutAPauseThatItsCallsMeet(t *testing.T) {
 		synctest.Wait()
 		for range 5 {
 			wg.Go(func() {
-				text, err := aiguard.Do(t.Context(), c.Guard().With(aiguard.Call{Attempts: 1}), func(ctx context.Context) (string, error) { return chat(ctx, c) })
+				text, err := aiguard.Do(t.Context(), c.Guard().With(aiguard.Call{Attempts: 1}), func(ctx context.Context) (string, error) {
+					deadline, _ := ctx.Deadline()
+					require.Equal(t, 30*time.Second, time.Until(deadline).Round(time.Millisecond), "its time begins when fn does")
+					return chat(ctx, c)
+				})
 				require.NoError(t, err, "to wait is no attempt")
 				require.Equal(t, "Hello!", text)
 			})

@@ -12,7 +12,7 @@ var mutations = []mutation{
 	{name: "TotalTimeout ignored", run: "^(TestDeadlinesThatAreOff|TestTotalBoundsAttemptsAndBackoffTogether)$",
 		file: "call.go", old: "c.deadline = c.start.add(g.cfg.TotalTimeout)", new: "c.deadline = 0"},
 	{name: "QueueTimeout ignored", run: "^TestQueueTimeoutRefuses$",
-		file: "call.go", old: "until = c.now().add(c.cfg.QueueTimeout)", new: "until = 0",
+		file: "call.go", old: "until = now.add(c.cfg.QueueTimeout)", new: "until = 0",
 		also: []edit{{"call.go", "timeBound{phaseQueue, c.cfg.QueueTimeout}", "timeBound{phaseQueue, Off}"}}},
 	{name: "who waited too long is in the way", run: "^TestOneWhoGivesUpLetsThoseBehindIn$",
 		file: "limiter.go", old: "s.next() // a large one may have been in the way", new: ""},
