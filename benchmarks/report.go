@@ -94,6 +94,9 @@ All have the same limits, where they know such a limit: 5 slots, a queue of 100,
 - gobreaker+backoff: retries around a circuit breaker around context.WithTimeout. It limits no concurrency.
 - openai-go: the official SDK with its own retries and timeout. It limits no concurrency.
 
+The events of a stream differ in their text and in a padding, as OpenAI's do; the guard spends more on events that differ
+otherwise. Those who wait to be cancelled share one context, whose cause each looks up at the same moment.
+
 Requests per call say nothing of calls that were answered: a breaker that is open sends none. In the memory row, bare is one
 caller in most rows, and is stopped when it has 600 MB.
 `
