@@ -116,8 +116,8 @@ func (c *core) wrap(ctx context.Context, settings Call, last func(context.Contex
 // refuseIfCrowded refuses before anything is made of a call that would only find the queue full: under overload that
 // is most of what a guard does.
 func (g *Guard) refuseIfCrowded(ctx context.Context, s *settings) error {
-	if !g.slots.crowded() || callctx.HoldsSlot(ctx) || ctx.Err() != nil || g.closing.Load() {
-		return nil
+	if !g.slots.crowded() || g.slots.fits(s.Weight) != nil || callctx.HoldsSlot(ctx) || ctx.Err() != nil || g.closing.Load() {
+		return nil // or for a reason of its own
 	}
 	e := g.slots.full()
 	if !g.silent() {

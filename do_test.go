@@ -297,6 +297,8 @@ func TestFullQueueRefusesAlikeWhetherOrNotSomebodyListens(t *testing.T) {
 					after := g.Stats()
 					require.Equal(t, []int64{1, 1, 0}, []int64{after.Calls - before.Calls, after.Refused - before.Refused, after.Failed})
 
+					large := facts(t, do(t.Context(), g.With(aiguard.Call{Weight: 2}), nothing), aiguard.ErrOverloaded)
+					require.Equal(t, "weight", large.Phase, "it could wait for ever")
 					require.NoError(t, do(inside, g, nothing), "it needs no slot")
 					ended, end := context.WithCancel(t.Context())
 					end()
