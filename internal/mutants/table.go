@@ -19,7 +19,7 @@ var mutations = []mutation{
 	{name: "TaskTimeout ignored", run: "^TestRunTaskIsBounded$",
 		file: "timeout.go", old: "limit = g.cfg.TaskTimeout", new: "limit = Off"},
 	{name: "StreamTimeout ignored", run: "^TestAbandonedStreamIsEndedByStreamTimeout$",
-		file: "stream.go", old: "limit := c.cfg.StreamTimeout", new: "limit := time.Duration(Off)"},
+		file: "stream.go", old: "limit := c.cfg.StreamTimeout\n", new: "limit := c.cfg.StreamTimeout*0 + Off\n"},
 	{name: "idle timer never armed", run: "^TestStreamBounds$/^silence$",
 		file: "timeout.go", old: "func() { w.cancel(&Error{Kind: ErrTimeout, Phase: phaseIdle, Limit: d}) }", new: "func() {}"},
 	{name: "idle timer armed for the first wait only", run: "^TestIdleTimerIsSetAnewForEachEvent$",
