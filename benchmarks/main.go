@@ -2,7 +2,7 @@
 // enough, writes RESULTS.md and draws ../docs/cost.svg. What is measured, and what is to be reached, is in cost/rows.go; the
 // benchmarks are beside it.
 //
-//	go run .                          all rows, 6 rounds: about 7 minutes
+//	go run .                          all rows, 6 rounds: about 4 minutes
 //	go run . -rounds 2 -bench '^Do'   a quick look, which writes nothing
 package main
 
