@@ -190,8 +190,8 @@ func (s *slots) enter(w *inLine) {
 	w.prev, w.next = s.line.prev, &s.line
 	w.prev.next, s.line.prev = w, w
 	s.next()
-	if s.timer == nil && w.next != nil {
-		s.arm()
+	if w.until != 0 && w.next != nil && s.timer == nil {
+		s.arm(w)
 	}
 }
 
@@ -245,21 +245,12 @@ func (s *slots) admit(weight int64) bool {
 	return true
 }
 
-// arm sets the timer for the first in line who will give up.
-func (s *slots) arm() {
-	if s.timer != nil {
-		s.timer.Stop()
-		s.timer = nil
-	}
-	for w := s.line.next; w != &s.line; w = w.next {
-		if w.until != 0 {
-			s.timer = time.AfterFunc(-s.since(w.until), s.expire)
-			return
-		}
-	}
+// arm sets the timer for w, the first in line who will give up.
+func (s *slots) arm(w *inLine) {
+	s.timer = time.AfterFunc(-s.since(w.until), s.expire)
 }
 
-// expire ends the wait of those whose time is over.
+// expire ends the wait of those whose time is over, and sets the timer for the next.
 func (s *slots) expire() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -273,7 +264,16 @@ func (s *slots) expire() {
 		}
 	}
 	s.next() // a large one may have been in the way
-	s.arm()
+	if s.timer != nil {
+		s.timer.Stop() // another, if this one came late
+		s.timer = nil
+	}
+	for w := s.line.next; w != &s.line; w = w.next {
+		if w.until != 0 {
+			s.arm(w)
+			return
+		}
+	}
 }
 
 // close ends the wait of all, now and in future.
