@@ -1,13 +1,13 @@
 package aiguardtest
 
 import (
-	"bytes"
 	"container/heap"
 	"context"
 	"io"
 	"math"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strconv"
 	"sync"
 	"syscall"
@@ -156,13 +156,11 @@ func (p *Provider) RoundTrip(hr *http.Request) (*http.Response, error) {
 	case j.Status == 0:
 		return nil, context.Cause(hr.Context())
 	}
-	w := &written{header: http.Header{}}
+	w := httptest.NewRecorder()
 	j.reply(Text("Hello!"))(w, r)
-	return &http.Response{
-		Status: strconv.Itoa(w.status) + " " + http.StatusText(w.status), StatusCode: w.status,
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: w.header, Body: io.NopCloser(&w.body), ContentLength: int64(w.body.Len()), Request: hr,
-	}, nil
+	resp := w.Result()
+	resp.ContentLength, resp.Request = int64(w.Body.Len()), hr
+	return resp, nil
 }
 
 // reply is how the job is answered: next, if it was done.
@@ -315,27 +313,6 @@ func (p *Provider) left(j *job) {
 	p.advance()
 	heap.Remove(&p.jobs, j.index)
 	p.plan()
-}
-
-// written is a ResponseWriter for what is sent later.
-type written struct {
-	header http.Header
-	status int
-	body   bytes.Buffer
-}
-
-func (w *written) Header() http.Header { return w.header }
-func (w *written) Flush()              {}
-
-func (w *written) WriteHeader(status int) {
-	if w.status == 0 {
-		w.status = status
-	}
-}
-
-func (w *written) Write(p []byte) (int, error) {
-	w.WriteHeader(http.StatusOK)
-	return w.body.Write(p)
 }
 
 // jobs is a heap: the first to be done comes first.
