@@ -122,13 +122,14 @@ func Judge(e Endpoint, body []byte) (f Failure, failed, ok bool) {
 		}
 		return f, failed, !failed
 	}
-	f, failed, list := look(body, listOf(e))
+	name := listOf(e)
+	f, failed, list := look(body, name)
 	switch {
 	case failed:
 		return f, true, false
 	case e == Messages: // may have nothing to say
 		return f, false, first(list) == '['
-	case listOf(e) != "":
+	case name != "":
 		return f, false, hasElement(list)
 	}
 	return f, false, first(body) == '{'
