@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"fmt"
-	"image/color"
 	"math"
 	"slices"
 
@@ -18,16 +17,16 @@ import (
 func drawChart(path string, results [][]result) error {
 	useful := newPlot("Goodput", "% of what the provider can do")
 	useful.Y.Min, useful.Y.Max = 0, 110
-	useful.Y.Tick.Marker = ticks{0, 25, 50, 75, 100}.marker("%g")
+	useful.Y.Tick.Marker = ticks{0, 25, 50, 75, 100}.marker()
 
 	sent := newPlot("Requests per answer, with an outage", "requests")
 	sent.Y.Min, sent.Y.Max = 1, 200
 	sent.Y.Scale = plot.LogScale{}
-	sent.Y.Tick.Marker = ticks{1, 2, 5, 10, 20, 50, 100}.marker("%g")
+	sent.Y.Tick.Marker = ticks{1, 2, 5, 10, 20, 50, 100}.marker()
 
 	took := newPlot("Time of answered calls, median", "seconds")
 	took.Y.Min, took.Y.Max = 0, 45
-	took.Y.Tick.Marker = ticks{0, 10, 20, 30, 40}.marker("%g")
+	took.Y.Tick.Marker = ticks{0, 10, 20, 30, 40}.marker()
 
 	names := chart.New("")
 	names.HideAxes()
@@ -76,8 +75,8 @@ func newPlot(title, y string) *plot.Plot {
 	p.X.Label.Text, p.Y.Label.Text = "load, × what the provider can do", y
 	p.X.Min, p.X.Max = loads[0], loads[len(loads)-1]
 	p.X.Scale = plot.LogScale{}
-	p.X.Tick.Marker = ticks(loads).marker("%g")
-	grid := color.NRGBAModel.Convert(chart.Ink()).(color.NRGBA)
+	p.X.Tick.Marker = ticks(loads).marker()
+	grid := chart.Ink()
 	grid.A = 0x40
 	lines := plotter.NewGrid()
 	lines.Horizontal.Color, lines.Vertical.Color = grid, grid
@@ -88,10 +87,10 @@ func newPlot(title, y string) *plot.Plot {
 // ticks are marks at these values.
 type ticks []float64
 
-func (t ticks) marker(format string) plot.ConstantTicks {
+func (t ticks) marker() plot.ConstantTicks {
 	var marks plot.ConstantTicks
 	for _, v := range t {
-		marks = append(marks, plot.Tick{Value: v, Label: fmt.Sprintf(format, v)})
+		marks = append(marks, plot.Tick{Value: v, Label: fmt.Sprint(v)})
 	}
 	return marks
 }

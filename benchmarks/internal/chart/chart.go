@@ -30,7 +30,7 @@ const (
 )
 
 // Ink is the colour of axes and words: its contrast is about the same on white and on black.
-func Ink() color.Color { return color.NRGBA{0x76, 0x7f, 0x8a, 0xff} }
+func Ink() color.NRGBA { return color.NRGBA{0x76, 0x7f, 0x8a, 0xff} }
 
 // New returns an empty plot in the style.
 func New(title string) *plot.Plot {
