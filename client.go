@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 
@@ -55,6 +56,11 @@ func (g *Guard) Client(oc openai.ClientConfig) *Client {
 type doerTransport struct{ openai.HTTPDoer }
 
 func (d doerTransport) RoundTrip(req *http.Request) (*http.Response, error) { return d.Do(req) }
+
+// Format prints the type alone for every verb: the configuration has the key.
+func (c Client) Format(f fmt.State, verb rune) {
+	fmt.Fprintf(f, fmt.FormatString(f, verb), "aiguard.Client")
+}
 
 // With returns a client that shares every limit with c and applies call's non-zero fields to its calls. It panics as
 // Guard.With does.

@@ -2,16 +2,15 @@ package aiguard
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
+	"unicode"
 
 	openai "github.com/sashabaranov/go-openai"
 
@@ -22,7 +21,7 @@ import (
 //
 //	if errors.Is(err, aiguard.ErrTimeout) { … }
 //
-// For JSON and metric labels there is string(kind): "timeout".
+// fmt, slog and JSON print it the same way: "timeout".
 type Kind string
 
 // The kinds of failure. HTTPStatus tells what each becomes at the edge of a web service.
@@ -42,7 +41,7 @@ const (
 )
 
 // Error returns the kind's name.
-func (k Kind) Error() string { return "aiguard: " + string(k) }
+func (k Kind) Error() string { return string(k) }
 
 // Error is a failed call: the class in Kind, the facts in the other fields. The zero value of a
 // field means that it does not apply or is not known.
@@ -53,9 +52,9 @@ func (k Kind) Error() string { return "aiguard: " + string(k) }
 type Error struct {
 	Kind       Kind
 	Op, Model  string        // what was called
-	Phase      string        // the bound or step that failed: "queue", "call", "first_event", "stream_idle", "stream", "total", "task", …
+	Phase      string        // the limit or step that failed: PhaseQueue, PhaseCall, …
 	Limit      time.Duration // the bound that ran out; sizes have Size and Max
-	Size, Max  int64         // how big it was and how big it may be; the unit goes with Phase
+	Size, Max  int64         // how big it was and how big it may be; each Phase constant states its unit
 	StatusCode int           // the provider's HTTP status
 	RequestID  string        // the provider's x-request-id
 	RetryAfter time.Duration // when it is worth trying again; 0: unknown
@@ -78,44 +77,69 @@ const (
 	retryAtOnce         // as mayRetry, and without backoff: the connection was stale, not the provider busy
 )
 
-// Phases: the bound or the step an Error speaks of.
+// The values of Error.Phase. A phase of time sets Limit; the others set Max, and Size where it is known, in the unit stated.
 const (
-	phasePrompt     = "prompt"        // Size and Max in characters
-	phaseTokens     = "prompt_tokens" // in tokens
-	phaseRequest    = "request"       // in bytes
-	phaseWeight     = "weight"        // Call.Weight against MaxConcurrent
-	phaseQueue      = "queue"         // Size and Max in calls waiting
-	phaseMemory     = "memory"        // in bytes of live heap, or of answers held
-	phasePause      = "pause"
-	phaseConnect    = "connect"
-	phaseHeaders    = "headers"
-	phaseCall       = "call"
-	phaseFirstEvent = "first_event"
-	phaseIdle       = "stream_idle"
-	phaseStream     = "stream"
-	phaseResponse   = "response"   // in bytes
-	phaseEvent      = "event"      // one line of a stream, in bytes
-	phaseShape      = "json_shape" // JSON objects and arrays
-	phaseErrorBody  = "error_body"
-	phaseTotal      = "total"
-	phaseTask       = "task"
+	PhasePrompt       = "prompt"        // characters of the prompt
+	PhasePromptTokens = "prompt_tokens" // tokens of the prompt
+	PhaseRequest      = "request"       // bytes of the request's body
+	PhaseWeight       = "weight"        // Call.Weight, against MaxConcurrent
+	PhaseQueue        = "queue"         // waiting calls where the queue was full; else Limit is QueueTimeout
+	PhaseMemory       = "memory"        // bytes of live heap, or of buffered answers
+	PhasePause        = "pause"         // none: the provider asked for a pause, see RetryAfter
+	PhaseConnect      = "connect"       // time to connect, where the attempt timed out
+	PhaseHeaders      = "headers"       // none: the response's headers are too large or not acceptable
+	PhaseCall         = "call"          // time: CallTimeout or Call.Timeout
+	PhaseFirstEvent   = "first_event"   // time to the first event of a stream
+	PhaseStreamIdle   = "stream_idle"   // time between two events of a stream
+	PhaseStream       = "stream"        // time of a whole stream
+	PhaseResponse     = "response"      // bytes of the answer
+	PhaseEvent        = "event"         // bytes of one event of a stream
+	PhaseJSONShape    = "json_shape"    // JSON objects and arrays in the answer
+	PhaseErrorBody    = "error_body"    // bytes of a failure's body
+	PhaseTotal        = "total"         // time: TotalTimeout
+	PhaseTask         = "task"          // time: TaskTimeout
+)
+
+const (
+	phasePrompt     = PhasePrompt
+	phaseTokens     = PhasePromptTokens
+	phaseRequest    = PhaseRequest
+	phaseWeight     = PhaseWeight
+	phaseQueue      = PhaseQueue
+	phaseMemory     = PhaseMemory
+	phasePause      = PhasePause
+	phaseConnect    = PhaseConnect
+	phaseHeaders    = PhaseHeaders
+	phaseCall       = PhaseCall
+	phaseFirstEvent = PhaseFirstEvent
+	phaseIdle       = PhaseStreamIdle
+	phaseStream     = PhaseStream
+	phaseResponse   = PhaseResponse
+	phaseEvent      = PhaseEvent
+	phaseShape      = PhaseJSONShape
+	phaseErrorBody  = PhaseErrorBody
+	phaseTotal      = PhaseTotal
+	phaseTask       = PhaseTask
 )
 
 // Error returns one line for operators: what was called, which bound ran out or what the provider's
-// status was, the attempts and where the time went.
+// status was, the attempts and where the time went. The status reads "status code: 429", as in go-openai's errors.
 func (e *Error) Error() string {
+	if e == nil {
+		return "<nil>"
+	}
 	var b strings.Builder
 	b.WriteString("aiguard: ")
 	if e.Op != "" || e.Model != "" {
 		b.WriteString(strings.TrimSpace(short(e.Op) + " " + short(e.Model)))
 		b.WriteString(": ")
 	}
-	b.WriteString(string(e.Kind))
+	b.WriteString(short(string(e.Kind)))
 	if d := e.detail(); d != "" {
 		b.WriteString(": " + d)
 	}
 	if e.StatusCode != 0 {
-		fmt.Fprintf(&b, ", status %d", e.StatusCode)
+		fmt.Fprintf(&b, ", status code: %d", e.StatusCode)
 	}
 	if e.RequestID != "" {
 		b.WriteString(", request " + identifier(e.RequestID))
@@ -189,67 +213,54 @@ func (e *Error) detail() string {
 	return ""
 }
 
-// causeText describes the cause without a word that came from the provider or the caller: what wraps an error may quote
-// a prompt, net/http quotes a malformed answer, and a URL may have a key in it.
+// causeText describes the cause.
 func (e *Error) causeText() string {
 	if e.Err == nil {
 		return ""
 	}
-	_, by, _ := classify(e.Err)
-	switch by := by.(type) {
-	case nil:
-	case *openai.APIError:
-		return strings.TrimSpace("provider error " + identifier(codeText(by.Code)) + " " + identifier(by.Type))
-	case *openai.RequestError:
-		return ""
-	case *Error:
-		return short(by.Error())
-	case Kind, syscall.Errno:
-		return by.Error()
-	case *net.DNSError:
-		return "lookup " + short(by.Name) + " failed"
-	case *net.OpError:
-		return strings.TrimSpace(short(by.Op + " " + by.Net + ": " + reason(by)))
-	default:
-		switch by {
-		case context.Canceled, context.DeadlineExceeded, io.ErrUnexpectedEOF, net.ErrClosed:
-			return by.Error()
-		}
-	}
-	return reason(e.Err)
-}
-
-// reason names what a failed connection may be reduced to: an errno, an end of file, or the type of the innermost error.
-func reason(err error) string {
-	var errno syscall.Errno
-	var ne net.Error
-	switch {
-	case errors.As(err, &errno):
-		return errno.Error()
-	case errors.Is(err, io.EOF):
-		return io.EOF.Error()
-	case errors.As(err, &ne) && ne.Timeout():
-		return "i/o timeout"
-	}
-	for inner := err; inner != nil; inner = errors.Unwrap(inner) {
-		err = inner
-	}
-	return fmt.Sprintf("%T", err)
+	return describe(e.Err)
 }
 
 // Is makes errors.Is hold for the Kind and, for ErrTimeout, for context.DeadlineExceeded.
 func (e *Error) Is(target error) bool {
+	if e == nil {
+		return false
+	}
 	return target == e.Kind || e.Kind == ErrTimeout && target == context.DeadlineExceeded
 }
 
 // Unwrap returns the cause.
-func (e *Error) Unwrap() error { return e.Err }
+func (e *Error) Unwrap() error {
+	if e == nil {
+		return nil
+	}
+	return e.Err
+}
 
 // Timeout reports whether a deadline of ours ran out, as net.Error has it.
-func (e *Error) Timeout() bool { return e.Kind == ErrTimeout }
+func (e *Error) Timeout() bool { return e != nil && e.Kind == ErrTimeout }
 
 // LogValue returns the facts as a group: no provider text, prompt or key.
-func (e *Error) LogValue() slog.Value { return slog.GroupValue(e.attrs()...) }
+func (e *Error) LogValue() slog.Value {
+	if e == nil {
+		return slog.Value{}
+	}
+	return slog.GroupValue(e.attrs()...)
+}
+
+// MarshalJSON returns the facts of LogValue as an object; durations are in nanoseconds.
+func (e Error) MarshalJSON() ([]byte, error) {
+	facts := make(map[string]any)
+	for _, a := range e.attrs() {
+		facts[a.Key] = a.Value.Any()
+	}
+	return json.Marshal(facts)
+}
+
+// Format prints the text of Error for every verb, so that no verb prints Err, which may quote the provider.
+func (e Error) Format(f fmt.State, verb rune) {
+	fmt.Fprintf(f, fmt.FormatString(f, verb), e.Error())
+}
 
 func (e *Error) attrs() []slog.Attr {
 	attrs := make([]slog.Attr, 0, 12)
@@ -258,7 +269,7 @@ func (e *Error) attrs() []slog.Attr {
 			attrs = append(attrs, slog.Attr{Key: key, Value: v})
 		}
 	}
-	add("kind", slog.StringValue(string(e.Kind)), false)
+	add("kind", slog.StringValue(short(string(e.Kind))), false)
 	add("op", slog.StringValue(short(e.Op)), e.Op == "")
 	add("model", slog.StringValue(short(e.Model)), e.Model == "")
 	add("phase", slog.StringValue(short(e.Phase)), e.Phase == "")
@@ -276,77 +287,6 @@ func (e *Error) attrs() []slog.Attr {
 		add("cause", slog.StringValue(t), false)
 	}
 	return attrs
-}
-
-// KindOf classifies any error: an *Error or Kind, a raw *openai.APIError or *openai.RequestError (by the provider's code
-// first, its status second), and errors of net and net/http, however wrapped; of joined errors the first that it knows.
-// It returns "" for nil, for errors it does not know, and for the caller's own cancellation or deadline, which are never
-// a failure of the call.
-func KindOf(err error) Kind {
-	k, _, _ := classify(err)
-	return k
-}
-
-// classify returns the kind of err and the error in its tree that has it. known is false where another branch of the
-// tree may know better; the caller's own end is known, and no kind.
-func classify(err error) (k Kind, by error, known bool) {
-	switch e := err.(type) {
-	case nil:
-		return "", nil, false
-	case *Error:
-		return e.Kind, e, true
-	case Kind:
-		return e, e, true
-	case *openai.APIError:
-		return kindOfProvider(e.HTTPStatusCode, apiFailure(e), ErrUnavailable), e, true
-	case *openai.RequestError:
-		var said *openai.APIError
-		switch {
-		case e.HTTPStatusCode == 0: // what it wraps knows more
-		case errors.As(e.Err, &said):
-			return kindOfProvider(e.HTTPStatusCode, apiFailure(said), ErrUnavailable), e, true
-		default:
-			return kindOfStatus(e.HTTPStatusCode), e, true
-		}
-	case *net.DNSError:
-		return ErrUnavailable, e, true
-	case *net.OpError: // before what it wraps: the net package's own time-outs call themselves context.DeadlineExceeded
-		if e.Timeout() {
-			return ErrTimeout, e, true
-		}
-		return ErrUnavailable, e, true
-	case syscall.Errno:
-		switch e {
-		case syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.ECONNABORTED, syscall.EPIPE, syscall.ETIMEDOUT,
-			syscall.ENETUNREACH, syscall.EHOSTUNREACH:
-			return ErrUnavailable, e, true
-		}
-	}
-	switch err {
-	case context.Canceled, context.DeadlineExceeded:
-		return "", err, true
-	case io.ErrUnexpectedEOF:
-		return ErrTruncated, err, true
-	case net.ErrClosed:
-		return ErrUnavailable, err, true
-	}
-	switch e := err.(type) {
-	case interface{ Unwrap() error }:
-		k, by, known = classify(e.Unwrap())
-	case interface{ Unwrap() []error }:
-		for _, branch := range e.Unwrap() {
-			if k, by, known = classify(branch); known {
-				break
-			}
-		}
-	}
-	if ne, ok := err.(net.Error); ok && !known { // an *url.Error among them: the exchange itself failed
-		if ne.Timeout() {
-			return ErrTimeout, err, true
-		}
-		return ErrUnavailable, err, true
-	}
-	return k, by, known
 }
 
 // kindOfProvider classifies a provider's failure: by what it says, then by its status. nameless is the kind where it has
@@ -423,128 +363,6 @@ func kindOfStatus(status int) Kind {
 	return ErrInvalidResponse
 }
 
-// UserMessage returns a sentence in English that is safe to show to a user, whatever err is: it never
-// has a word of the provider, of a prompt or of a key. It is "" for nil.
-func UserMessage(err error) string {
-	if err == nil {
-		return ""
-	}
-	k, by, _ := classify(err)
-	e, _ := by.(*Error)
-	switch k {
-	case ErrTimeout:
-		if e != nil && e.Phase == phaseTask {
-			return "This took longer than expected and was stopped. Please try again, or try with a smaller request."
-		}
-		return "The AI service took too long to answer. Please try again in a moment."
-	case ErrOverloaded:
-		return "We are handling many requests right now. Please try again" + inAWhile(e)
-	case ErrClosed:
-		return "The service is restarting. Please try again in a moment."
-	case ErrPromptTooLarge:
-		return "Your text is too long for the AI service. Please shorten it and try again."
-	case ErrResponseTooLarge:
-		return "The AI service's answer was too large. Please ask for something shorter."
-	case ErrTruncated:
-		return "The AI service's answer was cut short. Please try again."
-	case ErrRateLimited:
-		return "The AI service is receiving too many requests. Please try again" + inAWhile(e)
-	case ErrQuota:
-		return "The AI service is not available to us right now. Please try again later."
-	case ErrUnavailable:
-		return "The AI service is temporarily unavailable. Please try again" + inAWhile(e)
-	case ErrUnauthorized:
-		return "The AI service could not be reached because of a configuration problem on our side."
-	case ErrRejected:
-		if isContentPolicy(by) {
-			return "The AI service declined this request because of its content policy. Please rephrase it."
-		}
-		return "The AI service could not process this request. Please check your input."
-	case ErrInvalidResponse:
-		return "The AI service gave an answer we could not use. Please try again."
-	}
-	switch {
-	case errors.Is(err, context.Canceled):
-		return "The request was cancelled."
-	case errors.Is(err, context.DeadlineExceeded):
-		return "The request took too long. Please try again in a moment."
-	}
-	return "Something went wrong. Please try again later."
-}
-
-// inAWhile ends a sentence with the time to wait, where it is known and one that a person would wait.
-func inAWhile(e *Error) string {
-	switch {
-	case e == nil || e.RetryAfter <= 0:
-		return " in a moment."
-	case e.RetryAfter > time.Hour:
-		return " later."
-	case e.RetryAfter > 90*time.Second:
-		return fmt.Sprintf(" in about %d minutes.", int((e.RetryAfter+time.Minute-1)/time.Minute))
-	}
-	if s := int((e.RetryAfter + time.Second - 1) / time.Second); s > 1 {
-		return fmt.Sprintf(" in %d seconds.", s)
-	}
-	return " in a second."
-}
-
-// HTTPStatus returns the status a web service answers with when a call failed with err: 200 for nil, 499
-// (client closed request) for the caller's own cancellation, 504 for its own deadline, 500 for what KindOf
-// does not know. For ErrOverloaded and ErrRateLimited send Error.RetryAfter along, as Retry-After.
-func HTTPStatus(err error) int {
-	if err == nil {
-		return http.StatusOK
-	}
-	k, by, _ := classify(err)
-	switch k {
-	case ErrTimeout:
-		return http.StatusGatewayTimeout
-	case ErrOverloaded, ErrClosed, ErrQuota:
-		return http.StatusServiceUnavailable
-	case ErrPromptTooLarge:
-		return http.StatusRequestEntityTooLarge
-	case ErrRateLimited:
-		return http.StatusTooManyRequests
-	case ErrUnavailable:
-		if providerStatus(by) == http.StatusServiceUnavailable {
-			return http.StatusServiceUnavailable
-		}
-		return http.StatusBadGateway
-	case ErrResponseTooLarge, ErrTruncated, ErrUnauthorized, ErrInvalidResponse:
-		return http.StatusBadGateway
-	case ErrRejected:
-		if isContentPolicy(by) {
-			return http.StatusUnprocessableEntity
-		}
-		return http.StatusBadRequest
-	}
-	switch {
-	case errors.Is(err, context.Canceled):
-		return 499 // nginx's "client closed request"; net/http has no name for it
-	case errors.Is(err, context.DeadlineExceeded):
-		return http.StatusGatewayTimeout
-	}
-	return http.StatusInternalServerError
-}
-
-func providerStatus(err error) int {
-	switch e := err.(type) {
-	case *Error:
-		return e.StatusCode
-	case *openai.APIError:
-		return e.HTTPStatusCode
-	case *openai.RequestError:
-		return e.HTTPStatusCode
-	}
-	return 0
-}
-
-func isContentPolicy(err error) bool {
-	var ae *openai.APIError
-	return errors.As(err, &ae) && (contentPolicy(codeText(ae.Code)) || contentPolicy(ae.Type) ||
-		ae.InnerError != nil && contentPolicy(ae.InnerError.Code))
-}
-
 // providerCause builds the error go-openai's users know from what a provider said: *openai.APIError where
 // it said anything in a known form, else *openai.RequestError.
 func providerCause(status int, f answer.Failure, ok bool, body []byte) error {
@@ -608,15 +426,17 @@ func identifier(s string) string {
 	return s
 }
 
-// short bounds a text to one line of 128 bytes.
+// short bounds a text to 128 bytes of printable characters.
 func short(s string) string {
-	if i := strings.IndexAny(s, "\r\n"); i >= 0 {
-		s = s[:i]
-	}
 	if len(s) > 128 {
-		return strings.ToValidUTF8(s[:125], "") + "..."
+		s = strings.ToValidUTF8(s[:125], "") + "..."
 	}
-	return s
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
 }
 
 // round keeps the digits of a duration that mean something to a reader.

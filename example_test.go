@@ -291,10 +291,10 @@ func ExampleHTTPStatus() {
 	}
 
 	// Output:
-	// 413 aiguard: prompt_too_large
-	// 503 aiguard: overloaded
-	// 504 aiguard: timeout
-	// 502 aiguard: unauthorized
+	// 413 prompt_too_large
+	// 503 overloaded
+	// 504 timeout
+	// 502 unauthorized
 	// 499 context canceled
 }
 
@@ -313,8 +313,8 @@ func ExampleKindOf() {
 	}
 
 	// Output:
-	// wake somebody up: aiguard: quota_exceeded
-	// try again later: aiguard: truncated
+	// wake somebody up: quota_exceeded
+	// try again later: truncated
 	// not a failure of the call: context canceled
 }
 

@@ -39,7 +39,7 @@ type Problem struct {
 // application/problem+json (RFC 9457); see Problem. Any error will do: aiguard.HTTPStatus and aiguard.UserMessage say
 // what becomes of it, and an *http.MaxBytesError is 413. Neither form has a word of the provider.
 //
-// Retry-After is the RetryAfter of err's *aiguard.Error, rounded up to whole seconds, and DefaultRetryAfter for 429, 503
+// Retry-After is the RetryAfter that aiguard.Explain finds in err, rounded up to whole seconds, and DefaultRetryAfter for 429, 503
 // and 504 without one, except for a quota, which no short wait restores. The request id is that of a response header
 // X-Request-Id already set, else the request's if it looks like one, else random.
 //
@@ -202,7 +202,7 @@ const statusClientClosed = 499 // nginx's; net/http has no name for it
 // retryAfter is when to try again, where that helps.
 func retryAfter(err error, p Problem) time.Duration {
 	var known time.Duration
-	if e := (*aiguard.Error)(nil); errors.As(err, &e) {
+	if e := aiguard.Explain(err); e != nil {
 		known = e.RetryAfter
 	}
 	switch p.Status {
@@ -262,19 +262,18 @@ const (
 	levelRefused = slog.LevelInfo
 )
 
-// attrs are the facts of an error answer that are fit for a log. What is not an *aiguard.Error may quote a prompt or
-// the provider: of that only the type is told.
+// attrs are the facts of an error answer that are fit for a log. An error that has none may quote a prompt or the
+// provider: the log gets its type only.
 func (x *exchange) attrs(err error) []slog.Attr {
 	attrs := []slog.Attr{slog.String("request_id", x.id)}
 	if x.route != "" {
 		attrs = append(attrs, slog.String("route", x.route))
 	}
-	var e *aiguard.Error
-	switch {
-	case errors.As(err, &e):
-		attrs = append(attrs, slog.Any("error", e))
-	case err != nil:
-		attrs = append(attrs, slog.String("kind", string(aiguard.KindOf(err))), slog.String("error_type", fmt.Sprintf("%T", err)))
+	if e := aiguard.Explain(err); e != nil {
+		return append(attrs, slog.Any("error", e))
+	}
+	if err != nil {
+		attrs = append(attrs, slog.String("error_type", fmt.Sprintf("%T", err)))
 	}
 	return attrs
 }

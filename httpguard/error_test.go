@@ -350,3 +350,24 @@ func TestLogHasTheRequestIDAndTheFactsAndNothingElse(t *testing.T) {
 		assert.NotContains(t, line, "secret")
 	}
 }
+
+func TestNeitherFormShowsASecretInAnyField(t *testing.T) {
+	const secret = "SECRET"
+	cause := fmt.Errorf("answering %s: %w", secret, &openai.APIError{Code: secret + " key", Type: secret + " type", Message: secret, HTTPStatusCode: 400})
+	for _, kind := range []aiguard.Kind{
+		aiguard.ErrTimeout, aiguard.ErrOverloaded, aiguard.ErrClosed, aiguard.ErrPromptTooLarge, aiguard.ErrResponseTooLarge,
+		aiguard.ErrTruncated, aiguard.ErrRateLimited, aiguard.ErrQuota, aiguard.ErrUnavailable, aiguard.ErrUnauthorized,
+		aiguard.ErrRejected, aiguard.ErrInvalidResponse, "",
+	} {
+		e := &aiguard.Error{Kind: kind, Op: secret, Model: secret, Phase: secret, RequestID: secret, Err: cause}
+		for _, err := range []error{e, fmt.Errorf("%s: %w", secret, e), errors.Join(errors.New(secret), e)} {
+			for _, accept := range []string{browser, "application/json"} {
+				resp := answerTo(t, "POST", accept, err)
+				assert.NotContains(t, bodyOf(t, resp), secret, "%s as %s", kind, accept)
+				for name, values := range resp.Header {
+					assert.NotContains(t, strings.Join(values, " "), secret, name)
+				}
+			}
+		}
+	}
+}

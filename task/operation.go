@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/aiguard-go/aiguard"
@@ -77,6 +78,21 @@ func (o Operation) MarshalJSON() ([]byte, error) {
 		StartedAt    *time.Time    `json:"started_at"`
 		FinishedAt   *time.Time    `json:"finished_at"`
 	}{plain(o), orNil(o.ErrorCode), orNil(o.ErrorMessage), orNil(o.ProgressNote), orNil(o.StartedAt), orNil(o.FinishedAt)})
+}
+
+// LogValue returns the facts that are fit for a log: neither Input nor Result nor ProgressNote.
+func (o Operation) LogValue() slog.Value {
+	attrs := []slog.Attr{slog.String("id", o.ID), slog.String("name", o.Name), slog.String("status", string(o.Status))}
+	if o.ErrorCode != "" {
+		attrs = append(attrs, slog.String("error_code", string(o.ErrorCode)))
+	}
+	return slog.GroupValue(append(attrs, slog.Int("progress", o.Progress), slog.Int("attempts", o.Attempts),
+		slog.Int64("revision", o.Revision))...)
+}
+
+// Format prints the facts of LogValue for every verb.
+func (o Operation) Format(f fmt.State, verb rune) {
+	fmt.Fprintf(f, fmt.FormatString(f, verb), fmt.Sprint(o.LogValue()))
 }
 
 func orNil[T comparable](v T) *T {

@@ -108,7 +108,7 @@ func TestACannedAnswerComesLastAndHidesNoMistake(t *testing.T) {
 	require.Len(t, out, 3)
 	assert.Contains(t, out[0], "answer: What is the difference between a slice's length")
 	assert.Contains(t, out[1], "failed (unauthorized)")
-	assert.Contains(t, out[2], "unauthorized, status 401")
+	assert.Contains(t, out[2], "unauthorized, status code: 401")
 	assert.Equal(t, 3, p.openai.Count())
 }
 

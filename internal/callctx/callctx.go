@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 )
 
 // Key is the key of that value.
@@ -31,4 +32,22 @@ func Err(ctx context.Context) error {
 		return cause
 	}
 	return fmt.Errorf("%w: %w", err, cause)
+}
+
+type factsKey struct{}
+
+// WithFacts returns a response like resp that carries facts: in the context of its request, because SDKs replace its body
+// and show its headers.
+func WithFacts(resp *http.Response, facts any) *http.Response {
+	carrying := *resp
+	carrying.Request = resp.Request.WithContext(context.WithValue(resp.Request.Context(), factsKey{}, facts))
+	return &carrying
+}
+
+// Facts returns what WithFacts put into resp, or nil.
+func Facts(resp *http.Response) any {
+	if resp.Request == nil {
+		return nil
+	}
+	return resp.Request.Context().Value(factsKey{})
 }

@@ -1,0 +1,243 @@
+package aiguard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"reflect"
+	"strings"
+	"syscall"
+
+	openai "github.com/sashabaranov/go-openai"
+)
+
+// KindOf classifies any error: an *Error or Kind, an error type of go-openai, openai-go, anthropic-sdk-go, genai or Ollama's
+// client (by the provider's code first, its status second), and errors of net and net/http, however wrapped; of joined
+// errors the first that it knows. It returns "" for nil, for errors it does not know, and for the caller's own cancellation
+// or deadline, which are never a failure of the call.
+func KindOf(err error) Kind {
+	k, _, _ := classify(err)
+	return k
+}
+
+// Explain returns the facts of a failure: those of the *Error in err, or those that the response in an SDK's own error
+// carries because a guard's Transport returned it, or else what the error's status and code say. It returns nil where
+// KindOf returns "".
+func Explain(err error) *Error {
+	k, by, _ := classify(err)
+	if k == "" {
+		return nil
+	}
+	if e, ok := by.(*Error); ok {
+		return e
+	}
+	e := &Error{Kind: k, StatusCode: providerStatus(by), Err: err}
+	if f, ok := readForeign(by); ok {
+		e.RequestID, e.RetryAfter = f.requestID, f.retryAfter
+	}
+	return e
+}
+
+// classify returns the kind of err and the error in its tree that has it. known is false where another branch of the
+// tree may know better; the caller's own end is known, and no kind. A typed nil is an unknown error.
+func classify(err error) (k Kind, by error, known bool) {
+	if isNil(err) {
+		return "", nil, false
+	}
+	switch e := err.(type) {
+	case *Error:
+		return e.Kind, e, true
+	case Kind:
+		return e, e, true
+	case *openai.APIError:
+		return kindOfProvider(e.HTTPStatusCode, apiFailure(e), ErrUnavailable), e, true
+	case *openai.RequestError:
+		if e.HTTPStatusCode == 0 { // what it wraps knows more
+			break
+		}
+		if said := find[*openai.APIError](e.Err); said != nil {
+			return kindOfProvider(e.HTTPStatusCode, apiFailure(said), ErrUnavailable), e, true
+		}
+		return kindOfStatus(e.HTTPStatusCode), e, true
+	case *net.DNSError:
+		return ErrUnavailable, e, true
+	case *net.OpError: // before what it wraps: the net package's own time-outs call themselves context.DeadlineExceeded
+		if timedOut(e) {
+			return ErrTimeout, e, true
+		}
+		return ErrUnavailable, e, true
+	case syscall.Errno:
+		switch e {
+		case syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.ECONNABORTED, syscall.EPIPE, syscall.ETIMEDOUT,
+			syscall.ENETUNREACH, syscall.EHOSTUNREACH:
+			return ErrUnavailable, e, true
+		}
+	}
+	switch err {
+	case context.Canceled, context.DeadlineExceeded:
+		return "", err, true
+	case io.ErrUnexpectedEOF:
+		return ErrTruncated, err, true
+	case net.ErrClosed:
+		return ErrUnavailable, err, true
+	}
+	if f, ok := readForeign(err); ok {
+		if f.facts != nil {
+			return f.facts.Kind, f.facts, true
+		}
+		return f.kind(), err, true
+	}
+	switch e := err.(type) {
+	case interface{ Unwrap() error }:
+		k, by, known = classify(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		for _, branch := range e.Unwrap() {
+			if k, by, known = classify(branch); known {
+				break
+			}
+		}
+	}
+	if ne, ok := err.(net.Error); ok && !known { // an *url.Error among them: the exchange itself failed
+		if timedOut(ne) {
+			return ErrTimeout, err, true
+		}
+		return ErrUnavailable, err, true
+	}
+	return k, by, known
+}
+
+// isNil reports whether err is nil or a typed nil, whose methods may panic.
+func isNil(err error) bool {
+	if err == nil {
+		return true
+	}
+	v := reflect.ValueOf(err)
+	return v.Kind() == reflect.Pointer && v.IsNil()
+}
+
+// search calls match for err and what it wraps, in the order of errors.Is, until match returns true. Unlike errors.Is and
+// errors.As it leaves typed nils alone.
+func search(err error, match func(error) bool) bool {
+	for !isNil(err) {
+		if match(err) {
+			return true
+		}
+		switch e := err.(type) {
+		case interface{ Unwrap() error }:
+			err = e.Unwrap()
+		case interface{ Unwrap() []error }:
+			for _, branch := range e.Unwrap() {
+				if search(branch, match) {
+					return true
+				}
+			}
+			return false
+		default:
+			return false
+		}
+	}
+	return false
+}
+
+// find returns the first E in err's tree, or nil.
+func find[E error](err error) (found E) {
+	search(err, func(err error) (ok bool) {
+		found, ok = err.(E)
+		return ok
+	})
+	return found
+}
+
+// is is errors.Is for trees with typed nils in them.
+func is(err, target error) bool {
+	return search(err, func(err error) bool {
+		if err == target {
+			return true
+		}
+		x, ok := err.(interface{ Is(error) bool })
+		return ok && x.Is(target)
+	})
+}
+
+// timedOut is err.Timeout, which for errors of net asks what they wrap: not where a typed nil is in there.
+func timedOut(err net.Error) bool {
+	for inner := error(err); inner != nil; inner = errors.Unwrap(inner) {
+		if isNil(inner) {
+			return false
+		}
+	}
+	return err.Timeout()
+}
+
+// describe returns one line about err without a word that came from the provider or the caller: what wraps an error may
+// quote a prompt, net/http quotes a malformed answer, and a URL may have a key in it.
+func describe(err error) string {
+	_, by, _ := classify(err)
+	switch by := by.(type) {
+	case nil:
+	case *openai.APIError:
+		return strings.TrimSpace("provider error " + identifier(codeText(by.Code)) + " " + identifier(by.Type))
+	case *openai.RequestError:
+		return ""
+	case *Error:
+		return short(by.Error())
+	case Kind, syscall.Errno:
+		return short(by.Error())
+	case *net.DNSError:
+		return "lookup " + short(by.Name) + " failed"
+	case *net.OpError:
+		return strings.TrimSpace(short(by.Op + " " + by.Net + ": " + reason(by)))
+	default:
+		switch by {
+		case context.Canceled, context.DeadlineExceeded, io.ErrUnexpectedEOF, net.ErrClosed:
+			return by.Error()
+		}
+	}
+	return reason(err)
+}
+
+// reason names what a failed connection may be reduced to: an errno, an end of file, or the type of the innermost error.
+func reason(err error) string {
+	if errno := find[syscall.Errno](err); errno != 0 {
+		return errno.Error()
+	}
+	if is(err, io.EOF) {
+		return io.EOF.Error()
+	}
+	if ne := find[net.Error](err); ne != nil && timedOut(ne) {
+		return "i/o timeout"
+	}
+	for inner := err; inner != nil; inner = errors.Unwrap(inner) {
+		if err = inner; isNil(inner) {
+			break
+		}
+	}
+	return fmt.Sprintf("%T", err)
+}
+
+func providerStatus(err error) int {
+	switch e := err.(type) {
+	case *Error:
+		return e.StatusCode
+	case *openai.APIError:
+		return e.HTTPStatusCode
+	case *openai.RequestError:
+		return e.HTTPStatusCode
+	}
+	f, _ := readForeign(err)
+	return f.status
+}
+
+// isContentPolicy reports whether err says that the provider declined the request for its content.
+func isContentPolicy(err error) bool {
+	return search(err, func(err error) bool {
+		if ae, ok := err.(*openai.APIError); ok {
+			f := apiFailure(ae)
+			return contentPolicy(f.Code) || contentPolicy(f.Type) || contentPolicy(f.InnerCode)
+		}
+		f, _ := readForeign(err)
+		return contentPolicy(f.said.Code) || contentPolicy(f.said.Type) || contentPolicy(f.said.InnerCode)
+	})
+}

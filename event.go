@@ -1,0 +1,69 @@
+package aiguard
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+)
+
+// An Event's Err may be the caller's own error, whose text is unknown to the guard: it may quote a prompt, or a URL with a
+// key in it. Whatever prints an Event describes such an error by its type.
+
+// MarshalJSON returns the fields as an object; durations are in nanoseconds.
+func (e Event) MarshalJSON() ([]byte, error) {
+	type plain Event
+	return json.Marshal(struct {
+		plain
+		Err any
+	}{plain(e), e.safeErr()})
+}
+
+// LogValue returns the fields that are set as a group.
+func (e Event) LogValue() slog.Value {
+	attrs := []slog.Attr{
+		slog.String("type", short(string(e.Type))),
+		slog.String("op", short(e.Call.Op)),
+		slog.String("model", short(e.Call.Model)),
+		slog.Int("attempt", e.Attempt),
+	}
+	for _, d := range []struct {
+		key   string
+		value time.Duration
+	}{{"queued", e.Queued}, {"backoff", e.Backoff}, {"in_flight", e.InFlight}, {"elapsed", e.Elapsed}} {
+		if d.value != 0 {
+			attrs = append(attrs, slog.Duration(d.key, d.value))
+		}
+	}
+	if e.Err != nil {
+		attrs = append(attrs, slog.Any("error", e.safeErr()))
+	}
+	return slog.GroupValue(attrs...)
+}
+
+// Format prints one line with the fields of LogValue, for every verb.
+func (e Event) Format(f fmt.State, verb rune) {
+	var b strings.Builder
+	for i, a := range e.LogValue().Group() {
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		fmt.Fprintf(&b, "%s=%v", a.Key, a.Value)
+	}
+	fmt.Fprintf(f, fmt.FormatString(f, verb), b.String())
+}
+
+// safeErr is Err as an *Error, or what can be said of another error.
+func (e Event) safeErr() any {
+	switch err := e.Err.(type) {
+	case nil:
+		return nil
+	case *Error:
+		if err == nil {
+			return nil
+		}
+		return err
+	}
+	return describe(e.Err)
+}

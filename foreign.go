@@ -1,0 +1,96 @@
+package aiguard
+
+import (
+	"net/http"
+	"reflect"
+	"time"
+
+	"github.com/aiguard-go/aiguard/internal/answer"
+	"github.com/aiguard-go/aiguard/internal/callctx"
+	"github.com/aiguard-go/aiguard/internal/jsonscan"
+)
+
+// foreign is what the error type of another SDK says. The types are read by their shape, because importing the SDKs would
+// make every user download them:
+//
+//	openai-go, anthropic-sdk-go  Response *http.Response; Code and Type, or the error's JSON in RawJSON()
+//	genai                        Code int, Message, Status string, Details
+//	Ollama's client              StatusCode int, Status, ErrorMessage string
+type foreign struct {
+	facts      *Error // of the guard whose Transport returned the response
+	status     int
+	said       answer.Failure
+	requestID  string
+	retryAfter time.Duration
+}
+
+func (f *foreign) kind() Kind { return kindOfProvider(f.status, f.said, ErrUnavailable) }
+
+// readForeign reads err, but not what it wraps.
+func readForeign(err error) (f foreign, ok bool) {
+	v := reflect.ValueOf(err)
+	if v.Kind() == reflect.Pointer {
+		v = v.Elem()
+	}
+	if v.Kind() != reflect.Struct {
+		return f, false
+	}
+	s := shape{v}
+	if resp, _ := s.field("Response").(*http.Response); resp != nil {
+		f.facts, _ = callctx.Facts(resp).(*Error)
+		f.status, f.requestID, f.retryAfter = resp.StatusCode, requestID(resp.Header), retryAfter(resp.Header, time.Now())
+		f.said = answer.Failure{Code: s.text("Code"), Type: s.text("Type")}
+		if f.said == (answer.Failure{}) {
+			f.said = rawFailure(err)
+		}
+		return f, resp.StatusCode >= 400
+	}
+	if code, ok := s.field("Code").(int); ok && s.has("Message", "Status", "Details") {
+		f.status, f.said.Code = code, s.text("Status")
+		return f, code >= 400
+	}
+	if code, ok := s.field("StatusCode").(int); ok && s.has("Status", "ErrorMessage") {
+		f.status = code
+		return f, code >= 400
+	}
+	return f, false
+}
+
+// rawFailure reads the JSON that an SDK keeps of a provider's error.
+func rawFailure(err error) (f answer.Failure) {
+	raw, ok := err.(interface{ RawJSON() string })
+	if !ok {
+		return f
+	}
+	body := []byte(raw.RawJSON())
+	if end, err := jsonscan.Check(body, answer.MaxShape); err == nil {
+		f, _ = answer.ErrorIn(body[:end])
+	}
+	return f
+}
+
+// shape is a struct of a type that this package does not import.
+type shape struct{ v reflect.Value }
+
+// field returns the value of a field of the struct itself, or nil.
+func (s shape) field(name string) any {
+	f, ok := s.v.Type().FieldByName(name)
+	if !ok || !f.IsExported() || len(f.Index) > 1 {
+		return nil
+	}
+	return s.v.Field(f.Index[0]).Interface()
+}
+
+func (s shape) text(name string) string {
+	text, _ := s.field(name).(string)
+	return text
+}
+
+func (s shape) has(names ...string) bool {
+	for _, name := range names {
+		if f, ok := s.v.Type().FieldByName(name); !ok || len(f.Index) > 1 {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,311 @@
+package aiguard_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	openai "github.com/sashabaranov/go-openai"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/aiguardtest"
+	"github.com/aiguard-go/aiguard/internal/syncbuf"
+)
+
+// printed returns every form in which a program may print v.
+func printed(v any) map[string]string {
+	forms := map[string]string{}
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
+		forms[verb] = fmt.Sprintf(verb, v)
+	}
+	delete(forms, "%x") // nobody reads a secret in there, but it must not panic
+	var out bytes.Buffer
+	slog.New(slog.NewTextHandler(&out, nil)).Error("m", "v", v)
+	forms["slog text"] = strings.TrimSuffix(out.String(), "\n")
+	out.Reset()
+	slog.New(slog.NewJSONHandler(&out, nil)).Error("m", "v", v)
+	forms["slog JSON"] = strings.TrimSuffix(out.String(), "\n")
+	b, err := json.Marshal(v)
+	forms["JSON"] = fmt.Sprint(string(b), err)
+	if e, ok := v.(error); ok {
+		forms["Error()"] = e.Error()
+		forms["wrapped"] = fmt.Errorf("service: %w", e).Error()
+	}
+	return forms
+}
+
+func TestKindPrintsTheSameEverywhere(t *testing.T) {
+	for _, k := range kindTable {
+		forms := printed(k.kind)
+		assert.Equal(t, k.name, forms["%v"])
+		assert.Equal(t, k.name, forms["%s"])
+		assert.Equal(t, k.name, forms["Error()"])
+		assert.Equal(t, `"`+k.name+`"<nil>`, forms["JSON"])
+		assert.True(t, strings.HasSuffix(forms["slog text"], " v="+k.name), forms["slog text"])
+		assert.Contains(t, forms["slog JSON"], `"v":"`+k.name+`"`)
+	}
+}
+
+// typedNils are errors that are not nil and have nothing in them, as a function returns that declares a pointer and returns it
+// as an error.
+func typedNils() map[string]error {
+	bare := map[string]error{
+		"Error":        (*aiguard.Error)(nil),
+		"APIError":     (*openai.APIError)(nil),
+		"RequestError": (*openai.RequestError)(nil),
+		"url":          (*url.Error)(nil),
+		"OpError":      (*net.OpError)(nil),
+		"DNSError":     (*net.DNSError)(nil),
+		"path":         (*fs.PathError)(nil),
+		"syscall":      (*os.SyscallError)(nil),
+		"openai-go":    (*stainlessError)(nil),
+	}
+	nils := maps.Clone(bare)
+	for name, err := range bare {
+		nils[name+", wrapped"] = fmt.Errorf("service: %w", err)
+		nils[name+", joined"] = errors.Join(err, err)
+		nils[name+", in a url.Error"] = &url.Error{Op: "Post", URL: "x", Err: err}
+		nils[name+", in an OpError"] = &net.OpError{Op: "dial", Err: err}
+		nils[name+", in a RequestError"] = &openai.RequestError{Err: err}
+		nils[name+", in an Error"] = &aiguard.Error{Err: err}
+	}
+	return nils
+}
+
+func TestTypedNilsNeverPanic(t *testing.T) {
+	for name, err := range typedNils() {
+		t.Run(name, func(t *testing.T) {
+			require.NotPanics(t, func() {
+				aiguard.KindOf(err)
+				require.NotEmpty(t, aiguard.UserMessage(err))
+				require.GreaterOrEqual(t, aiguard.HTTPStatus(err), 400)
+				if e := aiguard.Explain(err); e != nil {
+					printed(e)
+				}
+				printed(&aiguard.Error{Kind: aiguard.ErrUnavailable, Err: err})
+				printed(aiguard.Event{Err: err})
+			})
+		})
+	}
+	var none *aiguard.Error
+	require.Nil(t, aiguard.Explain(none))
+	require.Empty(t, aiguard.KindOf(none))
+	require.False(t, none.Timeout())
+	require.NotErrorIs(t, none, aiguard.ErrTimeout)
+	require.NoError(t, none.Unwrap())
+	require.Equal(t, "<nil>", none.Error())
+	printed(none)
+	printed(aiguard.Error{})
+	printed(aiguard.Event{})
+}
+
+// plant returns e with the secret in every field that can hold text.
+func plant(e aiguard.Error, marker string) aiguard.Error {
+	e.RequestID = marker
+	return e
+}
+
+func TestNoFormOfPrintingShowsASecret(t *testing.T) {
+	check := func(name string, v any) {
+		for form, text := range printed(v) {
+			assert.NotContains(t, text, secret, "%s of %s", form, name)
+			assert.NotContains(t, text, "sk-proj", "%s of %s", form, name)
+			assert.False(t, strings.ContainsAny(text, "\r\n\x1b"), "%s of %s has control characters", form, name)
+		}
+	}
+	for name, err := range tellTale() {
+		check("Event of "+name, aiguard.Event{Type: aiguard.EventDone, Err: err})
+		check("Event in a pointer of "+name, &aiguard.Event{Type: aiguard.EventDone, Err: err})
+		e, ok := err.(*aiguard.Error)
+		if !ok {
+			continue // its words are not ours
+		}
+		planted := plant(*e, secret+" \"key\"\nsecond line")
+		check(name, err)
+		check("planted "+name, &planted)
+		check("copy of "+name, planted) // go vet does not warn of a copied Error
+		check("Explain of "+name, aiguard.Explain(fmt.Errorf("%s: %w", secret, err)))
+		check("struct with "+name, struct{ Err error }{err})
+	}
+	for _, cause := range []error{errors.New(secret), &url.Error{Op: "Post", URL: "http://x?key=" + secret, Err: context.Canceled}} {
+		check("Event of the caller's own error", aiguard.Event{Type: aiguard.EventDone, Err: cause})
+	}
+}
+
+func TestControlCharactersReachNoText(t *testing.T) {
+	const hostile = "gpt\x1b[2J\r\nINFO all is well\x00\u202e\u2028"
+	e := &aiguard.Error{Kind: aiguard.Kind(hostile), Op: hostile, Model: hostile, Phase: hostile, RequestID: hostile,
+		Err: &net.OpError{Op: hostile, Net: hostile, Err: &net.DNSError{Name: hostile}}}
+	event := aiguard.Event{Type: hostile, Call: aiguard.Call{Op: hostile, Model: hostile}, Err: e}
+	for _, v := range []any{e, *e, event, &event} {
+		for form, text := range printed(v) {
+			if form == "%q" || form == "%#v" || form == "JSON" || form == "slog JSON" {
+				continue // quoted
+			}
+			assert.False(t, strings.ContainsAny(text, "\x1b\r\n\x00\u202e\u2028"), "%s: %q", form, text)
+		}
+	}
+}
+
+// Every fault that aiguardtest plays, as a program sees it: in the error, in the events and in the log.
+func TestNoFaultShowsASecretInAnyForm(t *testing.T) {
+	const prompt, key = "PROMPT-SECRET", "sk-secret-key"
+	for _, f := range aiguardtest.Faults() {
+		t.Run(f.String(), func(t *testing.T) {
+			if strings.Contains(f.String(), "huge") || strings.Contains(f.String(), "many-headers") {
+				t.Skip("size makes no difference to what is printed")
+			}
+			t.Parallel()
+			srv := aiguardtest.NewServer(t)
+			srv.Play(f)
+			var text, lines syncbuf.Buffer
+			rec := &recorder{}
+			c := newClient(t, srv, aiguard.Config{
+				CallTimeout: 200 * time.Millisecond, StreamIdleTimeout: 200 * time.Millisecond, StreamTimeout: 400 * time.Millisecond, TotalTimeout: 2 * time.Second,
+				MaxResponseBytes: 1 << 20, Retry: aiguard.Retry{MaxAttempts: 2, BaseDelay: time.Millisecond}, OnEvent: rec.OnEvent,
+				Logger: slog.New(both{slog.NewTextHandler(&text, nil), slog.NewJSONHandler(&lines, nil)}),
+			})
+			request := openai.ChatCompletionRequest{Model: "m", Messages: []openai.ChatCompletionMessage{{Role: "user", Content: prompt}}}
+			_, chatErr := c.CreateChatCompletion(t.Context(), request)
+			s, streamErr := c.CreateChatCompletionStream(t.Context(), request)
+			if streamErr == nil {
+				_, streamErr = recvAll(s)
+				s.Close()
+			}
+			check := func(what, form, text string) {
+				for _, planted := range []string{aiguardtest.ProviderText, prompt, key} {
+					assert.NotContains(t, text, planted, "%s of %s", form, what)
+				}
+			}
+			for _, err := range []error{chatErr, streamErr} {
+				if e := aiguard.Explain(err); e != nil {
+					for form, text := range printed(e) {
+						check("error", form, text)
+					}
+				}
+				check("user message", "text", aiguard.UserMessage(err))
+			}
+			for _, ev := range rec.events {
+				for form, text := range printed(ev) {
+					check("event", form, text)
+				}
+			}
+			for form, text := range printed(c.Guard().Stats()) {
+				check("stats", form, text)
+			}
+			for form, text := range printed(c) {
+				check("client", form, text)
+			}
+			check("log", "text", text.String())
+			check("log", "JSON", lines.String())
+		})
+	}
+}
+
+// both sends each record to two handlers.
+type both [2]slog.Handler
+
+func (b both) Enabled(context.Context, slog.Level) bool { return true }
+
+func (b both) Handle(ctx context.Context, r slog.Record) error {
+	return errors.Join(b[0].Handle(ctx, r), b[1].Handle(ctx, r))
+}
+
+func (b both) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return both{b[0].WithAttrs(attrs), b[1].WithAttrs(attrs)}
+}
+
+func (b both) WithGroup(name string) slog.Handler {
+	return both{b[0].WithGroup(name), b[1].WithGroup(name)}
+}
+
+func TestErrorTextKeepsGoOpenAIsPhrase(t *testing.T) {
+	require.Contains(t, (&aiguard.Error{Kind: aiguard.ErrRateLimited, StatusCode: 429}).Error(), "status code: 429")
+}
+
+// stainlessError has the shape of the error types of openai-go and anthropic-sdk-go.
+type stainlessError struct {
+	Code, Message, Param, Type string
+	StatusCode                 int
+	Request                    *http.Request
+	Response                   *http.Response
+}
+
+func (e *stainlessError) Error() string { return e.Request.Method + " " + e.Message } // panics where it is empty
+
+// genaiError has the shape of genai's error type, a value.
+type genaiError struct {
+	Code            int
+	Message, Status string
+	Details         []map[string]any
+}
+
+func (e genaiError) Error() string { return e.Message }
+
+// ollamaError has the shape of the error type of Ollama's client.
+type ollamaError struct {
+	StatusCode           int
+	Status, ErrorMessage string
+}
+
+func (e ollamaError) Error() string { return e.ErrorMessage }
+
+func TestErrorsOfOtherSDKsAreClassifiedByTheirShape(t *testing.T) {
+	response := func(status int, header ...string) *http.Response {
+		h := http.Header{}
+		for i := 0; i < len(header); i += 2 {
+			h.Set(header[i], header[i+1])
+		}
+		return &http.Response{StatusCode: status, Header: h}
+	}
+	for name, c := range map[string]struct {
+		err  error
+		kind aiguard.Kind
+	}{
+		"status":              {&stainlessError{StatusCode: 503, Response: response(503)}, aiguard.ErrUnavailable},
+		"code before status":  {&stainlessError{StatusCode: 429, Code: "insufficient_quota", Response: response(429)}, aiguard.ErrQuota},
+		"type":                {&stainlessError{Type: "rate_limit_error", Response: response(429)}, aiguard.ErrRateLimited},
+		"no response":         {&stainlessError{StatusCode: 503}, ""},
+		"genai":               {genaiError{Code: 429, Status: "RESOURCE_EXHAUSTED", Message: secret}, aiguard.ErrRateLimited},
+		"genai, pointer":      {&genaiError{Code: 503, Status: "UNAVAILABLE"}, aiguard.ErrUnavailable},
+		"genai, not a status": {genaiError{Code: 7}, ""},
+		"Ollama":              {ollamaError{StatusCode: 500, Status: "500 Internal Server Error"}, aiguard.ErrUnavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, err := range []error{c.err, fmt.Errorf("service: %w", c.err), errors.Join(errors.New("x"), c.err)} {
+				require.Equal(t, c.kind, aiguard.KindOf(err))
+				e := aiguard.Explain(err)
+				if c.kind == "" {
+					require.Nil(t, e)
+					continue
+				}
+				require.Equal(t, c.kind, e.Kind)
+				require.GreaterOrEqual(t, e.StatusCode, 429)
+				require.Equal(t, err, e.Err)
+				for form, text := range printed(e) {
+					require.NotContains(t, text, secret, form)
+				}
+			}
+		})
+	}
+	e := aiguard.Explain(&stainlessError{Response: response(429, "Retry-After", "7", "X-Request-Id", "req_1")})
+	require.Equal(t, 7*time.Second, e.RetryAfter)
+	require.Equal(t, "req_1", e.RequestID)
+	policy := &stainlessError{Code: "content_filter", Response: response(400)}
+	require.Equal(t, 422, aiguard.HTTPStatus(policy))
+	require.Equal(t, 503, aiguard.HTTPStatus(&stainlessError{Response: response(503)}), "a provider's own 503")
+}
