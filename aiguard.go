@@ -43,6 +43,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"slices"
 	"sync"
@@ -101,6 +102,11 @@ type Config struct {
 
 	// Middleware wraps each call, outside limiter and retry; the first is outermost. None
 	Middleware []Middleware
+
+	// FailuresAsResponses makes Transport answer a failure of the guard's own (time, queue, sizes, a cut answer) with a response
+	// in the endpoint's own error form instead of an error: for SDKs that hide the error of a RoundTripper. Its status is that
+	// of HTTPStatus, its message that of UserMessage. A stream that fails after its first event still ends with an error. false
+	FailuresAsResponses bool
 
 	// OnEvent is called at the moments of a call's life, in the goroutine of the call and with no lock held:
 	// it may call the Guard, and should not wait. None
@@ -203,12 +209,13 @@ type Guard struct {
 // core is what all Guards that With derives share.
 type core struct {
 	clock
-	cfg    Config
-	slots  *slots
-	memory *memory
-	budget budget
-	routes routes
-	pool   *pool
+	cfg     Config
+	slots   *slots
+	memory  *memory
+	budget  budget
+	routes  routes
+	pool    *pool
+	repeats repeats
 
 	mu      sync.Mutex
 	active  call        // head of the ring of calls and tasks under way
@@ -231,6 +238,7 @@ func New(cfg Config) (*Guard, error) {
 	c := &core{clock: clock, cfg: cfg, slots: newSlots(&cfg, clock), memory: newMemory(cfg.MemoryLimit), pool: newPool(&cfg), idle: make(chan struct{})}
 	c.budget.init(cfg.Retry.Budget)
 	c.routes.capacity = cfg.MaxConcurrent
+	c.repeats.seed = maphash.MakeSeed()
 	c.active.next, c.active.prev = &c.active, &c.active
 	return &Guard{core: c, call: settings{Call: Call{Weight: 1}}}, nil
 }

@@ -83,6 +83,9 @@ func classify(err error) (k Kind, by error, known bool) {
 	case net.ErrClosed:
 		return ErrUnavailable, err, true
 	}
+	if isClientTimeout(err) {
+		return "", context.DeadlineExceeded, true
+	}
 	if f, ok := readForeign(err); ok {
 		if f.facts != nil {
 			return f.facts.Kind, f.facts, true
@@ -106,6 +109,14 @@ func classify(err error) (k Kind, by error, known bool) {
 		return ErrUnavailable, err, true
 	}
 	return k, by, known
+}
+
+// isClientTimeout reports whether err says that the Timeout of the caller's http.Client ran out. The type is that of
+// other time-outs of net/http, and only the text tells them apart.
+func isClientTimeout(err error) bool {
+	t := reflect.TypeOf(err)
+	return t.Kind() == reflect.Pointer && t.Elem().PkgPath() == "net/http" && t.Elem().Name() == "timeoutError" &&
+		strings.Contains(err.Error(), " (Client.Timeout ")
 }
 
 // isNil reports whether err is nil or a typed nil, whose methods may panic.

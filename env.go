@@ -35,6 +35,7 @@ func testEnv(name string) bool {
 //	AIGUARD_RETRY_BASE_DELAY, AIGUARD_RETRY_MAX_DELAY                  a duration, or off
 //	AIGUARD_RETRY_TIMEOUTS                                             true or false
 //	AIGUARD_RETRY_BUDGET                                               a fraction such as 0.1, or off
+//	AIGUARD_FAILURES_AS_RESPONSES                                      true or false
 //
 // Names that services have for the same are read where the AIGUARD_ variable is not set:
 //
@@ -124,6 +125,7 @@ func (c *Config) settings() []setting {
 		{field: "Retry.MaxAttempts", name: "RETRY_MAX_ATTEMPTS", set: numberSetting(&c.Retry.MaxAttempts)},
 		{field: "Retry.BaseDelay", name: "RETRY_BASE_DELAY", set: durationSetting(&c.Retry.BaseDelay)},
 		{field: "Retry.MaxDelay", name: "RETRY_MAX_DELAY", set: durationSetting(&c.Retry.MaxDelay)},
+		{field: "FailuresAsResponses", name: "FAILURES_AS_RESPONSES", set: boolSetting(&c.FailuresAsResponses)},
 		{field: "Retry.Timeouts", name: "RETRY_TIMEOUTS", set: boolSetting(&c.Retry.Timeouts)},
 		{field: "Retry.Budget", name: "RETRY_BUDGET", set: fractionSetting(&c.Retry.Budget)},
 	}

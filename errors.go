@@ -64,7 +64,8 @@ type Error struct {
 
 	Err error // the cause: *openai.APIError, *openai.RequestError, a net or context error…
 
-	retry verdict
+	retry   verdict
+	refusal *refusal // what the provider answered, if that is what failed
 }
 
 // verdict is what the layer that saw a failure knows about repeating it, beyond its Kind.

@@ -154,7 +154,7 @@ func FuzzErrorBody(f *testing.F) {
 		})
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://provider.example/v1/chat/completions", strings.NewReader("{}"))
 		require.NoError(t, err)
-		_, err = g.Transport(base).RoundTrip(req) //nolint:bodyclose // fails
+		err = failureOf(g.Transport(base).RoundTrip(req))
 		checkError(t, err)
 		var e *aiguard.Error
 		require.ErrorAs(t, err, &e)

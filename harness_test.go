@@ -110,6 +110,16 @@ func facts(t testing.TB, err error, kind aiguard.Kind) *aiguard.Error {
 	return e
 }
 
+// failureOf is the failure that Transport returned: an error, or a response, of which it returns the facts. The response's
+// body is closed.
+func failureOf(resp *http.Response, err error) error {
+	if err != nil || resp.StatusCode < 400 {
+		return err
+	}
+	resp.Body.Close()
+	return aiguard.Explain(&stainlessError{StatusCode: resp.StatusCode, Response: resp})
+}
+
 // recorder keeps events.
 type recorder struct {
 	mu     sync.Mutex

@@ -245,7 +245,7 @@ type stainlessError struct {
 	Response                   *http.Response
 }
 
-func (e *stainlessError) Error() string { return e.Request.Method + " " + e.Message } // panics where it is empty
+func (e *stainlessError) Error() string { return "SDK: " + e.Message } // panics if e is nil
 
 // genaiError has the shape of genai's error type, a value.
 type genaiError struct {

@@ -47,15 +47,35 @@ const (
 // its Accept header and body, as the OpenAI API has them: a JSON answer is read whole before it is handed over, a
 // stream at its first event, other bodies as they come.
 //
-// A failure status is returned as an *Error, not as a response, and so is a 200 that is no answer. Redirects are not
-// followed. Close every body: until then its answer counts as held. It retries by itself: switch the SDK's own retries
-// off. MaxRequestBytes holds, but prompt and output tokens are the Client's: see CheckPrompt. Accept-Encoding is left to
-// base, so that caps count what it decompresses. A base of the user's should limit its response headers as the pooled
-// transport does.
+// When the provider answers with a failure status and the guard gives up on it, RoundTrip returns that response, so that the
+// SDK makes its own error of it: status and headers as they came, at most 64 KiB of the body, and "X-Should-Retry: false",
+// which SDKs heed that know it. Explain, KindOf, UserMessage and HTTPStatus understand the SDK's error. Failures of the
+// guard's own are *Errors: time, queue, sizes, a cut answer, an error inside a 200. Config.FailuresAsResponses makes
+// responses of those too. A Middleware that replaces or wraps the error has the last word: then RoundTrip returns its error.
+//
+// RoundTrip retries by itself: switch the SDK's own retries off. It answers a repeat that carries the SDK's retry count from
+// the failure before, and logs one warning. Close every body: until then its answer counts as held. MaxRequestBytes holds,
+// but prompt and output tokens are the Client's: see CheckPrompt. A base of the user's should limit its response headers as
+// the pooled transport does.
+//
+// RoundTrip keeps the contract of http.RoundTripper as http.Transport does, but for these differences:
+//
+//	Accept-Encoding      is left to base, so that caps count what it decompresses
+//	a redirect           (301, 302, 303, 307, 308) is an error: http.Client would send prompt and key elsewhere
+//	a JSON answer        is read whole before it is returned, and what follows the JSON is dropped; its Content-Length is set
+//	an event stream      is returned at its first event, with whole events and without comments
+//	a failure status     has at most 64 KiB of body
+//	response headers     above 64 KiB, and bodies in an encoding that base does not undo, are an error
+//	a request's body     that cannot be sent again (no GetBody) is sent once
+//	101                  ends at StreamTimeout at the latest
+//	Response.Request     is the request given to RoundTrip; for a failure a copy whose context carries the facts
 func (g *Guard) Transport(base http.RoundTripper) http.RoundTripper {
 	g.must("Transport")
 	return &transport{guard: g, base: base, eventLines: true}
 }
+
+// HTTPClient returns an http.Client over Transport(nil), for any SDK that takes one.
+func (g *Guard) HTTPClient() *http.Client { return &http.Client{Transport: g.Transport(nil)} }
 
 type transport struct {
 	guard      *Guard
@@ -90,6 +110,7 @@ func newPool(cfg *Config) *pool {
 			return p.add(conn)
 		},
 		TLSHandshakeTimeout:    connect,
+		ExpectContinueTimeout:  time.Second, // as in http.DefaultTransport
 		ForceAttemptHTTP2:      true,
 		MaxIdleConns:           max(100, idle),
 		MaxIdleConnsPerHost:    idle,
@@ -172,10 +193,38 @@ func (t *transport) roundTripper() http.RoundTripper {
 
 // RoundTrip sends req as one bounded call.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	x := t.newExchange(req)
+	bounded, stop := callctx.Heed(req)
+	x := t.newExchange(bounded)
+	x.original = req
 	defer x.closeUnsent()
-	ctx := req.Context()
-	if len(t.guard.cfg.Middleware) == 0 {
+	resp, err := x.do(bounded.Context())
+	if body, ok := openBody(resp); ok {
+		context.AfterFunc(body.w, stop)
+	} else {
+		stop()
+	}
+	return resp, err
+}
+
+// do is RoundTrip with a request whose context is the caller's whole patience.
+func (x *exchange) do(ctx context.Context) (*http.Response, error) {
+	if e := x.repeated(ctx); e != nil {
+		return x.outcome(ctx, e)
+	}
+	resp, err := x.wrapped(ctx)
+	if err == nil {
+		resp.Request = x.original
+		return resp, nil
+	}
+	if e, ok := err.(*Error); ok && ctx.Err() == nil {
+		x.remember(e)
+	}
+	return x.outcome(ctx, err)
+}
+
+// wrapped runs the call inside the middleware.
+func (x *exchange) wrapped(ctx context.Context) (*http.Response, error) {
+	if len(x.guard.cfg.Middleware) == 0 {
 		return x.run(ctx)
 	}
 	var resp *http.Response
@@ -185,7 +234,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			resp.Body.Close()
 		}
 	}()
-	err := t.guard.wrap(ctx, x.settings.Call, func(ctx context.Context) (err error) {
+	err := x.guard.wrap(ctx, x.settings.Call, func(ctx context.Context) (err error) {
 		resp, err = x.run(ctx)
 		return err
 	})
@@ -205,14 +254,16 @@ type exchange struct {
 	settings settings
 	call     *call // from run on
 	req      *http.Request
-	sent     bool // the base has had the body, and closes it
-	seen     bool // GetBody has been used: some SDKs' returns the one body again and again
+	original *http.Request // req as the caller gave it
+	sent     bool          // the base has had the body, and closes it
+	seen     bool          // GetBody has been used: some SDKs' returns the one body again and again
 
 	endpoint   answer.Endpoint
 	stream     bool // an event stream is asked for
 	json       bool // a JSON answer is asked for
 	safe       bool // a repeat does no work twice
 	replayable bool
+	responses  bool       // failures become responses
 	conn       *connTrace // of this attempt: the hooks of the one before may still run
 }
 
@@ -238,6 +289,7 @@ func (t *transport) newExchange(req *http.Request) *exchange {
 		}
 		k.Request = x.readRequest()
 	}
+	x.responses = t.eventLines && !ok // go-openai wants the error; a cache may be between the Client and this transport
 	accept := req.Header.Get("Accept")
 	x.stream = k.Stream || strings.Contains(accept, "text/event-stream")
 	x.json = !x.stream && (x.endpoint.JSON() || strings.Contains(accept, "application/json"))
@@ -347,6 +399,11 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 	x.sent = true
 	x.call.prompt, x.call.answer = max(req.ContentLength, 0), 0
 	resp, err := x.roundTripper().RoundTrip(req)
+	if err == nil {
+		err = mended(x.roundTripper(), resp)
+	} else if resp != nil && resp.Body != nil {
+		resp.Body.Close()
+	}
 	if err != nil {
 		return nil, x.unanswered(w, err)
 	}
@@ -357,8 +414,19 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 		}
 	}()
 	switch {
+	case resp.StatusCode == http.StatusSwitchingProtocols:
+		if err := x.upgrade(w, resp); err != nil {
+			return nil, err
+		}
+		handedOver = true
+		return resp, nil
 	case resp.StatusCode < 200, resp.StatusCode >= 400:
 		return nil, x.refusal(w, resp)
+	case x.bodiless(resp):
+		x.call.judge(ctx, nil)
+		x.call.succeed(ctx, Usage{})
+		resp.Body = http.NoBody
+		return resp, nil
 	case resp.StatusCode >= 300, headerSize(resp.Header) > maxHeaderBytes, !x.decoded(resp):
 		e := x.errorOf(resp, ErrInvalidResponse)
 		e.Phase, e.retry = phaseHeaders, neverAsk
@@ -396,11 +464,36 @@ func (x *exchange) request(w *watch) (*http.Request, error) {
 	if limit := x.guard.cfg.MaxRequestBytes; unknown && limit != Off {
 		req.Body = &requestBody{ReadCloser: req.Body, limit: limit}
 	}
-	if req.Header.Get("Accept-Encoding") != "" {
-		req.Header = req.Header.Clone()
+	if encoding := req.Header.Get("Accept-Encoding"); !x.keepsRequests() || encoding != "" {
+		// A base may edit its request, although a RoundTripper must not: each attempt has its own URL and header.
+		url := *req.URL
+		req.URL, req.Header = &url, req.Header.Clone()
 		req.Header.Del("Accept-Encoding")
 	}
 	return req, nil
+}
+
+// openBody returns the stream that a response's body is, if it is one.
+func openBody(resp *http.Response) (*stream, bool) {
+	if resp == nil {
+		return nil, false
+	}
+	switch body := resp.Body.(type) {
+	case *stream:
+		return body, true
+	case *upgraded:
+		return body.stream, true
+	}
+	return nil, false
+}
+
+// keepsRequests reports whether the base is known to leave its request as it is.
+func (t *transport) keepsRequests() bool {
+	switch t.base.(type) {
+	case nil, *http.Transport:
+		return true
+	}
+	return false
 }
 
 // requestBody stops a body of unknown length at the limit.
@@ -550,6 +643,8 @@ func (x *exchange) refusal(w *watch, resp *http.Response) error {
 	e.Err = providerCause(resp.StatusCode, f, said, body)
 	if over && resp.Uncompressed { // a compressed error of this size is an attack, not an explanation
 		e.Kind, e.Phase, e.Max = ErrResponseTooLarge, phaseErrorBody, maxErrorBytes
+	} else if resp.StatusCode >= 400 {
+		e.refusal = &refusal{resp, body}
 	}
 	switch resp.StatusCode {
 	case http.StatusServiceUnavailable, 529: // turned away: nothing was done
@@ -611,9 +706,11 @@ func (x *exchange) whole(w *watch, resp *http.Response) (*http.Response, error) 
 	}
 	body = body[:end]
 	b.rest, resp.Body = body, b
-	resp.ContentLength = int64(len(body))
-	resp.TransferEncoding = nil
-	resp.Header.Del("Content-Length") // of what was sent, before trimming
+	if length := int64(len(body)); resp.ContentLength != length {
+		resp.ContentLength = length
+		resp.TransferEncoding = nil
+		resp.Header.Del("Content-Length") // of what was sent, before trimming
+	}
 	var u Usage
 	if x.guard.cfg.OnEvent != nil {
 		u.Input, u.Output = answer.Usage(body)

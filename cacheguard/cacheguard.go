@@ -7,7 +7,7 @@
 //	client := openai.NewClient(option.WithHTTPClient(&http.Client{Transport: cache}), option.WithMaxRetries(0))
 //
 // That is openai-go; any SDK that takes an http.Client does the same. go-openai keeps what the guard's own client adds to
-// the transport (prompt and output limits, plain errors) if its client is put into the guard's:
+// the transport (prompt and output limits, an *Error for each failure) if its client is put into the guard's:
 //
 //	client := guard.Client(oc)
 //	oc.HTTPClient = &http.Client{Transport: cache}
@@ -222,8 +222,7 @@ func New(next http.RoundTripper, cfg Config) (*Transport, error) {
 
 // RoundTrip answers req from what is kept, from an identical request in flight, or from next.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	ctx := req.Context()
-	call, _ := ctx.Value(callKey{}).(Call)
+	call, _ := req.Context().Value(callKey{}).(Call)
 	q, err := t.read(req, call)
 	if err != nil {
 		return nil, err
@@ -232,13 +231,18 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		t.passed.Add(1)
 		return t.next.RoundTrip(q.send)
 	}
+	heeded, unheed := callctx.Heed(req)
+	ctx := heeded.Context()
 	if ctx.Err() != nil {
+		unheed()
 		return nil, callctx.Err(ctx)
 	}
 	r, err := t.join(ctx, q)
 	if err != nil {
+		unheed()
 		return nil, err
 	}
+	r.unheed = unheed
 	return r.response(req)
 }
 

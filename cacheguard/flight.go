@@ -44,6 +44,7 @@ type flight struct {
 	left    bool           // by everybody: the request is being cancelled
 	sealed  bool           // what was before base is gone
 	head    *http.Response // without a body; nil: not there yet
+	facts   error          // of the failure that head is, from the guard behind
 	hit     bool
 	buf     []byte
 	base    int64
@@ -131,6 +132,7 @@ func (f *flight) begin(resp *http.Response, hit bool) {
 		return
 	}
 	head := *resp
+	f.facts, _ = callctx.Facts(resp).(error)
 	head.Body, head.Request, head.Trailer = nil, nil, nil
 	f.head, f.hit = &head, hit
 	f.change()
@@ -239,7 +241,7 @@ func (f *flight) admit(ctx context.Context) *reader {
 	if f.left || f.sealed {
 		return nil
 	}
-	r := &reader{f: f, ctx: ctx, closing: make(chan struct{})}
+	r := &reader{f: f, ctx: ctx, unheed: func() {}, closing: make(chan struct{})}
 	f.readers[r] = struct{}{}
 	r.stop = context.AfterFunc(ctx, r.leave)
 	return r
@@ -249,8 +251,9 @@ func (f *flight) admit(ctx context.Context) *reader {
 type reader struct {
 	f       *flight
 	ctx     context.Context
-	first   bool // the flight was started for it
-	stop    func() bool
+	first   bool          // the flight was started for it
+	stop    func() bool   // of context.AfterFunc
+	unheed  func()        // of callctx.Heed
 	closing chan struct{} // wakes its Read; a change of the flight would wake everybody's
 
 	// Of f.mu.
@@ -306,6 +309,9 @@ func (r *reader) wrap(head *http.Response, hit bool, req *http.Request) *http.Re
 	resp := *head
 	resp.Request, resp.Body = req, r
 	resp.Header = head.Header.Clone()
+	if facts := r.f.facts; facts != nil {
+		resp = *callctx.WithFacts(&resp, r.own(facts))
+	}
 	source := r.count(hit)
 	if !r.first {
 		resp.Header.Del("Set-Cookie")
@@ -373,6 +379,7 @@ func (r *reader) next(p []byte) (n int, changed <-chan struct{}, err error) {
 		f.change() // the window may move
 	case n == 0 && f.err != nil:
 		r.err = r.own(f.err)
+		r.unheed() // the caller's end makes no difference any more
 		return 0, nil, r.err
 	}
 	return n, f.changed, nil
@@ -382,6 +389,7 @@ func (r *reader) next(p []byte) (n int, changed <-chan struct{}, err error) {
 func (r *reader) Close() error {
 	r.stop()
 	r.leave()
+	r.unheed()
 	r.f.mu.Lock()
 	defer r.f.mu.Unlock()
 	if !r.closed {

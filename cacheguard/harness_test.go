@@ -15,6 +15,7 @@ import (
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/aiguardtest"
 	"github.com/aiguard-go/aiguard/cacheguard"
+	"github.com/aiguard-go/aiguard/internal/callctx"
 )
 
 const (
@@ -108,6 +109,9 @@ func read(resp *http.Response, err error) answer {
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
+	if e, ok := callctx.Facts(resp).(*aiguard.Error); ok { // of a guard's failure
+		err = e
+	}
 	return answer{resp.Header.Get(cacheguard.Header), string(body), resp.Header, resp.ContentLength, err}
 }
 

@@ -192,5 +192,6 @@ func (t *Transport) ignores(name string) bool {
 func (q *request) outgoing(ctx context.Context) *http.Request {
 	req := q.send.Clone(ctx)
 	req.Body, _ = q.send.GetBody() // that of read, which cannot fail
+	req.Cancel = nil               // ends the caller's wait, not the answer that others share
 	return req
 }

@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"log"
-	"net/http"
 	"os"
 	"os/signal"
 	"time"
@@ -35,7 +34,7 @@ func main() {
 // newClient returns the SDK's client with every request bounded by g.
 func newClient(g *aiguard.Guard, opts ...option.RequestOption) openai.Client {
 	return openai.NewClient(append(opts,
-		option.WithHTTPClient(&http.Client{Transport: g.Transport(nil)}),
+		option.WithHTTPClient(g.HTTPClient()),
 		option.WithMaxRetries(0), // the guard retries
 	)...)
 }

@@ -139,11 +139,13 @@ func TestOutageThatLastsEndsAfterTheGuardsAttempts(t *testing.T) {
 	client, fake, _ := setUp(t, aiguard.Config{})
 	fake.SetDefault(aiguardtest.Error(503, "service_unavailable"))
 	_, err := ask(t.Context(), client)
-	require.ErrorIs(t, err, aiguard.ErrUnavailable)
+	require.Equal(t, aiguard.ErrUnavailable, aiguard.KindOf(err))
 	require.Equal(t, aiguard.DefaultMaxAttempts, fake.Count())
 
-	var e *aiguard.Error
-	require.ErrorAs(t, err, &e)
+	var sdk *openai.Error
+	require.ErrorAs(t, err, &sdk, "the SDK's own error")
+	require.Equal(t, "service_unavailable", sdk.Code)
+	e := aiguard.Explain(err)
 	require.Equal(t, 503, e.StatusCode)
 	require.Equal(t, 3, e.Attempts)
 	require.NotContains(t, err.Error(), aiguardtest.ProviderText)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 )
 
 // Key is the key of that value.
@@ -50,4 +51,27 @@ func Facts(resp *http.Response) any {
 		return nil
 	}
 	return resp.Request.Context().Value(factsKey{})
+}
+
+// Heed returns req with a context that also ends when req.Cancel is closed, which is how http.Client enforces its Timeout,
+// and without that channel. Until the context ends, or stop is called, a goroutine watches the channel.
+func Heed(req *http.Request) (heeded *http.Request, stop context.CancelFunc) {
+	if req.Cancel == nil {
+		return req, func() {}
+	}
+	ctx, cancel := context.WithCancel(req.Context())
+	left := req.Cancel
+	go func() {
+		select {
+		case <-left:
+			if end, ok := ctx.Deadline(); ok && !time.Now().Before(end) {
+				<-ctx.Done() // http.Client closes the channel at the context's own deadline: that is the reason
+			}
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	heeded = req.WithContext(ctx)
+	heeded.Cancel = nil
+	return heeded, cancel
 }

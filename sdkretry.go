@@ -1,0 +1,145 @@
+package aiguard
+
+import (
+	"context"
+	"hash/maphash"
+	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// repeats remembers the calls that have just failed, for SDKs whose own retries are on: the guard has already retried what
+// is worth it, so it answers the SDK's repeat with the failure instead of sending it again. A repeat is a request with the
+// SDK's own retry count and the same content.
+type repeats struct {
+	warned atomic.Bool
+	seed   maphash.Seed
+
+	mu     sync.Mutex
+	failed map[uint64]failedCall
+}
+
+type failedCall struct {
+	err   *Error
+	until time.Time
+}
+
+const (
+	repeatWindow  = time.Minute // SDKs back off for seconds
+	maxRepeats    = 1024        // failures remembered
+	maxRepeatBody = 4 << 10     // of a failure's body; failures with larger bodies are not remembered
+)
+
+// sdkAttempt returns which attempt of its SDK a request is, from 0, and how to turn the SDK's retries off. ok is false if
+// the request does not say.
+func sdkAttempt(h http.Header) (n int, off string, ok bool) {
+	if count := h.Get("X-Stainless-Retry-Count"); count != "" { // openai-go, anthropic-sdk-go and their kin
+		n, err := strconv.Atoi(count)
+		return n, "option.WithMaxRetries(0)", err == nil && n >= 0
+	}
+	attempt, _, _ := strings.Cut(h.Get("Amz-Sdk-Request"), ";") // "attempt=1; max=3"
+	if n, err := strconv.Atoi(strings.TrimPrefix(strings.TrimSpace(attempt), "attempt=")); err == nil && n > 0 {
+		return n - 1, "aws.Config.Retryer: aws.NopRetryer{}", true
+	}
+	return 0, "", false
+}
+
+// repeated returns the failure that x repeats, for its SDK, or nil.
+func (x *exchange) repeated(ctx context.Context) *Error {
+	n, off, ok := sdkAttempt(x.req.Header)
+	if !ok || n == 0 {
+		return nil
+	}
+	r := &x.guard.repeats
+	if log := x.guard.cfg.Logger; log != nil && r.warned.CompareAndSwap(false, true) {
+		log.LogAttrs(ctx, slog.LevelWarn, "aiguard: the SDK retries failed calls, which the guard has already retried: turn the SDK's retries off",
+			slog.String("option", off), slog.String("host", x.req.URL.Host))
+	}
+	key, ok := x.contentKey()
+	if !ok {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f, ok := r.failed[key]
+	if !ok || time.Now().After(f.until) {
+		return nil
+	}
+	e := *f.err // each caller gets its own
+	return &e
+}
+
+// remember keeps a failure for a repeat by the request's SDK.
+func (x *exchange) remember(e *Error) {
+	if _, _, ok := sdkAttempt(x.req.Header); !ok || e.refusal != nil && len(e.refusal.body) > maxRepeatBody {
+		return
+	}
+	key, ok := x.contentKey()
+	if !ok {
+		return
+	}
+	r := &x.guard.repeats
+	now := time.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.failed) >= maxRepeats {
+		maps.DeleteFunc(r.failed, func(_ uint64, f failedCall) bool { return now.After(f.until) })
+	}
+	for other := range r.failed { // any one: who loses its place is sent again, no more
+		if len(r.failed) < maxRepeats {
+			break
+		}
+		delete(r.failed, other)
+	}
+	if r.failed == nil {
+		r.failed = make(map[uint64]failedCall)
+	}
+	r.failed[key] = failedCall{e, now.Add(repeatWindow)}
+}
+
+// contentKey is a hash of what the request asks for: it is the same for all attempts of one SDK call. AWS's SDK names its
+// calls, and signs each attempt anew.
+func (x *exchange) contentKey() (key uint64, ok bool) {
+	r := &x.guard.repeats
+	var h maphash.Hash
+	h.SetSeed(r.seed)
+	part := func(s string) { _, _ = h.WriteString(s); _ = h.WriteByte(0) }
+	part(x.req.Method)
+	part(x.req.URL.String())
+	if id := x.req.Header.Get("Amz-Sdk-Invocation-Id"); id != "" {
+		part(id)
+		return h.Sum64(), true
+	}
+	for _, name := range slices.Sorted(maps.Keys(x.req.Header)) {
+		if name == "X-Stainless-Retry-Count" {
+			continue
+		}
+		part(name)
+		for _, value := range x.req.Header[name] {
+			part(value)
+		}
+	}
+	switch {
+	case x.req.Body == nil || x.req.Body == http.NoBody:
+		return h.Sum64(), true
+	case x.req.GetBody == nil:
+		return 0, false // nobody can send it again
+	}
+	body, err := x.req.GetBody()
+	if err != nil {
+		return 0, false
+	}
+	x.seen = true
+	defer body.Close()
+	if _, err := io.Copy(&h, body); err != nil {
+		return 0, false
+	}
+	return h.Sum64(), true
+}

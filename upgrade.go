@@ -1,0 +1,65 @@
+package aiguard
+
+import (
+	"io"
+	"net/http"
+)
+
+// upgraded is the connection of a 101 Switching Protocols, such as a WebSocket. The caller gets it as net/http hands it over:
+// unread, unlimited and writable. It holds its slot until it is closed or ends, at StreamTimeout at the latest.
+type upgraded struct {
+	*stream
+	conn io.ReadWriteCloser
+}
+
+// upgrade hands over a 101.
+func (x *exchange) upgrade(w *watch, resp *http.Response) error {
+	conn, ok := resp.Body.(io.ReadWriteCloser)
+	if !ok {
+		return x.invalid(resp)
+	}
+	s := newStream(x, w, resp)
+	s.events = nil
+	if err := s.open(); err != nil {
+		s.held.release()
+		return err
+	}
+	resp.Body = &upgraded{stream: s, conn: conn}
+	return nil
+}
+
+func (u *upgraded) Read(p []byte) (int, error) {
+	if u.closed.Load() {
+		return 0, http.ErrBodyReadAfterClose
+	}
+	n, err := u.conn.Read(p)
+	if err != nil && err != io.EOF {
+		err = u.failure(err)
+	}
+	if err != nil {
+		err = u.finish(err)
+	}
+	return n, err
+}
+
+func (u *upgraded) Write(p []byte) (int, error) {
+	n, err := u.conn.Write(p)
+	if err == nil {
+		return n, nil
+	}
+	select {
+	case <-u.ended:
+		if u.final != io.EOF {
+			err = u.final
+		}
+	default:
+	}
+	return n, err
+}
+
+// Close ends the connection; that is how an upgraded connection ends well.
+func (u *upgraded) Close() error {
+	u.closed.Store(true)
+	u.finish(io.EOF)
+	return nil
+}
