@@ -3,6 +3,7 @@ package aiguard
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -69,6 +70,22 @@ func (x *exchange) ownFailure(e *Error) *http.Response {
 		resp.Body = http.NoBody
 	}
 	return resp
+}
+
+// incomplete refuses a request that net/http refuses too, and closes its body.
+func incomplete(req *http.Request) (err error) {
+	switch {
+	case req.URL == nil:
+		err = errors.New("aiguard: nil Request.URL")
+	case req.Header == nil:
+		err = errors.New("aiguard: nil Request.Header")
+	default:
+		return nil
+	}
+	if req.Body != nil {
+		req.Body.Close()
+	}
+	return err
 }
 
 // mended completes the response of a base as http.Client would, and refuses none at all.

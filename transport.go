@@ -193,6 +193,9 @@ func (t *transport) roundTripper() http.RoundTripper {
 
 // RoundTrip sends req as one bounded call.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	if err := incomplete(req); err != nil {
+		return nil, err
+	}
 	bounded, stop := callctx.Heed(req)
 	x := t.newExchange(bounded)
 	x.original = req

@@ -3,6 +3,7 @@ package cacheguard
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -82,10 +83,19 @@ func (f *flight) run(ctx context.Context) {
 	}
 	f.t.misses.Add(1)
 	resp, err := f.t.next.RoundTrip(f.q.outgoing(ctx))
+	if err == nil && resp == nil {
+		err = fmt.Errorf("cacheguard: RoundTripper %T returned neither a response nor an error", f.t.next)
+	}
 	if err != nil {
 		f.t.unlist(f)
 		f.end(err)
 		return
+	}
+	if resp.Body == nil { // as http.Client takes it
+		resp.Body = http.NoBody
+	}
+	if resp.Header == nil {
+		resp.Header = http.Header{}
 	}
 	defer resp.Body.Close()
 	f.begin(resp, false)

@@ -104,7 +104,7 @@ func withBody(req *http.Request, body io.ReadCloser) *http.Request {
 
 // concerns reports whether req asks for an answer worth a look at its body.
 func (t *Transport) concerns(req *http.Request) bool {
-	if req.Method != http.MethodPost || req.Body == nil || req.GetBody == nil ||
+	if req.Method != http.MethodPost || req.URL == nil || req.Header == nil || req.Body == nil || req.GetBody == nil ||
 		req.ContentLength > t.cfg.MaxRequestBytes || req.Header.Get("Content-Encoding") != "" {
 		return false
 	}
