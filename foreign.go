@@ -15,7 +15,8 @@ import (
 //
 //	openai-go, anthropic-sdk-go  Response *http.Response; Code and Type, or the error's JSON in RawJSON()
 //	genai                        Code int, Message, Status string, Details
-//	Ollama's client              StatusCode int, Status, ErrorMessage string
+//	Ollama's client              StatusCode int, Status, ErrorMessage or SigninURL string
+//	forks of go-openai (eino)    HTTPStatusCode int, Code any, Type string
 type foreign struct {
 	facts      *Error // of the guard whose Transport returned the response
 	status     int
@@ -49,8 +50,12 @@ func readForeign(err error) (f foreign, ok bool) {
 		f.status, f.said.Code = code, s.text("Status")
 		return f, code >= 400
 	}
-	if code, ok := s.field("StatusCode").(int); ok && s.has("Status", "ErrorMessage") {
+	if code, ok := s.field("StatusCode").(int); ok && (s.has("Status", "ErrorMessage") || s.has("Status", "SigninURL")) {
 		f.status = code
+		return f, code >= 400
+	}
+	if code, ok := s.field("HTTPStatusCode").(int); ok {
+		f.status, f.said = code, answer.Failure{Code: codeText(s.field("Code")), Type: s.text("Type")}
 		return f, code >= 400
 	}
 	return f, false

@@ -264,6 +264,15 @@ type ollamaError struct {
 
 func (e ollamaError) Error() string { return e.ErrorMessage }
 
+// forkError has the shape of the error type of a fork of go-openai.
+type forkError struct {
+	Code           any
+	Message, Type  string
+	HTTPStatusCode int
+}
+
+func (e *forkError) Error() string { return e.Message }
+
 func TestErrorsOfOtherSDKsAreClassifiedByTheirShape(t *testing.T) {
 	response := func(status int, header ...string) *http.Response {
 		h := http.Header{}
@@ -283,6 +292,7 @@ func TestErrorsOfOtherSDKsAreClassifiedByTheirShape(t *testing.T) {
 		"genai":               {genaiError{Code: 429, Status: "RESOURCE_EXHAUSTED", Message: secret}, aiguard.ErrRateLimited},
 		"genai, pointer":      {&genaiError{Code: 503, Status: "UNAVAILABLE"}, aiguard.ErrUnavailable},
 		"genai, not a status": {genaiError{Code: 7}, ""},
+		"fork of go-openai":   {&forkError{HTTPStatusCode: 429, Code: "insufficient_quota", Message: secret}, aiguard.ErrQuota},
 		"Ollama":              {ollamaError{StatusCode: 500, Status: "500 Internal Server Error"}, aiguard.ErrUnavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
