@@ -23,17 +23,21 @@ const (
 // The suite runs over net/http's own transport first: what fails there is wrong in the suite.
 func TestHTTPTransportKeepsItsContract(t *testing.T) {
 	o := rttest.Options{Path: "/v1/chat/completions", Body: contractBody, Answer: contractAnswer}
-	rttest.Run(t, o, func(_ *testing.T, base http.RoundTripper) http.RoundTripper { return base })
+	for _, c := range rttest.Cases(o) {
+		t.Run(c.Name, func(t *testing.T) {
+			c.Run(t, func(base http.RoundTripper) http.RoundTripper { return base })
+		})
+	}
 }
 
 func TestTransportKeepsTheContractOfARoundTripper(t *testing.T) {
 	o := rttest.Options{Path: "/v1/chat/completions", Body: contractBody, Answer: contractAnswer, MaxHeaderBytes: 64 << 10, NoRedirects: true}
-	wrap := func(t *testing.T, base http.RoundTripper) http.RoundTripper {
-		g := newGuard(t, aiguard.Config{Retry: aiguard.Retry{BaseDelay: 1, Budget: aiguard.Off}})
-		return g.Transport(base)
+	for _, c := range append(rttest.Cases(o), rttest.BaseCases("/v1/files/f/content", contractBody)...) {
+		t.Run(c.Name, func(t *testing.T) {
+			g := newGuard(t, aiguard.Config{Retry: aiguard.Retry{BaseDelay: 1, Budget: aiguard.Off}})
+			c.Run(t, g.Transport)
+		})
 	}
-	rttest.Run(t, o, wrap)
-	rttest.RunOver(t, "/v1/files/f/content", contractBody, wrap)
 }
 
 // A base that edits what it is given must not see its edits again when the guard retries.

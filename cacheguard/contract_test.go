@@ -14,23 +14,21 @@ import (
 const contractAnswer = `{"choices":[{"index":0,"message":{"role":"assistant","content":"Hello!"},"finish_reason":"stop"}]}`
 
 func TestTransportKeepsTheContractOfARoundTripper(t *testing.T) {
-	bare := func(t *testing.T, base http.RoundTripper) http.RoundTripper {
-		return newTransport(t, base, cacheguard.Config{})
-	}
-	guarded := func(t *testing.T, base http.RoundTripper) http.RoundTripper {
-		g, err := aiguard.New(aiguard.Config{Retry: aiguard.Retry{BaseDelay: 1, Budget: aiguard.Off}})
-		require.NoError(t, err)
-		t.Cleanup(func() { require.NoError(t, g.Close()) })
-		return newTransport(t, g.Transport(base), cacheguard.Config{})
-	}
 	o := rttest.Options{Path: "/v1/chat/completions", Body: certain, Answer: contractAnswer}
-	t.Run("over net/http", func(t *testing.T) {
-		rttest.Run(t, o, bare)
-		rttest.RunOver(t, o.Path, o.Body, bare)
-	})
+	for _, c := range append(rttest.Cases(o), rttest.BaseCases(o.Path, o.Body)...) {
+		t.Run("over net/http/"+c.Name, func(t *testing.T) {
+			c.Run(t, func(base http.RoundTripper) http.RoundTripper { return newTransport(t, base, cacheguard.Config{}) })
+		})
+	}
 	o.MaxHeaderBytes, o.NoRedirects = 64<<10, true
-	t.Run("over a guard", func(t *testing.T) {
-		rttest.Run(t, o, guarded)
-		rttest.RunOver(t, "/v1/files/f/content", certain, guarded)
-	})
+	for _, c := range append(rttest.Cases(o), rttest.BaseCases("/v1/files/f/content", o.Body)...) {
+		t.Run("over a guard/"+c.Name, func(t *testing.T) {
+			g, err := aiguard.New(aiguard.Config{Retry: aiguard.Retry{BaseDelay: 1, Budget: aiguard.Off}})
+			require.NoError(t, err)
+			t.Cleanup(func() { require.NoError(t, g.Close()) })
+			c.Run(t, func(base http.RoundTripper) http.RoundTripper {
+				return newTransport(t, g.Transport(base), cacheguard.Config{})
+			})
+		})
+	}
 }

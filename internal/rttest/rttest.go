@@ -21,7 +21,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"testing"
 	"time"
 )
 
@@ -36,28 +35,42 @@ type Options struct {
 // patience is how long a case waits for what must happen at once.
 const patience = 5 * time.Second
 
-// Run runs all cases over the RoundTripper that wrap makes of an http.Transport.
-func Run(t *testing.T, o Options, wrap func(t *testing.T, base http.RoundTripper) http.RoundTripper) {
+// T is what a case needs of a *testing.T: a package that ships must not import testing.
+type T interface {
+	Helper()
+	Errorf(format string, args ...any)
+	Fatalf(format string, args ...any)
+	Cleanup(func())
+	Context() context.Context
+}
+
+// Case checks one part of the contract on the RoundTripper that wrap makes of a base.
+type Case struct {
+	Name string
+	Run  func(t T, wrap func(base http.RoundTripper) http.RoundTripper)
+}
+
+// Cases returns the cases over an http.Transport.
+func Cases(o Options) (all []Case) {
 	for _, c := range cases {
-		t.Run(c.name, func(t *testing.T) {
-			b := &bench{T: t, o: o, path: "/v1/files/f/content"}
-			b.start(wrap)
-			c.run(b)
-		})
-		if !c.special || o.Path == "" {
-			continue
+		add := func(name, path string, special bool) {
+			all = append(all, Case{name, func(t T, wrap func(http.RoundTripper) http.RoundTripper) {
+				b := &bench{T: t, o: o, path: path, special: special}
+				b.start(wrap)
+				c.run(b)
+			}})
 		}
-		t.Run(c.name+", "+o.Path, func(t *testing.T) {
-			b := &bench{T: t, o: o, path: o.Path, special: true}
-			b.start(wrap)
-			c.run(b)
-		})
+		add(c.name, "/v1/files/f/content", false)
+		if c.special && o.Path != "" {
+			add(c.name+", "+o.Path, o.Path, true)
+		}
 	}
+	return all
 }
 
 // bench is one case's server and RoundTripper.
 type bench struct {
-	*testing.T
+	T
 	o       Options
 	path    string
 	special bool
@@ -67,7 +80,7 @@ type bench struct {
 	conns   atomic.Int64 // open at the server
 }
 
-func (b *bench) start(wrap func(*testing.T, http.RoundTripper) http.RoundTripper) {
+func (b *bench) start(wrap func(http.RoundTripper) http.RoundTripper) {
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*b.handler.Load())(w, r) }))
 	srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
 		switch s {
@@ -84,7 +97,7 @@ func (b *bench) start(wrap func(*testing.T, http.RoundTripper) http.RoundTripper
 		srv.Close()
 	})
 	b.url = srv.URL + b.path
-	b.rt = wrap(b.T, base)
+	b.rt = wrap(base)
 	b.serve(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		b.answer(w)
@@ -133,7 +146,7 @@ func (b *body) Close() error {
 func (b *bench) must(err error) {
 	b.Helper()
 	if err != nil {
-		b.Fatal(err)
+		b.Fatalf("%v", err)
 	}
 }
 
@@ -163,7 +176,7 @@ func (b *bench) send(req *http.Request) (*http.Response, error) {
 	case err != nil:
 		b.check(resp == nil, "a response besides the error %v", err)
 	case resp == nil:
-		b.Fatal("neither response nor error")
+		b.Fatalf("neither response nor error")
 	default:
 		b.check(resp.Body != nil && resp.Header != nil, "nil Body or Header")
 		b.check(resp.Request != nil && resp.Request.URL.String() == req.URL.String() && resp.Request.Method == req.Method,
@@ -678,17 +691,16 @@ func stall(part string) http.HandlerFunc {
 	}
 }
 
-// RunOver checks that what wrap makes of a RoundTripper that keeps less of the contract than http.Transport neither panics nor
-// breaks its own.
-func RunOver(t *testing.T, path, body string, wrap func(t *testing.T, base http.RoundTripper) http.RoundTripper) {
-	for name, c := range bases {
-		t.Run(name, func(t *testing.T) {
+// BaseCases returns the cases over bases that keep less of the contract than http.Transport: a RoundTripper made of one neither
+// panics nor breaks its own. The requests are POSTs of body to path.
+func BaseCases(path, body string) (all []Case) {
+	for _, c := range bases {
+		all = append(all, Case{c.name, func(t T, wrap func(http.RoundTripper) http.RoundTripper) {
 			b := &bench{T: t, o: Options{Body: body}, special: true, path: path, url: "http://provider.example" + path}
-			b.rt = wrap(t, roundTripper(c.trip))
+			b.rt = wrap(roundTripper(c.trip))
 			for range 2 {
 				req, reqBody := b.request(t.Context())
 				before := snap(req)
-				header, url := maps.Clone(req.Header), req.URL.String()
 				resp, err := b.send(req)
 				if c.fails != (err != nil) {
 					t.Fatalf("got %v", err)
@@ -697,13 +709,12 @@ func RunOver(t *testing.T, path, body string, wrap func(t *testing.T, base http.
 					_, _ = io.Copy(io.Discard, resp.Body)
 					b.must(resp.Body.Close())
 				}
-				if !reflect.DeepEqual(header, req.Header) || url != req.URL.String() || req.Body != before.body {
-					t.Errorf("changed to %v %v", req.URL, req.Header)
-				}
+				b.check(reflect.DeepEqual(before, snap(req)), "changed from %+v to %+v", before, snap(req))
 				b.eventually("body closed", reqBody.closed.Load)
 			}
-		})
+		}})
 	}
+	return all
 }
 
 type roundTripper func(*http.Request) (*http.Response, error)
@@ -711,35 +722,36 @@ type roundTripper func(*http.Request) (*http.Response, error)
 func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
 
 // bases are such RoundTrippers.
-var bases = map[string]struct {
+var bases = []struct {
+	name  string
 	fails bool
 	trip  func(*http.Request) (*http.Response, error)
 }{
-	"nil Response": {true, func(req *http.Request) (*http.Response, error) {
+	{"nil Response", true, func(req *http.Request) (*http.Response, error) {
 		req.Body.Close()
 		return nil, nil //nolint:nilnil // that is the case
 	}},
-	"nil Body": {false, func(req *http.Request) (*http.Response, error) {
+	{"nil Body", false, func(req *http.Request) (*http.Response, error) {
 		req.Body.Close()
 		return &http.Response{StatusCode: 200, Header: http.Header{}, Request: req}, nil
 	}},
-	"nil Header": {false, func(req *http.Request) (*http.Response, error) {
+	{"nil Header", false, func(req *http.Request) (*http.Response, error) {
 		req.Body.Close()
 		return &http.Response{StatusCode: 200, Body: io.NopCloser(bytes.NewReader([]byte("x"))), ContentLength: -1}, nil
 	}},
-	"nothing but a status": {false, func(req *http.Request) (*http.Response, error) {
+	{"nothing but a status", false, func(req *http.Request) (*http.Response, error) {
 		req.Body.Close()
 		return &http.Response{StatusCode: 200}, nil
 	}},
-	"nothing but a failure status": {false, func(req *http.Request) (*http.Response, error) {
+	{"nothing but a failure status", false, func(req *http.Request) (*http.Response, error) {
 		req.Body.Close()
 		return &http.Response{StatusCode: 404}, nil
 	}},
-	"a response and an error": {true, func(req *http.Request) (*http.Response, error) {
+	{"a response and an error", true, func(req *http.Request) (*http.Response, error) {
 		req.Body.Close()
 		return &http.Response{StatusCode: 200, Body: http.NoBody}, errors.New("broken")
 	}},
-	"edits its request": {false, func(req *http.Request) (*http.Response, error) {
+	{"edits its request", false, func(req *http.Request) (*http.Response, error) {
 		req.Body.Close()
 		if len(req.Header.Values("X-Signature")) > 0 || req.URL.RawQuery != "" {
 			return nil, errors.New("signed twice")
