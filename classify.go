@@ -2,10 +2,13 @@ package aiguard
 
 import (
 	"context"
+	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"reflect"
 	"strings"
 	"syscall"
@@ -82,6 +85,9 @@ func classify(err error) (k Kind, by error, known bool) {
 		return ErrTruncated, err, true
 	case net.ErrClosed:
 		return ErrUnavailable, err, true
+	}
+	if c, ok := err.(contentType); ok {
+		return ErrInvalidResponse, c, true
 	}
 	if isClientTimeout(err) {
 		return "", context.DeadlineExceeded, true
@@ -199,7 +205,13 @@ func describe(err error) string {
 	case *net.DNSError:
 		return "lookup " + short(by.Name) + " failed"
 	case *net.OpError:
-		return strings.TrimSpace(short(by.Op + " " + by.Net + ": " + reason(by)))
+		where := by.Op + " " + by.Net
+		if by.Addr != nil {
+			where += " " + by.Addr.String()
+		}
+		return short(strings.TrimSpace(where) + ": " + reason(by))
+	case contentType:
+		return by.Error()
 	default:
 		switch by {
 		case context.Canceled, context.DeadlineExceeded, io.ErrUnexpectedEOF, net.ErrClosed:
@@ -214,8 +226,16 @@ func reason(err error) string {
 	if errno := find[syscall.Errno](err); errno != 0 {
 		return errno.Error()
 	}
-	if is(err, io.EOF) {
-		return io.EOF.Error()
+	for _, known := range []error{io.EOF, http.ErrSchemeMismatch} {
+		if is(err, known) {
+			return known.Error()
+		}
+	}
+	switch {
+	case find[*tls.CertificateVerificationError](err) != nil:
+		return "the server's certificate is not trusted"
+	case find[*json.UnmarshalTypeError](err) != nil:
+		return "JSON of another type than the API's"
 	}
 	if ne := find[net.Error](err); ne != nil && timedOut(ne) {
 		return "i/o timeout"
@@ -226,6 +246,16 @@ func reason(err error) string {
 		}
 	}
 	return fmt.Sprintf("%T", err)
+}
+
+// contentType is the cause of an ErrInvalidResponse: what the answer claims to be.
+type contentType string
+
+func (c contentType) Error() string {
+	if strings.Trim(string(c), "abcdefghijklmnopqrstuvwxyz0123456789/+.-") != "" || len(c) > 64 {
+		return "content type not printable"
+	}
+	return "content type " + string(c)
 }
 
 func providerStatus(err error) int {

@@ -185,6 +185,9 @@ func (e *Error) detail() string {
 		}
 		return "no connection"
 	case phaseHeaders:
+		if e.StatusCode >= 300 && e.StatusCode < 400 {
+			return "redirects are not followed"
+		}
 		return "response headers not acceptable"
 	case phaseCall:
 		return "no complete answer within " + limit

@@ -319,3 +319,26 @@ func TestErrorsOfOtherSDKsAreClassifiedByTheirShape(t *testing.T) {
 	require.Equal(t, 422, aiguard.HTTPStatus(policy))
 	require.Equal(t, 503, aiguard.HTTPStatus(&stainlessError{Response: response(503)}), "a provider's own 503")
 }
+
+func TestErrorTextTellsOperatorsWhatCameAndFromWhere(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{Retry: aiguard.Retry{MaxAttempts: 1}}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		for words, reply := range map[string]aiguardtest.Reply{
+			"status code: 200":                    aiguardtest.Raw(200, "text/html", "<h1>Sign in</h1>"),
+			"content type text/html":              aiguardtest.Raw(200, "text/html; charset=utf-8", "<h1>Sign in</h1>"),
+			"content type not printable":          aiguardtest.Raw(200, "text/SECRET_words", "x"),
+			"redirects are not followed":          aiguardtest.Redirect(302, "/login"),
+			"JSON of another type than the API's": aiguardtest.JSON(200, `{"choices":[{"index":"zero"}]}`),
+		} {
+			srv.SetDefault(reply)
+			_, err := chat(t.Context(), c)
+			require.ErrorContains(t, facts(t, err, aiguard.ErrInvalidResponse), words)
+			require.NotContains(t, err.Error(), "secret")
+		}
+	})
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	addr := ln.Addr().String()
+	require.NoError(t, ln.Close())
+	_, err = chat(t.Context(), clientOf(t, aiguard.Config{Retry: aiguard.Retry{MaxAttempts: 1}}, "http://"+addr, nil))
+	require.ErrorContains(t, err, "dial tcp "+addr+": connection refused")
+}

@@ -782,7 +782,11 @@ func (x *exchange) noRoom(w *watch, resp *http.Response) error {
 }
 
 func (x *exchange) invalid(resp *http.Response) *Error {
-	return x.repeatable(x.errorOf(resp, ErrInvalidResponse), true)
+	e := x.errorOf(resp, ErrInvalidResponse)
+	if media := mediaType(resp.Header); media != "" {
+		e.Err = contentType(media)
+	}
+	return x.repeatable(e, true)
 }
 
 // failed is the failure that a provider reports inside a success status.
