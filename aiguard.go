@@ -34,8 +34,9 @@
 //
 // # Errors
 //
-// Every failure is an *Error with a Kind: errors.Is(err, aiguard.ErrRateLimited), KindOf(err). UserMessage and
-// HTTPStatus turn any error into what a user and a client may see.
+// Every failure of the Client is an *Error with a Kind: errors.Is(err, aiguard.ErrRateLimited). The cause stays reachable:
+// errors.As finds go-openai's *openai.APIError, with the provider's reason. Other SDKs return their own error types. KindOf
+// and Explain understand those too, and UserMessage and HTTPStatus turn any error into what a user and a client may see.
 package aiguard
 
 import (
