@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -199,7 +200,10 @@ func TestNoFaultShowsASecretInAnyForm(t *testing.T) {
 				}
 				check("user message", "text", aiguard.UserMessage(err))
 			}
-			for _, ev := range rec.events {
+			rec.mu.Lock()
+			events := slices.Clone(rec.events)
+			rec.mu.Unlock()
+			for _, ev := range events {
 				for form, text := range printed(ev) {
 					check("event", form, text)
 				}

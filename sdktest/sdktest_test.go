@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/openai/openai-go/v3"
+	openaioption "github.com/openai/openai-go/v3/option"
 	"github.com/stretchr/testify/require"
 
 	"github.com/aiguard-go/aiguard"
@@ -198,4 +200,36 @@ func TestRetriesDoNotMultiply(t *testing.T) {
 			})
 		}
 	})
+}
+
+// A middleware of the SDK that refreshes a token sees the 401 itself, as without a guard.
+func TestMiddlewareOfTheSDKSeesTheStatus(t *testing.T) {
+	p := newProvider(t, nil)
+	reply := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer fresh" {
+			openaiAPI.fail(http.StatusUnauthorized)(w, r)
+			return
+		}
+		openaiAPI.good(w, r)
+	})
+	p.reply.Store(&reply)
+	client := openai.NewClient(openaioption.WithBaseURL(p.url+"/v1"), openaioption.WithAPIKey("stale"),
+		openaioption.WithHTTPClient(newGuard(t, aiguard.Config{}).HTTPClient()),
+		openaioption.WithMiddleware(func(req *http.Request, next openaioption.MiddlewareNext) (*http.Response, error) {
+			resp, err := next(req)
+			if err != nil || resp.StatusCode != http.StatusUnauthorized {
+				return resp, err
+			}
+			resp.Body.Close()
+			again := req.Clone(req.Context())
+			again.Header.Set("Authorization", "Bearer fresh")
+			if again.Body, err = req.GetBody(); err != nil {
+				return nil, err
+			}
+			return next(again)
+		}))
+	r, err := client.Chat.Completions.New(t.Context(), openaiParams())
+	require.NoError(t, err)
+	require.Equal(t, "Hello there", r.Choices[0].Message.Content)
+	require.EqualValues(t, 2, p.count.Load())
 }
