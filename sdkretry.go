@@ -104,35 +104,35 @@ func (x *exchange) remember(e *Error) {
 	r.failed[key] = failedCall{e, now.Add(repeatWindow)}
 }
 
-// contentKey is a hash of what the request asks for: it is the same for all attempts of one SDK call. AWS's SDK names its
+// contentKey is a hash of what the SDK's request asks for: it is the same for all attempts of one SDK call. AWS's SDK names its
 // calls, and signs each attempt anew.
 func (x *exchange) contentKey() (key uint64, ok bool) {
-	r := &x.guard.repeats
+	r, req := &x.guard.repeats, x.original
 	var h maphash.Hash
 	h.SetSeed(r.seed)
 	part := func(s string) { _, _ = h.WriteString(s); _ = h.WriteByte(0) }
-	part(x.req.Method)
-	part(x.req.URL.String())
-	if id := x.req.Header.Get("Amz-Sdk-Invocation-Id"); id != "" {
+	part(req.Method)
+	part(req.URL.String())
+	if id := req.Header.Get("Amz-Sdk-Invocation-Id"); id != "" {
 		part(id)
 		return h.Sum64(), true
 	}
-	for _, name := range slices.Sorted(maps.Keys(x.req.Header)) {
+	for _, name := range slices.Sorted(maps.Keys(req.Header)) {
 		if name == "X-Stainless-Retry-Count" {
 			continue
 		}
 		part(name)
-		for _, value := range x.req.Header[name] {
+		for _, value := range req.Header[name] {
 			part(value)
 		}
 	}
 	switch {
-	case x.req.Body == nil || x.req.Body == http.NoBody:
+	case req.Body == nil || req.Body == http.NoBody:
 		return h.Sum64(), true
-	case x.req.GetBody == nil:
+	case req.GetBody == nil:
 		return 0, false // nobody can send it again
 	}
-	body, err := x.req.GetBody()
+	body, err := req.GetBody()
 	if err != nil {
 		return 0, false
 	}

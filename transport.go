@@ -199,6 +199,8 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	bounded, stop := callctx.Heed(req)
 	x := t.newExchange(bounded)
 	x.original = req
+	// go-openai's users want the error. A cache may be between the Client and this transport.
+	x.responses = t.eventLines && req.Context().Value(knownKey{}) == nil
 	defer x.closeUnsent()
 	resp, err := x.do(bounded.Context())
 	if body, ok := openBody(resp); ok {
@@ -292,7 +294,6 @@ func (t *transport) newExchange(req *http.Request) *exchange {
 		}
 		k.Request = x.readRequest()
 	}
-	x.responses = t.eventLines && !ok // go-openai wants the error; a cache may be between the Client and this transport
 	accept := req.Header.Get("Accept")
 	x.stream = k.Stream || strings.Contains(accept, "text/event-stream")
 	x.json = !x.stream && (x.endpoint.JSON() || strings.Contains(accept, "application/json"))
