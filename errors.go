@@ -64,8 +64,13 @@ type Error struct {
 
 	Err error // the cause: *openai.APIError, *openai.RequestError, a net or context error…
 
-	retry   verdict
-	refusal *refusal // what the provider answered, if that is what failed
+	retry    verdict
+	refusal  *refusal // what the provider answered, if that is what failed
+	judged   bool     // a route has been told
+	route    *route   // that is not open yet: phases pause and pace
+	expected bool     // phase queue: refused without waiting for Limit
+	outrun   bool     // phase queue: newer calls went first
+	setting  string   // that allows more
 }
 
 // verdict is what the layer that saw a failure knows about repeating it, beyond its Kind.
@@ -87,6 +92,8 @@ const (
 	PhaseQueue        = "queue"         // waiting calls where the queue was full; else Limit is QueueTimeout
 	PhaseMemory       = "memory"        // bytes of live heap, or of buffered answers
 	PhasePause        = "pause"         // none: the provider asked for a pause, see RetryAfter
+	PhasePace         = "pace"          // none: the route's rate limit has no room yet, see RetryAfter
+	PhaseOutage       = "outage"        // none: the provider is down, see RetryAfter
 	PhaseConnect      = "connect"       // time to connect, where the attempt timed out
 	PhaseHeaders      = "headers"       // none: the response's headers are too large or not acceptable
 	PhaseCall         = "call"          // time: CallTimeout or Call.Timeout
@@ -98,6 +105,7 @@ const (
 	PhaseJSONShape    = "json_shape"    // JSON objects and arrays in the answer
 	PhaseErrorBody    = "error_body"    // bytes of a failure's body
 	PhaseTotal        = "total"         // time: TotalTimeout
+	PhaseShare        = "share"         // time: an alternative's part of the caller's time in Fallback
 	PhaseTask         = "task"          // time: TaskTimeout
 )
 
@@ -109,6 +117,8 @@ const (
 	phaseQueue      = PhaseQueue
 	phaseMemory     = PhaseMemory
 	phasePause      = PhasePause
+	phasePace       = PhasePace
+	phaseOutage     = PhaseOutage
 	phaseConnect    = PhaseConnect
 	phaseHeaders    = PhaseHeaders
 	phaseCall       = PhaseCall
@@ -120,6 +130,7 @@ const (
 	phaseShape      = PhaseJSONShape
 	phaseErrorBody  = PhaseErrorBody
 	phaseTotal      = PhaseTotal
+	phaseShare      = PhaseShare
 	phaseTask       = PhaseTask
 )
 
@@ -171,7 +182,12 @@ func (e *Error) detail() string {
 	case phaseWeight:
 		return fmt.Sprintf("weight %d is above the capacity %d", e.Size, e.Max)
 	case phaseQueue:
-		if e.Limit > 0 {
+		switch {
+		case e.expected:
+			return "no slot expected within " + limit
+		case e.outrun:
+			return "overload, newer calls go first"
+		case e.Limit > 0:
 			return "no slot within " + limit
 		}
 		return fmt.Sprintf("queue full: %d waiting, limit %d", e.Size, e.Max)
@@ -179,6 +195,12 @@ func (e *Error) detail() string {
 		return fmt.Sprintf("memory in use %d bytes, limit %d", e.Size, e.Max)
 	case phasePause:
 		return "the provider asked for a pause"
+	case phasePace:
+		return "the rate limit leaves no room in time"
+	case phaseOutage:
+		return "the provider is down, not sent"
+	case phaseShare:
+		return "no answer within " + limit + ", this alternative's share of the caller's time"
 	case phaseConnect:
 		if e.Limit > 0 {
 			return "no connection within " + limit
@@ -190,9 +212,9 @@ func (e *Error) detail() string {
 		}
 		return "response headers not acceptable"
 	case phaseCall:
-		return "no complete answer within " + limit
+		return "no complete answer within " + limit + e.allowance()
 	case phaseFirstEvent:
-		return "no first event within " + limit
+		return "no first event within " + limit + e.allowance()
 	case phaseIdle:
 		return "no event for " + limit
 	case phaseStream:
@@ -200,7 +222,7 @@ func (e *Error) detail() string {
 			return "stream longer than " + limit
 		}
 	case phaseTotal:
-		return "queue, attempts and backoff took longer than " + limit
+		return "queue, attempts and backoff took longer than " + limit + e.allowance()
 	case phaseTask:
 		return "task ran longer than " + limit
 	case phaseResponse:
@@ -215,6 +237,14 @@ func (e *Error) detail() string {
 		return fmt.Sprintf("error body of more than %d bytes", e.Max)
 	}
 	return ""
+}
+
+// allowance names the setting that would allow more.
+func (e *Error) allowance() string {
+	if e.setting == "" {
+		return ""
+	}
+	return " (" + e.setting + ")"
 }
 
 // causeText describes the cause.

@@ -29,6 +29,11 @@ func (x *exchange) outcome(ctx context.Context, err error) (*http.Response, erro
 	if !ok || !x.responses || ctx.Err() != nil && err == context.Cause(ctx) {
 		return nil, err
 	}
+	if e.Phase == phaseOutage && x.said != nil { // the guard has answered in the stead of the provider, which said this before
+		copied := *e
+		e = &copied
+		e.StatusCode, e.RequestID, e.Err, e.refusal = x.said.StatusCode, x.said.RequestID, x.said.Err, x.said.refusal
+	}
 	var resp *http.Response
 	switch {
 	case e.refusal != nil:
@@ -37,6 +42,9 @@ func (x *exchange) outcome(ctx context.Context, err error) (*http.Response, erro
 		resp = x.ownFailure(e)
 	default:
 		return nil, err
+	}
+	if e.RetryAfter > 0 && resp.Header.Get("Retry-After") == "" {
+		resp.Header.Set("Retry-After", strconv.FormatInt(int64((e.RetryAfter+time.Second-1)/time.Second), 10))
 	}
 	resp.Header.Set("X-Should-Retry", "false")
 	resp.Request = x.original
@@ -61,9 +69,6 @@ func (x *exchange) ownFailure(e *Error) *http.Response {
 	status := HTTPStatus(e)
 	body := answer.ErrorBody(x.endpoint, x.req.URL.Path, status, string(e.Kind), UserMessage(e))
 	header := http.Header{"Content-Type": {"application/json"}, "Content-Length": {strconv.Itoa(len(body))}}
-	if e.RetryAfter > 0 {
-		header.Set("Retry-After", strconv.FormatInt(int64((e.RetryAfter+time.Second-1)/time.Second), 10))
-	}
 	resp := &http.Response{Status: strconv.Itoa(status) + " " + http.StatusText(status), StatusCode: status, Proto: "HTTP/1.1",
 		ProtoMajor: 1, ProtoMinor: 1, Header: header, ContentLength: int64(len(body)), Body: io.NopCloser(bytes.NewReader(body))}
 	if x.req.Method == http.MethodHead {

@@ -45,9 +45,8 @@ func guardedTransport(t *testing.T, cfg aiguard.Config, f func(t *testing.T, g *
 }
 
 func TestFailureStatusIsReturnedAsTheProvidersResponse(t *testing.T) {
-	guardedTransport(t, aiguard.Config{}, func(t *testing.T, g *aiguard.Guard, rt http.RoundTripper, srv *aiguardtest.Server) {
-		for status, kind := range statusKinds {
-			srv.Reset()
+	for status, kind := range statusKinds {
+		guardedTransport(t, aiguard.Config{}, func(t *testing.T, g *aiguard.Guard, rt http.RoundTripper, srv *aiguardtest.Server) {
 			srv.SetDefault(aiguardtest.Error(status, "some_code", "Retry-After", "1", "X-Of-The-Provider", "yes"))
 			resp, err := post(t.Context(), t, rt, srv.URL+"/chat/completions")
 			require.NoError(t, err, "%d", status)
@@ -73,9 +72,9 @@ func TestFailureStatusIsReturnedAsTheProvidersResponse(t *testing.T) {
 			require.Equal(t, kind, aiguard.KindOf(sdkError))
 			require.Equal(t, aiguard.HTTPStatus(e), aiguard.HTTPStatus(sdkError))
 			require.Equal(t, aiguard.UserMessage(e), aiguard.UserMessage(sdkError))
-		}
-		require.EqualValues(t, len(statusKinds), g.Stats().Failed)
-	})
+			require.EqualValues(t, 1, g.Stats().Failed)
+		})
+	}
 }
 
 func TestFailureBodyIsAtMost64KiB(t *testing.T) {
@@ -204,47 +203,54 @@ func TestRefusalAsAResponseHasRetryAfter(t *testing.T) {
 
 // An SDK that retries by itself sends its own retry count: what the guard has given up on is not sent again.
 func TestRepeatOfAnSDKIsAnsweredFromTheFailure(t *testing.T) {
-	var logged syncbuf.Buffer
-	cfg := aiguard.Config{Logger: slog.New(slog.NewTextHandler(&logged, nil))}
-	guardedTransport(t, cfg, func(t *testing.T, _ *aiguard.Guard, rt http.RoundTripper, srv *aiguardtest.Server) {
-		send := func(headers ...string) error {
-			return failureOf(post(t.Context(), t, rt, srv.URL+"/chat/completions", headers...))
-		}
-		const count = "X-Stainless-Retry-Count"
-		for name, c := range map[string]struct {
-			reply aiguardtest.Reply
-			sent  int
-			kind  aiguard.Kind
-		}{
-			"status":    {aiguardtest.Error(401, "invalid_api_key"), 1, aiguard.ErrUnauthorized},
-			"outage":    {aiguardtest.Error(503, ""), 3, aiguard.ErrUnavailable},
-			"truncated": {aiguardtest.JSON(200, `{"choices":[`), 3, aiguard.ErrTruncated},
-			"own":       {aiguardtest.Hang(), 1, aiguard.ErrTimeout},
+	const count = "X-Stainless-Retry-Count"
+	for name, c := range map[string]struct {
+		reply aiguardtest.Reply
+		sent  int
+		kind  aiguard.Kind
+	}{
+		"status":    {aiguardtest.Error(401, "invalid_api_key"), 1, aiguard.ErrUnauthorized},
+		"outage":    {aiguardtest.Error(503, ""), 3, aiguard.ErrUnavailable},
+		"truncated": {aiguardtest.JSON(200, `{"choices":[`), 3, aiguard.ErrTruncated},
+		"own":       {aiguardtest.Hang(), 1, aiguard.ErrTimeout},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var logged syncbuf.Buffer
+			cfg := aiguard.Config{Logger: slog.New(slog.NewTextHandler(&logged, nil))}
+			guardedTransport(t, cfg, func(t *testing.T, _ *aiguard.Guard, rt http.RoundTripper, srv *aiguardtest.Server) {
+				srv.SetDefault(c.reply)
+				send := func(headers ...string) error {
+					return failureOf(post(t.Context(), t, rt, srv.URL+"/chat/completions", headers...))
+				}
+				first := send(count, "0")
+				require.ErrorIs(t, first, c.kind)
+				require.Equal(t, c.sent, srv.Count())
+				for n := 1; n <= 2; n++ {
+					time.Sleep(time.Duration(n) * time.Second)
+					again := send(count, strconv.Itoa(n))
+					require.Equal(t, first.Error(), again.Error())
+					require.NotSame(t, first, again)
+					require.Equal(t, c.sent, srv.Count(), "repeat %d", n)
+				}
+			})
+			require.Equal(t, 1, strings.Count(logged.String(), "WithMaxRetries(0)"), "one warning: %s", logged.String())
+			require.NotContains(t, logged.String(), "messages")
+		})
+	}
+	guardedTransport(t, aiguard.Config{}, func(t *testing.T, _ *aiguard.Guard, rt http.RoundTripper, srv *aiguardtest.Server) {
+		srv.SetDefault(aiguardtest.Error(401, "invalid_api_key"))
+		for i, headers := range [][]string{
+			{count, "0"},
+			{count, "0"}, // the caller's next call
+			{count, "1", "Authorization", "Bearer fresh"}, // another token
 		} {
-			srv.Reset()
-			srv.SetDefault(c.reply)
-			first := send(count, "0", "X-Case", name)
-			require.ErrorIs(t, first, c.kind, name)
-			require.Equal(t, c.sent, srv.Count(), name)
-			for n := 1; n <= 2; n++ {
-				time.Sleep(time.Duration(n) * time.Second)
-				again := send(count, strconv.Itoa(n), "X-Case", name)
-				require.Equal(t, first.Error(), again.Error(), name)
-				require.NotSame(t, first, again)
-				require.Equal(t, c.sent, srv.Count(), "%s: repeat %d", name, n)
-			}
+			require.Error(t, failureOf(post(t.Context(), t, rt, srv.URL+"/chat/completions", headers...)))
+			require.Equal(t, i+1, srv.Count(), "sent: %v", headers)
 		}
-		sent := srv.Count()
-		require.Error(t, send(count, "0", "X-Case", "own"), "the caller's next call is a new one")
-		require.Equal(t, sent+1, srv.Count())
-		require.Error(t, send(count, "1", "X-Case", "own", "Authorization", "Bearer fresh"), "so is one with a new token")
-		require.Equal(t, sent+2, srv.Count())
 		time.Sleep(2 * time.Minute)
-		require.Error(t, send(count, "1", "X-Case", "own"), "and one that comes much later")
-		require.Equal(t, sent+3, srv.Count())
+		require.Error(t, failureOf(post(t.Context(), t, rt, srv.URL+"/chat/completions", count, "1")))
+		require.Equal(t, 4, srv.Count(), "what comes much later is a new call")
 	})
-	require.Equal(t, 1, strings.Count(logged.String(), "WithMaxRetries(0)"), "one warning: %s", logged.String())
-	require.NotContains(t, logged.String(), "messages")
 }
 
 func TestRepeatsRememberedAreBounded(t *testing.T) {
@@ -299,4 +305,43 @@ func TestHTTPClientIsBounded(t *testing.T) {
 	resp, err := g.HTTPClient().Post(srv.URL+"/chat/completions", "application/json", bytes.NewReader([]byte(`{"model":"m"}`)))
 	facts(t, failureOf(resp, err), aiguard.ErrPromptTooLarge)
 	require.EqualValues(t, 1, g.Stats().Calls)
+}
+
+// While the provider is down the guard answers in its stead. What the provider said in the same call is still the response.
+func TestCallThatMeetsAnOutageReturnsWhatTheProviderSaid(t *testing.T) {
+	guardedTransport(t, aiguard.Config{}, func(t *testing.T, _ *aiguard.Guard, rt http.RoundTripper, srv *aiguardtest.Server) {
+		srv.SetDefault(aiguardtest.Error(503, "service_unavailable"))
+		for range 3 {
+			resp, err := post(t.Context(), t, rt, srv.URL+"/chat/completions")
+			if err != nil {
+				require.Equal(t, aiguard.PhaseOutage, facts(t, err, aiguard.ErrUnavailable).Phase, "nothing was sent in this call")
+				require.Zero(t, facts(t, err, aiguard.ErrUnavailable).Attempts)
+				continue
+			}
+			require.Equal(t, 503, resp.StatusCode)
+			require.Equal(t, 503, aiguard.HTTPStatus(failureOf(resp, nil)))
+		}
+		require.GreaterOrEqual(t, srv.Count(), 5)
+	})
+}
+
+func TestDoKeepsWhatAnSDKsResponseAsksFor(t *testing.T) {
+	g := newGuard(t, aiguard.Config{Retry: aiguard.Retry{MaxAttempts: 1}})
+	err := do(t.Context(), g, func(context.Context) error {
+		return &stainlessError{Response: &http.Response{StatusCode: 429, Header: http.Header{"Retry-After": {"7"}, "X-Request-Id": {"req_1"}}}}
+	})
+	e := facts(t, err, aiguard.ErrRateLimited)
+	require.Equal(t, 7*time.Second, e.RetryAfter)
+	require.Equal(t, "req_1", e.RequestID)
+	require.Equal(t, 429, e.StatusCode)
+}
+
+func TestDoSurvivesATypedNil(t *testing.T) {
+	g := newGuard(t, aiguard.Config{CallTimeout: time.Nanosecond, Retry: aiguard.Retry{MaxAttempts: 1}})
+	for name, nothing := range typedNils() {
+		require.Error(t, do(t.Context(), g, func(ctx context.Context) error {
+			<-ctx.Done()
+			return nothing
+		}), name)
+	}
 }
