@@ -52,6 +52,7 @@ func (k Kind) Error() string { return string(k) }
 type Error struct {
 	Kind       Kind
 	Op, Model  string        // what was called
+	Host       string        // of the provider
 	Phase      string        // the limit or step that failed: PhaseQueue, PhaseCall, …
 	Limit      time.Duration // the bound that ran out; sizes have Size and Max
 	Size, Max  int64         // how big it was and how big it may be; each Phase constant states its unit
@@ -152,6 +153,9 @@ func (e *Error) Error() string {
 	}
 	if e.StatusCode != 0 {
 		fmt.Fprintf(&b, ", status code: %d", e.StatusCode)
+	}
+	if e.Host != "" {
+		b.WriteString(", host " + short(e.Host))
 	}
 	if e.RequestID != "" {
 		b.WriteString(", request " + identifier(e.RequestID))
@@ -306,6 +310,7 @@ func (e *Error) attrs() []slog.Attr {
 	add("kind", slog.StringValue(short(string(e.Kind))), false)
 	add("op", slog.StringValue(short(e.Op)), e.Op == "")
 	add("model", slog.StringValue(short(e.Model)), e.Model == "")
+	add("host", slog.StringValue(short(e.Host)), e.Host == "")
 	add("phase", slog.StringValue(short(e.Phase)), e.Phase == "")
 	add("limit", slog.DurationValue(e.Limit), e.Limit == 0)
 	add("size", slog.Int64Value(e.Size), e.Size == 0)

@@ -151,8 +151,11 @@ func TestControlCharactersReachNoText(t *testing.T) {
 	const hostile = "gpt\x1b[2J\r\nINFO all is well\x00\u202e\u2028"
 	e := &aiguard.Error{Kind: aiguard.Kind(hostile), Op: hostile, Model: hostile, Phase: hostile, RequestID: hostile,
 		Err: &net.OpError{Op: hostile, Net: hostile, Err: &net.DNSError{Name: hostile}}}
+	g := newGuard(t, aiguard.Config{Retry: aiguard.Retry{MaxAttempts: 1}})
+	require.Error(t, do(t.Context(), g.With(aiguard.Call{Op: hostile, Model: hostile}), func(context.Context) error { return aiguard.ErrUnavailable }))
+	require.NotEmpty(t, g.Routes())
 	event := aiguard.Event{Type: hostile, Call: aiguard.Call{Op: hostile, Model: hostile}, Err: e}
-	for _, v := range []any{e, *e, event, &event} {
+	for _, v := range []any{e, *e, event, &event, g.Routes(), g.Stats()} {
 		for form, text := range printed(v) {
 			if form == "%q" || form == "%#v" || form == "JSON" || form == "slog JSON" {
 				continue // quoted
@@ -336,6 +339,9 @@ func TestErrorTextTellsOperatorsWhatCameAndFromWhere(t *testing.T) {
 			srv.SetDefault(reply)
 			_, err := chat(t.Context(), c)
 			require.ErrorContains(t, facts(t, err, aiguard.ErrInvalidResponse), words)
+			host, _, _ := strings.Cut(strings.TrimPrefix(srv.URL, "http://"), "/")
+			require.Equal(t, host, facts(t, err, aiguard.ErrInvalidResponse).Host)
+			require.ErrorContains(t, err, "host "+host)
 			require.NotContains(t, err.Error(), "secret")
 		}
 	})

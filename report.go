@@ -87,6 +87,9 @@ func (c *call) fill(e *Error) {
 	if e.Model == "" {
 		e.Model = c.Model
 	}
+	if e.Host == "" {
+		e.Host = c.host
+	}
 	e.Attempts, e.Queued, e.Backoff, e.InFlight = int(c.attempts), c.queued, c.backoff, c.inFlight
 }
 

@@ -220,7 +220,7 @@ func (g *Guard) Routes() []RouteStats {
 func (r *route) stats(c *clock, now instant) RouteStats {
 	s := &r.state
 	st := RouteStats{
-		Host: r.key.host, Name: strings.TrimSpace(r.key.name + " " + r.key.model),
+		Host: short(r.key.host), Name: short(strings.TrimSpace(r.key.name + " " + r.key.model)),
 		InFlight: s.InFlight(), Waiting: int64(r.line.Waiting() + r.lingering), Limit: Off,
 		RetryTokens:       s.Budget.Tokens(provider.Instant(now)),
 		RequestsPerMinute: s.RequestsPace(), TokensPerMinute: s.TokensPace(),
