@@ -846,8 +846,8 @@ func (s *stress) raw(ctx context.Context, rng *rand.Rand, g *aiguard.Guard) {
 	}
 	req.Header.Set("Content-Type", "application/json")
 	began := time.Now()
-	resp, err := (&http.Client{Transport: g.Transport(nil)}).Do(req)
-	if err == nil {
+	resp, err := g.HTTPClient().Do(req)
+	if err = failureOf(resp, err); err == nil {
 		_, err = io.CopyN(io.Discard, resp.Body, 1+rng.Int64N(4000))
 		_ = resp.Body.Close()
 		if err == io.EOF {
