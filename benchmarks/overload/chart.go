@@ -39,7 +39,7 @@ func drawChart(path string, r *report) error {
 	for _, c := range fits.clients {
 		names = append(names, c.name)
 	}
-	return chart.SaveColumn(path, finding(r), names, plots)
+	return chart.Save(path, finding(r), names, 185, plots)
 }
 
 // draw adds the line of a contender.

@@ -1,10 +1,9 @@
 // Package chart draws what the benchmarks found as SVG, in one style. The background is part of the picture, so that a page
 // in dark mode does not change the contrast.
 //
-//	p, err := chart.Bars("Do around a no-op", []chart.Bar{{"aiguard", 0.4, "0.4 µs"}, …})
-//	err = chart.Save("cost.svg", 8*vg.Inch, 3*vg.Inch, [][]*plot.Plot{{p, …}})
-//
-// For curves, begin with New, give each contender's line its Style, and save them with SaveColumn.
+//	p := chart.New("Goodput")
+//	p.Add(line) // in chart.StyleOf("aiguard")
+//	err := chart.Save("goodput.svg", "aiguard is good", []string{"aiguard"}, 200, []*plot.Plot{p})
 package chart
 
 import (
@@ -12,13 +11,11 @@ import (
 	"image/color"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	xfont "golang.org/x/image/font"
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/font"
-	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/text"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
@@ -58,63 +55,9 @@ func style(s *text.Style, size font.Length) {
 	s.Font.Variant, s.Font.Size = "Sans", size
 }
 
-// Bar is a contender's figure, and the words beside it.
-type Bar struct {
-	Name  string
-	Value float64
-	Label string
-}
-
-// Bars returns a plot with a bar for each contender, the first on top.
-func Bars(title string, bars []Bar) (*plot.Plot, error) {
-	p := New(title)
-	bars = slices.Clone(bars)
-	slices.Reverse(bars) // the axis begins below
-	var names, words []string
-	var at plotter.XYs
-	for i, bar := range bars {
-		b, err := plotter.NewBarChart(plotter.Values{bar.Value}, 2*StyleOf(bar.Name).Width)
-		if err != nil {
-			return nil, err
-		}
-		style := StyleOf(bar.Name)
-		b.Horizontal, b.XMin, b.Color, b.LineStyle.Width = true, float64(i), style.Color, 0
-		end, err := plotter.NewScatter(plotter.XYs{{X: bar.Value, Y: float64(i)}})
-		if err != nil {
-			return nil, err
-		}
-		end.GlyphStyle = style.Glyph()
-		p.Add(b, end)
-		names, words = append(names, bar.Name), append(words, bar.Label)
-		at = append(at, end.XYs[0])
-		p.X.Max = max(p.X.Max, 1.35*bar.Value) // room for the words
-	}
-	labels, err := plotter.NewLabels(plotter.XYLabels{XYs: at, Labels: words})
-	if err != nil {
-		return nil, err
-	}
-	for i := range labels.TextStyle {
-		style(&labels.TextStyle[i], TextSize)
-		labels.TextStyle[i].YAlign = draw.YCenter
-	}
-	labels.Offset = vg.Point{X: 2 * glyphRadius, Y: 1.5} // beside the mark, at the height of the names
-	p.Add(labels)
-	p.NominalY(names...)
-	p.HideX() // the words say it
-	p.X.Min = 0
-	p.Y.LineStyle.Width = 0
-	return p, nil
-}
-
-// Save draws the plots as a grid into an SVG file, in a folder that is made if need be.
-func Save(file string, width, height vg.Length, plots [][]*plot.Plot) error {
-	return save(file, width, height, func(c draw.Canvas) { grid(c, 0, plots) })
-}
-
-// The measures of SaveColumn. A phone shows the width as 350 pixels: then text is 11 pixels high.
+// The measures of a picture. A phone shows the width as 350 pixels: then text is 11 pixels high.
 const (
 	columnWidth  = vg.Length(400)
-	panelHeight  = vg.Length(185)
 	lineHeight   = vg.Length(20)
 	legendWidth  = columnWidth / legendColumns
 	legendSample = vg.Length(32)
@@ -122,12 +65,13 @@ const (
 	legendColumns = 2
 )
 
-// SaveColumn draws the plots one below the other into an SVG file, under a heading and a legend of these contenders.
-func SaveColumn(file, heading string, contenders []string, plots []*plot.Plot) error {
+// Save draws the plots, each of the height given, one below the other into an SVG file, under a heading and a legend of these
+// contenders. The file's folder is made if need be.
+func Save(file, heading string, contenders []string, plotHeight vg.Length, plots []*plot.Plot) error {
 	lines := strings.Count(heading, "\n") + 1
 	rows := (len(contenders) + legendColumns - 1) / legendColumns
 	head := (vg.Length(lines+rows) + 1.4) * lineHeight
-	height := head + vg.Length(len(plots))*panelHeight
+	height := head + vg.Length(len(plots))*plotHeight
 	return save(file, columnWidth, height, func(c draw.Canvas) {
 		margin := vg.Length(10)
 		at := vg.Point{X: margin, Y: height - 0.9*lineHeight}
@@ -153,21 +97,12 @@ func SaveColumn(file, heading string, contenders []string, plots []*plot.Plot) e
 		for i, p := range plots {
 			column[i] = []*plot.Plot{p}
 		}
-		grid(c, head, column)
-	})
-}
-
-// grid draws the plots in rows of equal heights, below the head.
-func grid(c draw.Canvas, head vg.Length, plots [][]*plot.Plot) {
-	tiles := draw.Tiles{Rows: len(plots), Cols: len(plots[0]), PadX: vg.Points(18), PadY: vg.Points(14),
-		PadTop: head + vg.Points(4), PadBottom: vg.Points(4), PadLeft: vg.Points(4), PadRight: vg.Points(8)}
-	for i, row := range plot.Align(plots, tiles, c) {
-		for j, cell := range row {
-			if plots[i][j] != nil {
-				plots[i][j].Draw(cell)
-			}
+		tiles := draw.Tiles{Rows: len(plots), Cols: 1, PadY: vg.Points(14),
+			PadTop: head + vg.Points(4), PadBottom: vg.Points(4), PadLeft: vg.Points(4), PadRight: vg.Points(8)}
+		for i, row := range plot.Align(column, tiles, c) {
+			plots[i].Draw(row[0])
 		}
-	}
+	})
 }
 
 // save writes what paint draws on a sheet of paper.

@@ -66,7 +66,7 @@ func (s Style) Line() draw.LineStyle {
 
 // Glyph is the style of its mark.
 func (s Style) Glyph() draw.GlyphStyle {
-	return draw.GlyphStyle{Color: s.Color, Shape: s.Shape, Radius: glyphRadius}
+	return draw.GlyphStyle{Color: s.Color, Shape: s.Shape, Radius: glyphRadius + s.Width/4}
 }
 
 // polygon is a filled one with so many corners, one of them on top.
