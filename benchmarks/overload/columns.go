@@ -85,7 +85,10 @@ func (c column) told(results []result) string {
 }
 
 func percent(v float64) string {
-	if v > 0 && v < 0.1 {
+	switch {
+	case math.IsNaN(v): // of nothing
+		return "–"
+	case v > 0 && v < 0.1:
 		return fmt.Sprintf("%.1f%%", 100*v)
 	}
 	return fmt.Sprintf("%.0f%%", 100*v)

@@ -26,9 +26,9 @@ type figures struct {
 	limited           int           // requests answered 429 that were sent after the first answer
 
 	// Of callers with deadlines.
-	refusedAtOnce float64 // of refusals
-	inVain        float64 // waited, and no request of theirs reached the provider
-	couldHave     float64 // of refused calls: for as many there would have been room
+	refusedAtOnce float64 // of refusals; NaN: there were none
+	inVain        float64 // waited, and no request of theirs reached the provider in time for an answer
+	couldHave     float64 // of refusals: for as many there would have been room
 
 	// Of tenants.
 	lightest, heavy float64 // answered calls of those asked: the light tenant with the fewest, the heavy one
@@ -127,9 +127,11 @@ func limited(log []served) (n int) {
 
 // measureDeadlines tells how soon refused calls were told, who waited in vain, and who could have been served.
 func (r run) measureDeadlines(f *figures, calls []*call, log []served) {
-	reached := make(map[*call]bool)
+	inTime := make(map[*call]bool)
 	for _, s := range log {
-		reached[s.call] = true
+		if s.from+s.call.work <= s.call.asked+r.patience {
+			inTime[s.call] = true
+		}
 	}
 	var n, refusals, soon, inVain float64
 	for _, c := range calls {
@@ -143,14 +145,12 @@ func (r run) measureDeadlines(f *figures, calls []*call, log []served) {
 				soon++
 			}
 		}
-		if c.end != answered && c.took > atOnce && !reached[c] {
+		if c.end != answered && c.took > atOnce && !inTime[c] {
 			inVain++
 		}
 	}
-	f.refusedAtOnce, f.inVain, f.couldHave = 1, inVain/n, 0
-	if refusals > 0 {
-		f.refusedAtOnce, f.couldHave = soon/refusals, min(r.idle(calls, log)/meanWork.Seconds()/refusals, 1)
-	}
+	f.inVain = inVain / n
+	f.refusedAtOnce, f.couldHave = soon/refusals, min(r.idle(calls, log)/meanWork.Seconds()/refusals, 1)
 }
 
 // idle is the seconds of the provider's slots in which they did no useful work, but could have served a call that had been

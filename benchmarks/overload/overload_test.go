@@ -108,18 +108,22 @@ func TestRefusedCallCouldHaveHadASlotThatDidNoUsefulWork(t *testing.T) {
 func TestDeadlinesAreMeasured(t *testing.T) {
 	r := deadlines.run(1, 1, false)
 	r.provider.Capacity = 1
-	late := at(100, 10, gaveUp)
+	inTime, late := at(100, 10, gaveUp), at(100, 10, gaveUp)
 	calls := []*call{
 		at(100, 0, refused), at(100, 0.05, refused), at(100, 5, refused), // the last has waited in vain
-		at(100, 10, gaveUp), // so has this one
-		late, at(100, 10, answered),
+		at(100, 10, gaveUp), late, // so have these
+		inTime, at(100, 10, answered),
 		at(10, 10, gaveUp), // while the provider warmed up
 	}
 	var f figures
-	r.measureDeadlines(&f, calls, []served{late.at(108, 110, 0)})
+	r.measureDeadlines(&f, calls, []served{inTime.at(108, 110, 0), late.at(109.5, 110, 0)})
 	require.InDelta(t, 2./3, f.refusedAtOnce, 1e-9)
-	require.InDelta(t, 2./6, f.inVain, 1e-9)
+	require.InDelta(t, 3./7, f.inVain, 1e-9)
 	require.Equal(t, 1., f.couldHave)
+
+	r.measureDeadlines(&f, calls[6:7], nil)
+	require.Equal(t, "–", percent(f.refusedAtOnce), "of none")
+	require.Equal(t, "–", percent(f.couldHave), "of none")
 }
 
 func TestRateLimitIsForgivenBeforeTheFirstAnswer(t *testing.T) {
