@@ -157,4 +157,6 @@ var direct = contender{peers.Bare, false, func(p http.RoundTripper, _ int) (func
 }}
 
 // withTenant says on whose behalf a call is made.
-func withTenant(ctx context.Context, _ string) context.Context { return ctx }
+func withTenant(ctx context.Context, tenant string) context.Context {
+	return aiguard.WithCall(ctx, aiguard.Call{Tenant: tenant})
+}

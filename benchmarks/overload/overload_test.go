@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	peers "github.com/aiguard-go/aiguard/benchmarks/internal/contender"
@@ -59,6 +60,28 @@ func TestSameSeedGivesTheSameFigures(t *testing.T) {
 	require.InEpsilon(t, one.p50, two.p50, 0.01)
 	r.seed++
 	require.NotEqual(t, one, simulate(t, r, c))
+}
+
+// The defaults reach every aim of the report. Runs are shorter here, and there is one seed.
+func TestDefaultsReachTheirAims(t *testing.T) {
+	for _, s := range scenarios {
+		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
+			s.until = 3 * time.Minute
+			var got result
+			for _, c := range s.clients {
+				if c.ours {
+					t.Run("simulation", func(t *testing.T) { s.simulate(t, c, s.loads[len(s.loads)-1], 1, &got) })
+				}
+			}
+			for _, a := range aims {
+				if a.scenario == s.name {
+					v := a.of(got)
+					assert.True(t, a.reached(v), "%s: %s, want %s", a.what, a.show(v), a)
+				}
+			}
+		})
+	}
 }
 
 func TestAnOutageCostsNoGoodputBeforeAndAfter(t *testing.T) {
