@@ -19,7 +19,7 @@ var aims = []aim{
 	{described.name, requests, "rate limit in headers: requests per answer", false, 1.03},
 	{described.name, limits, "rate limit in headers: 429s after the first answer", false, 0},
 	{deadlines.name, soon, "10 s deadlines: refusals that come within 100 ms", true, 0.99},
-	{deadlines.name, inVain, "10 s deadlines: calls that waited in vain", false, 0.01},
+	{deadlines.name, timedOut, "10 s deadlines: calls that time out in the queue", false, 0.01},
 	{deadlines.name, couldHave, "10 s deadlines: refused calls for which there was room", false, 0.03},
 	{tenants.name, lightest, "heavy tenant: answered calls of the light tenant with the fewest", true, 0.95},
 	{tenants.name, goodput, "heavy tenant: goodput of all", true, 0.98},

@@ -32,7 +32,7 @@ var (
 	recovery   = column{"recovery", func(r result) float64 { return some(r.outage.recovery) }, seconds}
 	limits     = column{"429s after an answer", func(r result) float64 { return float64(r.calm.limited) }, count}
 	soon       = column{"refused at once", func(r result) float64 { return r.calm.refusedAtOnce }, percent}
-	inVain     = column{"waited in vain", func(r result) float64 { return r.calm.inVain }, percent}
+	timedOut   = column{"timed out in the queue", func(r result) float64 { return r.calm.timedOut }, percent}
 	couldHave  = column{"refused, but there was room", func(r result) float64 { return r.calm.couldHave }, percent}
 	lightest   = column{"light tenants, lowest", func(r result) float64 { return r.calm.lightest }, percent}
 	heaviest   = column{"heavy tenant", func(r result) float64 { return r.calm.heavy }, percent}
@@ -45,7 +45,7 @@ var (
 	calmColumns     = []column{goodput, requests, p50, p99, refusal, told, left}
 	allColumns      = append(slices.Clone(calmColumns), inOutage, recovery)
 	rateColumns     = append(slices.Clone(calmColumns), limits)
-	deadlineColumns = []column{goodput, requests, p50, p99, refusal, soon, inVain, couldHave, left}
+	deadlineColumns = []column{goodput, requests, p50, p99, refusal, soon, timedOut, couldHave, left}
 	tenantColumns   = []column{lightest, heaviest, goodput, requests, p50, p99}
 	fallbackColumns = []column{isAnswered, settledP99, directP99, slowdown, askedFirst}
 )

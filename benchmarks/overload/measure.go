@@ -27,7 +27,7 @@ type figures struct {
 
 	// Of callers with deadlines.
 	refusedAtOnce float64 // of refusals; NaN: there were none
-	inVain        float64 // waited, and no request of theirs reached the provider in time for an answer
+	timedOut      float64 // ended without an error, and no request of theirs reached the provider in time for an answer
 	couldHave     float64 // of refusals: for as many there would have been room
 
 	// Of tenants.
@@ -125,7 +125,7 @@ func limited(log []served) (n int) {
 	return n
 }
 
-// measureDeadlines tells how soon refused calls were told, who waited in vain, and who could have been served.
+// measureDeadlines tells how soon refused calls were told, who timed out in the queue, and who could have been served.
 func (r run) measureDeadlines(f *figures, calls []*call, log []served) {
 	inTime := make(map[*call]bool)
 	for _, s := range log {
@@ -133,7 +133,7 @@ func (r run) measureDeadlines(f *figures, calls []*call, log []served) {
 			inTime[s.call] = true
 		}
 	}
-	var n, refusals, soon, inVain float64
+	var n, refusals, soon, timedOut float64
 	for _, c := range calls {
 		if c.asked < warmUp {
 			continue
@@ -145,11 +145,11 @@ func (r run) measureDeadlines(f *figures, calls []*call, log []served) {
 				soon++
 			}
 		}
-		if c.end != answered && c.took > atOnce && !inTime[c] {
-			inVain++
+		if c.end == gaveUp && !inTime[c] {
+			timedOut++
 		}
 	}
-	f.inVain = inVain / n
+	f.timedOut = timedOut / n
 	f.refusedAtOnce, f.couldHave = soon/refusals, min(r.idle(calls, log)/meanWork.Seconds()/refusals, 1)
 }
 

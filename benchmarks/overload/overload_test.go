@@ -133,15 +133,15 @@ func TestDeadlinesAreMeasured(t *testing.T) {
 	r.provider.Capacity = 1
 	inTime, late := at(100, 10, gaveUp), at(100, 10, gaveUp)
 	calls := []*call{
-		at(100, 0, refused), at(100, 0.05, refused), at(100, 5, refused), // the last has waited in vain
-		at(100, 10, gaveUp), late, // so have these
+		at(100, 0, refused), at(100, 0.05, refused), at(100, 5, refused),
+		at(100, 10, gaveUp), late, // timed out in the queue
 		inTime, at(100, 10, answered),
 		at(10, 10, gaveUp), // while the provider warmed up
 	}
 	var f figures
 	r.measureDeadlines(&f, calls, []served{inTime.at(108, 110, 0), late.at(109.5, 110, 0)})
 	require.InDelta(t, 2./3, f.refusedAtOnce, 1e-9)
-	require.InDelta(t, 3./7, f.inVain, 1e-9)
+	require.InDelta(t, 2./7, f.timedOut, 1e-9)
 	require.Equal(t, 1., f.couldHave)
 
 	r.measureDeadlines(&f, calls[6:7], nil)
@@ -236,7 +236,7 @@ func TestReportNamesTheAimsThatAreMissed(t *testing.T) {
 
 	for _, results := range r.results {
 		for i := range results {
-			results[i] = result{calm: figures{requestsPerAnswer: math.Inf(1), p50: never, limited: 1, inVain: 1, couldHave: 1, settledP99: never},
+			results[i] = result{calm: figures{requestsPerAnswer: math.Inf(1), p50: never, limited: 1, timedOut: 1, couldHave: 1, settledP99: never},
 				outage: figures{requestsPerAnswer: math.Inf(1), recovery: never}}
 		}
 	}

@@ -73,8 +73,8 @@ Columns:
   three minutes, or there was next to no useful work before.
 - 429s after an answer: requests that were sent after anybody's first answer, and refused by the rate limit.
 - refused at once: refusals that came within 100 ms.
-- waited in vain: unanswered calls that took longer than 100 ms, of which no request reached the provider while the time that was
-  left was enough for its work.
+- timed out in the queue: calls whose deadline came before a request of theirs reached the provider, or when it had come too late for its
+  work to be done.
 - refused, but there was room: a refused call could have been served while its deadline was further away than its work takes. The
   column counts the time in which the provider's slots meanwhile did no useful work: empty, or at work for a call that got no
   answer. It never counts more slots than there were such calls. This time, divided by a second of work, is the number of calls
