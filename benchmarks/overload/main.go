@@ -2,7 +2,7 @@
 // through aiguard and through its peers: real clients call a simulated provider in virtual time. It prints tables and, when
 // all was run often enough, writes OVERLOAD.md and draws ../../docs/overload.svg:
 //
-//	go run ./overload                                   in benchmarks: all
+//	go run ./overload                                   in benchmarks: all, about 3 minutes on two idle cores
 //	go run ./overload -rounds 1                         a quicker look, which writes nothing
 //	go run ./overload -rounds 1 -scenario 'deadlines'   some scenarios, by a pattern of their names
 //
