@@ -114,11 +114,12 @@ func New[T any](name string, waiting Waiting) (run Run[T], stop func()) {
 	panic(fmt.Sprintf("contender: %s cannot do %d", name, waiting))
 }
 
-// Guard returns aiguard with its defaults, but for the length of the queue.
+// Guard returns aiguard with its defaults, but for the queue. An endless one is for crowds that would be refused with the
+// defaults, because they cannot all be served within the QueueTimeout on a busy machine.
 func Guard(waiting Waiting) *aiguard.Guard {
 	cfg := aiguard.Config{MaxQueue: Queue}
 	if waiting == Endless {
-		cfg.MaxQueue = aiguard.Off
+		cfg.MaxQueue, cfg.QueueTimeout, cfg.TotalTimeout = aiguard.Off, time.Hour, 2*time.Hour
 	}
 	g, err := aiguard.New(cfg)
 	if err != nil {
