@@ -82,19 +82,21 @@ func (p *pace) send(now Instant, tokens float64) float64 {
 
 // learned is a rate of requests that is found out from 429s without headers. Between 429s the provider has taken as many
 // requests as it lets in: that rate is kept to, and raised slowly, since the limit may have been raised too. A provider
-// that refuses at random, whatever the rate, would be asked less and less: when the rate has been lowered some times in
-// a row the pace is dropped, and none is learned for a while.
+// that refuses at random, whatever the rate, would be asked less and less: when the rate has been far below the best one
+// some times in a row the pace is dropped, and none is learned for a while.
 type learned struct {
 	bucket
 	since   Instant // of the count; 0: there was no 429
 	answers float64
-	lowered int     // times in a row that the rate was
+	best    float64 // rate that was learned
+	lowered int     // times in a row that the rate was far below
 	mute    Instant // nothing is learned until then
 }
 
 const (
 	learnAnswers = 10 // fewer say nothing
 	learnTries   = 5
+	learnedFall  = 0.8              // of the best rate: a limit that is raised and met again makes the rate vary by less
 	learnWithin  = 20 * time.Second // a longer span may tell how much was asked for, and not how much was allowed
 	learnedRaise = 0.01             // a second
 	learnedFor   = 5 * time.Minute  // without another 429 the rate is forgotten
@@ -110,12 +112,13 @@ func (l *learned) refused(now Instant) {
 		return
 	}
 	rate := l.answers / float64(span)
-	if rate > 0.95*l.rate {
+	if rate > learnedFall*l.best {
 		l.lowered = 0
 	} else if l.lowered++; l.lowered > learnTries {
 		*l = learned{mute: now + Instant(learnedFor)}
 		return
 	}
+	l.best = max(l.best, rate)
 	l.bucket = bucket{rate: rate, size: max(rate*float64(time.Second), 1), at: now}
 	l.count(now)
 }
