@@ -81,22 +81,26 @@ func (p *pace) send(now Instant, tokens float64) float64 {
 }
 
 // learned is a rate of requests that is found out from 429s without headers. Between 429s the provider has taken as many
-// requests as it lets in: that rate is kept to, and raised slowly, since the limit may have been raised too. A provider
-// that refuses at random, whatever the rate, would be asked less and less: when the rate has been lowered some times in
-// a row the pace is dropped, and none is learned for a while.
+// requests as it lets in: that rate is kept to, and raised slowly, since the limit may have been raised too.
+//
+// A provider may refuse for another reason, at random or because of others' requests, and would be asked less and less. So
+// a rate far below an early one is taken for such a case: the pace is dropped, and none is learned for a while.
 type learned struct {
 	bucket
 	since   Instant // of the count; 0: there was no 429
 	answers float64
-	lowered int     // times in a row that the rate was
+	early   float64 // the second rate: the first may have used up what the provider had saved
+	rates   int
+	low     int     // rates in a row that were too low
 	mute    Instant // nothing is learned until then
 }
 
 const (
-	learnAnswers = 10 // fewer say nothing
-	learnTries   = 8
+	learnAnswers = 10               // fewer say nothing
 	learnWithin  = 20 * time.Second // a longer span may tell how much was asked for, and not how much was allowed
-	learnedRaise = 0.005
+	learnedLeast = 0.6              // of the early rate
+	learnedLow   = 3                // such rates in a row are too many
+	learnedRaise = 0.005            // a second
 	learnedBurst = time.Second
 	learnedFor   = 5 * time.Minute // without another 429 the rate is forgotten
 )
@@ -111,11 +115,16 @@ func (l *learned) refused(now Instant) {
 		return
 	}
 	rate := l.answers / float64(span)
-	if rate > 0.95*l.rate {
-		l.lowered = 0
-	} else if l.lowered++; l.lowered > learnTries {
+	if l.rates++; l.rates == 2 {
+		l.early = rate
+	}
+	if least := learnedLeast * l.early; rate >= least {
+		l.low = 0
+	} else if rate = least; l.low == learnedLow {
 		*l = learned{mute: now + Instant(learnedFor)}
 		return
+	} else {
+		l.low++
 	}
 	l.bucket = bucket{rate: rate, size: max(rate*float64(learnedBurst), 1), at: now}
 	l.count(now)

@@ -167,6 +167,7 @@ func (r *Route) Judge(now Instant, s *Sending, o Outcome, busy bool) {
 			r.pace.learned.refused(now)
 		}
 		r.pause.begin(now, o.Pause)
+		s.Probe = false // it has learned that the pause goes on
 		r.window.reopen(r.window.limit, r.Config)
 	case o.Answered:
 		if now < r.pause.until && s.At > r.pause.began {
