@@ -228,7 +228,7 @@ func New(cfg Config) (*Guard, error) {
 	cfg.setDefaults()
 	cfg.Middleware = slices.Clone(cfg.Middleware)
 	clock := newClock()
-	c := &core{clock: clock, cfg: cfg, slots: newSlots(&cfg, clock), memory: newMemory(cfg.MemoryLimit), pool: newPool(&cfg), idle: make(chan struct{})}
+	c := &core{clock: clock, cfg: cfg, slots: newSlots(&cfg, clock), memory: newMemory(cfg.MemoryLimit, clock), pool: newPool(&cfg), idle: make(chan struct{})}
 	c.budget.init(cfg.Retry.Budget)
 	c.routes.capacity = cfg.MaxConcurrent
 	c.active.next, c.active.prev = &c.active, &c.active
@@ -351,7 +351,7 @@ func (g *Guard) Stats() Stats {
 		Retries: g.retries.Load(), Timeouts: g.timeouts.Load(),
 		WaitCount: s.waitCount.Load(), WaitTime: time.Duration(s.waitTime.Load()),
 	}
-	st.HeapBytes = g.memory.sample(time.Now(), memorySample)
+	st.HeapBytes = g.memory.sample(g.now(), memorySample)
 	st.OverMemory = g.memory.refuses(st.HeapBytes)
 	st.Draining = g.closing.Load()
 	return st

@@ -288,7 +288,7 @@ func (c *call) queue(ctx context.Context) error {
 // begun notes that an attempt is under way.
 func (c *call) begun(ctx context.Context) {
 	if c.attempts == 0 && !c.silent() { // for leap
-		c.heap = c.memory.sample(c.time(c.admitted), memorySample)
+		c.heap = c.memory.sample(c.admitted, memorySample)
 	}
 	c.attempts++
 	c.emit(ctx, EventAdmitted, nil)

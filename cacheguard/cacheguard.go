@@ -209,7 +209,7 @@ func New(next http.RoundTripper, cfg Config) (*Transport, error) {
 	t := &Transport{next: next, cfg: cfg, ignore: ignored(cfg.IgnoreHeaders),
 		flights: map[flightKey]*flight{}, running: map[*flight]struct{}{}}
 	if cfg.Store != nil {
-		t.store = &bounded{store: cfg.Store, lookup: cfg.LookupTimeout, failures: &t.failures}
+		t.store = &bounded{born: time.Now(), store: cfg.Store, lookup: cfg.LookupTimeout, failures: &t.failures}
 		return t, nil
 	}
 	m, err := newMemory(cfg.MaxBytes)

@@ -169,7 +169,7 @@ func TestReadyzHasEveryStat(t *testing.T) {
 	assert.EqualValues(t, 5, stats["max_concurrent"])
 	assert.EqualValues(t, 2, stats["calls"])
 	assert.EqualValues(t, 2, stats["failed"])
-	assert.EqualValues(t, 1<<40, stats["memory_limit"])
+	assert.EqualValues(t, int64(1<<40), stats["memory_limit"])
 	assert.Positive(t, stats["heap_bytes"])
 	assert.EqualValues(t, 0, stats["wait_time"])
 	assert.Equal(t, false, stats["draining"])
