@@ -145,7 +145,8 @@ func (t *transport) newExchange(req *http.Request) *exchange {
 	case http.MethodGet, http.MethodHead, http.MethodOptions:
 		x.safe = true
 	case http.MethodPost:
-		x.safe = x.endpoint.Inference() && !k.Creates
+		// That API stores an answer unless it is told not to.
+		x.safe = x.endpoint.Inference() && !k.Creates && (x.endpoint != answer.Responses || k.Transient)
 	}
 	x.settings = t.guard.request(k.op, k.Model, req.URL.Host)
 	return x
