@@ -44,7 +44,7 @@ func setNumber(field reflect.Value, n int64) {
 	if field.CanFloat() {
 		field.SetFloat(float64(n))
 	} else {
-		field.SetInt(n)
+		field.SetInt(max(n, -1<<(field.Type().Bits()-1))) // int has 32 bits on some machines
 	}
 }
 
