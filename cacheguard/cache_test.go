@@ -353,6 +353,65 @@ func TestNoAccountSeesAnothersAnswers(t *testing.T) {
 	}
 }
 
+type tenantKey struct{}
+
+// tenants is a base that adds the credentials of the tenant in the request's context, where the cache does not see them.
+type tenants struct{ base http.RoundTripper }
+
+func (b tenants) RoundTrip(req *http.Request) (*http.Response, error) {
+	tenant, _ := req.Context().Value(tenantKey{}).(string)
+	req = req.Clone(req.Context())
+	req.Header.Set("Authorization", "Bearer "+tenant)
+	return b.base.RoundTrip(req)
+}
+
+func TestCredentialsAddedBehindTheCacheAreDeclaredOrNothingIsShared(t *testing.T) {
+	tenantOf := func(req *http.Request) string {
+		tenant, _ := req.Context().Value(tenantKey{}).(string)
+		return tenant
+	}
+	for name, tc := range map[string]struct {
+		scope    func(*http.Request) string
+		requests int
+	}{
+		"undeclared": {nil, 12},
+		"declared":   {tenantOf, 3},
+		"unknown":    {func(*http.Request) string { return "" }, 12},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				srv := aiguardtest.NewServer(t, aiguardtest.Pipe())
+				g, err := aiguard.New(aiguard.Config{MaxConcurrent: 20})
+				require.NoError(t, err)
+				base := srv.Transport()
+				cache := newTransport(t, g.Transport(tenants{base}), cacheguard.Config{Scope: tc.scope})
+				t.Cleanup(func() { require.NoError(t, g.Close()); base.CloseIdleConnections() })
+				w := &world{cache, g, srv}
+				srv.Handle(func(r *aiguardtest.Request) aiguardtest.Reply {
+					return aiguardtest.After(time.Second, aiguardtest.Text("for "+r.Header.Get("Authorization")))
+				})
+				ask := []string{"a", "b", "c", "a", "b", "c"}
+				for range 2 { // coalesced, then kept
+					for i, a := range all(len(ask), func(i int) answer {
+						return w.chat(context.WithValue(t.Context(), tenantKey{}, ask[i]), certain, "Authorization", "")
+					}) {
+						require.NoError(t, a.err)
+						require.Contains(t, a.body, "for Bearer "+ask[i]+`"`)
+					}
+				}
+				require.Equal(t, tc.requests, srv.Count())
+			})
+		})
+	}
+}
+
+func TestIgnoredCredentialNeedsAScope(t *testing.T) {
+	_, err := cacheguard.New(http.DefaultTransport, cacheguard.Config{IgnoreHeaders: []string{"authorization"}})
+	require.EqualError(t, err, `cacheguard: Config.IgnoreHeaders has "authorization", which tells accounts apart; set Config.Scope to ignore it`)
+	newTransport(t, http.DefaultTransport, cacheguard.Config{IgnoreHeaders: []string{"authorization"},
+		Scope: func(*http.Request) string { return "all" }})
+}
+
 func TestSampledAnswersAreKeptIfAsked(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{Sampled: true}, func(t *testing.T, w *world) {
 		assert.Equal(t, missHit, w.sources(t, 2, func() answer { return w.chat(t.Context(), dice) }))
