@@ -24,7 +24,9 @@ type execution struct {
 	r   *Runner
 	fn  func(context.Context) (any, error)
 	ctx context.Context // the values of whoever started it
-	end context.CancelCauseFunc
+
+	submitted bool // another process can run it
+	end       context.CancelCauseFunc
 
 	turn, stuck, left bool      // is one of MaxRunning, is one of Stats.Stuck, has given back its place: r.mu's
 	since             time.Time // its turn came
@@ -44,7 +46,7 @@ type execution struct {
 type executionKey struct{}
 
 func newExecution(ctx context.Context, r *Runner, op Operation, fn func(context.Context) (any, error)) *execution {
-	x := &execution{r: r, op: op, fn: fn, writing: make(chan struct{}, 1), changed: make(chan struct{})}
+	x := &execution{r: r, op: op, fn: fn, submitted: op.Input != nil, writing: make(chan struct{}, 1), changed: make(chan struct{})}
 	x.ctx, x.end = context.WithCancelCause(ctx)
 	return x
 }
@@ -91,7 +93,7 @@ func (x *execution) run() {
 // begin makes the operation Running, unless it has ended before its turn.
 func (x *execution) begin() bool {
 	switch cause := context.Cause(x.ctx); {
-	case cause == ErrInterrupted && x.op.Input != nil:
+	case cause == ErrInterrupted && x.submitted:
 		x.decide()
 		x.write("release", func(op *Operation) bool {
 			mine := op.Owner == x.r.owner

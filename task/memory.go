@@ -91,7 +91,7 @@ func (m *Memory) Get(ctx context.Context, id string) (Operation, error) {
 	if !ok {
 		return Operation{}, ErrNotFound
 	}
-	return clone(*e.Value.(*Operation)), nil
+	return withoutInput(*e.Value.(*Operation)), nil
 }
 
 // List implements Store.
@@ -105,7 +105,7 @@ func (m *Memory) List(ctx context.Context, q Query) (found []Operation, err erro
 	limit := cmp.Or(max(q.Limit, 0), DefaultLimit)
 	for e := m.created.Back(); e != nil && len(found) < limit; e = e.Prev() {
 		if op := e.Value.(*Operation); q.Match(*op) {
-			found = append(found, clone(*op))
+			found = append(found, withoutInput(*op))
 		}
 	}
 	return found, nil
@@ -126,10 +126,12 @@ func (m *Memory) Update(ctx context.Context, op Operation) error {
 	if old.Revision != op.Revision-1 || !old.Status.MayBecome(op.Status) {
 		return ErrConflict
 	}
-	op = clone(op)
-	op.Name, op.Input, op.CreatedAt = old.Name, old.Input, old.CreatedAt
+	op = withoutInput(op)
+	op.Name, op.CreatedAt = old.Name, old.CreatedAt
 	e.Value = &op
-	if op.Status.Final() {
+	if !op.Status.Final() {
+		op.Input = old.Input
+	} else {
 		m.finished.PushBack(ended{op.ID, time.Now()})
 	}
 	m.forget()
@@ -188,5 +190,10 @@ func (m *Memory) forget() {
 
 func clone(op Operation) Operation {
 	op.Result, op.Input = bytes.Clone(op.Result), bytes.Clone(op.Input)
+	return op
+}
+
+func withoutInput(op Operation) Operation {
+	op.Result, op.Input = bytes.Clone(op.Result), nil
 	return op
 }
