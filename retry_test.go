@@ -419,7 +419,10 @@ func TestStateCreatingRequestsAreRetriedOnlyIfNothingCanHaveHappened(t *testing.
 
 				for name, store := range map[string]*bool{"stored": new(true), "stored for want of a word": nil} {
 					for way, ask := range map[string]func(context.Context, openai.CreateResponseRequest) error{
-						"Client": func(ctx context.Context, r openai.CreateResponseRequest) error { _, err := c.CreateResponse(ctx, r); return err },
+						"Client": func(ctx context.Context, r openai.CreateResponseRequest) error {
+							_, err := c.CreateResponse(ctx, r)
+							return err
+						},
 						"Transport": func(ctx context.Context, r openai.CreateResponseRequest) error {
 							oc := openai.DefaultConfig("sk-secret-key")
 							oc.BaseURL, oc.HTTPClient = srv.URL, &http.Client{Transport: c.Guard().Transport(srv.Transport())}
