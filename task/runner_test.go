@@ -470,7 +470,7 @@ func TestInputIsNotReadAgainButToTakeItOver(t *testing.T) {
 			last, err = r.Submit(t.Context(), "work", strings.Repeat("x", 1000))
 			require.NoError(t, err)
 		}
-		time.Sleep(10 * task.DefaultLease)
+		time.Sleep(3 * task.DefaultLease)
 		for range 10 {
 			get(t, r, last.ID)
 			_, err := r.List(t.Context(), task.Query{})
