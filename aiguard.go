@@ -91,7 +91,7 @@ type Config struct {
 
 	MaxPromptChars   int                                   // characters (runes) in all texts of a request. 20,000
 	MaxPromptTokens  int                                   // tokens in them; needs CountTokens. None
-	CountTokens      func(model, text string) (int, error) // for concurrent use; asked where the size does not tell; may add 8 to a text. None
+	CountTokens      func(model, text string) (int, error) // for concurrent use; asked where the size does not tell, and once by New; may add 8 to a text. None
 	MaxOutputTokens  int                                   // a larger or absent limit in the request is set to it. None
 	MaxRequestBytes  int64                                 // of a request's body. 32 MiB
 	MaxResponseBytes int64                                 // of an answer, after decompression. 32 MiB
@@ -458,6 +458,7 @@ func (c *Config) validate() error {
 	number("MaxPromptChars", int64(c.MaxPromptChars))
 	number("MaxPromptTokens", int64(c.MaxPromptTokens))
 	check(c.MaxPromptTokens <= 0 || c.CountTokens != nil, "MaxPromptTokens", c.MaxPromptTokens, "CountTokens to be set with it")
+	errs = append(errs, c.countReaches())
 	number("MaxOutputTokens", int64(c.MaxOutputTokens))
 	number("MaxRequestBytes", c.MaxRequestBytes)
 	number("MaxResponseBytes", c.MaxResponseBytes)

@@ -60,6 +60,23 @@ func (p *prompt) addJSON(v any) {
 // maxTextOverhead is what CountTokens may add to each text. A token is a byte at least, so that most prompts need no count.
 const maxTextOverhead = 8
 
+// countReaches finds a counter that stops counting below MaxPromptTokens, and so would let every prompt pass: it counts a text
+// that has more tokens than that by any measure. A counter that fails does not tell; it may not know the model "".
+func (c *Config) countReaches() error {
+	const words = "a1 "  // two tokens or more; a count of bytes may take four for a token
+	const most = 1 << 18 // words: counting must not hold up a start
+	if c.MaxPromptTokens <= 0 || c.CountTokens == nil {
+		return nil
+	}
+	least := min(c.MaxPromptTokens, most/2-1)
+	n, err := c.CountTokens("", strings.Repeat(words, 2*(least+1)))
+	if err != nil || n > least {
+		return nil
+	}
+	return fmt.Errorf("aiguard: Config.CountTokens finds %d tokens in a text of more than %d; want a counter that reaches MaxPromptTokens (%d)",
+		n, least, c.MaxPromptTokens)
+}
+
 func (g *Guard) checkTexts(op, model string, texts []string, ids int) error {
 	cfg := &g.cfg
 	if limit := cfg.MaxPromptChars; limit != Off && ids+sum(texts, length) > limit { // characters <= bytes: most prompts need no count
