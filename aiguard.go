@@ -108,6 +108,8 @@ type Config struct {
 
 	// Logger gets timeouts, retries, refusals, pauses and abandoned streams; never a prompt, an answer or a key. Silent
 	Logger *slog.Logger
+
+	aliases []string // from which FromEnv has read, for New to log
 }
 
 // Retry says when a failed attempt is repeated. Delays are exponential with jitter between half and all of the
@@ -226,6 +228,7 @@ func New(cfg Config) (*Guard, error) {
 		return nil, err
 	}
 	cfg.setDefaults()
+	cfg.tellAliases()
 	cfg.Middleware = slices.Clone(cfg.Middleware)
 	clock := newClock()
 	c := &core{clock: clock, cfg: cfg, slots: newSlots(&cfg, clock), memory: newMemory(cfg.MemoryLimit, clock), pool: newPool(&cfg), idle: make(chan struct{})}
