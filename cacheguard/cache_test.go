@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -564,4 +565,41 @@ func TestNewNamesWhatIsWrong(t *testing.T) {
 	require.PanicsWithValue(t, "cacheguard: With: Call.TTL is -1s; want 0 or more", func() {
 		cacheguard.With(t.Context(), cacheguard.Call{TTL: -time.Second})
 	})
+}
+
+// Programs keep responses for their headers. Closed, they must not keep what was in them.
+func TestClosedAnswerIsLetGo(t *testing.T) {
+	const answers, size = 20, 900 << 10
+	big := `{"choices":[{"index":0,"message":{"role":"assistant","content":"` + strings.Repeat("x", size) + `"},"finish_reason":"stop"}]}`
+	cache := newTransport(t, roundTripper(func(*http.Request) (*http.Response, error) {
+		return reply("application/json", strings.NewReader(big)), nil
+	}), cacheguard.Config{})
+	w := &world{cache: cache}
+	var kept []*http.Response
+	ask := func(close func(*http.Response)) {
+		for range answers {
+			resp, err := cache.RoundTrip(newRequest(t.Context(), "https://provider.invalid/v1/chat/completions", dice)) // which is not kept
+			require.NoError(t, err)
+			close(resp)
+			kept = append(kept, resp)
+		}
+		w.settle(t)
+	}
+	before := liveHeap()
+	ask(func(resp *http.Response) {
+		_, err := io.Copy(io.Discard, resp.Body)
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+	})
+	ask(func(resp *http.Response) { require.NoError(t, resp.Body.Close()) }) // unread
+	require.Less(t, liveHeap()-before, int64(size), "of %d answers", len(kept))
+	runtime.KeepAlive(kept)
+}
+
+func liveHeap() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
