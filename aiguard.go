@@ -284,6 +284,9 @@ func (g *Guard) must(method string) {
 // repeats fn after a failure that passes (see KindOf for the errors it understands). It returns fn's value and
 // error; a failure with a Kind comes as an *Error. A result that fn returns after its deadline is still a result.
 //
+// The context that fn gets ends when fn returns: a stream opened with it has to be read to its end in fn, and fails with
+// context.Canceled if it is returned. Open a stream that is to outlive Do without Do: it is a guarded call by itself.
+//
 // Do waits for fn: one that ignores its ctx holds its slot until it returns. Guarded calls inside fn, made with its
 // ctx, take no second slot and make one attempt each: Do retries fn as a whole, so return their error. Do panics
 // if ctx, g or fn is nil, and passes on fn's panic.
