@@ -20,10 +20,12 @@ import (
 // for each character allowed are let through.
 func (g *Guard) CheckPrompt(model string, texts ...string) error {
 	g.must("CheckPrompt")
-	if model == "" {
-		model = g.call.Model
+	s := &g.call
+	if model != "" {
+		own := g.settle(g.own.over(Call{Model: model}))
+		s = &own
 	}
-	return g.checkTexts(g.call.Op, model, texts, 0)
+	return g.checkTexts(s, texts, 0)
 }
 
 // prompt gathers the texts of a request.
@@ -62,36 +64,32 @@ const maxTextOverhead = 8
 
 // countReaches finds a counter that stops counting below MaxPromptTokens, and so would let every prompt pass: it counts a text
 // that has more tokens than that by any measure. A counter that fails does not tell; it may not know the model "".
-func (c *Config) countReaches() error {
+func (c *Config) countReaches() (n, of int, ok bool) {
 	const words = "a1 "  // two tokens or more; a count of bytes may take four for a token
-	const most = 1 << 18 // words: counting must not hold up a start
+	const most = 1 << 17 // tokens: counting must not hold up a start
 	if c.MaxPromptTokens <= 0 || c.CountTokens == nil {
-		return nil
+		return 0, 0, true
 	}
-	least := min(c.MaxPromptTokens, most/2-1)
-	n, err := c.CountTokens("", strings.Repeat(words, 2*(least+1)))
-	if err != nil || n > least {
-		return nil
-	}
-	return fmt.Errorf("aiguard: Config.CountTokens finds %d tokens in a text of more than %d; want a counter that reaches MaxPromptTokens (%d)",
-		n, least, c.MaxPromptTokens)
+	of = min(c.MaxPromptTokens, most)
+	n, err := c.CountTokens("", strings.Repeat(words, 2*(of+1)))
+	return n, of, err != nil || n > of
 }
 
-func (g *Guard) checkTexts(op, model string, texts []string, ids int) error {
+func (g *Guard) checkTexts(s *settings, texts []string, ids int) error {
 	cfg := &g.cfg
-	if limit := cfg.MaxPromptChars; limit != Off && ids+sum(texts, length) > limit { // characters <= bytes: most prompts need no count
+	if limit := g.promptLimit(s); limit != Off && ids+sum(texts, length) > limit { // characters <= bytes: most prompts need no count
 		chars := ids + sum(texts, countRunes)
 		if chars <= limit && sum(texts, length) > utf8.UTFMax*limit {
 			chars = ids + sum(texts, utf8.RuneCountInString) // invalid UTF-8, of which each byte is sent as a character
 		}
 		if chars > limit {
-			return g.tooLarge(op, model, phasePrompt, int64(chars), int64(limit))
+			return tooLarge(s, phasePrompt, int64(chars), int64(limit))
 		}
 	}
 	if limit := cfg.MaxPromptTokens; limit > 0 && ids+sum(texts, length)+maxTextOverhead*len(texts) > limit {
 		tokens := ids
 		for _, t := range texts {
-			n, err := cfg.CountTokens(model, t)
+			n, err := cfg.CountTokens(s.Model, t)
 			if err != nil {
 				return fmt.Errorf("aiguard: counting tokens of the prompt: %w", err)
 			}
@@ -100,7 +98,7 @@ func (g *Guard) checkTexts(op, model string, texts []string, ids int) error {
 			}
 		}
 		if tokens > limit {
-			return g.tooLarge(op, model, phaseTokens, int64(tokens), int64(limit))
+			return tooLarge(s, phaseTokens, int64(tokens), int64(limit))
 		}
 	}
 	return nil
@@ -115,8 +113,8 @@ func sum(texts []string, count func(string) int) (n int) {
 
 func length(s string) int { return len(s) }
 
-func (g *Guard) tooLarge(op, model, phase string, size, limit int64) error {
-	return &Error{Kind: ErrPromptTooLarge, Op: op, Model: model, Phase: phase, Size: size, Max: limit}
+func tooLarge(s *settings, phase string, size, limit int64) error {
+	return &Error{Kind: ErrPromptTooLarge, Op: s.Op, Model: s.Model, Phase: phase, Size: size, Max: limit}
 }
 
 // countRunes counts the bytes that begin a character, 32 at a time: utf8.RuneCountInString takes ten times as long over
@@ -292,18 +290,17 @@ func isMedia(object []byte) bool {
 }
 
 // capChat sets or lowers the output limit of r, which is the client's own copy.
-func (g *Guard) capChat(r *openai.ChatCompletionRequest) {
-	limit := g.cfg.MaxOutputTokens
+func capChat(r *openai.ChatCompletionRequest, limit int) {
 	if limit <= 0 {
 		return
 	}
 	switch {
 	case r.MaxTokens != 0 || r.MaxCompletionTokens != 0:
 		if r.MaxTokens != 0 {
-			r.MaxTokens = g.capped(r.MaxTokens)
+			r.MaxTokens = capped(r.MaxTokens, limit)
 		}
 		if r.MaxCompletionTokens != 0 {
-			r.MaxCompletionTokens = g.capped(r.MaxCompletionTokens)
+			r.MaxCompletionTokens = capped(r.MaxCompletionTokens, limit)
 		}
 	case needsMaxCompletionTokens(r.Model):
 		r.MaxCompletionTokens = limit
@@ -312,24 +309,19 @@ func (g *Guard) capChat(r *openai.ChatCompletionRequest) {
 	}
 }
 
-func (g *Guard) capCompletion(r *openai.CompletionRequest) {
-	r.MaxTokens = g.capped(r.MaxTokens)
-}
-
-func (g *Guard) capResponse(r *openai.CreateResponseRequest) {
-	r.MaxOutputTokens = g.capped(r.MaxOutputTokens)
-	if n, ok := r.ExtraBody["max_output_tokens"]; ok && g.cfg.MaxOutputTokens > 0 { // it would win over the field
+func capResponse(r *openai.CreateResponseRequest, limit int) {
+	r.MaxOutputTokens = capped(r.MaxOutputTokens, limit)
+	if n, ok := r.ExtraBody["max_output_tokens"]; ok && limit > 0 { // it would win over the field
 		r.ExtraBody = maps.Clone(r.ExtraBody)
 		delete(r.ExtraBody, "max_output_tokens")
 		if n, err := strconv.Atoi(fmt.Sprint(n)); err == nil && n > 0 { // an int, a float64 or a json.Number
-			r.MaxOutputTokens = g.capped(n)
+			r.MaxOutputTokens = capped(n, limit)
 		}
 	}
 }
 
 // capped is n within the limit; absent, or negative, which some servers take for unlimited, becomes the limit.
-func (g *Guard) capped(n int) int {
-	limit := g.cfg.MaxOutputTokens
+func capped(n, limit int) int {
 	if limit > 0 && (n <= 0 || n > limit) {
 		return limit
 	}

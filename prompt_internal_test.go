@@ -64,7 +64,7 @@ func TestCheckingAPlainRequestAllocatesNothing(t *testing.T) {
 			allocs := testing.AllocsPerRun(100, func() {
 				p := prompt{texts: make([]string, 0, 16)}
 				p.chat(&r)
-				refused = g.checkTexts("op", r.Model, p.texts, p.ids)
+				refused = g.checkTexts(&g.call, p.texts, p.ids)
 			})
 			require.NoError(t, refused)
 			require.LessOrEqual(t, allocs, 1.0, "the list of texts")

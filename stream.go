@@ -108,8 +108,8 @@ func (s *stream) open() error {
 			return s.x.repeatable(e, true)
 		}
 	}
-	c.judge(s.w.caller, nil)
 	c.answered()
+	c.tellTurn(s.w.caller, nil)
 	c.emit(s.w.caller, EventFirstEvent, nil)
 	c.over = true // from here on the call is the stream's to end
 	s.resp.Body = s
@@ -238,7 +238,7 @@ func (s *stream) judge(ev sse.Event) error {
 	if f, failed := s.progress.Event(ev.Name, ev.Data); failed {
 		return s.x.failed(s.resp, f, ErrUnavailable)
 	}
-	if s.x.guard.cfg.OnEvent != nil && bytes.Contains(ev.Data, []byte(`"usage"`)) {
+	if s.x.guard.wantsUsage() && bytes.Contains(ev.Data, []byte(`"usage"`)) {
 		if in, out := answer.Usage(ev.Data); in != 0 || out != 0 {
 			s.usage.Store(&Usage{Input: in, Output: out})
 		}
@@ -406,6 +406,7 @@ func (s *stream) conclude(err error, abandoned bool) bool {
 	if p := s.usage.Load(); p != nil {
 		u = *p
 	}
+	c.used = u.Input + u.Output
 	c.settle(ctx, err)
 	close(s.ended) // before the callbacks, which may call Close
 	if abandoned {

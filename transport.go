@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"reflect"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -22,6 +23,7 @@ import (
 	"github.com/aiguard-go/aiguard/internal/answer"
 	"github.com/aiguard-go/aiguard/internal/callctx"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
+	"github.com/aiguard-go/aiguard/internal/provider"
 )
 
 // Caps that are the same for everybody.
@@ -31,6 +33,7 @@ const (
 	maxHeaderBytes = 64 << 10
 
 	errorBodyTimeout = 5 * time.Second // for the body of a failure: its status is known already
+	bytesPerToken    = 4               // of a request, before its usage is known
 	drainTimeout     = 50 * time.Millisecond
 	drainBytes       = 64 << 10
 )
@@ -120,6 +123,7 @@ type exchange struct {
 type known struct {
 	op string
 	answer.Request
+	taken atomic.Bool // by the request that it describes
 }
 
 type knownKey struct{}
@@ -131,7 +135,7 @@ func (t *transport) newExchange(req *http.Request) *exchange {
 		x.endpoint = answer.EndpointOf(req.URL.Path)
 	}
 	k, ok := req.Context().Value(knownKey{}).(*known)
-	if !ok {
+	if !ok || !k.taken.CompareAndSwap(false, true) { // a request made in a callback, with the context of another, is its own
 		k = &known{op: x.endpoint.Op()}
 		if k.op == "" {
 			k.op = opOf(req.URL.Path)
@@ -148,7 +152,7 @@ func (t *transport) newExchange(req *http.Request) *exchange {
 		// That API stores an answer unless it is told not to.
 		x.safe = x.endpoint.Inference() && !k.Creates && (x.endpoint != answer.Responses || k.Transient)
 	}
-	x.settings = t.guard.request(k.op, k.Model, req.URL.Host)
+	x.settings = t.guard.request(req.Context(), k.op, k.Model, req.URL.Host, req.URL.Path)
 	return x
 }
 
@@ -196,6 +200,7 @@ func (x *exchange) run(ctx context.Context) (*http.Response, error) {
 	}
 	c := x.guard.newCall(ctx, &x.settings)
 	x.call = c
+	c.tokens = max(float64(x.req.ContentLength), 0) / bytesPerToken
 	if err := c.begin(ctx); err != nil {
 		return nil, err
 	}
@@ -208,12 +213,11 @@ func (x *exchange) run(ctx context.Context) (*http.Response, error) {
 		if err == errQueue {
 			err = c.queue(ctx)
 		}
-		if err != nil {
-			return nil, err
-		}
-		resp, err := x.attempt(ctx)
 		if err == nil {
-			return resp, nil
+			var resp *http.Response
+			if resp, err = x.attempt(ctx); err == nil {
+				return resp, nil
+			}
 		}
 		if err := c.again(ctx, err); err != nil {
 			return nil, err
@@ -257,6 +261,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 			body.Close()
 		}
 	}()
+	x.call.limiter.tell(&x.call.permit, resp.Header)
 	switch {
 	case resp.StatusCode < 200, resp.StatusCode >= 400:
 		return nil, x.refusal(w, resp)
@@ -297,9 +302,12 @@ func (x *exchange) request(w *watch) (*http.Request, error) {
 	if limit := x.guard.cfg.MaxRequestBytes; unknown && limit != Off {
 		req.Body = &requestBody{ReadCloser: req.Body, limit: limit}
 	}
-	if req.Header.Get("Accept-Encoding") != "" {
+	if name := x.guard.cfg.DeadlineHeader; name != "" || req.Header.Get("Accept-Encoding") != "" {
 		req.Header = req.Header.Clone()
 		req.Header.Del("Accept-Encoding")
+		if left, ok := x.call.left(w.caller); ok && name != "" {
+			req.Header.Set(name, strconv.FormatFloat(max(left.Seconds(), 0), 'f', 3, 64))
+		}
 	}
 	return req, nil
 }
@@ -442,7 +450,7 @@ func (x *exchange) refusal(w *watch, resp *http.Response) error {
 		f, said = answer.ErrorIn(body[:end])
 	}
 	e := x.errorOf(resp, kindOfProvider(resp.StatusCode, f, ErrUnavailable))
-	e.RetryAfter = retryAfter(resp.Header, time.Now())
+	e.RetryAfter = retryAfter(resp.Header, provider.Now(resp.Header))
 	e.Err = providerCause(resp.StatusCode, f, said, body)
 	if over && resp.Uncompressed { // a compressed error of this size is an attack, not an explanation
 		e.Kind, e.Phase, e.Max = ErrResponseTooLarge, phaseErrorBody, maxErrorBytes
@@ -511,7 +519,7 @@ func (x *exchange) whole(w *watch, resp *http.Response) (*http.Response, error) 
 	resp.TransferEncoding = nil
 	resp.Header.Del("Content-Length") // of what was sent, before trimming
 	var u Usage
-	if x.guard.cfg.OnEvent != nil {
+	if x.guard.wantsUsage() {
 		u.Input, u.Output = answer.Usage(body)
 	}
 	x.call.judge(w.caller, nil)
