@@ -68,7 +68,7 @@ func (h *health) ready(w http.ResponseWriter, _ *http.Request) {
 	}{
 		{"draining", st.Draining},
 		{"over_memory", st.OverMemory},
-		{"saturated", h.saturated(full(st, now), now)},
+		{"saturated", h.saturated(h.full(st, now), now)},
 	} {
 		if r.holds {
 			reasons = append(reasons, r.name)
@@ -82,13 +82,19 @@ func (h *health) ready(w http.ResponseWriter, _ *http.Request) {
 	report(w, status, body)
 }
 
-// full reports whether calls wait for slots. Heavy ones may wait although there are some left; but beside a pause, whose end
-// calls wait for too, only slots that are all taken tell.
-func full(st aiguard.Stats, now time.Time) bool {
+// full reports whether calls wait for slots, and not for the end of a provider's pause or outage. Heavy calls may wait although
+// some slots are left.
+func (h *health) full(st aiguard.Stats, now time.Time) bool {
 	if st.Waiting == 0 || st.InFlight == 0 || st.MaxConcurrent == aiguard.Off {
 		return false
 	}
-	return st.InFlight >= st.MaxConcurrent || !st.PausedUntil.After(now)
+	waiting := st.Waiting
+	for _, r := range h.guard.Routes() {
+		if r.PausedUntil.After(now) || !r.DownSince.IsZero() {
+			waiting -= r.Waiting
+		}
+	}
+	return waiting > 0
 }
 
 func (h *health) saturated(full bool, now time.Time) bool {

@@ -147,16 +147,23 @@ func TestWaitingForTheEndOfAPauseIsNotSaturation(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				g := newGuard(t, aiguard.Config{MaxConcurrent: limit, QueueTimeout: aiguard.Off})
 				pause(g)
-				go func() {
-					_, _ = aiguard.Do(t.Context(), g.With(aiguard.Call{Op: "ask"}), func(context.Context) (int, error) { return 0, nil })
-				}()
-				synctest.Wait()
-				require.EqualValues(t, 1, g.Stats().Waiting)
+				wait := func(op string, f func()) {
+					go func() {
+						_, _ = aiguard.Do(t.Context(), g.With(aiguard.Call{Op: op}), func(context.Context) (int, error) { f(); return 0, nil })
+					}()
+					synctest.Wait()
+				}
+				done := make(chan struct{})
+				wait("another", func() { <-done })
+				wait("ask", func() {})
+				st := g.Stats()
+				require.Equal(t, []int64{1, 1}, []int64{st.InFlight, st.Waiting})
 				h := httpguard.Health(g, httpguard.HealthConfig{})
 				assert.Empty(t, probe(t, h, "/readyz").Reasons)
 				time.Sleep(2 * httpguard.DefaultSaturatedAfter)
 				require.EqualValues(t, 1, g.Stats().Waiting)
 				assert.Empty(t, probe(t, h, "/readyz").Reasons)
+				close(done)
 				time.Sleep(time.Minute)
 			})
 		})
