@@ -323,13 +323,22 @@ func SetProgress(ctx context.Context, percent int, note string) {
 	}
 }
 
-// clean makes a text fit for every store: some refuse what is no UTF-8, and the character 0.
+// clean makes a text fit for every store, some of which refuse what is no UTF-8, and the character 0. It stops reading where it
+// has enough.
 func clean(s string) string {
-	s = strings.ReplaceAll(strings.ToValidUTF8(s, ""), "\x00", "")
-	if r := []rune(s); len(r) > maxNoteRunes {
-		return string(r[:maxNoteRunes])
+	var kept strings.Builder
+	n := 0
+	for i, r := range s {
+		_, size := utf8.DecodeRuneInString(s[i:])
+		if r == 0 || r == utf8.RuneError && size == 1 {
+			continue
+		}
+		if n++; n > maxNoteRunes {
+			break
+		}
+		kept.WriteRune(r)
 	}
-	return s
+	return kept.String()
 }
 
 func (x *execution) latest() (percent int, note string) {
