@@ -48,10 +48,7 @@ const (
 	Bare            = "bare"                // go-openai as it is
 	OpenAI          = "openai-go"           // the official SDK with its own retries and timeout; it limits no concurrency
 
-	// Under overload alone.
-	Naive      = "go-openai, naive retries"
-	Adaptive   = "aiguard, adaptive limit"
-	ShortQueue = "aiguard, adaptive, queue of 20"
+	Naive = "go-openai, naive retries" // under overload alone
 )
 
 // Who can do what, for the benchmarks to compare.
