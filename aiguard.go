@@ -101,11 +101,12 @@ func New(cfg Config) (*Guard, error) {
 	}
 	ownTotal := cfg.TotalTimeout != 0
 	cfg.setDefaults()
+	cfg.tellAliases()
 	cfg.Middleware = slices.Clone(cfg.Middleware)
 	cfg.Models = maps.Clone(cfg.Models)
 	clock := newClock()
 	c := &core{clock: clock, cfg: cfg, ownTotal: ownTotal, models: newModels(cfg.Models), limiter: newLimiter(&cfg, clock),
-		memory: newMemory(cfg.MemoryLimit), pool: newPool(&cfg), idle: make(chan struct{})}
+		memory: newMemory(cfg.MemoryLimit, clock), pool: newPool(&cfg), idle: make(chan struct{})}
 	c.active.next, c.active.prev = &c.active, &c.active
 	return &Guard{core: c, call: c.settle(Call{})}, nil
 }
@@ -159,7 +160,7 @@ func (g *Guard) Stats() Stats {
 	st.MemoryLimit, st.BufferedBytes = g.memory.limit, g.memory.room.bytes()
 	st.Calls, st.Succeeded, st.Failed, st.Refused = g.calls.Load(), g.succeeded.Load(), g.failed.Load(), g.refused.Load()
 	st.Retries, st.Timeouts = g.retries.Load(), g.timeouts.Load()
-	st.HeapBytes = g.memory.sample(time.Now(), memorySample)
+	st.HeapBytes = g.memory.sample(g.now(), memorySample)
 	st.OverMemory = g.memory.refuses(st.HeapBytes)
 	st.Draining = g.closing.Load()
 	return st

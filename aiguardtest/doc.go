@@ -187,6 +187,14 @@
 //
 // For many thousand requests it is an http.RoundTripper too, without a server.
 //
+// # Proxies
+//
+// A [Proxy] accepts connections and falls silent where its [ProxyFault] says:
+//
+//	proxy := aiguardtest.NewProxy(t, aiguardtest.ProxyNoConnect)
+//	client := &http.Client{Transport: &http.Transport{Proxy: http.ProxyURL(proxy.URL)}}
+//	_, err := client.Post("https://api.example.com/v1/chat/completions", "application/json", body)
+//
 // # Transports
 //
 // The server speaks plain HTTP/1.1 on 127.0.0.1, and is reached by any client.

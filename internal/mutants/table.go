@@ -37,6 +37,15 @@ var mutations = []mutation{
 	{name: "ErrTimeout is not DeadlineExceeded", run: "^TestErrorIsItsKindItsCauseAndADeadlineAtOnce$",
 		file: "errors.go", old: "return target == e.Kind || e.Kind == ErrTimeout && target == context.DeadlineExceeded", new: "return target == e.Kind"},
 
+	{name: "a dial outlives its attempt", run: "^TestCallerThatLeavesEndsTheDial$",
+		file: "pool.go", old: "defer context.AfterFunc(attempt, cancel)()", new: ""},
+	{name: "a handshake outlives its attempt", run: "^TestCallerThatLeavesEndsTheHandshake$/no-connect",
+		file: "pool.go", old: "context.AfterFunc(attempt, c.closeUnused)", new: "func() bool { return true }"},
+	{name: "no connect limit in a proxy", run: "^TestSilentProxyEndsAtTheConnectLimit$/no-connect",
+		file: "pool.go", old: "_ = conn.SetDeadline(time.Now().Add(p.connect))", new: "_ = p.connect"},
+	{name: "the connect limit cuts a stream", run: "^TestConnectLimitDoesNotCutAStreamThroughProxies$",
+		file: "pool.go", old: "_ = c.SetDeadline(time.Time{})", new: "_ = c"},
+
 	// Slots and the queue.
 	{name: "no limit of calls in flight", run: "^TestNeverMoreInFlightThanCapacity$",
 		file: "limiter.go", old: "case s.capacity != Off && s.inFlight+weight > s.capacity:", new: "case false:"},
@@ -88,7 +97,9 @@ var mutations = []mutation{
 	{name: "buffered answer kept after a panic", run: "^TestBufferedAnswersAreGivenBackAfterAPanic$",
 		file: "transport.go", old: "if resp != nil && !handedOver {", new: "if resp != nil && handedOver && false {"},
 	{name: "services' own names in the environment ignored", run: "^TestFromEnvKnowsTheNamesThatServicesHave$",
-		file: "env.go", old: "variable, set = s.alias, s.setAlias", new: "continue"},
+		file: "env.go", old: "aliases && s.alias != \"\" && read(s.alias, s.setAlias)", new: "false"},
+	{name: "a counter that stops early is taken", run: "^TestNewChecksRelationsAndOddValues$",
+		file: "prompt.go", old: "err != nil || n > of", new: "true"},
 	{name: "Close cancels nothing", run: "^TestCloseEndsWhatIsUnderWay$",
 		file: "aiguard.go", old: "range c.cancels() {", new: "range c.cancels()[:0] {"},
 	{name: "Close leaves those in line", run: "^TestCloseEndsThoseInLineWhoeverHoldsTheSlot$",
