@@ -128,6 +128,7 @@ func (l *limiter) crowded(s *settings) *Error {
 	}
 	l.refused[s.Priority.line()]++
 	t.refused++
+	l.line.Refuse(&r.line, &t.line, s.Priority.line(), int64(now))
 	return l.queueFull(r, s.Weight, now, t, s.Priority)
 }
 
@@ -295,12 +296,14 @@ func (l *limiter) join(ctx context.Context, c *call, now instant) (*inLine, erro
 		} else {
 			l.refused[p]++
 			t.refused++
+			l.line.Refuse(&r.line, &t.line, p, int64(now))
 			return nil, l.queueFull(r, c.Weight, now, t, c.Priority)
 		}
 	}
 	if e := l.late(ctx, c, r, t, now); e != nil {
 		l.refused[p]++
 		t.refused++
+		l.line.Refuse(&r.line, &t.line, p, int64(now))
 		return nil, e
 	}
 	if gone != nil {

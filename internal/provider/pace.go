@@ -12,6 +12,7 @@ type pace struct {
 	toldRequests, toldTokens bucket // by headers
 	learned                  learned
 	sentTokens               float64
+	flying, flyingTokens     float64 // requests that are not answered yet, and their tokens
 }
 
 // bucket is a token bucket. The zero bucket has no bound.
@@ -77,7 +78,15 @@ func (p *pace) send(now Instant, tokens float64) float64 {
 	p.toldTokens.take(now, tokens)
 	p.learned.take(now, 1)
 	p.sentTokens += tokens
+	p.flying++
+	p.flyingTokens += tokens
 	return p.sentTokens
+}
+
+// landed notes the end of a request of so many tokens.
+func (p *pace) landed(tokens float64) {
+	p.flying--
+	p.flyingTokens -= tokens
 }
 
 // learned is a rate of requests that is found out from 429s without headers. Between 429s the provider has taken as many
@@ -158,11 +167,14 @@ var Unknown = Told{-1, -1, -1}
 // Tell notes what the headers of the answer to s say. What they say was true when the provider counted s: what was sent
 // since is taken off, and what has been refilled since is added.
 func (r *Route) Tell(now Instant, s *Sending, requests, tokens Told) {
-	r.pace.toldRequests.told(now, s, requests, float64(r.sent-s.number))
-	r.pace.toldTokens.told(now, s, tokens, r.pace.sentTokens-s.tokens)
+	p := &r.pace
+	p.toldRequests.told(now, s, requests, float64(r.sent-s.number), p.flying)
+	p.toldTokens.told(now, s, tokens, p.sentTokens-s.tokens, p.flyingTokens)
 }
 
-func (b *bucket) told(now Instant, s *Sending, t Told, sentSince float64) {
+// told corrects the bucket. What is in flight may have overtaken s or have been overtaken by it, so that nobody knows
+// whether the provider has counted it: within these bounds the bucket keeps to its own count.
+func (b *bucket) told(now Instant, s *Sending, t Told, sentSince, flying float64) {
 	if t.Limit <= 0 || t.Remaining < 0 || s.number < b.number {
 		return
 	}
@@ -175,8 +187,13 @@ func (b *bucket) told(now Instant, s *Sending, t Told, sentSince float64) {
 		}
 		size = min(size, t.Remaining+rate*float64(t.Reset))
 	}
-	*b = bucket{rate: rate, size: max(size, 1), level: t.Remaining - sentSince, at: s.At, number: s.number}
-	b.level, b.at = b.levelAt(now), now
+	most := t.Remaining - sentSince + rate*float64(now-s.At)
+	level := most
+	if b.size != 0 {
+		level = min(max(b.levelAt(now), most-flying), most)
+	}
+	*b = bucket{rate: rate, size: max(size, 1), at: now, number: s.number}
+	b.level = min(level, b.size)
 }
 
 // Settle corrects the estimate of the tokens that a request takes.
