@@ -214,7 +214,7 @@ func TestEventsThatAreAlikeAreToldFromThoseThatOnlyLookIt(t *testing.T) {
 		want string
 	}{
 		{"data: {\"a\":\"x\"}\n\ndata: {\"a\":\"\"}\n\ndata: {\"a\":\"y\\\"\"}\n", "nyy", `{"a":"x"} /9; {"a":""} /8; {"a":"y\""} /11; EOF`},
-		{"data: {\"a\":\"x\"}\ndata:  {\"a\":\"y\"} \r\nevent: e\ndata:{\"a\":\"z\"}\n", "nyy", `{"a":"x"} /9; {"a":"y"} /9; e: {"a":"z"} /9; EOF`},
+		{"data: {\"a\":\"x\"}\ndata:  {\"a\":\"y\"} \r\nevent: e\ndata:{\"a\":\"z\"}\n", "nyn", `{"a":"x"} /9; {"a":"y"} /9; e: {"a":"z"} /9; EOF`},
 		{"data: {\"a\":\"x\"}\n{\"a\":\"y\"}\n", "ny", `{"a":"x"} /9; {"a":"y"} /9; EOF`},
 		{"data: {\"a\":\"x\"}\ndata: {\"a\":\"\\x\"}\n\n", "nn", `{"a":"x"} /9; {"a":"\x"} syntax; EOF`},
 		{"data: {\"a\":\"x\"}\ndata: {\"a\":\"y\"} z\n\n", "nn", `{"a":"x"} /9; {"a":"y"} z /9; EOF`},
