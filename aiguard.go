@@ -67,6 +67,7 @@ const (
 	DefaultMaxPromptChars   = 20_000
 	DefaultMaxRequestBytes  = 32 << 20
 	DefaultMaxResponseBytes = 32 << 20
+	DefaultMaxEventBytes    = 16 << 20
 
 	DefaultMaxAttempts = 3
 	DefaultBaseDelay   = 500 * time.Millisecond
@@ -95,6 +96,7 @@ type Config struct {
 	MaxOutputTokens  int                                   // a larger or absent limit in the request is set to it. None
 	MaxRequestBytes  int64                                 // of a request's body. 32 MiB
 	MaxResponseBytes int64                                 // of an answer, after decompression. 32 MiB
+	MaxEventBytes    int64                                 // of one event of a stream. 16 MiB
 	MemoryLimit      int64                                 // live heap in bytes above which new calls are refused; answers held for their callers may take a quarter of it. 90% of GOMEMLIMIT if that is set, else none
 
 	Retry Retry // when a failed attempt is repeated
@@ -174,8 +176,13 @@ const (
 	EventMemorySpike EventType = "memory_spike" // the heap has grown over MemoryLimit, or much across a call
 )
 
-// Usage is the tokens a call took, where the answer said so.
-type Usage struct{ Input, Output int64 }
+// Usage is the tokens a call took, where the answer said so. Input includes cached input, Output includes reasoning.
+type Usage struct {
+	Input, Output         int64
+	CacheRead, CacheWrite int64 // of the input: read from the provider's cache, and written to it
+	Reasoning             int64 // of the output
+	Estimated             bool  // not what the answer said, but a guess
+}
 
 // Stats is a snapshot of a Guard: gauges now, then counters since New. Calls that their callers left are in Calls,
 // and neither in Succeeded nor Failed nor Refused.
@@ -289,7 +296,7 @@ func Do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 }
 
 // Fallback returns the value of the first alternative that succeeds. It goes on to the next after a failure that
-// another model could cure: timeout, overloaded, rate limited, quota, unavailable, truncated, invalid
+// another model could cure: timeout, overloaded, rate limited, quota, unavailable, misconfigured, truncated, invalid
 // response, prompt or response too large; not once ctx has ended, nor when the request was rejected or unauthorized.
 // The error joins what each said, the last one first, so that KindOf and UserMessage speak of the latest that they know.
 // It panics without alternatives.
@@ -326,7 +333,7 @@ func Fallback[T any](ctx context.Context, alternatives ...func(context.Context) 
 func curable(err error) bool {
 	switch KindOf(err) {
 	case ErrTimeout, ErrOverloaded, ErrRateLimited, ErrQuota, ErrUnavailable, ErrTruncated, ErrInvalidResponse,
-		ErrPromptTooLarge, ErrResponseTooLarge:
+		ErrPromptTooLarge, ErrResponseTooLarge, ErrMisconfigured:
 		return true
 	case "":
 		return errors.Is(err, context.DeadlineExceeded) // the alternative's own: the caller is still here
@@ -461,6 +468,7 @@ func (c *Config) validate() error {
 	number("MaxOutputTokens", int64(c.MaxOutputTokens))
 	number("MaxRequestBytes", c.MaxRequestBytes)
 	number("MaxResponseBytes", c.MaxResponseBytes)
+	number("MaxEventBytes", c.MaxEventBytes)
 	number("MemoryLimit", c.MemoryLimit)
 	number("Retry.MaxAttempts", int64(c.Retry.MaxAttempts))
 	duration("Retry.BaseDelay", c.Retry.BaseDelay)
@@ -487,6 +495,7 @@ func (c *Config) setDefaults() {
 	orDefault(&c.MaxPromptChars, DefaultMaxPromptChars)
 	orDefault(&c.MaxRequestBytes, DefaultMaxRequestBytes)
 	orDefault(&c.MaxResponseBytes, DefaultMaxResponseBytes)
+	orDefault(&c.MaxEventBytes, DefaultMaxEventBytes)
 	orDefault(&c.Retry.MaxAttempts, DefaultMaxAttempts)
 	if c.Retry.BaseDelay == 0 && c.Retry.MaxDelay > 0 {
 		c.Retry.BaseDelay = min(DefaultBaseDelay, c.Retry.MaxDelay)

@@ -9,7 +9,7 @@ import (
 
 	openai "github.com/sashabaranov/go-openai"
 
-	"github.com/aiguard-go/aiguard/internal/answer"
+	"github.com/aiguard-go/aiguard/internal/dialect"
 )
 
 // Client is go-openai's client with every method bounded: it embeds *openai.Client, built over Guard.Transport. The methods
@@ -88,11 +88,11 @@ func (c *Client) CreateChatCompletionStream(ctx context.Context, request openai.
 }
 
 func (c *Client) chat(ctx context.Context, r *openai.ChatCompletionRequest, stream bool) (context.Context, error) {
-	k := known{op: "chat.completions", Request: answer.Request{Model: r.Model, Stream: stream, Creates: r.Store}}
+	k := known{op: "chat.completions", Request: dialect.Request{Model: r.Model, Stream: stream, Creates: r.Store}}
 	c.guard.capChat(r)
 	p := newPrompt()
 	p.chat(r)
-	return c.prepare(ctx, k, &p)
+	return c.prepare(ctx, k, p)
 }
 
 // CreateCompletion is go-openai's, bounded.
@@ -119,11 +119,11 @@ func (c *Client) CreateCompletionStream(ctx context.Context, request openai.Comp
 }
 
 func (c *Client) completion(ctx context.Context, r *openai.CompletionRequest, stream bool) (context.Context, error) {
-	k := known{op: "completions", Request: answer.Request{Model: r.Model, Stream: stream, Creates: r.Store}}
+	k := known{op: "completions", Request: dialect.Request{Model: r.Model, Stream: stream, Creates: r.Store}}
 	c.guard.capCompletion(r)
 	p := newPrompt()
 	p.completion(r)
-	return c.prepare(ctx, k, &p)
+	return c.prepare(ctx, k, p)
 }
 
 // CreateResponse is go-openai's, bounded.
@@ -150,13 +150,13 @@ func (c *Client) CreateResponseStream(ctx context.Context, request openai.Create
 }
 
 func (c *Client) response(ctx context.Context, r *openai.CreateResponseRequest, stream bool) (context.Context, error) {
-	k := known{op: "responses", Request: answer.Request{Model: r.Model, Stream: stream,
+	k := known{op: "responses", Request: dialect.Request{Model: r.Model, Stream: stream,
 		Creates: r.Background || r.Conversation != nil || r.Store != nil && *r.Store ||
 			r.ExtraBody["background"] == true || r.ExtraBody["conversation"] != nil || r.ExtraBody["store"] == true}}
 	c.guard.capResponse(r)
 	p := newPrompt()
 	p.response(r)
-	return c.prepare(ctx, k, &p)
+	return c.prepare(ctx, k, p)
 }
 
 // CreateEmbeddings is go-openai's, bounded.
@@ -165,11 +165,8 @@ func (c *Client) CreateEmbeddings(ctx context.Context, conv openai.EmbeddingRequ
 		panic("aiguard: CreateEmbeddings: nil request")
 	}
 	r := conv.Convert()
-	k := known{op: "embeddings", Request: answer.Request{Model: string(r.Model)}}
-	p := newPrompt()
-	p.input(r.Input)
-	p.input(r.ExtraBody)
-	ctx, err := c.prepare(ctx, k, &p)
+	k := known{op: "embeddings", Request: dialect.Request{Model: string(r.Model)}}
+	ctx, err := c.prepare(ctx, k, embeddings(&r)...)
 	if err != nil {
 		return openai.EmbeddingResponse{}, err
 	}
@@ -177,12 +174,14 @@ func (c *Client) CreateEmbeddings(ctx context.Context, conv openai.EmbeddingRequ
 	return response, c.failure(ctx, err)
 }
 
-// prepare checks the prompt of a request and tells the transport about it.
-func (c *Client) prepare(ctx context.Context, k known, p *prompt) (context.Context, error) {
+// prepare checks the prompts of a request and tells the transport about it.
+func (c *Client) prepare(ctx context.Context, k known, prompts ...prompt) (context.Context, error) {
 	mustContext("Client", ctx)
-	if err := c.guard.checkTexts(k.op, k.Model, p.texts, p.ids); err != nil {
-		s := c.guard.request(k.op, k.Model, "")
-		return nil, c.guard.refuse(ctx, &s, err)
+	for i := range prompts {
+		if err := c.guard.checkPrompt(k.op, k.Model, &prompts[i]); err != nil {
+			s := c.guard.request(k.op, k.Model, "")
+			return nil, c.guard.refuse(ctx, &s, err)
+		}
 	}
 	return context.WithValue(ctx, knownKey{}, &k), nil
 }

@@ -26,7 +26,7 @@ func TestFromEnvReadsEveryVariable(t *testing.T) {
 	for _, entry := range []string{
 		"CALL_TIMEOUT=5s", "STREAM_IDLE_TIMEOUT=6s", "STREAM_TIMEOUT=1h", "QUEUE_TIMEOUT=off", "TOTAL_TIMEOUT=1m30s", "TASK_TIMEOUT=3m",
 		"MAX_CONCURRENT=7", "MIN_CONCURRENT=3", "MAX_QUEUE=OFF", "MAX_PROMPT_CHARS=100", "MAX_PROMPT_TOKENS=50", "MAX_OUTPUT_TOKENS=60",
-		"MAX_REQUEST_BYTES=64KiB", "MAX_RESPONSE_BYTES=1 MiB", "MEMORY_LIMIT=2GiB",
+		"MAX_REQUEST_BYTES=64KiB", "MAX_RESPONSE_BYTES=1 MiB", "MAX_EVENT_BYTES=2MiB", "MEMORY_LIMIT=2GiB",
 		"RETRY_MAX_ATTEMPTS=1", "RETRY_BASE_DELAY=1ms", "RETRY_MAX_DELAY=2s", "RETRY_TIMEOUTS=true", "RETRY_BUDGET=0.5",
 	} {
 		t.Setenv("AIGUARD_"+strings.SplitN(entry, "=", 2)[0], strings.SplitN(entry, "=", 2)[1])
@@ -36,7 +36,7 @@ func TestFromEnvReadsEveryVariable(t *testing.T) {
 	require.Equal(t, Config{
 		CallTimeout: 5 * time.Second, StreamIdleTimeout: 6 * time.Second, StreamTimeout: time.Hour, QueueTimeout: Off,
 		TotalTimeout: 90 * time.Second, TaskTimeout: 3 * time.Minute, MaxConcurrent: 7, MinConcurrent: 3, MaxQueue: Off, MaxPromptChars: 100,
-		MaxPromptTokens: 50, MaxOutputTokens: 60, MaxRequestBytes: 64 << 10, MaxResponseBytes: 1 << 20, MemoryLimit: 2 << 30,
+		MaxPromptTokens: 50, MaxOutputTokens: 60, MaxRequestBytes: 64 << 10, MaxResponseBytes: 1 << 20, MaxEventBytes: 2 << 20, MemoryLimit: 2 << 30,
 		Retry: Retry{MaxAttempts: 1, BaseDelay: time.Millisecond, MaxDelay: 2 * time.Second, Timeouts: true, Budget: 0.5},
 	}, cfg)
 }

@@ -62,6 +62,8 @@ type memoryOrder struct {
 	Stream           bool
 	Slow             bool // leave a stream alone for so long that the provider fills whatever is in between, then leave it
 	MaxResponseBytes int64
+	MaxEventBytes    int64
+	MemoryLimit      int64
 	CallTimeout      time.Duration
 	Config           *memoryConfig // instead of these two
 }
@@ -133,7 +135,7 @@ func memoryCaller(t *testing.T, order memoryOrder) func(context.Context) (string
 	}
 	cfg := aiguard.Config{
 		MaxConcurrent: crowd, MaxQueue: aiguard.Off, Retry: aiguard.Retry{MaxAttempts: 1},
-		MaxResponseBytes: order.MaxResponseBytes, CallTimeout: order.CallTimeout,
+		MaxResponseBytes: order.MaxResponseBytes, MaxEventBytes: order.MaxEventBytes, MemoryLimit: order.MemoryLimit, CallTimeout: order.CallTimeout,
 		StreamIdleTimeout: order.CallTimeout, StreamTimeout: childTime / 2,
 	}
 	if order.Config != nil {
@@ -281,7 +283,7 @@ func (row memoryRow) String() string {
 func (row memoryRow) order(calls int) memoryOrder {
 	order := memoryOrder{Calls: calls, Stream: row.stream, Slow: row.slow, MaxResponseBytes: memoryCap, CallTimeout: 15 * time.Second}
 	if row.stream { // it is the length of a line that bounds it
-		order.MaxResponseBytes = 0
+		order.MaxResponseBytes, order.MaxEventBytes = 0, memoryCap
 	}
 	if row.end == string(aiguard.ErrTimeout) {
 		order.MaxResponseBytes, order.CallTimeout = aiguard.Off, 500*time.Millisecond

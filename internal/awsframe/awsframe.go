@@ -38,7 +38,8 @@ func NewReader(r io.Reader, max int, lim jsonscan.Limits) *Reader {
 	return &Reader{r: r, max: max, lim: lim}
 }
 
-// Next returns the next frame: its Name is the event or exception type, its Data the payload, its Raw the whole frame. A
+// Next returns the next frame: its Name is the event or exception type, its Data the payload ({} if there is
+// none), its Raw the whole frame. A
 // stream that ends between two frames ends with io.EOF, one that ends inside a frame with io.ErrUnexpectedEOF. Slices are
 // valid until the next call.
 func (r *Reader) Next() (sse.Event, error) {
@@ -84,6 +85,9 @@ func (r *Reader) next() (ev sse.Event, err error) {
 		return ev, ErrFrame
 	}
 	ev = sse.Event{Name: name, Data: frame[prelude+headers : total-4], Raw: frame}
+	if len(ev.Data) == 0 {
+		ev.Data = []byte("{}")
+	}
 	if ev.End, ev.Err = jsonscan.Check(ev.Data, r.lim); ev.Err != nil {
 		ev.End = 0
 	}
