@@ -52,6 +52,9 @@ func (x *exchange) whole(w *watch, resp *http.Response) (*http.Response, error) 
 		resp.TransferEncoding = nil
 		resp.Header.Del("Content-Length") // of what was sent, before trimming
 	}
+	if x.known != nil {
+		x.known.answered = true
+	}
 	x.call.judge(w.caller, nil)
 	x.call.succeed(w.caller, usage)
 	handedOver = true
@@ -74,7 +77,7 @@ func (x *exchange) judge(resp *http.Response, body []byte) (end int, u Usage, er
 		return 0, u, x.invalid(resp)
 	}
 	end, err = jsonscan.Check(body, dialect.MaxShape)
-	if err != nil && x.endpoint.Plain() && strings.HasPrefix(media, "text/") && media != "text/html" {
+	if x.endpoint.Plain() && !isJSON(media) && media != "text/html" && (err != nil || !jsonObject(body)) {
 		return len(body), u, nil // a transcript as text
 	}
 	if errors.Is(err, jsonscan.ErrSyntax) && x.eventLines && eventsIn(body) {

@@ -2,7 +2,6 @@ package aiguard
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"net/http"
 	"net/url"
@@ -196,9 +195,7 @@ func (c *Client) failure(ctx context.Context, err error) error {
 	if errors.As(err, &ue) {
 		return ue.Err
 	}
-	var wrongType *json.UnmarshalTypeError
-	if errors.As(err, &wrongType) {
-		k, _ := ctx.Value(knownKey{}).(*known)
+	if k, _ := ctx.Value(knownKey{}).(*known); k.answered {
 		return &Error{Kind: ErrInvalidResponse, Op: k.op, Model: k.Model, StatusCode: http.StatusOK, Attempts: 1, Err: err}
 	}
 	return err

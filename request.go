@@ -19,6 +19,7 @@ const maxKept = 1 << 20
 type known struct {
 	op string
 	dialect.Request
+	answered bool // the transport's word: a good answer has come, whatever go-openai thinks of it
 }
 
 type knownKey struct{}
@@ -44,6 +45,7 @@ func (x *exchange) prepare(ctx context.Context) error {
 	req := x.req
 	k, ok := req.Context().Value(knownKey{}).(*known)
 	if ok {
+		x.known = k
 		x.settings = x.guard.request(k.op, k.Model, req.URL.Host)
 	} else {
 		if len(x.guard.cfg.Middleware) == 0 {

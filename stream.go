@@ -282,7 +282,10 @@ func (s *stream) next() {
 			s.err = s.judge(ev)
 		}
 		if s.err != nil {
-			s.out = s.behind
+			if s.out = s.behind; s.err == io.EOF && s.x.eventLines {
+				s.behind = append(s.behind, s.events.Rest()...) // the end of an array
+				s.out = s.behind
+			}
 			return
 		}
 		if !ev.Like && !s.progress.Progress() && !s.single {

@@ -215,6 +215,7 @@ type exchange struct {
 	json       bool           // a JSON answer seems to be asked for
 	verdict    dialect.Stream // the memory for one
 	flaw       error          // why the request must not be sent
+	known      *known         // what Client told
 	safe       bool           // a repeat does no work twice
 	replayable bool
 	conn       *connTrace // of this attempt: the hooks of the one before may still run
@@ -690,7 +691,7 @@ func grown(size, announced, limit int64) int64 {
 // decoded reports whether the body comes as plain bytes, which caps can count: base undoes the compression it asked for.
 func (x *exchange) decoded(resp *http.Response) bool {
 	e := resp.Header.Get("Content-Encoding")
-	return e == "" || strings.EqualFold(e, "identity")
+	return e == "" || strings.EqualFold(e, "identity") || strings.EqualFold(e, "none")
 }
 
 func headerSize(h http.Header) (n int) {

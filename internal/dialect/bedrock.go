@@ -175,7 +175,11 @@ func converseEvent(s *Stream, name, data []byte) {
 	case exception(name):
 		s.err = true
 		return
-	case string(name) == "messageStop", s.answer:
+	case s.answer:
+		s.any = s.any || ended
+		s.choice(0, ended)
+		return
+	case string(name) == "messageStop":
 		s.progress = true
 		s.choice(0, ended)
 	case string(name) == "messageStart":
