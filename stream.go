@@ -23,6 +23,7 @@ var errLeft = errors.New("aiguard: the stream was closed before its end")
 type events interface {
 	Next() (sse.Event, error)
 	Learn(ev sse.Event, free []jsonscan.Span)
+	Ask(room func(size int) bool)
 	Rest() []byte
 	Size() int
 }
@@ -43,6 +44,7 @@ type stream struct {
 
 	progress dialect.Stream
 	used     dialect.Usage
+	decodes  decodable
 	single   bool   // a whole answer has come in the place of a stream
 	any      bool   // an event has come
 	await    bool   // the next fetch begins a wait of the reader
@@ -138,21 +140,13 @@ func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 // errTooMuch is fetch's: the body is over MaxResponseBytes.
 var errTooMuch = errors.New("aiguard: over MaxResponseBytes")
 
-// fetch reads the provider's bytes and counts them, and the buffers they go to. It begins the reader's wait, once: what
+// fetch reads the provider's bytes and counts them. It begins the reader's wait, once: what
 // comes may be comments, which are not progress.
 func (s *stream) fetch(p []byte) (int, error) {
 	if s.await {
 		s.await = false
 		s.reading.Store(true)
 		s.w.wait()
-	}
-	if s.events != nil {
-		if size := s.events.Size() + cap(s.buf) + cap(s.behind); size > s.sized {
-			if !s.held.grow(s.w, int64(size)) {
-				return 0, errNoRoom
-			}
-			s.sized = size
-		}
 	}
 	if len(s.peeked) > 0 {
 		n := copy(p, s.peeked)
@@ -173,6 +167,17 @@ func (s *stream) fetch(p []byte) (int, error) {
 	return n, err
 }
 
+// room asks for room for the buffers of the events and for those behind them.
+func (s *stream) room(size int) bool {
+	if size += cap(s.buf) + cap(s.behind); size > s.sized {
+		if !s.held.grow(s.w, int64(size)) {
+			return false
+		}
+		s.sized = size
+	}
+	return true
+}
+
 // open waits for the first event that brings the answer forward, and hands the body over; plain bytes are handed over at
 // once. Until then a failure is the attempt's, and may be retried.
 func (s *stream) open() error {
@@ -180,6 +185,7 @@ func (s *stream) open() error {
 		return err
 	}
 	if s.events != nil {
+		s.events.Ask(s.room)
 		if s.next(); s.err != nil && (s.err != io.EOF || len(s.out) == 0) {
 			return s.err
 		}
@@ -294,7 +300,9 @@ func (s *stream) next() {
 			}
 			continue
 		}
-		s.out = s.bytes(ev)
+		if s.out, s.err = s.bytes(ev); s.err != nil {
+			return
+		}
 		if len(s.behind) > 0 {
 			s.behind = append(s.behind, s.out...)
 			s.out = s.behind
@@ -312,7 +320,14 @@ func (s *stream) hold(ev sse.Event) error {
 		return nil // one of a flood
 	}
 	s.idle = append(s.idle[:0], ev.Data...)
-	s.behind = append(s.behind, s.bytes(ev)...)
+	out, err := s.bytes(ev)
+	if err != nil {
+		return err
+	}
+	s.behind = append(s.behind, out...)
+	if !s.room(s.events.Size()) {
+		return s.x.noRoom(s.w, s.resp)
+	}
 	if len(s.behind) > max(s.maxEvent(), maxBehind) {
 		return s.x.tooLarge(s.resp, phaseEvent, s.x.guard.cfg.MaxEventBytes)
 	}
@@ -348,6 +363,13 @@ func (s *stream) judge(ev sse.Event) error {
 		s.note(a.Usage)
 		s.whole.Store(true)
 		return nil
+	}
+	if !s.x.eventLines {
+		if err := s.decodes.check(s.x.endpoint.Op(), ev.Data); err != nil {
+			e := s.x.invalid(s.resp)
+			e.Err = err
+			return e
+		}
 	}
 	s.note(s.progress.Usage())
 	if free := s.progress.Free(); s.progress.Progress() {
@@ -385,16 +407,18 @@ func (s *stream) flaw(ev sse.Event) error {
 }
 
 // bytes is what the reader gets of an event: its lines as they came, or the form that go-openai reads.
-func (s *stream) bytes(ev sse.Event) []byte {
+func (s *stream) bytes(ev sse.Event) ([]byte, error) {
 	if s.x.eventLines {
-		return ev.Raw
+		return ev.Raw, nil
 	}
-	s.write(ev)
-	return s.out
+	if more := len(ev.Data) + len("data: \n\n") - cap(s.buf); more > 0 && !s.room(s.events.Size()+more) {
+		return nil, s.x.noRoom(s.w, s.resp)
+	}
+	return s.write(ev), nil
 }
 
 // write puts an event into the form that go-openai reads.
-func (s *stream) write(ev sse.Event) {
+func (s *stream) write(ev sse.Event) []byte {
 	b := s.buf[:0]
 	for line := range bytes.SplitSeq(ev.Data, []byte{'\n'}) {
 		if len(b) > 0 {
@@ -404,8 +428,8 @@ func (s *stream) write(ev sse.Event) {
 		}
 		b = append(append(b, line...), '\n')
 	}
-	b = append(b, '\n')
-	s.buf, s.out = b, b
+	s.buf = append(b, '\n')
+	return s.buf
 }
 
 // settle ends a stream after its last event: what may still come is only the end of the body, which lets
@@ -437,7 +461,7 @@ func (s *stream) ending(err error) error {
 	switch {
 	case errors.Is(err, errTooMuch):
 		return s.x.tooLarge(s.resp, phaseResponse, s.x.guard.cfg.MaxResponseBytes)
-	case err == errNoRoom:
+	case err == sse.ErrNoRoom:
 		return s.x.noRoom(s.w, s.resp)
 	case errors.Is(err, sse.ErrLineTooLong):
 		return s.x.tooLarge(s.resp, phaseEvent, s.x.guard.cfg.MaxEventBytes)

@@ -472,6 +472,16 @@ func TestFloodOfPingsIsBounded(t *testing.T) {
 
 func TestAnswerThatGoOpenAICannotDecodeIsATypedError(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{Retry: aiguard.Retry{MaxAttempts: 1}}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		for _, broken := range []string{`{"choices":[{"index":"zero","delta":{"content":"x"}}]}`, `{"choices":[{"index":1.5,"delta":{"content":"x"}}]}`,
+			`{"choices":[{"index":0,"delta":{"content":{}}}]}`, `{"id":7,"choices":[{"index":0,"delta":{"content":"x"}}]}`,
+			`{"created":99999999999999999999,"choices":[{"index":0,"delta":{"content":"x"}}]}`} {
+			srv.SetDefault(aiguardtest.Events(hello, broken, finished, "[DONE]"))
+			text, err := streamChat(t.Context(), c)
+			e := facts(t, err, aiguard.ErrInvalidResponse)
+			require.Equal(t, "Hello", text)
+			require.Equal(t, "chat.completions", e.Op)
+			require.Equal(t, 502, aiguard.HTTPStatus(err))
+		}
 		srv.SetDefault(aiguardtest.JSON(200, `{"data":[{"embedding":"!!!"}]}`))
 		_, err := c.CreateEmbeddings(t.Context(), openai.EmbeddingRequest{Model: "m", Input: "x", EncodingFormat: openai.EmbeddingEncodingFormatBase64})
 		facts(t, err, aiguard.ErrInvalidResponse)

@@ -29,6 +29,7 @@ type Reader struct {
 	r     io.Reader
 	max   int
 	lim   jsonscan.Limits
+	ask   func(size int) bool
 	err   error
 	frame []byte
 }
@@ -37,6 +38,9 @@ type Reader struct {
 func NewReader(r io.Reader, max int, lim jsonscan.Limits) *Reader {
 	return &Reader{r: r, max: max, lim: lim}
 }
+
+// Ask makes the Reader ask room before it holds on to more than it has, as an sse.Reader does.
+func (r *Reader) Ask(room func(size int) bool) { r.ask = room }
 
 // Next returns the next frame: its Name is the event or exception type, its Data the payload ({} if there is
 // none), its Raw the whole frame. A
@@ -52,7 +56,9 @@ func (r *Reader) Next() (sse.Event, error) {
 }
 
 func (r *Reader) next() (ev sse.Event, err error) {
-	r.grow(4 << 10)
+	if !r.grow(4 << 10) {
+		return ev, sse.ErrNoRoom
+	}
 	head := r.frame[:prelude]
 	if _, err := io.ReadFull(r.r, head); err != nil {
 		return ev, err
@@ -66,7 +72,9 @@ func (r *Reader) next() (ev sse.Event, err error) {
 	}
 	// The length is the peer's word: the buffer grows with what has come.
 	for have := prelude; have < int(total); {
-		r.grow(min(int(total), max(16*have, 4<<10)))
+		if !r.grow(min(int(total), max(16*have, 4<<10))) {
+			return ev, sse.ErrNoRoom
+		}
 		n, err := io.ReadFull(r.r, r.frame[have:min(int(total), len(r.frame))])
 		have += n
 		if err != nil {
@@ -94,10 +102,14 @@ func (r *Reader) next() (ev sse.Event, err error) {
 	return ev, nil
 }
 
-func (r *Reader) grow(size int) {
+func (r *Reader) grow(size int) bool {
 	if size > len(r.frame) {
+		if r.ask != nil && !r.ask(size) {
+			return false
+		}
 		r.frame = append(make([]byte, 0, size), r.frame...)[:size]
 	}
+	return true
 }
 
 // nameIn finds the type of an event, an exception or an error among the headers of a frame.

@@ -110,3 +110,11 @@ func FuzzReader(f *testing.F) {
 		require.LessOrEqual(t, r.Size(), 8<<10)
 	})
 }
+
+func TestReaderWithoutRoomHoldsNoMore(t *testing.T) {
+	r := NewReader(bytes.NewReader(frame(`"`+strings.Repeat("x", 1<<20)+`"`)), 16<<20, limits)
+	r.Ask(func(size int) bool { return size <= 64<<10 })
+	_, err := r.Next()
+	require.Equal(t, sse.ErrNoRoom, err)
+	require.LessOrEqual(t, r.Size(), 64<<10)
+}

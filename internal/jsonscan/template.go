@@ -66,12 +66,19 @@ func (t *Template) Fits(text []byte) bool {
 	return bytes.Equal(text, t.text[from:])
 }
 
+// maxDigits is how many digits a free number may have: more may be out of a decoder's range.
+const maxDigits = 15
+
 // scanNatural returns the offset behind the whole number at i.
 func scanNatural(data []byte, i int) (int, error) {
 	if i < len(data) && data[i] == '0' {
 		return i + 1, nil
 	}
-	return scanDigits(data, i)
+	end, err := scanDigits(data, i)
+	if end-i > maxDigits {
+		err = ErrSyntax
+	}
+	return end, err
 }
 
 // Size returns how many bytes the Template holds on to.

@@ -70,17 +70,18 @@ func TestTemplateMayHaveAFreeNumberAndAStringThatIsNotEmpty(t *testing.T) {
 	var tpl Template
 	tpl.Learn([]byte(known), []Span{{Start: 5, End: 7}, {Start: 12, End: 15, Some: true}})
 	for text, fits := range map[string]bool{
-		known:                  true,
-		`{"n":0,"a":"xyz"}`:    true,
-		`{"n":12345,"a":"\""}`: true,
-		`{"n":12345,"a":"\"}`:  false,
-		`{"n":12,"a":""}`:      false,
-		`{"n":-1,"a":"x"}`:     false,
-		`{"n":01,"a":"x"}`:     false,
-		`{"n":1.5,"a":"x"}`:    false,
-		`{"n":"1","a":"x"}`:    false,
-		`{"n":,"a":"x"}`:       false,
-		`{"n":`:                false,
+		known:                            true,
+		`{"n":0,"a":"xyz"}`:              true,
+		`{"n":12345,"a":"\""}`:           true,
+		`{"n":12345,"a":"\"}`:            false,
+		`{"n":12,"a":""}`:                false,
+		`{"n":-1,"a":"x"}`:               false,
+		`{"n":01,"a":"x"}`:               false,
+		`{"n":1234567890123456,"a":"x"}`: false,
+		`{"n":1.5,"a":"x"}`:              false,
+		`{"n":"1","a":"x"}`:              false,
+		`{"n":,"a":"x"}`:                 false,
+		`{"n":`:                          false,
 	} {
 		require.Equal(t, fits, tpl.Fits([]byte(text)), text)
 	}

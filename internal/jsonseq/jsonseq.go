@@ -17,7 +17,8 @@ type Reader struct {
 	r   io.Reader
 	max int
 	lim jsonscan.Limits
-	err error // of r, or sse.ErrLineTooLong
+	ask func(size int) bool
+	err error // of r, sse.ErrLineTooLong or sse.ErrNoRoom
 
 	buf        []byte
 	start, end int // buf[start:end] has been read from r and not been returned
@@ -37,6 +38,9 @@ type Reader struct {
 func NewReader(r io.Reader, maxText int, lim jsonscan.Limits) *Reader {
 	return &Reader{r: r, max: max(maxText, 1), lim: lim, begun: -1}
 }
+
+// Ask makes the Reader ask room before it holds on to more than it has, as an sse.Reader does.
+func (r *Reader) Ask(room func(size int) bool) { r.ask = room }
 
 // Next returns the next text as soon as its last byte has arrived, as an event without a name. Raw has the separators in
 // front of it too, and the line end behind it if that has arrived. At the end of the stream the error is io.EOF, and what
@@ -172,6 +176,10 @@ func (r *Reader) fill() {
 		size := max(minBuffer, min(16*len(r.buf), r.max+2))
 		if size > r.max/2 {
 			size = max(minBuffer, r.max+2)
+		}
+		if r.ask != nil && !r.ask(size) {
+			r.err = sse.ErrNoRoom
+			return
 		}
 		r.buf = append(make([]byte, 0, size), r.buf...)[:size]
 	}

@@ -99,3 +99,11 @@ func FuzzReader(f *testing.F) {
 		require.LessOrEqual(t, r.Size(), 2*minBuffer)
 	})
 }
+
+func TestReaderWithoutRoomHoldsNoMore(t *testing.T) {
+	r := NewReader(strings.NewReader(`{"a":"`+strings.Repeat("x", 1<<20)), 16<<20, limits)
+	r.Ask(func(size int) bool { return size <= 64<<10 })
+	_, _, err := read(t, r)
+	require.Equal(t, sse.ErrNoRoom, err)
+	require.LessOrEqual(t, r.Size(), 64<<10)
+}

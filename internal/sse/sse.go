@@ -23,6 +23,9 @@ func (e Error) Error() string { return string(e) }
 // the reader's maxLine, or the name of an event longer than 1 KiB.
 const ErrLineTooLong Error = "sse: line too long"
 
+// ErrNoRoom means that there was no room for a buffer.
+const ErrNoRoom Error = "sse: no room for a buffer"
+
 const (
 	minBuffer = 4 << 10
 	maxName   = 1 << 10
@@ -48,7 +51,8 @@ type Reader struct {
 	r   io.Reader
 	max int
 	lim jsonscan.Limits
-	err error // from r, or ErrLineTooLong; nothing is read any more
+	ask func(size int) bool // before buffers of size bytes in all are made; may be nil
+	err error               // from r, or ErrLineTooLong; nothing is read any more
 
 	buf      []byte
 	pos, end int    // buf[pos:end] has been read from r but not been looked at
@@ -79,6 +83,12 @@ func NewReader(r io.Reader, maxLine int, lim jsonscan.Limits) *Reader {
 	return &Reader{r: r, max: min(max(maxLine, 1), math.MaxInt/4), lim: lim, from: -1}
 }
 
+// Ask makes the Reader ask room before it holds on to more than it has: to size bytes in all. Without room it fails with
+// ErrNoRoom, for good.
+func (r *Reader) Ask(room func(size int) bool) { r.ask = room }
+
+func (r *Reader) mayGrow(more int) bool { return r.ask == nil || r.ask(r.Size()+more) }
+
 // Next returns the next event as soon as its bytes have arrived. Its slices
 // are valid until the next call.
 //
@@ -107,7 +117,7 @@ func (r *Reader) Next() (Event, error) {
 		if ev, ok := r.take(line); ok {
 			return r.whole(ev), nil
 		}
-		if r.err == ErrLineTooLong {
+		if r.err == ErrLineTooLong || r.err == ErrNoRoom {
 			return Event{}, r.err
 		}
 	}
@@ -286,6 +296,10 @@ func (r *Reader) fill() {
 		if size > r.max/2 {
 			size = r.max + 2
 		}
+		if !r.mayGrow(size - len(r.buf)) {
+			r.err = ErrNoRoom
+			return
+		}
 		r.buf = append(make([]byte, 0, size), r.buf...)[:size]
 	}
 	for range 100 {
@@ -390,6 +404,11 @@ func (r *Reader) add(text []byte) (Event, bool) {
 
 	if need := base + len(text); need > cap(r.data) {
 		size := max(need, min(2*cap(r.data), r.max))
+		if !r.mayGrow(size - cap(r.data)) {
+			r.fail()
+			r.err = ErrNoRoom
+			return Event{}, false
+		}
 		r.data = append(make([]byte, 0, size), r.data...)
 	}
 	if !first {
