@@ -790,7 +790,7 @@ func (c *core) log(ctx context.Context, t EventType, e *Error, more ...slog.Attr
 	switch {
 	case t == EventRetry:
 		level = slog.LevelInfo
-	case t == EventDone && (e.Kind == ErrUnauthorized || e.Kind == ErrQuota), t == EventTask:
+	case t == EventDone && (e.Kind == ErrUnauthorized || e.Kind == ErrMisconfigured || e.Kind == ErrQuota), t == EventTask:
 		level = slog.LevelError
 	}
 	msg := map[EventType]string{

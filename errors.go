@@ -438,8 +438,10 @@ func UserMessage(err error) string {
 		return "The AI service is not available to us right now. Please try again later."
 	case ErrUnavailable:
 		return "The AI service is temporarily unavailable. Please try again" + inAWhile(e)
-	case ErrUnauthorized, ErrMisconfigured:
+	case ErrUnauthorized:
 		return "The AI service could not be reached because of a configuration problem on our side."
+	case ErrMisconfigured:
+		return "The AI service is not set up correctly on our side. Please contact us if this goes on."
 	case ErrRejected:
 		if isContentPolicy(by) {
 			return "The AI service declined this request because of its content policy. Please rephrase it."

@@ -41,14 +41,18 @@ const (
 )
 
 // Transport returns a RoundTripper that gives every request sent through base the bounds of g: for any SDK that takes an
-// http.Client. With base nil it uses a pooled transport that g owns and closes. It tells what a request asks for from
-// its Accept header and body, as the OpenAI API has them: a JSON answer is read whole before it is handed over, a
-// stream at its first event, other bodies as they come.
+// http.Client. With base nil it uses a pooled transport that g owns and closes.
+//
+// It knows the APIs of OpenAI (and those who speak it), Anthropic, Gemini, Bedrock, Cohere and Ollama, under any base URL.
+// Their prompts are checked and their output limits lowered as Config says. Their answers in JSON are read whole before
+// they are handed over, their streams at the first event that brings the answer forward, and both are judged: a cut answer
+// is never a complete one. Other endpoints pass through unchanged and unjudged, within the bounds of time and size. A body
+// without GetBody is kept if it has no more than 1 MiB, so that it can be read and sent again; a longer one is sent once,
+// and its prompt is not checked.
 //
 // A failure status is returned as an *Error, not as a response, and so is a 200 that is no answer. Redirects are not
 // followed. Close every body: until then its answer counts as held. It retries by itself: switch the SDK's own retries
-// off. MaxRequestBytes holds, but prompt and output tokens are the Client's: see CheckPrompt. Accept-Encoding is left to
-// base, so that caps count what it decompresses. A base of the user's should limit its response headers as the pooled
+// off. Accept-Encoding is left to base, so that caps count what it decompresses. A base of the user's should limit its response headers as the pooled
 // transport does.
 func (g *Guard) Transport(base http.RoundTripper) http.RoundTripper {
 	g.must("Transport")

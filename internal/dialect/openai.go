@@ -300,7 +300,7 @@ func (s *Stream) choices(data []byte) {
 				s.any = true
 				s.chatChoice(&c)
 			}
-		case "obfuscation":
+		case "id", "created", "obfuscation":
 			s.varies(&c)
 		case "usage":
 			s.openaiUsage(&c)

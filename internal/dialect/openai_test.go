@@ -297,6 +297,7 @@ func TestStreamKnowsWhichValuesAreFree(t *testing.T) {
 		{"/chat/completions", ` { "choices" : [ { "delta" : { "content" : "x" } } ] , "obfuscation" : "y" } `, []string{`"x"`, `"y"`}},
 		{"/chat/completions", `{"choices":[{"delta":{"content":"one"}},{"delta":{"content":"two"}}],"obfuscation":"x"}`, []string{`"one"`, `"two"`, `"x"`}},
 		{"/chat/completions", `{"choices":[{"delta":{"reasoning_content":"hm"}}]}`, []string{`"hm"`}},
+		{"/chat/completions", `{"id":"c1","created":7,"choices":[{"delta":{"content":"x"}}]}`, []string{`"c1"`, "7", `"x"`}},
 		{"/completions", `{"choices":[{"text":" word","index":0}]}`, []string{`" word"`}},
 		{"/chat/completions", `{"choices":[{"delta":{"content":null}}]}`, nil},
 		{"/chat/completions", `{"choices":[{"delta":{"content":["x"]}}]}`, nil},

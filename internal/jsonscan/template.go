@@ -5,9 +5,9 @@ import "bytes"
 // maxTemplate bounds what a Template holds on to.
 const maxTemplate = 4 << 10
 
-// MaxFree is how many values of a Template may say something else: the text of a chunk, its number, and the random
-// "obfuscation" beside it by which OpenAI hides how long the text is.
-const MaxFree = 3
+// MaxFree is how many values of a Template may say something else: the text of a chunk, its id, number and time, and the
+// random "obfuscation" beside it by which OpenAI hides how long the text is.
+const MaxFree = 5
 
 // Span is a string or a number in a text, quotes included.
 type Span struct {
