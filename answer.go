@@ -139,7 +139,7 @@ func (x *exchange) judgeEvents(resp *http.Response, body []byte) (end int, u Usa
 }
 
 // endsWithoutFinish reports whether the streams of this call's model may end without a finish reason.
-func (x *exchange) endsWithoutFinish() bool { return false }
+func (x *exchange) endsWithoutFinish() bool { return x.settings.EndsWithoutFinish }
 
 func usageOf(u dialect.Usage) Usage {
 	return Usage{Input: u.Input, Output: u.Output, CacheRead: u.CacheRead, CacheWrite: u.CacheWrite, Reasoning: u.Reasoning}

@@ -4,88 +4,86 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"sync/atomic"
 	"time"
 
 	"github.com/aiguard-go/aiguard/internal/callctx"
+	"github.com/aiguard-go/aiguard/internal/provider"
 )
 
 // call is one call from admission to result:
 //
 //	begin → for each attempt: enter, queue → the attempt → again → finish
 //
-// begin registers it, so that Close can cancel it and Shutdown wait for it; queue waits for a slot if enter finds none; the
-// attempt is Do's or the transport's own; again decides about a further one and waits for it. It belongs to one goroutine,
-// but for cancel and the ring, which core.mu guards, and the slot, which any goroutine may release.
+// begin registers it, so that Close can cancel it and Shutdown wait for it; enter admits it, and queue waits for that if
+// enter cannot; the attempt is Do's or the transport's own; again decides about a further one and waits for it. It belongs
+// to one goroutine, but for cancel and the ring, which core.mu guards, and the permit, which any goroutine may give back.
 type call struct {
 	*core
 	*settings
-	outer *call // the Do or RunTask of the same Guard that this call is made in
+	outer *call // the Do or RunTask that this call is made in, of any Guard
 
 	start    instant
-	deadline instant     // TotalTimeout; 0: none
-	admitted instant     // begin of the attempt; 0: none is under way
-	held     atomic.Bool // a slot
-	release  func()      // of the user's Limiter
-	gate     *gate       // the reopening route this attempt goes through
+	deadline instant // TotalTimeout; 0: none
+	admitted instant // begin of the attempt; 0: none is under way
+	permit   permit
+	verdict  provider.Outcome // what the attempt says about its provider
+	waiter   *inLine          // in line
+
+	encloses atomic.Int64 // when the attempt of a Do ends at the latest; 0: never
 
 	attempts int32
-	waiting  bool // in the queue
-	stale    bool // has had its retry without backoff
-	over     bool // finished, or handed over to a stream
-	nested   bool // part of a Do, which counts
+	skipped  int32 // attempts in whose stead the guard has answered
+	turned   turn  // of the route, to be told
+	denied   bool  // the attempt was not admitted
+	stale    bool  // has had its retry without backoff
+	over     bool  // finished, or handed over to a stream
+	nested   bool  // part of a Do, which counts
 
 	queued, backoff, inFlight time.Duration
 	last                      *Error // why the attempt before failed
 
-	heap, prompt, answer int64 // bytes: live at the first attempt, sent and received by the last
+	tokens               float64 // that a request is expected to take
+	used                 int64   // tokens of the answer
+	heap, prompt, answer int64   // bytes: live at the first attempt, sent and received by the last
 
 	next, prev *call
 	cancel     context.CancelFunc // ends what the call is in right now
 }
 
-// settings are what is known of a call before it begins. Calls may share them.
-type settings struct {
-	Call
-	host string // of the route; "": a Do's, which its Op names
-}
-
 func (g *Guard) newCall(ctx context.Context, s *settings) *call {
 	c := &call{core: g.core, settings: s, start: g.now()}
-	if outer, _ := ctx.Value(callctx.Key{}).(*call); outer != nil && outer.core == g.core {
-		c.outer = outer
-		c.nested = c.shared() != nil
+	c.outer, _ = ctx.Value(callctx.Key{}).(*call)
+	for c.outer != nil && !c.outer.around(ctx) {
+		c.outer = c.outer.outer
 	}
-	if g.cfg.TotalTimeout != Off {
-		c.deadline = c.start.add(g.cfg.TotalTimeout)
+	c.nested = c.shared() != nil
+	if total := g.total(s); total != Off {
+		c.deadline = c.start.add(total)
 	}
 	return c
 }
 
-// request returns the settings of a call that a request makes: With may rename it, but its model is a fact.
-func (g *Guard) request(op, model, host string) settings {
-	s := settings{Call{Op: op}.over(g.call.Call), host}
-	if model != "" {
-		s.Model = model
+// around reports whether ctx ends with this call, a Do or RunTask: one that does not (context.WithoutCancel) may outlive
+// it, and must not use its slot.
+func (c *call) around(ctx context.Context) bool {
+	if ctx.Done() == nil {
+		return false
 	}
-	return s
+	end := instant(c.encloses.Load())
+	if end == 0 {
+		return true
+	}
+	d, ok := ctx.Deadline()
+	return ok && !d.After(c.time(end))
 }
 
-// route is where this call goes, for a 429 to speak of.
-func (c *call) route() route {
-	if c.host != "" {
-		return route{host: c.host, model: c.Model}
-	}
-	return route{op: c.Op, model: c.Model}
-}
-
-// shared returns the Do around this call that holds a slot for it, or nil.
+// shared returns the Do of the same Guard around this call that holds a slot for it, or nil.
 func (c *call) shared() *call {
 	for o := c.outer; o != nil; o = o.outer {
-		if o.held.Load() {
+		if o.core == c.core && o.permit.held.Load() {
 			return o
 		}
 	}
@@ -93,33 +91,45 @@ func (c *call) shared() *call {
 }
 
 // HoldsSlot is for callctx: calls made in c use its slot, or that of a Do around it.
-func (c *call) HoldsSlot() bool { return c.held.Load() || c.shared() != nil }
+func (c *call) HoldsSlot() bool { return c.permit.held.Load() || c.shared() != nil }
 
 // wrap runs last inside the middleware.
 func (c *core) wrap(ctx context.Context, settings Call, last func(context.Context) error) error {
-	called := false
+	called, succeeded := false, false
 	inner := last
 	last = func(ctx context.Context) error {
 		if called {
 			return errors.New("aiguard: a Middleware called next more than once")
 		}
 		called = true
-		return inner(ctx)
+		err := inner(ctx)
+		succeeded = err == nil
+		return err
 	}
 	for i := len(c.cfg.Middleware) - 1; i >= 0; i-- {
 		m, next := c.cfg.Middleware[i], last
 		last = func(ctx context.Context) error { return m(ctx, settings, next) }
 	}
-	return last(ctx)
+	if err := last(ctx); err != nil || succeeded {
+		return err
+	}
+	return errors.New("aiguard: a Middleware returned nil, but the call did not succeed")
 }
 
 // refuseIfCrowded refuses before anything is made of a call that would only find the queue full: under overload that
 // is most of what a guard does.
 func (g *Guard) refuseIfCrowded(ctx context.Context, s *settings) error {
-	if !g.slots.crowded() || g.slots.fits(s.Weight) != nil || callctx.HoldsSlot(ctx) || ctx.Err() != nil || g.closing.Load() {
+	l := g.limiter
+	if l.maxQueue == Off || l.waiting.Load() < int64(l.maxQueue) {
+		return nil
+	}
+	if l.fits(s.Weight) != nil || callctx.HoldsSlot(ctx) || ctx.Err() != nil || g.closing.Load() {
 		return nil // or for a reason of its own
 	}
-	e := g.slots.full()
+	e := l.crowded(s)
+	if e == nil {
+		return nil
+	}
 	if !g.silent() {
 		return g.refuse(ctx, s, e)
 	}
@@ -159,13 +169,23 @@ func (c *call) count() {
 func (c *call) register() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.killed || c.closing.Load() && (c.outer == nil || c.outer.next == nil) {
+	if c.killed || c.closing.Load() && !c.inside() {
 		return false
 	}
 	head := &c.active
 	c.prev, c.next = head.prev, head
 	c.prev.next, head.prev = c, c
 	return true
+}
+
+// inside reports whether a Do or RunTask of the same Guard that is in the ring is around the call.
+func (c *call) inside() bool {
+	for o := c.outer; o != nil; o = o.outer {
+		if o.core == c.core {
+			return o.next != nil
+		}
+	}
+	return false
 }
 
 func (c *call) unregister() {
@@ -194,36 +214,30 @@ func (c *call) onKill(cancel context.CancelFunc) {
 	}
 }
 
-// errQueue is enter's: the call has to queue.
+// errQueue is enter's: the call has to wait.
 var errQueue = errors.New("aiguard: no slot is free")
 
 // enter begins an attempt if a slot is free, or with that of the Do around it.
 func (c *call) enter(ctx context.Context) error {
-	now, paused := c.arrival(), c.paused() != nil
+	now := c.arrival()
+	var err error
 	if c.shared() != nil {
-		c.admitted = now
-		if paused {
-			if err := c.passShared(); err != nil {
-				return c.finish(ctx, c.lastFailure(err))
-			}
-		}
-		c.begun(ctx)
-		return nil
+		err = c.limiter.enterNested(c, now)
+	} else if e := c.unfit(ctx); e != nil {
+		err = e
+	} else {
+		err = c.limiter.enter(ctx, c, now)
 	}
-	if e := c.unfit(ctx); e != nil {
-		return c.finish(ctx, e)
+	if err == nil {
+		c.begun(ctx, now)
 	}
-	if paused || !c.slots.try(c.Weight) {
-		return errQueue
-	}
-	c.take(now, nil)
-	c.begun(ctx)
-	return nil
+	c.denied = err != nil
+	return err
 }
 
 // arrival is now, when an attempt is wanted: for the first one, when the call began, which spares a look at the clock.
 func (c *call) arrival() instant {
-	if c.attempts == 0 && c.queued == 0 {
+	if c.attempts == 0 && c.queued == 0 && c.skipped == 0 {
 		return c.start
 	}
 	return c.now()
@@ -234,7 +248,7 @@ func (c *call) unfit(ctx context.Context) *Error {
 	if c.attempts > 0 {
 		return nil
 	}
-	if e := c.slots.fits(c.Weight); e != nil {
+	if e := c.limiter.fits(c.Weight); e != nil {
 		return e
 	}
 	e, crossed := c.memory.check()
@@ -244,235 +258,151 @@ func (c *call) unfit(ctx context.Context) *Error {
 	return e
 }
 
-// queue waits for a slot and begins an attempt. Who waits here should need no more stack than the 2 KiB that a goroutine
-// begins with: the frames above and below it are few and small.
+// queue waits to be admitted and begins an attempt. Who waits here should need no more stack than the 2 KiB that a
+// goroutine begins with: the frames above and below it are few and small.
 func (c *call) queue(ctx context.Context) error {
-	if e := c.slots.join(); e != nil {
-		return c.finish(ctx, c.lastFailure(e))
-	}
-	c.waiting = true // letGo leaves the queue if a callback panics
 	joined := c.arrival()
-	c.emit(ctx, EventQueued, nil)
-	now := joined
 	var err error
-	for {
-		if c.paused() != nil {
-			if err = c.pass(ctx); err != nil {
-				break
-			}
-			now = c.now()
-		}
-		if until, ok := c.patience(now); ok {
-			err = c.taken(ctx, c.slots.acquire(ctx, c.Weight, until))
+	if c.limiter.custom != nil {
+		err = c.askLimiter(ctx, joined)
+	} else if c.waiter, err = c.limiter.join(ctx, c, joined); c.waiter != nil {
+		c.emit(ctx, EventQueued, nil)
+		if c.boundByTotal(joined) {
+			err = c.waitWithinTotal(ctx)
 		} else {
-			err = c.wait(ctx)
+			err = c.limiter.wait(ctx, c)
 		}
-		if g := c.paused(); err == nil && (g == nil || g == c.gate) {
-			break
-		}
-		c.leaveGate()
-		if err != nil {
-			break
-		}
-		c.giveBack() // paused while it waited for the slot
 	}
-	if err != nil {
-		c.leaveQueue(c.since(joined))
-		return c.finish(ctx, c.lastFailure(err))
+	now := c.now()
+	if c.waiter != nil {
+		c.waiter = nil
+		c.waited(time.Duration(now - joined))
 	}
-	c.leaveQueue(time.Duration(c.admitted - joined))
-	c.begun(ctx)
-	return nil
+	if err == nil {
+		c.begun(ctx, now)
+	}
+	c.denied = err != nil
+	return err
+}
+
+// waited counts a wait to be admitted.
+func (c *call) waited(d time.Duration) {
+	c.queued += d
+	c.limiter.waitCount.Add(1)
+	c.limiter.waitTime.Add(int64(d))
+}
+
+// boundByTotal reports whether the total is over before the wait in line is.
+func (c *call) boundByTotal(joined instant) bool {
+	return c.deadline != 0 && (c.cfg.QueueTimeout == Off || c.deadline < joined.add(c.cfg.QueueTimeout))
+}
+
+// waitWithinTotal waits in line with a timer of its own.
+func (c *call) waitWithinTotal(ctx context.Context) error {
+	wctx, cancel, why := c.bound(ctx, ErrTimeout, timeBound{limit: Off})
+	defer cancel()
+	err := c.limiter.wait(wctx, c)
+	if err != nil && wctx.Err() != nil {
+		if _, ok := err.(*Error); !ok || error(why) == err {
+			return c.ended(ctx, wctx, why)
+		}
+	}
+	return err
 }
 
 // begun notes that an attempt is under way.
-func (c *call) begun(ctx context.Context) {
+func (c *call) begun(ctx context.Context, now instant) {
+	c.admitted = now
 	if c.attempts == 0 && !c.silent() { // for leap
-		c.heap = c.memory.sample(c.time(c.admitted), memorySample)
+		c.heap = c.memory.sample(c.time(now), memorySample)
 	}
 	c.attempts++
 	c.emit(ctx, EventAdmitted, nil)
 }
 
-func (c *call) leaveQueue(waited time.Duration) {
-	if c.waiting {
-		c.waiting = false
-		c.queued += waited
-		c.slots.leave(waited)
+// ends is when the call must be over: the total's end or the caller's; 0: neither has one.
+func (c *call) ends(ctx context.Context) instant {
+	end := c.deadline
+	if d, ok := ctx.Deadline(); ok {
+		if own := c.instant(d); end == 0 || own < end {
+			end = own
+		}
 	}
+	return end
 }
 
-// paused is the gate of the call's route, if that is paused or reopening.
-func (c *call) paused() *gate {
-	if c.routes.count.Load() == 0 {
-		return nil
-	}
-	g, _ := c.routes.find(c.route())
-	return g
-}
-
-// take notes that the call has a slot.
-func (c *call) take(now instant, release func()) {
-	c.admitted = now
-	c.release = release
-	c.held.Store(true)
-}
-
-// patience is until when the call waits in line; 0: as long as its caller. It reports false if that is not the line's to
-// bound: with a Limiter of the user's, or where the total is over first, while others in front may wait for longer.
-func (c *call) patience(now instant) (until instant, ok bool) {
+// admission is when a call that begins to wait now must have been admitted; 0: there is no bound.
+func (c *call) admission(ctx context.Context, now instant) instant {
+	end := c.ends(ctx)
 	if c.cfg.QueueTimeout != Off {
-		until = now.add(c.cfg.QueueTimeout)
-	}
-	return until, c.slots.custom == nil && (c.deadline == 0 || until != 0 && until <= c.deadline)
-}
-
-// taken notes the slot that the call has got in line, or says why it has not.
-func (c *call) taken(ctx context.Context, err error) error {
-	switch err {
-	case nil:
-		c.take(c.now(), nil)
-		return nil
-	case ErrOverloaded:
-		return &Error{Kind: ErrOverloaded, Phase: phaseQueue, Limit: c.cfg.QueueTimeout, RetryAfter: c.slots.retryAfter()}
-	case ErrClosed:
-		return &Error{Kind: ErrClosed}
-	}
-	return callctx.Err(ctx)
-}
-
-// wait takes a slot in turn, with a context of its own.
-func (c *call) wait(ctx context.Context) error {
-	wctx, cancel, why := c.bound(ctx, ErrOverloaded, timeBound{phaseQueue, c.cfg.QueueTimeout})
-	defer cancel()
-	var release func()
-	var err error
-	if c.slots.custom != nil {
-		release, err = c.slots.ask(wctx, c.Call)
-	} else {
-		err = c.slots.acquire(wctx, c.Weight, 0)
-	}
-	switch {
-	case err == nil:
-		c.take(c.now(), release)
-		return nil
-	case wctx.Err() != nil:
-		err = c.ended(ctx, wctx, why)
-		if e, ok := err.(*Error); ok && e.Kind == ErrOverloaded {
-			e.RetryAfter = c.slots.retryAfter()
+		if until := now.add(c.cfg.QueueTimeout); end == 0 || until < end {
+			end = until
 		}
-		return err
-	case KindOf(err) != "":
-		return c.explain(err)
 	}
-	return &Error{Kind: ErrOverloaded, Phase: phaseQueue, Err: err}
+	return end
 }
 
-// pass waits out the pause of the call's route, if there is one, and then its turn in the reopening.
-func (c *call) pass(ctx context.Context) error {
-	for {
-		g, until := c.routes.find(c.route())
-		if g == nil {
-			return nil
-		}
-		if d := time.Until(until); d > 0 {
-			if !c.fits(ctx, until) {
-				return pauseError(d)
-			}
-			if err := c.sleep(ctx, d); err != nil {
-				return err
-			}
-			continue // the pause may have been extended
-		}
-		wctx, cancel, why := c.bound(ctx, ErrTimeout, timeBound{limit: Off})
-		err := g.open.Acquire(wctx, 1)
-		if err != nil {
-			err = c.ended(ctx, wctx, why)
-		}
-		cancel()
-		if err != nil {
-			return err
-		}
-		c.gate = g
-		return nil
+// left is what the attempt has left of its time; ok is false if it has no bound.
+func (c *call) left(ctx context.Context) (left time.Duration, ok bool) {
+	end, _ := c.attemptDeadline(phaseCall)
+	if last := c.ends(ctx); last != 0 && (end == 0 || last < end) {
+		end = last
 	}
+	return -c.since(end), end != 0
 }
 
-// passShared is pass for a call that uses its Do's slot: it must neither hold that through a pause nor wait for somebody
-// who waits for the slot. The Do waits instead, without it.
-func (c *call) passShared() error {
-	g, until := c.routes.find(c.route())
-	switch d := time.Until(until); {
-	case g == nil:
-		return nil
-	case d > 0:
-		return pauseError(d)
-	case !g.open.TryAcquire(1):
-		return pauseError(g.retry)
+// fits reports whether a delay from now on ends before the call must, and before a call with a plan B gives up.
+func (c *call) fits(ctx context.Context, d time.Duration) bool {
+	end := c.ends(ctx)
+	if c.planB && c.cfg.Retry.Patience != Off {
+		if until := c.start.add(c.cfg.Retry.Patience); end == 0 || until < end {
+			end = until
+		}
 	}
-	c.gate = g
-	return nil
+	return end == 0 || c.now().add(d) < end
 }
 
-func pauseError(d time.Duration) *Error {
-	return &Error{Kind: ErrRateLimited, Phase: phasePause, RetryAfter: d}
-}
-
-func (c *call) leaveGate() {
-	if c.gate != nil {
-		c.gate.open.Release(1)
-		c.gate = nil
-	}
-}
-
-// fits reports whether something that ends at t ends before the call must.
-func (c *call) fits(ctx context.Context, t time.Time) bool {
-	d, ok := ctx.Deadline()
-	return (!ok || t.Before(d)) && (c.deadline == 0 || t.Before(c.time(c.deadline)))
-}
-
-// judge tells the adaptive limit, if there is one, how an attempt ended: while it has its slot, so that the next
-// to get that finds the new limit.
+// judge notes what the end of an attempt says about its provider. free tells the route, while the call still has its slot,
+// so that the next to get that finds the new limit.
 func (c *call) judge(ctx context.Context, err error) {
-	a := c.slots.adaptive
-	if a == nil || !c.held.Load() {
-		return
+	c.verdict = c.outcome(ctx, err)
+	if e := c.own(ctx, err); e != nil && c.permit.route != &c.limiter.routes.nameless {
+		e.judged = true
 	}
-	if err == nil {
-		a.answered(c.Weight)
-	} else if e := c.own(ctx, err); e != nil && dropped(e) {
-		a.dropped(c.admitted)
-	}
+}
+
+// answered tells the route at once that the provider has answered: a stream keeps its slot for longer.
+func (c *call) answered() {
+	c.turned = c.limiter.judge(&c.permit, provider.Outcome{Answered: true, Found: true})
 }
 
 // free ends an attempt's hold on its slot; it does nothing the second time.
 func (c *call) free() {
-	if c.admitted == 0 {
+	more := 0.
+	if c.used > 0 {
+		more = float64(c.used) - c.tokens
+	}
+	took, turned, ok := c.limiter.finish(&c.permit, c.Priority.line(), c.verdict, c.used, more)
+	if !ok {
 		return
 	}
-	took := c.since(c.admitted)
+	c.verdict, c.admitted, c.used = provider.Outcome{}, 0, 0
 	c.inFlight += took
-	if c.held.Load() {
-		c.slots.observe(took)
+	if turned != noTurn {
+		c.turned = turned
 	}
-	c.giveBack()
+	if release := c.permit.release; release != nil {
+		c.permit.release = nil
+		release()
+	}
 }
 
-// giveBack gives back the slot, if it is the call's own.
-func (c *call) giveBack() {
-	c.admitted = 0
-	if !c.held.CompareAndSwap(true, false) {
-		return
-	}
-	if c.release != nil {
-		c.release()
-	}
-	c.slots.release(c.Weight)
-}
-
-// again decides, after a failed attempt, about a further one and waits until it may begin; it returns nil to go on,
-// or the call's final error.
+// again decides, after an attempt that failed or was not admitted, about a further one and waits until it may begin; it
+// returns nil to go on, or the call's final error.
 func (c *call) again(ctx context.Context, err error) error {
+	denied := c.denied
+	c.denied = false
+	c.tellTurn(ctx, err)
 	if ctx.Err() != nil {
 		if !errors.Is(err, ctx.Err()) {
 			err = callctx.Err(ctx)
@@ -480,15 +410,15 @@ func (c *call) again(ctx context.Context, err error) error {
 		return c.finish(ctx, err)
 	}
 	e, ok := err.(*Error)
-	if !ok {
+	switch {
+	case !ok:
 		return c.finish(ctx, err)
-	}
-	c.leaveGate()
-	if e.Phase == phasePause && !c.nested {
-		return c.sitOut(ctx, e)
-	}
-	if e.Kind == ErrRateLimited && e.Phase != phasePause {
-		c.pause(ctx, e)
+	case denied && e.Phase != phaseOutage:
+		return c.finish(ctx, c.lastFailure(e))
+	case denied:
+		c.skipped++ // what the guard has said in the provider's stead counts as an attempt
+	case e.Kind == ErrRateLimited && e.route == nil:
+		c.report(ctx, EventPaused, e, c.pauseAfter(e))
 	}
 	delay, ok := c.plan(ctx, e)
 	if !ok {
@@ -497,39 +427,25 @@ func (c *call) again(ctx context.Context, err error) error {
 	c.last = e
 	c.retries.Add(1)
 	c.report(ctx, EventRetry, e, delay)
-	before := time.Now()
-	err = c.sleep(ctx, delay)
-	c.backoff += time.Since(before)
-	if err != nil {
+	if err := c.backOff(ctx, e.route, delay); err != nil {
 		return c.finish(ctx, c.lastFailure(err))
 	}
 	return nil
 }
 
-// sitOut waits until the pause is over that a call inside this Do met. Nothing was sent: it is no attempt, and no retry.
-func (c *call) sitOut(ctx context.Context, e *Error) error {
-	c.attempts--
-	d := e.RetryAfter + jitter(e.RetryAfter/4)
-	if !c.fits(ctx, time.Now().Add(d)) {
-		return c.finish(ctx, c.lastFailure(e))
+// backOff waits before the next attempt. If that is for the pause of a route that a call inside this Do has met, the Do
+// counts among those who wait there.
+func (c *call) backOff(ctx context.Context, paused *route, delay time.Duration) error {
+	if paused != nil && paused.limiter == c.limiter {
+		if !c.limiter.linger(paused) {
+			return c.last
+		}
+		defer c.limiter.endLinger(paused)
 	}
-	err := c.sleep(ctx, d)
-	c.queued += d
-	if err != nil {
-		return c.finish(ctx, c.lastFailure(err))
-	}
-	return nil
-}
-
-// pause closes the route that a 429 speaks of, for everybody.
-func (c *call) pause(ctx context.Context, e *Error) {
-	d := e.RetryAfter
-	if d == 0 {
-		d = c.cfg.Retry.delay(max(int(c.attempts), 1), 0)
-	}
-	if d = c.routes.pause(c.route(), d, time.Now()); d > 0 {
-		c.report(ctx, EventPaused, e, d)
-	}
+	before := c.now()
+	err := c.sleep(ctx, delay)
+	c.backoff += c.since(before)
+	return err
 }
 
 // lastFailure is what a call ends with that could not be repeated because of err: the failure before, the last real
@@ -546,17 +462,9 @@ func (c *call) lastFailure(err error) error {
 	return c.last
 }
 
-// answered tells the reopening route, if there is one, that the provider answers again.
-func (c *call) answered() {
-	if c.gate != nil {
-		c.routes.succeeded(c.route(), c.gate)
-		c.leaveGate()
-	}
-}
-
 // succeed ends the call with an answer.
 func (c *call) succeed(ctx context.Context, u Usage) {
-	c.answered()
+	c.used = u.Input + u.Output
 	_ = c.finishWith(ctx, nil, u)
 }
 
@@ -570,6 +478,7 @@ func (c *call) finish(ctx context.Context, err error) error {
 func (c *call) finishWith(ctx context.Context, err error, u Usage) error {
 	c.over = true
 	c.settle(ctx, err)
+	c.tellTurn(ctx, err)
 	c.tell(ctx, err, u)
 	return err
 }
@@ -582,12 +491,14 @@ func (c *call) settle(ctx context.Context, err error) {
 	}
 }
 
-// letGo gives back the slot, the permit of a reopening route and the place in the ring.
+// letGo gives back the slot and the places in line and in the ring, whatever happens in the user's Limiter.
 func (c *call) letGo() {
-	c.leaveQueue(0)
+	defer c.unregister()
+	if c.waiter != nil {
+		c.limiter.abandon(c.waiter)
+		c.waiter = nil
+	}
 	c.free()
-	c.leaveGate()
-	c.unregister()
 }
 
 // own is err if it is this call's *Error, and not the caller's: the deadline of a Do or RunTask around it, say.
@@ -597,46 +508,6 @@ func (c *call) own(ctx context.Context, err error) *Error {
 		return nil
 	}
 	return e
-}
-
-// tell counts the call's end, and tells OnEvent and the log.
-func (c *call) tell(ctx context.Context, err error, u Usage) {
-	e := c.own(ctx, err)
-	t := EventDone
-	if e != nil && c.attempts == 0 {
-		t = EventRefused
-	}
-	if !c.nested {
-		switch {
-		case err == nil:
-			c.succeeded.Add(1)
-		case e == nil && (ctx.Err() != nil || err == errLeft): // the caller left
-		case t == EventRefused:
-			c.refused.Add(1)
-		default:
-			c.failed.Add(1)
-			if e != nil && e.Kind == ErrTimeout {
-				c.timeouts.Add(1)
-			}
-		}
-	}
-	if c.cfg.OnEvent != nil {
-		c.emitWith(ctx, t, err, u)
-	}
-	if e != nil && !c.nested { // the Do around it has the last word
-		c.log(ctx, t, e)
-	}
-}
-
-// fill gives e the facts of the call. It must be this call's own: ended and explain copy what others may hold.
-func (c *call) fill(e *Error) {
-	if e.Op == "" {
-		e.Op = c.Op
-	}
-	if e.Model == "" {
-		e.Model = c.Model
-	}
-	e.Attempts, e.Queued, e.Backoff, e.InFlight = int(c.attempts), c.queued, c.backoff, c.inFlight
 }
 
 // end cleans up after a panic or Goexit; for a call that has ended it does nothing.
@@ -666,10 +537,11 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 	if len(g.cfg.Middleware) > 0 && !inside {
 		return wrapped(ctx, g, fn)
 	}
-	if err := g.refuseIfCrowded(ctx, &g.call); err != nil {
+	s := g.do(ctx)
+	if err := g.refuseIfCrowded(ctx, s); err != nil {
 		return v, err
 	}
-	c := g.newCall(ctx, &g.call)
+	c := g.newCall(ctx, s)
 	if err := c.begin(ctx); err != nil {
 		return v, err
 	}
@@ -678,13 +550,12 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 		if err = c.enter(ctx); err == errQueue {
 			err = c.queue(ctx)
 		}
-		if err != nil {
-			return v, err
-		}
-		if v, err = attempt(ctx, c, fn); err == nil {
-			c.succeed(ctx, Usage{})
-			c.leap(ctx)
-			return v, nil
+		if err == nil {
+			if v, err = attempt(ctx, c, fn); err == nil {
+				c.succeed(ctx, Usage{})
+				c.leap(ctx)
+				return v, nil
+			}
 		}
 		if err := c.again(ctx, err); err != nil {
 			return v, err
@@ -693,7 +564,7 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 }
 
 func wrapped[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error)) (v T, err error) {
-	err = g.wrap(ctx, g.call.Call, func(ctx context.Context) (err error) {
+	err = g.wrap(ctx, g.do(ctx).Call, func(ctx context.Context) (err error) {
 		v, err = do(ctx, g, fn, true)
 		return err
 	})
@@ -741,62 +612,4 @@ func aboutContext(err error) bool {
 	var ne net.Error
 	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) ||
 		errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &ne)
-}
-
-// event is this moment of the call.
-func (c *call) event(t EventType, err error) Event {
-	return Event{Type: t, Call: c.Call, Attempt: int(c.attempts), Queued: c.queued, Backoff: c.backoff,
-		InFlight: c.inFlight, Elapsed: c.since(c.start), Err: err}
-}
-
-// emit tells OnEvent alone. Where there is none it costs no stack, of which an Event takes much.
-func (c *call) emit(ctx context.Context, t EventType, err error) {
-	if c.cfg.OnEvent != nil {
-		c.emitWith(ctx, t, err, Usage{})
-	}
-}
-
-func (c *call) emitWith(ctx context.Context, t EventType, err error, u Usage) {
-	ev := c.event(t, err)
-	ev.Usage = u
-	c.cfg.OnEvent(ctx, ev)
-}
-
-// report logs and emits what happens before the call is over: wait is the time until it goes on.
-func (c *call) report(ctx context.Context, t EventType, e *Error, wait time.Duration) {
-	if c.silent() {
-		return
-	}
-	copied := *e
-	e = &copied
-	c.fill(e)
-	if c.cfg.OnEvent != nil {
-		ev := c.event(t, e)
-		ev.Backoff = wait
-		c.cfg.OnEvent(ctx, ev)
-	}
-	c.log(ctx, t, e, slog.Duration("wait", wait))
-}
-
-// silent reports whether nobody would hear what there is to tell.
-func (c *core) silent() bool { return c.cfg.OnEvent == nil && c.cfg.Logger == nil }
-
-// log writes one line about e. Failures that somebody must act on are errors, a retry is news, the rest warnings.
-func (c *core) log(ctx context.Context, t EventType, e *Error, more ...slog.Attr) {
-	if c.cfg.Logger == nil {
-		return
-	}
-	level := slog.LevelWarn
-	switch {
-	case t == EventRetry:
-		level = slog.LevelInfo
-	case t == EventDone && (e.Kind == ErrUnauthorized || e.Kind == ErrMisconfigured || e.Kind == ErrQuota), t == EventTask:
-		level = slog.LevelError
-	}
-	msg := map[EventType]string{
-		EventRetry: "aiguard: retrying", EventPaused: "aiguard: route paused", EventRefused: "aiguard: call refused",
-		EventDone: "aiguard: call failed", EventAbandoned: "aiguard: stream abandoned", EventTask: "aiguard: task stopped",
-		EventMemorySpike: "aiguard: memory limit reached",
-	}[t]
-	c.cfg.Logger.LogAttrs(ctx, level, msg, append(e.attrs(), more...)...)
 }

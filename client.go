@@ -88,10 +88,11 @@ func (c *Client) CreateChatCompletionStream(ctx context.Context, request openai.
 
 func (c *Client) chat(ctx context.Context, r *openai.ChatCompletionRequest, stream bool) (context.Context, error) {
 	k := known{op: "chat.completions", Request: dialect.Request{Model: r.Model, Stream: stream, Creates: r.Store}}
-	c.guard.capChat(r)
+	s := c.settings(ctx, &k)
+	capChat(r, c.guard.outputLimit(&s))
 	p := newPrompt()
 	p.chat(r)
-	return c.prepare(ctx, k, p)
+	return c.prepare(ctx, &k, &s, p)
 }
 
 // CreateCompletion is go-openai's, bounded.
@@ -119,10 +120,11 @@ func (c *Client) CreateCompletionStream(ctx context.Context, request openai.Comp
 
 func (c *Client) completion(ctx context.Context, r *openai.CompletionRequest, stream bool) (context.Context, error) {
 	k := known{op: "completions", Request: dialect.Request{Model: r.Model, Stream: stream, Creates: r.Store}}
-	c.guard.capCompletion(r)
+	s := c.settings(ctx, &k)
+	r.MaxTokens = capped(r.MaxTokens, c.guard.outputLimit(&s))
 	p := newPrompt()
 	p.completion(r)
-	return c.prepare(ctx, k, p)
+	return c.prepare(ctx, &k, &s, p)
 }
 
 // CreateResponse is go-openai's, bounded.
@@ -152,10 +154,11 @@ func (c *Client) response(ctx context.Context, r *openai.CreateResponseRequest, 
 	k := known{op: "responses", Request: dialect.Request{Model: r.Model, Stream: stream,
 		Creates: r.Background || r.Conversation != nil || r.Store != nil && *r.Store ||
 			r.ExtraBody["background"] == true || r.ExtraBody["conversation"] != nil || r.ExtraBody["store"] == true}}
-	c.guard.capResponse(r)
+	s := c.settings(ctx, &k)
+	capResponse(r, c.guard.outputLimit(&s))
 	p := newPrompt()
 	p.response(r)
-	return c.prepare(ctx, k, p)
+	return c.prepare(ctx, &k, &s, p)
 }
 
 // CreateEmbeddings is go-openai's, bounded.
@@ -165,7 +168,8 @@ func (c *Client) CreateEmbeddings(ctx context.Context, conv openai.EmbeddingRequ
 	}
 	r := conv.Convert()
 	k := known{op: "embeddings", Request: dialect.Request{Model: string(r.Model)}}
-	ctx, err := c.prepare(ctx, k, embeddings(&r)...)
+	s := c.settings(ctx, &k)
+	ctx, err := c.prepare(ctx, &k, &s, embeddings(&r)...)
 	if err != nil {
 		return openai.EmbeddingResponse{}, err
 	}
@@ -173,16 +177,21 @@ func (c *Client) CreateEmbeddings(ctx context.Context, conv openai.EmbeddingRequ
 	return response, c.failure(ctx, err)
 }
 
-// prepare checks the prompts of a request and tells the transport about it.
-func (c *Client) prepare(ctx context.Context, k known, prompts ...prompt) (context.Context, error) {
+// settings are those of the call that a request will be.
+func (c *Client) settings(ctx context.Context, k *known) settings {
 	mustContext("Client", ctx)
+	return c.guard.request(ctx, k.op, k.Model, "", "")
+}
+
+// prepare checks the prompts of a request and tells the transport about it.
+func (c *Client) prepare(ctx context.Context, k *known, s *settings, prompts ...prompt) (context.Context, error) {
 	for i := range prompts {
-		if err := c.guard.checkPrompt(k.op, k.Model, &prompts[i]); err != nil {
-			s := c.guard.request(k.op, k.Model, "")
-			return nil, c.guard.refuse(ctx, &s, err)
+		if err := c.guard.checkPrompt(s, &prompts[i]); err != nil {
+			refused := *s // here, and not the caller's: that stays on its stack
+			return nil, c.guard.refuse(ctx, &refused, err)
 		}
 	}
-	return context.WithValue(ctx, knownKey{}, &k), nil
+	return context.WithValue(ctx, knownKey{}, k), nil
 }
 
 // failure takes the transport's error out of net/http's wrapping. What is left is go-openai's own: a request it would not

@@ -16,4 +16,7 @@ func (c *clock) since(i instant) time.Duration { return time.Duration(c.now() - 
 
 func (c *clock) time(i instant) time.Time { return c.born.Add(time.Duration(i)) }
 
+// instant is t on the clock.
+func (c *clock) instant(t time.Time) instant { return instant(t.Sub(c.born)) }
+
 func (i instant) add(d time.Duration) instant { return i + instant(d) }

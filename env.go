@@ -1,9 +1,9 @@
 package aiguard
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"slices"
@@ -27,14 +27,25 @@ func testEnv(name string) bool {
 //
 //	AIGUARD_CALL_TIMEOUT, AIGUARD_STREAM_IDLE_TIMEOUT, AIGUARD_STREAM_TIMEOUT, AIGUARD_QUEUE_TIMEOUT,
 //	AIGUARD_TOTAL_TIMEOUT, AIGUARD_TASK_TIMEOUT                        a duration such as 30s, or off
-//	AIGUARD_MAX_CONCURRENT, AIGUARD_MIN_CONCURRENT, AIGUARD_MAX_QUEUE, AIGUARD_MAX_PROMPT_CHARS,
+//	AIGUARD_MAX_CONCURRENT, AIGUARD_MIN_CONCURRENT, AIGUARD_MAX_BACKGROUND, AIGUARD_MAX_QUEUE,
+//	AIGUARD_REQUESTS_PER_MINUTE, AIGUARD_TOKENS_PER_MINUTE, AIGUARD_MAX_PROMPT_CHARS,
 //	AIGUARD_MAX_PROMPT_TOKENS, AIGUARD_MAX_OUTPUT_TOKENS               a number, or off
 //	AIGUARD_MAX_REQUEST_BYTES, AIGUARD_MAX_RESPONSE_BYTES, AIGUARD_MAX_EVENT_BYTES,
 //	AIGUARD_MEMORY_LIMIT                                               a size such as 32MiB (KiB, MiB, GiB or bytes), or off
 //	AIGUARD_RETRY_MAX_ATTEMPTS                                         a number, or off
-//	AIGUARD_RETRY_BASE_DELAY, AIGUARD_RETRY_MAX_DELAY                  a duration, or off
+//	AIGUARD_RETRY_BASE_DELAY, AIGUARD_RETRY_MAX_DELAY,
+//	AIGUARD_RETRY_PATIENCE                                             a duration, or off
 //	AIGUARD_RETRY_TIMEOUTS                                             true or false
 //	AIGUARD_RETRY_BUDGET                                               a fraction such as 0.1, or off
+//	AIGUARD_HEDGE_QUANTILE                                             a fraction such as 0.95, or off
+//	AIGUARD_DEADLINE_HEADER                                            the name of a header
+//	AIGUARD_MODELS                                                     settings per model, such as
+//	                                                                   o3*:timeout=5m,weight=2;gpt-4o-mini:attempts=1
+//
+// AIGUARD_MODELS separates models by semicolons and a model's settings by commas. A model's name, or a prefix that ends in
+// "*", ends at the last colon, so that it may have colons itself. The settings are timeout, total_timeout,
+// stream_idle_timeout, weight, attempts, max_prompt_chars, max_output_tokens, priority (background, normal or critical) and
+// ends_without_finish (true or false), as in Call.
 //
 // Names that services have for the same are read where the AIGUARD_ variable is not set:
 //
@@ -72,18 +83,32 @@ func fromEnv(environ []string) (Config, error) {
 			}
 		}
 	}
-	if base, most := cfg.Retry.BaseDelay, cfg.Retry.MaxDelay; base > most && most > 0 {
-		mistakes = append(mistakes, fmt.Errorf("aiguard: %[1]sRETRY_BASE_DELAY is %[2]q; want at most %[1]sRETRY_MAX_DELAY (%[3]v)",
-			envPrefix, values[envPrefix+"RETRY_BASE_DELAY"], most))
-	}
-	if least, most := cfg.MinConcurrent, cmp.Or(cfg.MaxConcurrent, DefaultMaxConcurrent); least > 0 && least > most {
-		mistakes = append(mistakes, fmt.Errorf("aiguard: %sMIN_CONCURRENT is %d; want at most MaxConcurrent (%d)", envPrefix, least, most))
+	if len(mistakes) == 0 { // what does not go together
+		if err := cfg.validateWithCounter(); err != nil {
+			return Config{}, errors.New(inEnvironment(err.Error(), settings))
+		}
 	}
 	if len(mistakes) > 0 {
 		return Config{}, errors.Join(mistakes...)
 	}
 	cfg.setDefaults()
 	return cfg, nil
+}
+
+// validateWithCounter is validate for a Config whose CountTokens comes from the program.
+func (c Config) validateWithCounter() error {
+	c.CountTokens = func(string, string) (int, error) { return 0, nil }
+	return c.validate()
+}
+
+// inEnvironment puts variables in the place of fields.
+func inEnvironment(text string, settings []setting) string {
+	for _, s := range settings {
+		text = strings.ReplaceAll(text, "Config."+s.field+" ", envPrefix+s.name+" ")
+		text = strings.ReplaceAll(text, "at most "+s.field+" ", "at most "+envPrefix+s.name+" ")
+		text = strings.ReplaceAll(text, "at least "+s.field+" ", "at least "+envPrefix+s.name+" ")
+	}
+	return strings.ReplaceAll(text, "Config.Models[", envPrefix+"MODELS[")
 }
 
 // setting is a field that can come from the environment: its variable without the prefix and, if services have one, their
@@ -112,7 +137,10 @@ func (c *Config) settings() []setting {
 		{field: "MaxConcurrent", name: "MAX_CONCURRENT", set: numberSetting(&c.MaxConcurrent),
 			alias: "MAX_CONCURRENT_AI_REQUESTS", setAlias: numberSetting(&c.MaxConcurrent)},
 		{field: "MinConcurrent", name: "MIN_CONCURRENT", set: numberSetting(&c.MinConcurrent)},
+		{field: "MaxBackground", name: "MAX_BACKGROUND", set: numberSetting(&c.MaxBackground)},
 		{field: "MaxQueue", name: "MAX_QUEUE", set: numberSetting(&c.MaxQueue)},
+		{field: "RequestsPerMinute", name: "REQUESTS_PER_MINUTE", set: numberSetting(&c.RequestsPerMinute)},
+		{field: "TokensPerMinute", name: "TOKENS_PER_MINUTE", set: numberSetting(&c.TokensPerMinute)},
 		{field: "MaxPromptChars", name: "MAX_PROMPT_CHARS", set: numberSetting(&c.MaxPromptChars)},
 		{field: "MaxPromptTokens", name: "MAX_PROMPT_TOKENS", set: numberSetting(&c.MaxPromptTokens)},
 		{field: "MaxOutputTokens", name: "MAX_OUTPUT_TOKENS", set: numberSetting(&c.MaxOutputTokens),
@@ -127,6 +155,10 @@ func (c *Config) settings() []setting {
 		{field: "Retry.MaxDelay", name: "RETRY_MAX_DELAY", set: durationSetting(&c.Retry.MaxDelay)},
 		{field: "Retry.Timeouts", name: "RETRY_TIMEOUTS", set: boolSetting(&c.Retry.Timeouts)},
 		{field: "Retry.Budget", name: "RETRY_BUDGET", set: fractionSetting(&c.Retry.Budget)},
+		{field: "Retry.Patience", name: "RETRY_PATIENCE", set: durationSetting(&c.Retry.Patience)},
+		{field: "Hedge.Quantile", name: "HEDGE_QUANTILE", set: quantileSetting(&c.Hedge.Quantile)},
+		{field: "DeadlineHeader", name: "DEADLINE_HEADER", set: headerSetting(&c.DeadlineHeader)},
+		{field: "Models", name: "MODELS", set: modelsSetting(&c.Models)},
 	}
 }
 
@@ -213,6 +245,109 @@ func boolSetting(field *bool) setter {
 			return "true or false"
 		}
 		*field = b
+		return ""
+	}
+}
+
+func quantileSetting(field *float64) setter {
+	return func(value string) string {
+		f, err := strconv.ParseFloat(value, 64)
+		switch {
+		case isOff(value):
+			*field = 0
+		case err != nil || !(f > 0 && f < 1):
+			return "a fraction below 1 such as 0.95, or off"
+		default:
+			*field = f
+		}
+		return ""
+	}
+}
+
+func headerSetting(field *string) setter {
+	return func(value string) string {
+		if !validHeader(value) {
+			return "the name of an HTTP header"
+		}
+		*field = value
+		return ""
+	}
+}
+
+// modelsSetting reads "model:name=value,name=value;model:…".
+func modelsSetting(field *map[string]Call) setter {
+	return func(value string) string {
+		all := make(map[string]Call)
+		for entry := range strings.SplitSeq(value, ";") {
+			if entry = strings.TrimSpace(entry); entry == "" {
+				continue
+			}
+			colon := strings.LastIndexByte(entry, ':')
+			if colon <= 0 {
+				return fmt.Sprintf("model:setting=value,…;model:…, and not %q", entry)
+			}
+			name := strings.TrimSpace(entry[:colon])
+			if _, twice := all[name]; twice {
+				return fmt.Sprintf("the model %q once", name)
+			}
+			var call Call
+			for text := range strings.SplitSeq(entry[colon+1:], ",") {
+				if want := call.set(text); want != "" {
+					return fmt.Sprintf("for %q %s", name, want)
+				}
+			}
+			all[name] = call
+		}
+		*field = all
+		return ""
+	}
+}
+
+// set sets a field of a model from a text such as "timeout=5m", or says what it wants instead.
+func (c *Call) set(text string) (want string) {
+	name, value, _ := strings.Cut(strings.TrimSpace(text), "=")
+	settings := map[string]setter{
+		"timeout":             durationSetting(&c.Timeout),
+		"total_timeout":       durationSetting(&c.TotalTimeout),
+		"stream_idle_timeout": durationSetting(&c.StreamIdleTimeout),
+		"weight":              weightSetting(&c.Weight),
+		"attempts":            numberSetting(&c.Attempts),
+		"max_prompt_chars":    numberSetting(&c.MaxPromptChars),
+		"max_output_tokens":   numberSetting(&c.MaxOutputTokens),
+		"ends_without_finish": boolSetting(&c.EndsWithoutFinish),
+		"priority":            prioritySetting(&c.Priority),
+	}
+	set, ok := settings[strings.TrimSpace(name)]
+	if !ok {
+		return fmt.Sprintf("one of %s, and not %q", strings.Join(slices.Sorted(maps.Keys(settings)), ", "), name)
+	}
+	if want := set(strings.TrimSpace(value)); want != "" {
+		return fmt.Sprintf("%s to be %s, and not %q", strings.TrimSpace(name), want, value)
+	}
+	return ""
+}
+
+func weightSetting(field *int64) setter {
+	return func(value string) string {
+		if isOff(value) || numberSetting(field)(value) != "" {
+			return "a positive whole number"
+		}
+		return ""
+	}
+}
+
+func prioritySetting(field *Priority) setter {
+	return func(value string) string {
+		switch strings.ToLower(value) {
+		case "background":
+			*field = Background
+		case "normal":
+			*field = Normal
+		case "critical":
+			*field = Critical
+		default:
+			return "background, normal or critical"
+		}
 		return ""
 	}
 }

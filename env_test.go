@@ -27,7 +27,9 @@ func TestFromEnvReadsEveryVariable(t *testing.T) {
 		"CALL_TIMEOUT=5s", "STREAM_IDLE_TIMEOUT=6s", "STREAM_TIMEOUT=1h", "QUEUE_TIMEOUT=off", "TOTAL_TIMEOUT=1m30s", "TASK_TIMEOUT=3m",
 		"MAX_CONCURRENT=7", "MIN_CONCURRENT=3", "MAX_QUEUE=OFF", "MAX_PROMPT_CHARS=100", "MAX_PROMPT_TOKENS=50", "MAX_OUTPUT_TOKENS=60",
 		"MAX_REQUEST_BYTES=64KiB", "MAX_RESPONSE_BYTES=1 MiB", "MAX_EVENT_BYTES=2MiB", "MEMORY_LIMIT=2GiB",
-		"RETRY_MAX_ATTEMPTS=1", "RETRY_BASE_DELAY=1ms", "RETRY_MAX_DELAY=2s", "RETRY_TIMEOUTS=true", "RETRY_BUDGET=0.5",
+		"RETRY_MAX_ATTEMPTS=1", "RETRY_BASE_DELAY=1ms", "RETRY_MAX_DELAY=2s", "RETRY_TIMEOUTS=true", "RETRY_BUDGET=0.5", "RETRY_PATIENCE=off",
+		"MAX_BACKGROUND=2", "REQUESTS_PER_MINUTE=60", "TOKENS_PER_MINUTE=9000", "HEDGE_QUANTILE=0.95", "DEADLINE_HEADER=X-Deadline",
+		"MODELS=o3*:timeout=1m,weight=2; llama3:8b:attempts=1,priority=background,ends_without_finish=true;",
 	} {
 		t.Setenv("AIGUARD_"+strings.SplitN(entry, "=", 2)[0], strings.SplitN(entry, "=", 2)[1])
 	}
@@ -37,7 +39,12 @@ func TestFromEnvReadsEveryVariable(t *testing.T) {
 		CallTimeout: 5 * time.Second, StreamIdleTimeout: 6 * time.Second, StreamTimeout: time.Hour, QueueTimeout: Off,
 		TotalTimeout: 90 * time.Second, TaskTimeout: 3 * time.Minute, MaxConcurrent: 7, MinConcurrent: 3, MaxQueue: Off, MaxPromptChars: 100,
 		MaxPromptTokens: 50, MaxOutputTokens: 60, MaxRequestBytes: 64 << 10, MaxResponseBytes: 1 << 20, MaxEventBytes: 2 << 20, MemoryLimit: 2 << 30,
-		Retry: Retry{MaxAttempts: 1, BaseDelay: time.Millisecond, MaxDelay: 2 * time.Second, Timeouts: true, Budget: 0.5},
+		Retry:         Retry{MaxAttempts: 1, BaseDelay: time.Millisecond, MaxDelay: 2 * time.Second, Timeouts: true, Budget: 0.5, Patience: Off},
+		MaxBackground: 2, RequestsPerMinute: 60, TokensPerMinute: 9000, Hedge: Hedge{Quantile: 0.95}, DeadlineHeader: "X-Deadline",
+		Models: map[string]Call{
+			"o3*":       {Timeout: time.Minute, Weight: 2},
+			"llama3:8b": {Attempts: 1, Priority: Background, EndsWithoutFinish: true},
+		},
 	}, cfg)
 }
 
@@ -45,10 +52,10 @@ func TestFromEnvReadsEveryVariable(t *testing.T) {
 func TestEveryPlainFieldHasAVariable(t *testing.T) {
 	var cfg Config
 	var fields, known []string
-	for prefix, v := range map[string]reflect.Value{"": reflect.ValueOf(cfg), "Retry.": reflect.ValueOf(cfg.Retry)} {
+	for prefix, v := range map[string]reflect.Value{"": reflect.ValueOf(cfg), "Retry.": reflect.ValueOf(cfg.Retry), "Hedge.": reflect.ValueOf(cfg.Hedge)} {
 		for i := range v.NumField() {
 			switch v.Field(i).Kind() {
-			case reflect.Int, reflect.Int64, reflect.Bool, reflect.Float64, reflect.String:
+			case reflect.Map, reflect.Int, reflect.Int64, reflect.Bool, reflect.Float64, reflect.String:
 				fields = append(fields, prefix+v.Type().Field(i).Name)
 			}
 		}
@@ -76,6 +83,7 @@ func TestFromEnvKnowsTheNamesThatServicesHave(t *testing.T) {
 	} {
 		want := defaults
 		change(&want)
+		want.MaxBackground = want.MaxConcurrent - 1
 		cfg, err := fromEnv([]string{entry})
 		require.NoError(t, err, entry)
 		require.Equal(t, want, cfg, entry)
@@ -93,7 +101,7 @@ func TestFromEnvPrefersItsOwnNames(t *testing.T) {
 
 func TestFromEnvReportsWhatDoesNotGoTogether(t *testing.T) {
 	_, err := fromEnv([]string{"AIGUARD_RETRY_BASE_DELAY=10s", "AIGUARD_RETRY_MAX_DELAY=1s"})
-	require.EqualError(t, err, `aiguard: AIGUARD_RETRY_BASE_DELAY is "10s"; want at most AIGUARD_RETRY_MAX_DELAY (1s)`)
+	require.EqualError(t, err, `aiguard: AIGUARD_RETRY_BASE_DELAY is 10s; want at most AIGUARD_RETRY_MAX_DELAY (1s)`)
 	for _, environ := range [][]string{
 		{"AIGUARD_RETRY_BASE_DELAY=10s"}, {"AIGUARD_RETRY_MAX_DELAY=1ms"}, {"AIGUARD_RETRY_BASE_DELAY=10s", "AIGUARD_RETRY_MAX_DELAY=off"},
 	} {
@@ -106,6 +114,26 @@ func TestFromEnvReportsWhatDoesNotGoTogether(t *testing.T) {
 	require.NoError(t, err, "the counter comes from the program")
 	_, err = New(cfg)
 	require.ErrorContains(t, err, "CountTokens")
+}
+
+func TestFromEnvSaysWhatIsWrongWithAModel(t *testing.T) {
+	for value, want := range map[string]string{
+		"o3":                             "model:setting=value",
+		":timeout=5m":                    "model:setting=value",
+		"o3:timeout":                     `for "o3" timeout to be a positive duration`,
+		"o3:timeout=5":                   `for "o3" timeout to be a positive duration`,
+		"o3:timeout=5m;o3:weight=2":      `the model "o3" once`,
+		"o3:weight=off":                  `for "o3" weight to be a positive whole number`,
+		"o3:tenant=x":                    `for "o3" one of attempts, ends_without_finish`,
+		"o3:priority=high":               "background, normal or critical",
+		"o3:weight=6":                    `AIGUARD_MODELS["o3"].Weight is 6; want at most AIGUARD_MAX_CONCURRENT (5)`,
+		"o*3:weight=1":                   `AIGUARD_MODELS["o*3"].name is "o*3"; want a model's name`,
+		"o3:timeout=5m,total_timeout=1m": "Call.TotalTimeout is 1m0s; want at least Timeout (5m0s)",
+	} {
+		_, err := fromEnv([]string{"AIGUARD_MODELS=" + value})
+		require.ErrorContains(t, err, want, value)
+		require.ErrorContains(t, err, "aiguard: AIGUARD_MODELS", value)
+	}
 }
 
 func TestFromEnvReportsAllMistakesTogether(t *testing.T) {
@@ -131,7 +159,7 @@ func TestFromEnvReportsAllMistakesTogether(t *testing.T) {
 func TestReadmeTableOfSettingsIsRight(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	require.NoError(t, err)
-	require.Less(t, strings.Count(string(readme), "\n"), 120)
+	require.Less(t, strings.Count(string(readme), "\n"), 130)
 	_, table, found := strings.Cut(string(readme), "\n| Config | bounds | default | variable |\n|---|---|---|---|\n")
 	require.True(t, found)
 	table, _, _ = strings.Cut(table, "\n\n")
@@ -181,13 +209,16 @@ func inWords(field string, value any) string {
 		switch {
 		case field == "MemoryLimit":
 			return fmt.Sprintf("%.0f%% of `GOMEMLIMIT` if set, else none", 100*memoryShare)
-		case n == 0:
+		case n == 0, n == Off:
 			return "none"
 		case strings.HasSuffix(field, "Bytes"):
 			return fmt.Sprint(n>>20, " MiB")
 		case n >= 1000:
 			return fmt.Sprintf("%d,%03d", n/1000, n%1000)
 		}
+	}
+	if reflect.ValueOf(value).IsZero() && field != "Retry.Timeouts" {
+		return "none"
 	}
 	return fmt.Sprint(value)
 }

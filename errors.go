@@ -66,7 +66,12 @@ type Error struct {
 
 	Err error // the cause: *openai.APIError, *openai.RequestError, a net or context error…
 
-	retry verdict
+	retry    verdict
+	judged   bool   // a route has been told
+	route    *route // that is not open yet: phases pause and pace
+	expected bool   // phase queue: refused without waiting for Limit
+	outrun   bool   // phase queue: newer calls went first
+	setting  string // that allows more
 }
 
 // verdict is what the layer that saw a failure knows about repeating it, beyond its Kind.
@@ -89,6 +94,8 @@ const (
 	phaseQueue      = "queue"         // Size and Max in calls waiting
 	phaseMemory     = "memory"        // in bytes of live heap, or of answers held
 	phasePause      = "pause"
+	phasePace       = "pace"
+	phaseOutage     = "outage"
 	phaseConnect    = "connect"
 	phaseHeaders    = "headers"
 	phaseCall       = "call"
@@ -100,6 +107,7 @@ const (
 	phaseShape      = "json_shape" // JSON objects and arrays
 	phaseErrorBody  = "error_body"
 	phaseTotal      = "total"
+	phaseShare      = "share" // of the caller's time: an alternative of Fallback
 	phaseTask       = "task"
 )
 
@@ -150,7 +158,12 @@ func (e *Error) detail() string {
 	case phaseWeight:
 		return fmt.Sprintf("weight %d is above the capacity %d", e.Size, e.Max)
 	case phaseQueue:
-		if e.Limit > 0 {
+		switch {
+		case e.expected:
+			return "no slot expected within " + limit
+		case e.outrun:
+			return "overload, newer calls go first"
+		case e.Limit > 0:
 			return "no slot within " + limit
 		}
 		return fmt.Sprintf("queue full: %d waiting, limit %d", e.Size, e.Max)
@@ -158,6 +171,12 @@ func (e *Error) detail() string {
 		return fmt.Sprintf("memory in use %d bytes, limit %d", e.Size, e.Max)
 	case phasePause:
 		return "the provider asked for a pause"
+	case phasePace:
+		return "the rate limit leaves no room in time"
+	case phaseOutage:
+		return "the provider is down, not sent"
+	case phaseShare:
+		return "no answer within " + limit + ", this alternative's share of the caller's time"
 	case phaseConnect:
 		if e.Limit > 0 {
 			return "no connection within " + limit
@@ -166,9 +185,9 @@ func (e *Error) detail() string {
 	case phaseHeaders:
 		return "response headers not acceptable"
 	case phaseCall:
-		return "no complete answer within " + limit
+		return "no complete answer within " + limit + e.allowance()
 	case phaseFirstEvent:
-		return "no first event within " + limit
+		return "no first event within " + limit + e.allowance()
 	case phaseIdle:
 		return "no event for " + limit
 	case phaseStream:
@@ -176,7 +195,7 @@ func (e *Error) detail() string {
 			return "stream longer than " + limit
 		}
 	case phaseTotal:
-		return "queue, attempts and backoff took longer than " + limit
+		return "queue, attempts and backoff took longer than " + limit + e.allowance()
 	case phaseTask:
 		return "task ran longer than " + limit
 	case phaseResponse:
@@ -191,6 +210,14 @@ func (e *Error) detail() string {
 		return fmt.Sprintf("error body of more than %d bytes", e.Max)
 	}
 	return ""
+}
+
+// allowance names the setting that would allow more.
+func (e *Error) allowance() string {
+	if e.setting == "" {
+		return ""
+	}
+	return " (" + e.setting + ")"
 }
 
 // causeText describes the cause without a word that came from the provider or the caller: what wraps an error may quote

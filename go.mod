@@ -5,7 +5,6 @@ go 1.26.0
 require (
 	github.com/sashabaranov/go-openai v1.43.0
 	github.com/stretchr/testify v1.12.1
-	golang.org/x/sync v0.24.0
 )
 
 require go.yaml.in/yaml/v3 v3.0.5 // indirect

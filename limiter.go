@@ -2,53 +2,80 @@ package aiguard
 
 import (
 	"context"
+	"math"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/callctx"
+	"github.com/aiguard-go/aiguard/internal/line"
+	"github.com/aiguard-go/aiguard/internal/provider"
 )
 
-// Limiter bounds the weight in flight, in place of the in-process limiter: one that several processes share,
+// Limiter bounds the weight in flight, in place of the in-process limit: one that several processes share,
 // say. It must be safe for concurrent use.
 //
 // Acquire waits for call.Weight, or until ctx ends: then, and only then, it returns ctx's error. Any other
 // error refuses the call; one without a Kind counts as ErrOverloaded. release gives the weight back at
 // once and without an error; it may be called more than once and from any goroutine. The guard bounds how long
-// (QueueTimeout) and how many (MaxQueue) calls wait in Acquire.
+// (QueueTimeout) and how many (MaxQueue) calls wait in Acquire, and lets a call's route open first.
 type Limiter interface {
 	Acquire(ctx context.Context, call Call) (release func(), err error)
 }
 
-// slots is the capacity of a Guard, behind one bounded queue: a weighted semaphore like x/sync's, first in, first out, in
-// which a small waiter does not overtake a large one; or the user's Limiter.
+// limiter admits calls: it gives internal/line, which knows who is next, and internal/provider, which knows the routes, a
+// lock and a clock. A call is admitted when there is capacity and its route has room, in one step.
 //
-// x/sync's bounds a wait by a context alone. One of its own for each call that waits is most of what waiting costs, in
-// memory as in time. Here those in line wait with their callers' contexts, and one timer serves them all: who
-// came first is the first to give up.
-type slots struct {
+// A context of its own for each call that waits is most of what waiting costs, in memory as in time. So those in line
+// wait with their callers' contexts, and one timer serves all: the limit of QueueTimeout and what routes wait for.
+type limiter struct {
 	clock
-	custom   Limiter // nil: the semaphore
-	capacity int64   // MaxConcurrent; Off: no bound
-	maxQueue int64   // Off: no bound
+	custom   Limiter       // nil: the capacity of line
+	capacity int64         // MaxConcurrent; Off: no bound
+	maxQueue int           // Off: no bound
+	patience time.Duration // QueueTimeout
+	planB    time.Duration // Retry.Patience; Off: no bound
 
-	waiting             atomic.Int64 // calls in the queue, those waiting out a pause included
-	held                atomic.Int64 // moving average of how long a slot is held, in nanoseconds
+	shared              atomic.Bool  // between tenants
+	waiting             atomic.Int64 // calls in line or waiting for a route
 	waitCount, waitTime atomic.Int64
 
 	mu       sync.Mutex
-	inFlight int64       // weight
-	adaptive *adaptive   // nil: the limit is the capacity
-	line     inLine      // head of the ring of those that wait
-	timer    *time.Timer // of the first of them to give up; nil: nobody will
+	line     line.Line[*inLine]
+	routes   routes
+	tenants  tenants
+	budget   provider.Budget // of retries, for the whole guard
+	held     float64         // average time that a slot is held, in seconds; 0: none has been
+	perToken float64         // the same for each token of a call's usage
+	asking   int             // calls that wait in the user's Limiter
+	inFlight [3]int64        // weight, by priority
+	refused  [3]int64        // the same
+	timer    *time.Timer
+	due      instant // of timer; 0: it is not set
 	closed   bool
 }
 
-// inLine is a call's place in the line.
+// permit is what an attempt holds: weight of the capacity and a place at its route. Its release is idempotent, and may
+// come from any goroutine.
+type permit struct {
+	held    atomic.Bool
+	nested  bool // of a call inside a Do, whose slot it uses
+	route   *route
+	tenant  *tenant
+	sending provider.Sending
+	cost    float64 // charged to the tenant in advance
+	release func()  // of the user's Limiter
+}
+
+// inLine is a call's place in line.
 type inLine struct {
-	weight     int64
-	until      instant       // when it gives up; 0: when its context ends
-	over       chan struct{} // closed when it has been decided what becomes of it:
-	fate       fate
-	next, prev *inLine
+	line.Waiter[*inLine]
+	call   *call
+	joined instant
+	until  instant       // when the call must be admitted at the latest; 0: no bound
+	over   chan struct{} // closed when it is decided what becomes of it:
+	fate   fate
 }
 
 type fate int8
@@ -56,247 +83,579 @@ type fate int8
 const (
 	admitted fate = iota
 	waitedTooLong
+	displaced // by a call that has more right to the place
+	hopeless  // newer calls go first, and there are too many
+	routePaused
+	routeDown
 	shutOut
 )
 
-func newSlots(cfg *Config, c clock) *slots {
-	s := &slots{clock: c, capacity: cfg.MaxConcurrent, maxQueue: int64(cfg.MaxQueue), custom: cfg.Limiter}
-	s.line.next, s.line.prev = &s.line, &s.line
-	if s.custom == nil && cfg.MinConcurrent > 0 {
-		s.adaptive = &adaptive{slots: s, least: float64(cfg.MinConcurrent), most: float64(cfg.MaxConcurrent), limit: float64(cfg.MaxConcurrent)}
+func newLimiter(cfg *Config, c clock) *limiter {
+	l := &limiter{clock: c, capacity: cfg.MaxConcurrent, maxQueue: cfg.MaxQueue, custom: cfg.Limiter, patience: cfg.QueueTimeout, planB: cfg.Retry.Patience}
+	l.line.Capacity, l.line.MaxBackground = cfg.MaxConcurrent, cfg.MaxBackground
+	if l.custom != nil {
+		l.line.Capacity, l.line.MaxBackground = Off, Off
 	}
-	return s
-}
-
-// taken is the weight in flight.
-func (s *slots) taken() int64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.inFlight
-}
-
-// limit is the weight that may be in flight at present.
-func (s *slots) limit() int64 {
-	if s.adaptive == nil {
-		return s.capacity
+	if l.patience != Off {
+		l.line.Overload = int64(l.patience / 3)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return int64(s.adaptive.limit)
+	l.routes.init(cfg, l)
+	l.line.SetRoom(&l.routes.unknown.line, math.MaxInt64) // nothing of it is in flight
+	l.tenants.init()
+	l.budget.Init(cfg.Retry.Budget, provider.GuardFloor)
+	return l
 }
 
 // fits refuses what can never be admitted.
-func (s *slots) fits(weight int64) *Error {
-	if s.custom == nil && s.capacity != Off && weight > s.capacity {
-		return &Error{Kind: ErrOverloaded, Phase: phaseWeight, Size: weight, Max: s.capacity}
+func (l *limiter) fits(weight int64) *Error {
+	if l.custom == nil && l.line.Capacity != Off && weight > l.line.Capacity {
+		return &Error{Kind: ErrOverloaded, Phase: phaseWeight, Size: weight, Max: l.line.Capacity}
 	}
 	return nil
 }
 
-// join takes a place in the queue, which leave gives back; a full queue refuses.
-func (s *slots) join() *Error {
-	if n := s.waiting.Add(1); s.maxQueue != Off && n > s.maxQueue {
-		s.waiting.Add(-1)
-		return s.full()
+// crowded refuses a call that would find no place in a full queue, or returns nil. It makes nothing of the call: under
+// overload that is most of what a guard does.
+func (l *limiter) crowded(s *settings) *Error {
+	if l.maxQueue == Off || l.waiting.Load() < int64(l.maxQueue) {
+		return nil
 	}
-	return nil
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now, r, t := l.now(), l.routes.peek(s), l.tenants.peek(s.Tenant)
+	if r.state.DownSince() != 0 || !l.full(r) || l.line.Displaced(&r.line, &t.line, s.Priority.line(), int64(now)) != nil {
+		return nil
+	}
+	l.refused[s.Priority.line()]++
+	t.refused++
+	return l.queueFull(r, s.Weight, now, t, s.Priority)
 }
 
-// full is the refusal of a full queue.
-func (s *slots) full() *Error {
-	return &Error{Kind: ErrOverloaded, Phase: phaseQueue, Size: s.maxQueue, Max: s.maxQueue, RetryAfter: s.retryAfter()}
-}
-
-// crowded reports whether a call would find no place in the queue, and others in line before it.
-func (s *slots) crowded() bool {
-	if s.maxQueue == Off || s.waiting.Load() < s.maxQueue {
+// full reports whether a newcomer finds no place: at its route, if that has no room, or else in line.
+func (l *limiter) full(r *route) bool {
+	switch {
+	case l.maxQueue == Off:
 		return false
+	case r.line.Room() <= 0:
+		return r.line.Waiting()+r.lingering >= l.maxQueue
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return !s.empty()
+	return l.line.Ready() >= l.maxQueue
 }
 
-func (s *slots) leave(waited time.Duration) {
-	s.waiting.Add(-1)
-	s.waitCount.Add(1)
-	s.waitTime.Add(int64(waited))
+func (l *limiter) queueFull(r *route, weight int64, now instant, t *tenant, p Priority) *Error {
+	most := int64(l.maxQueue)
+	return &Error{Kind: ErrOverloaded, Phase: phaseQueue, Size: most, Max: most, RetryAfter: l.retryAfter(r, weight, now, t, p)}
 }
 
-// retryAfter estimates when the queue will have drained, from how long slots have been held of late.
-func (s *slots) retryAfter() time.Duration {
+// retryAfter is when it is worth coming again: when those who wait now will have been served.
+func (l *limiter) retryAfter(r *route, weight int64, now instant, t *tenant, p Priority) time.Duration {
 	const least, most = 100 * time.Millisecond, time.Minute
-	held := time.Duration(s.held.Load())
-	if held == 0 {
+	wait, known := l.expected(r, weight, now, t, p)
+	if !known {
 		return time.Second // nothing has finished yet
 	}
-	return min(max(held*time.Duration(s.waiting.Load()+1)/time.Duration(max(s.limit(), 1)), least), most)
+	return min(max(wait, least), most)
 }
 
-// try takes weight if it is there for the taking.
-func (s *slots) try(weight int64) bool {
-	if s.custom != nil {
-		return false
+// expected is how long a newcomer would wait for a slot, from its position, the service time observed and the current
+// limits. It is not known while no call has finished.
+func (l *limiter) expected(r *route, weight int64, now instant, t *tenant, p Priority) (wait time.Duration, known bool) {
+	before, atRoute := l.line.Ahead(&r.line, &t.line, p.line(), int64(now))
+	var seconds float64
+	if limit := l.line.Capacity; limit > 0 && l.held > 0 {
+		seconds, known = l.held*float64(before+weight)/float64(limit), true
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.empty() && s.admit(weight)
+	if limit, held := r.state.Limit(), r.state.Held(); held > 0 && !math.IsInf(limit, 1) && r.line.Room() < weight {
+		seconds, known = max(seconds, held*float64(atRoute+weight)/max(limit, 1)), true
+	}
+	if until := r.state.PausedUntil(provider.Instant(now)); until != 0 {
+		seconds, known = max(seconds, time.Duration(until-provider.Instant(now)).Seconds()), true
+	}
+	if pace := r.state.RequestsPace(); pace > 0 && r.line.Room() <= 0 {
+		seconds, known = max(seconds, 60/pace*float64(r.line.Waiting()+1)), true
+	}
+	return time.Duration(min(seconds, 1e9) * float64(time.Second)), known
 }
 
-// acquire takes weight when it is its turn. It fails with ctx's error, with ErrOverloaded when it has waited until then (0:
-// for ever), or with ErrClosed.
-func (s *slots) acquire(ctx context.Context, weight int64, until instant) error {
-	w := &inLine{weight: weight, until: until, over: make(chan struct{})}
-	s.enter(w)
-	select {
-	case <-w.over:
-	case <-ctx.Done():
-		s.abandon(w)
-		return ctx.Err()
+// slots is how many calls a route may have in flight.
+func (l *limiter) slots(r *route) int64 {
+	limit := r.state.Limit()
+	if l.line.Capacity >= 0 {
+		limit = min(limit, float64(l.line.Capacity))
 	}
-	switch w.fate {
-	case waitedTooLong:
-		return ErrOverloaded
-	case shutOut:
-		return ErrClosed
-	}
-	if ctx.Err() != nil { // in the same moment: nothing is begun for a caller who has left
-		s.release(weight)
-	}
-	return ctx.Err()
+	return int64(min(limit, 1<<20))
 }
 
-// empty reports whether nobody is in line.
-func (s *slots) empty() bool { return s.line.next == &s.line }
-
-// ask takes weight from the user's Limiter.
-func (s *slots) ask(ctx context.Context, call Call) (release func(), err error) {
-	if release, err = s.custom.Acquire(ctx, call); err == nil {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.inFlight += call.Weight
+// find looks the call's route and tenant up.
+func (l *limiter) find(c *call, now instant) (*route, *tenant) {
+	r := l.routes.get(c.settings)
+	p := &c.permit
+	if p.tenant == nil {
+		p.tenant = l.tenants.get(c.Tenant)
+		if c.Tenant != "" {
+			l.shared.Store(true)
+		}
 	}
-	return release, err
+	p.route = r
+	l.refresh(r, now)
+	return r, p.tenant
 }
 
-// enter goes to the end of the line.
-func (s *slots) enter(w *inLine) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		w.end(shutOut)
-		return
+// refresh tells the line what room a route has now, and has the timer look again when that changes with time.
+func (l *limiter) refresh(r *route, now instant) {
+	if closed := r.state.Reopened(provider.Instant(now)); closed > 0 {
+		r.line.Reopened(int64(now), int64(closed))
 	}
-	w.prev, w.next = s.line.prev, &s.line
-	w.prev.next, s.line.prev = w, w
-	s.next()
-	if w.until != 0 && w.next != nil && s.timer == nil {
-		s.arm(w)
+	room, at := r.state.Room(provider.Instant(now), r.tokens)
+	l.line.SetRoom(&r.line, room)
+	if at != 0 && r.line.Waiting() > 0 {
+		l.wake(instant(at))
 	}
 }
 
-// abandon leaves the line, or gives back what was granted in the same moment.
-func (s *slots) abandon(w *inLine) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case w.next != nil:
-		s.remove(w)
-	case w.fate == admitted:
-		s.inFlight -= w.weight
+// enter admits a call if nobody is before it. errQueue: it has to wait; another error refuses it.
+func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r, t := l.find(c, now)
+	if e := l.closedRoute(ctx, c, r, now); e != nil {
+		return e
 	}
-	s.next()
+	p := c.Priority.line()
+	if l.custom != nil || !l.line.Take(&r.line, &t.line, p, c.Weight, l.cost(r, c), int64(now)) {
+		return errQueue
+	}
+	l.grant(c, now)
+	return nil
 }
 
-// end tells the waiter what becomes of it.
-func (w *inLine) end(f fate) {
-	w.fate = f
+// enterNested admits a call inside a Do at its route. It has a slot, and must neither hold that through a pause nor wait
+// for somebody who waits for the slot: the Do waits instead.
+func (l *limiter) enterNested(c *call, now instant) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r, _ := l.find(c, now)
+	switch state, until := r.state.State(provider.Instant(now), c.tokens); state {
+	case provider.Down:
+		return l.down(r, now)
+	case provider.Paused, provider.Paced:
+		return r.notYet(state, time.Duration(instant(until)-now))
+	}
+	c.permit.nested = true
+	l.grant(c, now)
+	return nil
+}
+
+// closedRoute refuses a call whose route is down, or will not be open in time.
+func (l *limiter) closedRoute(ctx context.Context, c *call, r *route, now instant) error {
+	state, until := r.state.State(provider.Instant(now), c.tokens)
+	switch state {
+	case provider.Down:
+		return l.down(r, now)
+	case provider.Paused, provider.Paced:
+		wait := time.Duration(instant(until) - now)
+		if end := c.admission(ctx, now); end != 0 && instant(until) > end || c.planB && (state == provider.Paused || l.planB != Off && wait > l.planB) {
+			return r.notYet(state, wait)
+		}
+	}
+	return nil
+}
+
+// down is what the guard answers in the stead of a provider that is not there.
+func (l *limiter) down(r *route, now instant) *Error {
+	_, probe := r.state.State(provider.Instant(now), 0)
+	return &Error{Kind: ErrUnavailable, Phase: phaseOutage, RetryAfter: max(time.Duration(instant(probe)-now), 0), judged: true}
+}
+
+// grant notes that the call is admitted: the line has counted it.
+func (l *limiter) grant(c *call, now instant) {
+	p := &c.permit
+	r := p.route
+	p.sending = r.state.Send(provider.Instant(now), c.Weight, c.tokens, c.attempts == 0)
+	if c.attempts == 0 {
+		l.budget.Pay()
+	}
+	if !p.nested {
+		p.tenant.inFlight += c.Weight
+		l.inFlight[c.Priority.line()] += c.Weight
+		p.cost = l.cost(r, c)
+		p.tenant.calls++
+	}
+	p.held.Store(true)
+	l.refresh(r, now)
+}
+
+// cost is the service that a call is expected to receive, in seconds of a slot.
+func (l *limiter) cost(r *route, c *call) float64 {
+	held := r.state.Held()
+	if held == 0 {
+		held = l.held
+	}
+	return max(held, 1e-3) * float64(c.Weight)
+}
+
+// join puts a call in line, or admits it (a nil waiter) or refuses it.
+func (l *limiter) join(ctx context.Context, c *call, now instant) (*inLine, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, &Error{Kind: ErrClosed}
+	}
+	r, t := l.find(c, now)
+	if e := l.closedRoute(ctx, c, r, now); e != nil {
+		return nil, e
+	}
+	until := c.admission(ctx, now)
+	p := c.Priority.line()
+	w := &inLine{call: c, joined: now, until: until, over: make(chan struct{})}
+	w.Value, w.Weight = w, c.Weight
+	var gone *inLine
+	if l.full(r) && !l.line.Takes(&r.line, p, c.Weight) {
+		if d := l.line.Displaced(&r.line, &t.line, p, int64(now)); d != nil {
+			gone = d.Value
+		} else {
+			l.refused[p]++
+			t.refused++
+			return nil, l.queueFull(r, c.Weight, now, t, c.Priority)
+		}
+	}
+	if e := l.late(ctx, c, r, t, now); e != nil {
+		l.refused[p]++
+		t.refused++
+		return nil, e
+	}
+	if gone != nil {
+		l.dismiss(gone, displaced)
+	}
+	l.waiting.Add(1)
+	for n := l.line.Join(&w.Waiter, &r.line, &t.line, p, int64(now), l.slots(r)); n > 0; n-- {
+		l.dismiss(w.Eldest().Value, hopeless)
+	}
+	l.next(now)
+	if c.permit.held.Load() {
+		return nil, nil
+	}
+	l.refresh(r, now)
+	if l.patience != Off && w.fate == admitted {
+		l.wake(now.add(l.patience))
+	}
+	return w, nil
+}
+
+// late refuses a call that is not expected to be admitted, or to be over, in what is left of its time.
+func (l *limiter) late(ctx context.Context, c *call, r *route, t *tenant, now instant) *Error {
+	wait, known := l.expected(r, c.Weight, now, t, c.Priority)
+	if !known {
+		return nil
+	}
+	end := c.admission(ctx, now)
+	if last := c.ends(ctx); last != 0 { // it must be over by then, too
+		last -= instant(r.state.Held() * float64(time.Second))
+		if end == 0 || last < end {
+			end = last
+		}
+	}
+	if end == 0 || now.add(wait) <= end {
+		return nil
+	}
+	return &Error{Kind: ErrOverloaded, Phase: phaseQueue, Limit: max(time.Duration(end-now), 1), expected: true,
+		RetryAfter: l.retryAfter(r, c.Weight, now, t, c.Priority)}
+}
+
+// next admits those whose turn it is.
+func (l *limiter) next(now instant) {
+	for w := l.line.First(int64(now)); w != nil; w = l.line.First(int64(now)) {
+		c := w.Value.call
+		if !l.line.Admit(w, l.cost(c.permit.route, c)) {
+			return
+		}
+		l.grant(c, now)
+		l.leave(w.Value, now)
+	}
+}
+
+// leave ends the wait of one who is out of the line.
+func (l *limiter) leave(w *inLine, now instant) {
+	l.waiting.Add(-1)
 	close(w.over)
 }
 
-func (s *slots) remove(w *inLine) {
-	w.prev.next, w.next.prev = w.next, w.prev
-	w.next, w.prev = nil, nil
-	if s.timer != nil && s.empty() {
-		s.timer.Stop()
-		s.timer = nil
+// dismiss ends a wait in vain.
+func (l *limiter) dismiss(w *inLine, f fate) {
+	w.fate = f
+	l.line.Leave(&w.Waiter)
+	if f != shutOut {
+		l.refused[w.call.Priority.line()]++
+		w.call.permit.tenant.refused++
 	}
+	l.leave(w, 0)
 }
 
-// next lets in those at the front of the line for whom there is room.
-func (s *slots) next() {
-	for w := s.line.next; w != &s.line && s.admit(w.weight); w = s.line.next {
-		s.remove(w)
-		w.end(admitted)
+// abandon leaves the line for a caller who has left; what was granted in the same moment the permit has.
+func (l *limiter) abandon(w *inLine) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case <-w.over:
+		return
+	default:
 	}
+	l.line.Leave(&w.Waiter)
+	l.leave(w, 0)
+	l.next(l.now())
 }
 
-// admit lets weight in if there is room.
-func (s *slots) admit(weight int64) bool {
-	switch {
-	case s.adaptive != nil:
-		if !s.adaptive.admits(weight) {
-			return false
+// denied is why a waiter was not admitted.
+func (l *limiter) denied(c *call, w *inLine) *Error {
+	if w.fate == shutOut {
+		return &Error{Kind: ErrClosed}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	p := &c.permit
+	e := &Error{Kind: ErrOverloaded, Phase: phaseQueue}
+	switch w.fate {
+	case routeDown:
+		return l.down(p.route, now)
+	case routePaused:
+		until := p.route.state.PausedUntil(provider.Instant(now))
+		return p.route.notYet(provider.Paused, max(time.Duration(instant(until)-now), 0))
+	case waitedTooLong:
+		e.Limit = l.patience
+	case displaced:
+		e.Size, e.Max = int64(l.maxQueue), int64(l.maxQueue)
+	case hopeless:
+		e.outrun = true
+	}
+	e.RetryAfter = l.retryAfter(p.route, c.Weight, now, p.tenant, c.Priority)
+	return e
+}
+
+// judge notes what the attempt says about its provider, and reports whether the route has gone down or come back.
+func (l *limiter) judge(p *permit, o provider.Outcome) (turned turn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	turned = l.apply(p, o, now)
+	l.next(now)
+	return turned
+}
+
+// turn is a change of a route that operators want to hear of.
+type turn int8
+
+const (
+	noTurn turn = iota
+	wentDown
+	cameBack
+)
+
+func (l *limiter) apply(p *permit, o provider.Outcome, now instant) (turned turn) {
+	r := p.route
+	if r == &l.routes.nameless || o == (provider.Outcome{}) {
+		return noTurn
+	}
+	before := r.state.DownSince()
+	r.state.Judge(provider.Instant(now), &p.sending, o, r.line.Waiting() > 0)
+	switch after := r.state.DownSince(); {
+	case before == 0 && after != 0:
+		turned = wentDown
+		l.dismissAll(r, now, routeDown)
+	case before != 0 && after == 0:
+		turned = cameBack
+	}
+	if o.Limited {
+		l.dismissAll(r, now, routePaused)
+	}
+	l.refresh(r, now)
+	return turned
+}
+
+// dismissAll ends the wait at a route of those who would wait for it in vain.
+func (l *limiter) dismissAll(r *route, now instant, f fate) {
+	open := instant(r.state.PausedUntil(provider.Instant(now)))
+	for w := r.line.Oldest(); w != nil; {
+		due := w
+		w = w.Behind()
+		if f == routeDown || due.Value.until != 0 && due.Value.until < open {
+			l.dismiss(due.Value, f)
 		}
-	case s.capacity != Off && s.inFlight+weight > s.capacity:
+	}
+}
+
+// finish gives back what an attempt holds, after noting what it says about its provider. tokens are those of the answer's
+// usage, and more how many of them were not expected; 0: nobody knows. ok is false if there is nothing to give back.
+func (l *limiter) finish(p *permit, pr line.Priority, o provider.Outcome, tokens int64, more float64) (took time.Duration, turned turn, ok bool) {
+	if !p.held.Load() {
+		return 0, noTurn, false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !p.held.CompareAndSwap(true, false) {
+		return 0, noTurn, false
+	}
+	now := l.now()
+	turned = l.apply(p, o, now)
+	took = time.Duration(now - instant(p.sending.At))
+	r, t, weight := p.route, p.tenant, p.sending.Weight
+	r.state.Done(provider.Instant(now), &p.sending)
+	r.state.Hold(took)
+	if more != 0 {
+		r.state.Settle(provider.Instant(now), more)
+	}
+	if !p.nested {
+		l.held = provider.Average(l.held, took.Seconds())
+		service := took.Seconds() * float64(weight)
+		if tokens > 0 {
+			l.perToken = provider.Average(l.perToken, service/float64(tokens))
+			service = l.perToken * float64(tokens)
+		}
+		t.inFlight -= weight
+		l.inFlight[pr] -= weight
+		l.line.Release(&t.line, pr, weight, service-p.cost)
+	}
+	l.refresh(r, now)
+	l.next(now)
+	return took, turned, true
+}
+
+// tell notes what an answer's headers say of the provider's rate limits.
+func (l *limiter) tell(p *permit, h http.Header) {
+	requests, tokens, ok := provider.Limits(h)
+	if !ok {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	p.route.state.Tell(provider.Instant(now), &p.sending, requests, tokens)
+	l.refresh(p.route, now)
+	l.next(now)
+}
+
+// linger counts a Do that waits, without a slot, for the pause of a route that a call inside it has met. It reports false
+// if as many wait there as may.
+func (l *limiter) linger(r *route) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.maxQueue != Off && r.line.Waiting()+r.lingering >= l.maxQueue {
 		return false
 	}
-	s.inFlight += weight
+	r.lingering++
+	l.waiting.Add(1)
 	return true
 }
 
-// arm sets the timer for w, the first in line who will give up.
-func (s *slots) arm(w *inLine) {
-	s.timer = time.AfterFunc(-s.since(w.until), s.expire)
+func (l *limiter) endLinger(r *route) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r.lingering--
+	l.waiting.Add(-1)
 }
 
-// expire ends the wait of those whose time is over, and sets the timer for the next.
-func (s *slots) expire() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := s.now()
-	for w := s.line.next; w != &s.line && w.until <= now; {
-		due := w
-		w = w.next
-		if due.until != 0 {
-			s.remove(due)
-			due.end(waitedTooLong)
+// retry takes the token of a retry.
+func (l *limiter) retry(r *route) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := provider.Instant(l.now())
+	if !r.state.Budget.Has(now) || !l.budget.Has(now) {
+		return false
+	}
+	r.state.Budget.Take()
+	l.budget.Take()
+	return true
+}
+
+// wake sets the timer, unless it goes off before.
+func (l *limiter) wake(at instant) {
+	if l.due != 0 && l.due <= at || l.closed {
+		return
+	}
+	l.due = at
+	d := max(-l.since(at), 0)
+	if l.timer == nil {
+		l.timer = time.AfterFunc(d, l.tick)
+		return
+	}
+	l.timer.Reset(d)
+}
+
+// tick ends the wait of those whose time is over, looks which routes have opened, and sets the timer for the next.
+func (l *limiter) tick() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	l.due = 0
+	var next instant
+	for i := len(l.line.Busy()) - 1; i >= 0; i-- { // a route that is done with leaves its place to one seen already
+		r := l.line.Busy()[i]
+		w := r.Oldest()
+		route := w.Value.call.permit.route
+		for ; w != nil && l.patience != Off; w = r.Oldest() {
+			until := w.Value.joined.add(l.patience)
+			if until > now {
+				if next == 0 || until < next {
+					next = until
+				}
+				break
+			}
+			l.dismiss(w.Value, waitedTooLong)
 		}
+		l.refresh(route, now)
 	}
-	s.next() // a large one may have been in the way
-	if s.timer != nil {
-		s.timer.Stop() // another, if this one came late
-		s.timer = nil
+	l.next(now)
+	if next != 0 && l.line.Waiting() {
+		l.wake(next)
 	}
-	for w := s.line.next; w != &s.line; w = w.next {
-		if w.until != 0 {
-			s.arm(w)
-			return
-		}
+}
+
+// stats are those of the line, the routes and the tenants.
+func (l *limiter) stats() Stats {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	st := Stats{
+		InFlight: l.line.InFlight(), Waiting: l.waiting.Load(), MaxConcurrent: l.capacity, Limit: l.capacity,
+		PausedUntil: l.pausedUntil(), WaitCount: l.waitCount.Load(), WaitTime: time.Duration(l.waitTime.Load()),
+		Tenants: l.tenants.stats(),
 	}
+	if limit := l.routes.limit(); limit < float64(l.capacity) {
+		st.Limit = int64(limit)
+	}
+	for p, of := range []*PriorityStats{&st.Background, &st.Normal, &st.Critical} {
+		*of = PriorityStats{InFlight: l.inFlight[p], Waiting: int64(l.line.Waits(line.Priority(p))), Refused: l.refused[p]}
+	}
+	return st
 }
 
 // close ends the wait of all, now and in future.
-func (s *slots) close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
-	for w := s.line.next; w != &s.line; w = s.line.next {
-		s.remove(w)
-		w.end(shutOut)
+func (l *limiter) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	if l.timer != nil {
+		l.timer.Stop()
+	}
+	for len(l.line.Busy()) > 0 {
+		l.dismiss(l.line.Busy()[0].Oldest().Value, shutOut)
 	}
 }
 
-// release gives weight back.
-func (s *slots) release(weight int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.inFlight -= weight
-	s.next()
-}
-
-// observe notes for how long a slot was held.
-func (s *slots) observe(held time.Duration) {
-	old := s.held.Load()
-	s.held.Store(old + (int64(held)-old)/8) // an update lost to a race only ages the estimate
+// wait takes a place in line and waits for a slot. Who waits here should need no more stack than the 2 KiB that a
+// goroutine begins with: the frames above and below it are few and small.
+func (l *limiter) wait(ctx context.Context, c *call) error {
+	w := c.waiter
+	select {
+	case <-w.over:
+	case <-ctx.Done():
+		l.abandon(w)
+		return callctx.Err(ctx)
+	}
+	if w.fate != admitted {
+		return l.denied(c, w)
+	}
+	if ctx.Err() != nil { // in the same moment: nothing is begun for a caller who has left
+		return callctx.Err(ctx)
+	}
+	return nil
 }

@@ -25,7 +25,7 @@ func goTool(t *testing.T, args ...string) []byte {
 	return out
 }
 
-func TestRootModuleRequiresGoOpenAISyncAndTestifyAlone(t *testing.T) {
+func TestRootModuleRequiresGoOpenAIAndTestifyAlone(t *testing.T) {
 	var mod struct {
 		Require []struct {
 			Path     string
@@ -43,7 +43,6 @@ func TestRootModuleRequiresGoOpenAISyncAndTestifyAlone(t *testing.T) {
 	assert.ElementsMatch(t, []string{
 		"github.com/sashabaranov/go-openai",
 		"github.com/stretchr/testify",
-		"golang.org/x/sync",
 	}, direct, "everyone who imports the guard downloads, audits and updates each requirement of its module: "+
 		"what needs another one goes into a nested module with its own go.mod")
 	assert.Empty(t, mod.Replace, "a replace does not reach those who import the module")
@@ -87,7 +86,7 @@ func TestNothingThatShipsLinksTestify(t *testing.T) {
 	}
 }
 
-func TestGuardImportsGoOpenAIAndSyncAlone(t *testing.T) {
+func TestGuardImportsGoOpenAIAlone(t *testing.T) {
 	all := packages(t)
 	modules := map[string]bool{}
 	for _, dep := range all[modulePath].Deps {
@@ -95,7 +94,7 @@ func TestGuardImportsGoOpenAIAndSyncAlone(t *testing.T) {
 			modules[m.Path] = true
 		}
 	}
-	assert.Equal(t, map[string]bool{modulePath: true, "github.com/sashabaranov/go-openai": true, "golang.org/x/sync": true}, modules)
+	assert.Equal(t, map[string]bool{modulePath: true, "github.com/sashabaranov/go-openai": true}, modules)
 }
 
 func TestPackagesBesideTheGuardNeedTheStandardLibraryAlone(t *testing.T) {

@@ -21,10 +21,12 @@ import (
 // for each character allowed are let through.
 func (g *Guard) CheckPrompt(model string, texts ...string) error {
 	g.must("CheckPrompt")
-	if model == "" {
-		model = g.call.Model
+	s := &g.call
+	if model != "" {
+		own := g.settle(g.own.over(Call{Model: model}))
+		s = &own
 	}
-	return g.checkPrompt(g.call.Op, model, &prompt{texts: texts})
+	return g.checkPrompt(s, &prompt{texts: texts})
 }
 
 // limits are what a request may have.
@@ -33,8 +35,8 @@ type limits struct {
 	output        int // tokens of an answer
 }
 
-func (g *Guard) limits(*settings) limits {
-	return limits{g.cfg.MaxPromptChars, g.cfg.MaxPromptTokens, g.cfg.MaxOutputTokens}
+func (g *Guard) limits(s *settings) limits {
+	return limits{g.promptLimit(s), g.cfg.MaxPromptTokens, g.outputLimit(s)}
 }
 
 // prompt gathers the texts of a request.
@@ -89,24 +91,24 @@ func (p *prompt) part(part dialect.Part) {
 // maxTextOverhead is what CountTokens may add to each text. A token is a byte at least, so that most prompts need no count.
 const maxTextOverhead = 8
 
-func (g *Guard) checkPrompt(op, model string, p *prompt) error {
-	limit := g.cfg.MaxPromptChars
+func (g *Guard) checkPrompt(s *settings, p *prompt) error {
+	limit := g.promptLimit(s)
 	if limit != Off && p.ids+sum(p.texts, length) > limit { // characters <= bytes: most prompts need no count
 		if chars := p.ids + sum(p.texts, runes.Count) - p.json; chars > limit {
-			return promptTooLarge(op, model, phasePrompt, int64(chars), int64(limit))
+			return promptTooLarge(s, phasePrompt, int64(chars), int64(limit))
 		}
 	}
-	return g.checkTokens(op, model, p)
+	return g.checkTokens(s, p)
 }
 
-func (g *Guard) checkTokens(op, model string, p *prompt) error {
+func (g *Guard) checkTokens(s *settings, p *prompt) error {
 	limit := g.cfg.MaxPromptTokens
 	if limit <= 0 || p.ids+sum(p.texts, length)+maxTextOverhead*len(p.texts) <= limit {
 		return nil
 	}
 	tokens := p.ids
 	for _, t := range p.texts {
-		n, err := g.cfg.CountTokens(model, t)
+		n, err := g.cfg.CountTokens(s.Model, t)
 		if err != nil {
 			return fmt.Errorf("aiguard: counting tokens of the prompt: %w", err)
 		}
@@ -115,7 +117,7 @@ func (g *Guard) checkTokens(op, model string, p *prompt) error {
 		}
 	}
 	if tokens > limit {
-		return promptTooLarge(op, model, phaseTokens, int64(tokens), int64(limit))
+		return promptTooLarge(s, phaseTokens, int64(tokens), int64(limit))
 	}
 	return nil
 }
@@ -129,8 +131,8 @@ func sum(texts []string, count func(string) int) (n int) {
 
 func length(s string) int { return len(s) }
 
-func promptTooLarge(op, model, phase string, size, limit int64) error {
-	return &Error{Kind: ErrPromptTooLarge, Op: op, Model: model, Phase: phase, Size: size, Max: limit}
+func promptTooLarge(s *settings, phase string, size, limit int64) error {
+	return &Error{Kind: ErrPromptTooLarge, Op: s.Op, Model: s.Model, Phase: phase, Size: size, Max: limit}
 }
 
 // tally counts the prompts of a request without a copy of them. It stops where one is over the limit of characters.
@@ -159,9 +161,9 @@ func (t *tally) part() func(dialect.Part) bool {
 }
 
 // over is the refusal of a prompt with too many characters, or nil.
-func (t *tally) over(op, model string) error {
+func (t *tally) over(s *settings) error {
 	if limit := t.limits.chars; limit > 0 && t.chars > limit {
-		return promptTooLarge(op, model, phasePrompt, int64(t.chars), int64(limit))
+		return promptTooLarge(s, phasePrompt, int64(t.chars), int64(limit))
 	}
 	return nil
 }
@@ -338,18 +340,17 @@ func embeddingPrompts(field string, v any) (prompts []prompt) {
 }
 
 // capChat sets or lowers the output limit of r, which is the client's own copy.
-func (g *Guard) capChat(r *openai.ChatCompletionRequest) {
-	limit := g.cfg.MaxOutputTokens
+func capChat(r *openai.ChatCompletionRequest, limit int) {
 	if limit <= 0 {
 		return
 	}
 	switch {
 	case r.MaxTokens != 0 || r.MaxCompletionTokens != 0:
 		if r.MaxTokens != 0 {
-			r.MaxTokens = g.capped(r.MaxTokens)
+			r.MaxTokens = capped(r.MaxTokens, limit)
 		}
 		if r.MaxCompletionTokens != 0 {
-			r.MaxCompletionTokens = g.capped(r.MaxCompletionTokens)
+			r.MaxCompletionTokens = capped(r.MaxCompletionTokens, limit)
 		}
 	case dialect.MaxTokensName(r.Model) == "max_completion_tokens":
 		r.MaxCompletionTokens = limit
@@ -358,24 +359,19 @@ func (g *Guard) capChat(r *openai.ChatCompletionRequest) {
 	}
 }
 
-func (g *Guard) capCompletion(r *openai.CompletionRequest) {
-	r.MaxTokens = g.capped(r.MaxTokens)
-}
-
-func (g *Guard) capResponse(r *openai.CreateResponseRequest) {
-	r.MaxOutputTokens = g.capped(r.MaxOutputTokens)
-	if n, ok := r.ExtraBody["max_output_tokens"]; ok && g.cfg.MaxOutputTokens > 0 { // it would win over the field
+func capResponse(r *openai.CreateResponseRequest, limit int) {
+	r.MaxOutputTokens = capped(r.MaxOutputTokens, limit)
+	if n, ok := r.ExtraBody["max_output_tokens"]; ok && limit > 0 { // it would win over the field
 		r.ExtraBody = maps.Clone(r.ExtraBody)
 		delete(r.ExtraBody, "max_output_tokens")
 		if n, err := strconv.Atoi(fmt.Sprint(n)); err == nil && n > 0 { // an int, a float64 or a json.Number
-			r.MaxOutputTokens = g.capped(n)
+			r.MaxOutputTokens = capped(n, limit)
 		}
 	}
 }
 
 // capped is n within the limit; absent, or negative, which some servers take for unlimited, becomes the limit.
-func (g *Guard) capped(n int) int {
-	limit := g.cfg.MaxOutputTokens
+func capped(n, limit int) int {
 	if limit > 0 && (n <= 0 || n > limit) {
 		return limit
 	}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/aiguard-go/aiguard/internal/dialect"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
@@ -19,7 +20,8 @@ const maxKept = 1 << 20
 type known struct {
 	op string
 	dialect.Request
-	answered bool // the transport's word: a good answer has come, whatever go-openai thinks of it
+	taken    atomic.Bool // by the request that it describes
+	answered bool        // the transport's word: a good answer has come, whatever go-openai thinks of it
 }
 
 type knownKey struct{}
@@ -28,14 +30,11 @@ func (t *transport) newExchange(req *http.Request) *exchange {
 	x := &exchange{transport: t, req: req}
 	x.replayable = req.Body == nil || req.Body == http.NoBody || req.GetBody != nil
 	x.endpoint = dialect.Of(req.Method, req.URL.Path, req.URL.RawQuery)
-	op := x.endpoint.Op()
-	if op == "" {
-		op = dialect.NameOf(req.URL.Path)
+	if !x.endpoint.Known() {
 		if !t.eventLines && req.Method != http.MethodDelete { // go-openai decodes what comes
 			x.endpoint = dialect.Object()
 		}
 	}
-	x.settings = t.guard.request(op, x.endpoint.Model(), req.URL.Host)
 	return x
 }
 
@@ -44,17 +43,18 @@ func (t *transport) newExchange(req *http.Request) *exchange {
 func (x *exchange) prepare(ctx context.Context) error {
 	req := x.req
 	k, ok := req.Context().Value(knownKey{}).(*known)
-	if ok {
+	if ok && k.taken.CompareAndSwap(false, true) { // a request made in a callback, with the context of another, is its own
 		x.known = k
-		x.settings = x.guard.request(k.op, k.Model, req.URL.Host)
+		x.settings = x.guard.request(req.Context(), k.op, k.Model, req.URL.Host, req.URL.Path)
 	} else {
+		x.settle(x.endpoint.Model())
 		if len(x.guard.cfg.Middleware) == 0 {
 			if err := x.guard.refuseIfCrowded(ctx, &x.settings); err != nil {
 				return err
 			}
 		}
 		k = &known{Request: x.readRequest()}
-		x.settings = x.guard.request(x.settings.Op, k.Model, req.URL.Host)
+		x.settle(k.Model)
 	}
 	x.judged = x.endpoint.Known() && !k.Later
 	x.stream = k.Stream || accepts(req.Header, "text/event-stream") && !accepts(req.Header, "application/json")
@@ -66,6 +66,15 @@ func (x *exchange) prepare(ctx context.Context) error {
 		x.safe = x.endpoint.Inference() && !k.Creates
 	}
 	return nil
+}
+
+// settle makes the settings those of a model.
+func (x *exchange) settle(model string) {
+	op := x.endpoint.Op()
+	if op == "" {
+		op = dialect.NameOf(x.req.URL.Path)
+	}
+	x.settings = x.guard.request(x.req.Context(), op, model, x.req.URL.Host, x.req.URL.Path)
 }
 
 // accepts reports whether a request takes answers of this media type.
@@ -180,14 +189,15 @@ func (x *exchange) setBody(data []byte) {
 
 // understand reads data, the body of the request.
 func (x *exchange) understand(data []byte) dialect.Request {
+	if x.guard.models.exact != nil { // limits may be the model's, which may be named at the end
+		x.settle(x.endpoint.Read(data, nil).Model)
+	}
 	limits := x.guard.limits(&x.settings)
 	t := tally{limits: limits}
 	r := x.endpoint.Read(data, t.part())
-	if r.Model == "" {
-		r.Model = x.settings.Model
-	}
-	if x.flaw = t.over(x.settings.Op, r.Model); x.flaw == nil && limits.tokens > 0 && t.longest(limits.tokens) {
-		x.flaw = x.countTokens(data, r.Model)
+	x.settle(r.Model)
+	if x.flaw = t.over(&x.settings); x.flaw == nil && limits.tokens > 0 && t.longest(limits.tokens) {
+		x.flaw = x.countTokens(data)
 	}
 	if limits.output > 0 && x.flaw == nil {
 		x.lower(data, &r, limits.output)
@@ -196,11 +206,11 @@ func (x *exchange) understand(data []byte) dialect.Request {
 }
 
 // countTokens counts the tokens of a request whose size does not tell.
-func (x *exchange) countTokens(data []byte, model string) (flaw error) {
+func (x *exchange) countTokens(data []byte) (flaw error) {
 	var p prompt
 	check := func() bool {
 		if flaw == nil {
-			flaw = x.guard.checkTokens(x.settings.Op, model, &p)
+			flaw = x.guard.checkTokens(&x.settings, &p)
 		}
 		p = prompt{}
 		return flaw == nil

@@ -202,8 +202,8 @@ func (s *stream) open() error {
 			return s.x.repeatable(e, true)
 		}
 	}
-	c.judge(s.w.caller, nil)
 	c.answered()
+	c.tellTurn(s.w.caller, nil)
 	c.emit(s.w.caller, EventFirstEvent, nil)
 	c.over = true // from here on the call is the stream's to end
 	s.resp.Body = s
@@ -548,6 +548,7 @@ func (s *stream) conclude(err error, abandoned bool) bool {
 	if p := s.usage.Load(); p != nil {
 		u = *p
 	}
+	c.used = u.Input + u.Output
 	c.settle(ctx, err)
 	close(s.ended) // before the callbacks, which may call Close
 	if abandoned {

@@ -18,7 +18,14 @@ type timeBound struct {
 
 // timeoutError is the failure of the call at b.
 func (c *call) timeoutError(b timeBound) *Error {
-	return &Error{Kind: ErrTimeout, Op: c.Op, Model: c.Model, Phase: b.phase, Limit: b.limit}
+	e := &Error{Kind: ErrTimeout, Op: c.Op, Model: c.Model, Phase: b.phase, Limit: b.limit}
+	switch b.phase {
+	case phaseCall, phaseFirstEvent:
+		e.setting = c.source
+	case phaseTotal:
+		e.setting = "TotalTimeout"
+	}
+	return e
 }
 
 // earlier is what ends first, b from now on or the total, and when; 0: neither.
@@ -26,7 +33,7 @@ func (c *call) earlier(now instant, b timeBound) (instant, timeBound) {
 	deadline := now.add(b.limit)
 	switch {
 	case c.deadline != 0 && (b.limit == Off || c.deadline < deadline):
-		return c.deadline, timeBound{phaseTotal, c.cfg.TotalTimeout}
+		return c.deadline, timeBound{phaseTotal, c.total(c.settings)}
 	case b.limit == Off:
 		return 0, b
 	}
@@ -75,14 +82,6 @@ func (c *call) sleep(ctx context.Context, d time.Duration) error {
 	return c.ended(ctx, sctx, nil)
 }
 
-// timeout is the bound of one attempt.
-func (c *call) timeout() time.Duration {
-	if c.Timeout != 0 {
-		return c.Timeout
-	}
-	return c.cfg.CallTimeout
-}
-
 // notEcho is err unless it only repeats that we cancelled, for the reason why: the caller has not.
 func notEcho(err error, why *Error) error {
 	if errors.Is(err, context.Canceled) || why != nil && errors.Is(err, why) {
@@ -107,12 +106,17 @@ type attemptContext struct {
 
 func (c *call) attemptContext(ctx context.Context) *attemptContext {
 	deadline, _ := c.attemptDeadline(phaseCall)
+	c.encloses.Store(int64(deadline))
 	return &attemptContext{Context: ctx, call: c, deadline: deadline}
 }
 
 // attemptDeadline is when the attempt that has just been admitted must be over, and by which bound; 0: never.
 func (c *call) attemptDeadline(phase string) (instant, timeBound) {
-	return c.earlier(c.admitted, timeBound{phase, c.timeout()})
+	limit := c.timeout()
+	if c.planB && c.permit.sending.Probe && c.cfg.Retry.Patience != Off && (limit == Off || limit > c.cfg.Retry.Patience) {
+		limit = c.cfg.Retry.Patience // another alternative is there: it does not wait for a provider that may be down
+	}
+	return c.earlier(c.admitted, timeBound{phase, limit})
 }
 
 // Deadline returns the attempt's deadline, or the caller's if that is earlier.
@@ -212,7 +216,7 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 		return &Error{Kind: ErrClosed, Op: c.Op, Model: c.Model, Phase: phaseTask}
 	}
 	defer c.unregister()
-	limit := c.Timeout
+	limit := g.own.Timeout
 	if limit == 0 {
 		limit = g.cfg.TaskTimeout
 	}
@@ -280,7 +284,7 @@ func (w *watch) limit(d time.Duration, b timeBound) (ranOut *Error) {
 
 // wait arms the idle bound while the caller waits for the next event, until arrived.
 func (w *watch) wait() {
-	d := w.call.cfg.StreamIdleTimeout
+	d := w.call.idleTimeout(w.call.settings)
 	if d == Off {
 		return
 	}

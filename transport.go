@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,6 +26,7 @@ import (
 	"github.com/aiguard-go/aiguard/internal/callctx"
 	"github.com/aiguard-go/aiguard/internal/dialect"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
+	"github.com/aiguard-go/aiguard/internal/provider"
 )
 
 // Caps that are the same for everybody.
@@ -34,6 +36,7 @@ const (
 
 	connectTimeout   = 10 * time.Second // dial and TLS handshake, if CallTimeout is not shorter
 	errorBodyTimeout = 5 * time.Second  // for the body of a failure: its status is known already
+	bytesPerToken    = 4                // of a request, before its usage is known
 	drainTimeout     = 50 * time.Millisecond
 	drainBytes       = 64 << 10
 
@@ -241,6 +244,7 @@ func (x *exchange) run(ctx context.Context) (*http.Response, error) {
 	}
 	c := x.guard.newCall(ctx, &x.settings)
 	x.call = c
+	c.tokens = max(float64(x.req.ContentLength), 0) / bytesPerToken
 	if err := c.begin(ctx); err != nil {
 		return nil, err
 	}
@@ -253,12 +257,11 @@ func (x *exchange) run(ctx context.Context) (*http.Response, error) {
 		if err == errQueue {
 			err = c.queue(ctx)
 		}
-		if err != nil {
-			return nil, err
-		}
-		resp, err := x.attempt(ctx)
 		if err == nil {
-			return resp, nil
+			var resp *http.Response
+			if resp, err = x.attempt(ctx); err == nil {
+				return resp, nil
+			}
 		}
 		if err := c.again(ctx, err); err != nil {
 			return nil, err
@@ -302,6 +305,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 			body.Close()
 		}
 	}()
+	x.call.limiter.tell(&x.call.permit, resp.Header)
 	switch {
 	case resp.StatusCode < 200, resp.StatusCode >= 400:
 		return nil, x.refusal(w, resp)
@@ -347,9 +351,12 @@ func (x *exchange) request(w *watch) (*http.Request, error) {
 	if limit := x.guard.cfg.MaxRequestBytes; unknown && limit != Off {
 		req.Body = &requestBody{ReadCloser: req.Body, limit: limit}
 	}
-	if req.Header.Get("Accept-Encoding") != "" {
+	if name := x.guard.cfg.DeadlineHeader; name != "" || req.Header.Get("Accept-Encoding") != "" {
 		req.Header = req.Header.Clone()
 		req.Header.Del("Accept-Encoding")
+		if left, ok := x.call.left(w.caller); ok && name != "" {
+			req.Header.Set(name, strconv.FormatFloat(max(left.Seconds(), 0), 'f', 3, 64))
+		}
 	}
 	return req, nil
 }
@@ -532,7 +539,7 @@ func (x *exchange) refusal(w *watch, resp *http.Response) error {
 	if resp.StatusCode == http.StatusNotFound && !x.endpoint.Known() && e.Kind == ErrMisconfigured && dialect.Classify(resp.StatusCode, f) == "" {
 		e.Kind = ErrRejected // what was asked for is not there
 	}
-	if e.RetryAfter = retryAfter(resp.Header, time.Now()); e.RetryAfter == 0 {
+	if e.RetryAfter = retryAfter(resp.Header, provider.Now(resp.Header)); e.RetryAfter == 0 {
 		e.RetryAfter = f.RetryAfter
 	}
 	e.Err = providerCause(resp.StatusCode, f, said, body)

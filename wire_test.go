@@ -513,7 +513,9 @@ func TestWaitInTheBodyIsHonoured(t *testing.T) {
 			_, err := chat(t.Context(), c)
 			require.Equal(t, want, facts(t, err, aiguard.ErrRateLimited).RetryAfter, body)
 			srv.SetDefault(aiguardtest.JSON(429, body, "Retry-After", "7"))
-			_, err = chat(t.Context(), c.With(aiguard.Call{Model: "another"}))
+			another := chatRequest
+			another.Model = "another"
+			_, err = c.CreateChatCompletion(t.Context(), another)
 			require.NotZero(t, facts(t, err, aiguard.ErrRateLimited).RetryAfter, "a header comes first")
 		})
 	}

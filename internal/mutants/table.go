@@ -152,7 +152,7 @@ var mutations = []mutation{
 	{name: "prompt one character too long", run: "^TestPromptLimitCountsCharactersInEveryScript$",
 		file: "prompt.go", old: "- p.json; chars > limit {", new: "- p.json; chars > limit+1 {"},
 	{name: "prompt unchecked in Transport", run: "^TestOverlongTextInAnyFieldOfAnyDialectIsRefusedBeforeItIsSent$",
-		file: "request.go", old: "x.flaw = t.over(x.settings.Op, r.Model); x.flaw == nil", new: "x.flaw == nil"},
+		file: "request.go", old: "x.flaw = t.over(&x.settings); x.flaw == nil", new: "x.flaw == nil"},
 	{name: "output limit not lowered in Transport", run: "^TestOutputLimitIsLoweredInTheBodyOfEveryDialect$",
 		file: "request.go", old: "if limits.output > 0 && x.flaw == nil {", new: "if false {"},
 	{name: "body lowered though it is signed", run: "^TestOutputLimitOfASignedRequestIsNotTouched$",

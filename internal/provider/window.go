@@ -1,0 +1,111 @@
+package provider
+
+import (
+	"math"
+	"time"
+)
+
+// window is a limit that follows the provider's capacity, between Config.Least and Most, as TCP's congestion window does
+// (RFC 5681): it begins at the most. Answers raise it by one for each full round of them, but only while it is in use. A
+// drop lowers it by a fraction, once for all requests that were sent before. After a pause or an outage it begins at half
+// and grows by one for each answer until it is back at the threshold. How long answers take is no sign: long answers are
+// not congestion.
+type window struct {
+	limit     float64
+	threshold float64 // below it each answer adds a whole unit
+	lowered   Instant // when the limit was
+	before    float64 // the limit at the first drop since the last answer; 0: there was none
+	inFlight  int64   // weight
+	answers   int     // since the limit was lowered
+	knee      knee
+}
+
+const (
+	decrease = 0.7 // as CUBIC (RFC 9438): halving leaves more of the provider idle
+
+	// reopenAlone is the threshold of a route without a limit: so many answers are proof enough.
+	reopenAlone = 16
+)
+
+// room is the weight for which there is room. A weight above the limit is admitted alone.
+func (w *window) room() int64 {
+	switch {
+	case w.inFlight == 0, math.IsInf(w.limit, 1):
+		return math.MaxInt64
+	case float64(w.inFlight) >= w.limit:
+		return 0
+	}
+	return int64(w.limit) - w.inFlight
+}
+
+func (w *window) answered(now Instant, weight int64, busy bool, cfg *Config) {
+	w.before = 0
+	w.answers++
+	inUse := busy && float64(w.inFlight) > w.limit-1
+	switch {
+	case w.limit < w.threshold:
+		w.limit = min(w.limit+float64(weight), w.threshold)
+		if w.limit >= reopenAlone && math.IsInf(cfg.Most, 1) {
+			w.limit, w.threshold = cfg.Most, cfg.Most
+		}
+	case w.knee.base != 0 && inUse:
+		w.set(w.knee.answered(now, float64(weight)), cfg)
+	case w.knee.base != 0:
+		w.knee.unused()
+	case busy || float64(2*w.inFlight) >= w.limit:
+		w.limit = min(w.limit+min(float64(weight)/w.limit, 1), cfg.Most)
+	}
+}
+
+// set sets the limit, within its bounds; a knee beyond them is none.
+func (w *window) set(limit float64, cfg *Config) {
+	if limit >= cfg.Most {
+		w.knee = knee{}
+	}
+	w.limit = min(max(limit, cfg.Least), cfg.Most)
+	w.threshold = w.limit
+}
+
+// drop lowers the limit after the failure of a request that was sent at the time given. limited says that it was a 429,
+// which is no sign of how many requests at once the provider can work on.
+func (w *window) drop(now, sent Instant, limited bool, cfg *Config) {
+	if sent < w.lowered || cfg.Least >= cfg.Most {
+		return
+	}
+	again := time.Duration(now-w.lowered) < againWithin && w.answers >= againAnswers
+	w.lowered, w.answers = now, 0
+	if w.before == 0 {
+		w.before = w.limit
+	}
+	switch {
+	case limited:
+		w.knee = knee{}
+		w.set(w.limit*decrease, cfg)
+	case w.knee.base != 0:
+		w.set(w.knee.dropped(now), cfg)
+	case again:
+		w.set(w.knee.look(w.limit), cfg)
+	default:
+		w.set(w.limit*decrease, cfg)
+	}
+}
+
+// reopen begins again, on the way to a limit that was in force before.
+func (w *window) reopen(before float64, cfg *Config) {
+	if before == 0 {
+		before = cfg.Most
+	}
+	w.threshold = before
+	w.limit = max(before/2, min(cfg.Least, before), 1)
+	if math.IsInf(before, 1) {
+		w.limit = 1
+	}
+	w.before = 0
+}
+
+// restore brings back the limit from before an outage, which says nothing about the provider's capacity.
+func (w *window) restore() {
+	w.limit = max(w.limit, w.before)
+	w.threshold, w.before = w.limit, 0
+	w.knee = knee{}
+}

@@ -1,0 +1,169 @@
+package aiguard
+
+import (
+	"context"
+	"log/slog"
+	"time"
+)
+
+// Event is one moment in a call's life. Durations that don't apply are zero.
+type Event struct {
+	Type    EventType
+	Call    Call
+	Attempt int // the attempt it belongs to, from 1
+
+	Queued, Backoff, InFlight, Elapsed time.Duration // so far; for EventRetry and EventPaused, Backoff is the wait to come
+
+	Usage Usage // EventDone
+	Err   error // why: an *Error, or the caller's own
+
+	// Of the call that EventMemorySpike names: the bodies of the last request, if its length was known, and of its answer,
+	// and how much the heap has grown since the call was admitted.
+	PromptBytes, AnswerBytes, HeapGrowth int64
+}
+
+// EventType names an Event. More may come: ignore those you don't know.
+//
+// EventMemorySpike has two forms. With Err, the heap is over MemoryLimit: calls are refused from now on. Without, the heap
+// has grown across this call by a tenth of MemoryLimit (64 MiB if there is none). That is a hint where to look, given once a
+// second at most: what other goroutines did meanwhile and what is garbage are in the growth. A call over HTTP is measured
+// when its answer has been decoded, after EventDone, and only if prompt and answer have 1/64 of that many bytes; a Do only
+// if it took 100 ms.
+type EventType string
+
+// The moments of a call.
+const (
+	EventQueued      EventType = "queued"       // no slot is free: waiting
+	EventAdmitted    EventType = "admitted"     // has a slot; the attempt begins
+	EventFirstEvent  EventType = "first_event"  // a stream is handed to its caller
+	EventRetry       EventType = "retry"        // the attempt failed with Err; another follows after Backoff
+	EventPaused      EventType = "paused"       // a 429 pauses the route for Backoff
+	EventDown        EventType = "down"         // the route is down with Err: until it answers, the guard does in its stead
+	EventUp          EventType = "up"           // the route answers again
+	EventRefused     EventType = "refused"      // not admitted
+	EventDone        EventType = "done"         // over; Err nil: answered
+	EventAbandoned   EventType = "abandoned"    // a stream that nobody read or closed ended by StreamTimeout; EventDone follows
+	EventTask        EventType = "task"         // RunTask is over
+	EventMemorySpike EventType = "memory_spike" // the heap has grown over MemoryLimit, or much across a call
+)
+
+// Usage is the tokens a call took, where the answer said so. Input includes cached input, Output includes reasoning.
+type Usage struct {
+	Input, Output         int64
+	CacheRead, CacheWrite int64 // of the input: read from the provider's cache, and written to it
+	Reasoning             int64 // of the output
+	Estimated             bool  // not what the answer said, but a guess
+}
+
+// tell counts the call's end, and tells OnEvent and the log.
+func (c *call) tell(ctx context.Context, err error, u Usage) {
+	e := c.own(ctx, err)
+	t := EventDone
+	if e != nil && c.attempts == 0 {
+		t = EventRefused
+	}
+	if !c.nested {
+		switch {
+		case err == nil:
+			c.succeeded.Add(1)
+		case e == nil && (ctx.Err() != nil || err == errLeft): // the caller left
+		case t == EventRefused:
+			c.refused.Add(1)
+		default:
+			c.failed.Add(1)
+			if e != nil && e.Kind == ErrTimeout {
+				c.timeouts.Add(1)
+			}
+		}
+	}
+	if c.cfg.OnEvent != nil {
+		c.emitWith(ctx, t, err, u)
+	}
+	if e != nil && !c.nested { // the Do around it has the last word
+		c.log(ctx, t, e)
+	}
+}
+
+// fill gives e the facts of the call. It must be this call's own: ended and explain copy what others may hold.
+func (c *call) fill(e *Error) {
+	if e.Op == "" {
+		e.Op = c.Op
+	}
+	if e.Model == "" {
+		e.Model = c.Model
+	}
+	e.Attempts, e.Queued, e.Backoff, e.InFlight = int(c.attempts), c.queued, c.backoff, c.inFlight
+}
+
+// event is this moment of the call.
+func (c *call) event(t EventType, err error) Event {
+	return Event{Type: t, Call: c.Call, Attempt: int(c.attempts), Queued: c.queued, Backoff: c.backoff,
+		InFlight: c.inFlight, Elapsed: c.since(c.start), Err: err}
+}
+
+// emit tells OnEvent alone. Where there is none it costs no stack, of which an Event takes much.
+func (c *call) emit(ctx context.Context, t EventType, err error) {
+	if c.cfg.OnEvent != nil {
+		c.emitWith(ctx, t, err, Usage{})
+	}
+}
+
+func (c *call) emitWith(ctx context.Context, t EventType, err error, u Usage) {
+	ev := c.event(t, err)
+	ev.Usage = u
+	c.cfg.OnEvent(ctx, ev)
+}
+
+// tellTurn tells, once, that the call's route has gone down with err, or has come back.
+func (c *call) tellTurn(ctx context.Context, err error) {
+	t := c.turned
+	c.turned = noTurn
+	switch e := c.own(ctx, err); {
+	case t == wentDown && e != nil:
+		c.report(ctx, EventDown, e, 0)
+	case t == cameBack:
+		c.emit(ctx, EventUp, nil)
+		if c.cfg.Logger != nil {
+			c.cfg.Logger.LogAttrs(ctx, slog.LevelInfo, "aiguard: route up", slog.String("op", short(c.Op)), slog.String("model", short(c.Model)))
+		}
+	}
+}
+
+// report logs and emits what happens before the call is over: wait is the time until it goes on.
+func (c *call) report(ctx context.Context, t EventType, e *Error, wait time.Duration) {
+	if c.silent() {
+		return
+	}
+	copied := *e
+	e = &copied
+	c.fill(e)
+	if c.cfg.OnEvent != nil {
+		ev := c.event(t, e)
+		ev.Backoff = wait
+		c.cfg.OnEvent(ctx, ev)
+	}
+	c.log(ctx, t, e, slog.Duration("wait", wait))
+}
+
+// silent reports whether nobody would hear what there is to tell.
+func (c *core) silent() bool { return c.cfg.OnEvent == nil && c.cfg.Logger == nil }
+
+// log writes one line about e. Failures that somebody must act on are errors, a retry is news, the rest warnings.
+func (c *core) log(ctx context.Context, t EventType, e *Error, more ...slog.Attr) {
+	if c.cfg.Logger == nil {
+		return
+	}
+	level := slog.LevelWarn
+	switch {
+	case t == EventRetry:
+		level = slog.LevelInfo
+	case t == EventDone && (e.Kind == ErrUnauthorized || e.Kind == ErrMisconfigured || e.Kind == ErrQuota), t == EventTask, t == EventDown:
+		level = slog.LevelError
+	}
+	msg := map[EventType]string{
+		EventRetry: "aiguard: retrying", EventPaused: "aiguard: route paused", EventDown: "aiguard: route down", EventRefused: "aiguard: call refused",
+		EventDone: "aiguard: call failed", EventAbandoned: "aiguard: stream abandoned", EventTask: "aiguard: task stopped",
+		EventMemorySpike: "aiguard: memory limit reached",
+	}[t]
+	c.cfg.Logger.LogAttrs(ctx, level, msg, append(e.attrs(), more...)...)
+}

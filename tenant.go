@@ -1,0 +1,109 @@
+package aiguard
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/aiguard-go/aiguard/internal/line"
+)
+
+// TenantStats is what one tenant has of the guard: gauges now, then counters.
+type TenantStats struct {
+	Tenant            string
+	InFlight, Waiting int64 // weight in flight, calls waiting
+	Calls, Refused    int64 // admitted; refused by the line
+}
+
+// PriorityStats is the same of one priority.
+type PriorityStats struct {
+	InFlight, Waiting int64
+	Refused           int64
+}
+
+// tenants are the tenants that are known. Who has nothing in flight and nothing waiting may be forgotten: the busiest
+// maxTenants are kept, so that what users put into tenants' names does not grow memory.
+type tenants struct {
+	m    map[string]*tenant
+	none tenant // Tenant ""
+	rest tenant // stands for all who are refused unknown
+}
+
+const (
+	maxTenants    = 1000
+	maxTenantName = 256 // bytes
+)
+
+// tenant is one. The mutex of the limiter guards it.
+type tenant struct {
+	name     string
+	line     line.Tenant[*inLine]
+	inFlight int64
+	calls    int64
+	refused  int64
+}
+
+func (ts *tenants) init() { ts.m = make(map[string]*tenant) }
+
+// get returns the tenant of that name, which is made if it is not known.
+func (ts *tenants) get(name string) *tenant {
+	if name == "" {
+		return &ts.none
+	}
+	t := ts.m[name]
+	if t == nil {
+		if len(ts.m) >= 2*maxTenants {
+			ts.prune()
+		}
+		t = &tenant{name: name}
+		ts.m[name] = t
+	}
+	return t
+}
+
+// peek is get for a call that may be refused.
+func (ts *tenants) peek(name string) *tenant {
+	if name == "" {
+		return &ts.none
+	}
+	if t := ts.m[name]; t != nil {
+		return t
+	}
+	return &ts.rest
+}
+
+// prune forgets tenants that are not in use until maxTenants are left, the least busy first. It is called once for as many
+// new ones.
+func (ts *tenants) prune() {
+	var idle []*tenant
+	for _, t := range ts.m {
+		if t.inFlight == 0 && t.line.Waiting() == 0 {
+			idle = append(idle, t)
+		}
+	}
+	slices.SortFunc(idle, func(a, b *tenant) int { return cmp.Compare(a.calls+a.refused, b.calls+b.refused) })
+	for _, t := range idle[:min(len(idle), len(ts.m)-maxTenants)] {
+		delete(ts.m, t.name)
+	}
+}
+
+// stats are those of the busiest maxTenants, the busiest first.
+func (ts *tenants) stats() []TenantStats {
+	if len(ts.m) == 0 {
+		return nil
+	}
+	all := make([]TenantStats, 0, len(ts.m)+1)
+	for _, t := range ts.m {
+		all = append(all, t.stats())
+	}
+	if ts.none.calls > 0 {
+		all = append(all, ts.none.stats())
+	}
+	slices.SortFunc(all, func(a, b TenantStats) int {
+		return cmp.Or(cmp.Compare(b.Calls+b.Refused, a.Calls+a.Refused), cmp.Compare(a.Tenant, b.Tenant))
+	})
+	return all[:min(len(all), maxTenants)]
+}
+
+func (t *tenant) stats() TenantStats {
+	return TenantStats{Tenant: t.name, InFlight: t.inFlight, Waiting: int64(t.line.Waiting()), Calls: t.calls, Refused: t.refused}
+}

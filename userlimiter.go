@@ -1,0 +1,107 @@
+package aiguard
+
+import (
+	"context"
+	"time"
+
+	"github.com/aiguard-go/aiguard/internal/provider"
+)
+
+// askLimiter has the user's Limiter admit a call: its route opens first, and must still be open when the Limiter has let
+// the call in.
+func (c *call) askLimiter(ctx context.Context, joined instant) error {
+	c.emit(ctx, EventQueued, nil)
+	defer func() { c.waited(c.since(joined)) }()
+	for {
+		if err := c.passRoute(ctx); err != nil {
+			return err
+		}
+		if err := c.acquire(ctx); err != nil {
+			c.free()
+			return err
+		}
+		if c.limiter.stillOpen(c) {
+			return nil
+		}
+		c.free()
+	}
+}
+
+// passRoute waits until the call's route has room for it.
+func (c *call) passRoute(ctx context.Context) (err error) {
+	joined := c.now()
+	if c.waiter, err = c.limiter.join(ctx, c, joined); c.waiter == nil {
+		return err
+	}
+	if c.boundByTotal(joined) {
+		err = c.waitWithinTotal(ctx)
+	} else {
+		err = c.limiter.wait(ctx, c)
+	}
+	c.waiter = nil
+	return err
+}
+
+// acquire waits in the user's Limiter.
+func (c *call) acquire(ctx context.Context) error {
+	wctx, cancel, why := c.bound(ctx, ErrOverloaded, timeBound{phaseQueue, c.cfg.QueueTimeout})
+	defer cancel()
+	release, err := c.limiter.ask(wctx, c)
+	switch {
+	case err == nil:
+		c.permit.release = release
+		return nil
+	case wctx.Err() != nil:
+		err = c.ended(ctx, wctx, why)
+		if e, ok := err.(*Error); ok && e.Kind == ErrOverloaded {
+			e.RetryAfter = c.limiter.retryAfterOf(c)
+		}
+		return err
+	case KindOf(err) != "":
+		return c.explain(err)
+	}
+	return &Error{Kind: ErrOverloaded, Phase: phaseQueue, Err: err}
+}
+
+// ask calls the user's Limiter, if not too many calls wait in it.
+func (l *limiter) ask(ctx context.Context, c *call) (release func(), err error) {
+	if e := l.beginAsking(c); e != nil {
+		return nil, e
+	}
+	defer l.endAsking(c)
+	return l.custom.Acquire(ctx, c.Call)
+}
+
+func (l *limiter) beginAsking(c *call) *Error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.maxQueue != Off && l.asking >= l.maxQueue {
+		return l.queueFull(c.permit.route, c.Weight, l.now(), c.permit.tenant, c.Priority)
+	}
+	l.asking++
+	l.waiting.Add(1)
+	return nil
+}
+
+// endAsking begins the time that a slot is held.
+func (l *limiter) endAsking(c *call) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.asking--
+	l.waiting.Add(-1)
+	c.permit.sending.At = provider.Instant(l.now())
+}
+
+// stillOpen reports whether nothing has closed the call's route since it was passed.
+func (l *limiter) stillOpen(c *call) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := &c.permit.route.state
+	return s.PausedUntil(provider.Instant(l.now())) == 0 && s.DownSince() == 0 || c.permit.sending.Probe
+}
+
+func (l *limiter) retryAfterOf(c *call) (d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.retryAfter(c.permit.route, c.Weight, l.now(), c.permit.tenant, c.Priority)
+}
