@@ -30,10 +30,18 @@ func (c *call) plan(ctx context.Context, e *Error) (delay time.Duration, ok bool
 		delay = r.delay(tries, e.RetryAfter)
 	}
 	c.stale = c.stale || e.retry == retryAtOnce
-	if !c.fits(ctx, delay) {
+	if !c.fits(ctx, delay) || e.RetryAfter > c.longestPause() {
 		return 0, false
 	}
 	return delay, c.limiter.retry(c.permit.route)
+}
+
+// longestPause is how long a provider may make a call wait: as long as any other wait to be sent, and never for ever.
+func (c *call) longestPause() time.Duration {
+	if c.cfg.QueueTimeout == Off {
+		return time.Hour
+	}
+	return c.cfg.QueueTimeout
 }
 
 // allows reports whether a failure like e may pass when the call is repeated.

@@ -174,9 +174,9 @@ func (r *Route) Settle(now Instant, more float64) {
 	r.pace.tokens.take(now, more)
 }
 
-// RequestsPerMinute is the pace that is known, the slowest if several are; 0: none.
+// RequestsPace is the requests a minute to which the route is kept, the least of those that are known; 0: none is.
 func (r *Route) RequestsPace() float64 {
-	return slowest(r.pace.requests.rate, r.pace.toldRequests.rate)
+	return perMinute(slowest(slowest(r.pace.requests.rate, r.pace.toldRequests.rate), r.pace.learned.rate))
 }
 
 // TokensPace is the same of tokens.
