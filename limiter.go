@@ -100,7 +100,6 @@ func newLimiter(cfg *Config, c clock) *limiter {
 		l.line.Overload = int64(l.patience / 3)
 	}
 	l.routes.init(cfg, l)
-	l.line.SetRoom(&l.routes.unknown.line, math.MaxInt64) // nothing of it is in flight
 	l.tenants.init()
 	l.budget.Init(cfg.Retry.Budget, provider.GuardFloor)
 	return l

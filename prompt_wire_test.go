@@ -393,6 +393,27 @@ func TestOutputLimitIsLoweredInTheBodyOfEveryDialect(t *testing.T) {
 	}
 }
 
+func TestLimitsOfAModelHoldInTransport(t *testing.T) {
+	srv := aiguardtest.NewServer(t)
+	g := newGuard(t, aiguard.Config{MaxPromptChars: 10, MaxOutputTokens: 100, Models: map[string]aiguard.Call{"big": {MaxPromptChars: 1000, MaxOutputTokens: 500}}})
+	base := srv.Transport()
+	t.Cleanup(base.CloseIdleConnections)
+	hc := &http.Client{Transport: g.Transport(base)}
+	text := strings.Repeat("x", 500)
+	resp, err := hc.Post(srv.URL+"/chat/completions", "application/json", strings.NewReader(`{"messages":[{"role":"user","content":"`+text+`"}],"max_tokens":9999,"model":"big"}`))
+	require.NoError(t, err, "named at the end")
+	require.NoError(t, resp.Body.Close())
+	require.Contains(t, string(srv.Requests()[0].Body), `"max_tokens":500`)
+	_, err = hc.Post(srv.URL+"/chat/completions", "application/json", strings.NewReader(`{"messages":[{"role":"user","content":"`+text+`"}],"model":"small"}`)) //nolint:bodyclose // fails
+	require.EqualValues(t, 10, facts(t, err, aiguard.ErrPromptTooLarge).Max)
+	ctx := aiguard.WithCall(t.Context(), aiguard.Call{MaxPromptChars: 600})
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, srv.URL+"/chat/completions", strings.NewReader(`{"messages":[{"role":"user","content":"`+text+`"}],"model":"small"}`))
+	require.NoError(t, err)
+	resp, err = hc.Do(req)
+	require.NoError(t, err, "the context's")
+	require.NoError(t, resp.Body.Close())
+}
+
 // A signature covers the body: a limit that would have to be lowered is a mistake that only the caller can mend.
 func TestOutputLimitOfASignedRequestIsNotTouched(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{MaxOutputTokens: 100}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
@@ -417,7 +438,7 @@ func TestOutputLimitOfASignedRequestIsNotTouched(t *testing.T) {
 	})
 }
 
-// A full queue does not look at bodies.
+// A full queue looks at the beginning of a body alone, where the model is.
 func TestCallsThatFindTheQueueFullAreRefusedUnread(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{MaxConcurrent: 1, MaxQueue: 1}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
 		srv.SetDefault(aiguardtest.Hang())
@@ -427,14 +448,15 @@ func TestCallsThatFindTheQueueFullAreRefusedUnread(t *testing.T) {
 			go func() { _, _ = chat(t.Context(), c) }()
 		}
 		time.Sleep(time.Second)
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, srv.URL+"/chat/completions", strings.NewReader(askChat))
+		require.EqualValues(t, 1, c.Guard().Stats().Waiting)
+		long := `{"model":"` + chatRequest.Model + `","messages":[{"role":"user","content":"` + strings.Repeat("x", 1<<20) + `"}]}`
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, srv.URL+"/chat/completions", strings.NewReader(long))
 		require.NoError(t, err)
-		req.GetBody = func() (io.ReadCloser, error) {
-			t.Error("the body is read")
-			return http.NoBody, nil
-		}
+		rest := strings.NewReader(long)
+		req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(io.MultiReader(rest)), nil }
 		_, err = c.Guard().Transport(base).RoundTrip(req) //nolint:bodyclose // fails
 		facts(t, err, aiguard.ErrOverloaded)
+		require.GreaterOrEqual(t, rest.Len(), len(long)-4<<10)
 		time.Sleep(5 * time.Minute)
 	})
 }

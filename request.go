@@ -48,7 +48,8 @@ func (x *exchange) prepare(ctx context.Context) error {
 		x.settings = x.guard.request(req.Context(), k.op, k.Model, req.URL.Host, req.URL.Path)
 	} else {
 		x.settle(x.endpoint.Model())
-		if len(x.guard.cfg.Middleware) == 0 {
+		if l := x.guard.limiter; len(x.guard.cfg.Middleware) == 0 && l.maxQueue != Off && l.waiting.Load() >= int64(l.maxQueue) {
+			x.settle(x.glance())
 			if err := x.guard.refuseIfCrowded(ctx, &x.settings); err != nil {
 				return err
 			}
@@ -66,6 +67,24 @@ func (x *exchange) prepare(ctx context.Context) error {
 		x.safe = x.endpoint.Inference() && !k.Creates
 	}
 	return nil
+}
+
+// glanceBytes is how much of a body is looked at for its model before a full queue refuses the call.
+const glanceBytes = 4 << 10
+
+// glance returns the model that the path or the beginning of the body names, or "".
+func (x *exchange) glance() string {
+	if x.endpoint.Model() != "" || x.req.GetBody == nil {
+		return x.endpoint.Model()
+	}
+	body, err := x.req.GetBody()
+	if err != nil {
+		return ""
+	}
+	x.seen = true
+	defer body.Close()
+	start, _ := io.ReadAll(io.LimitReader(body, glanceBytes)) // what is wrong with it will be seen again
+	return x.endpoint.Read(start, nil).Model
 }
 
 // settle makes the settings those of a model.

@@ -385,6 +385,23 @@ func TestEndsOfKnownStreams(t *testing.T) {
 	}
 }
 
+func TestModelMayBeExcusedFromTheFinishReason(t *testing.T) {
+	excused := aiguard.Config{Models: map[string]aiguard.Call{"m*": {EndsWithoutFinish: true}}}
+	cut := aiguardtest.Cut(len(lines(hello)), aiguardtest.Bytes(lines(hello), lines(finished)))
+	for name, x := range map[string]wire{
+		"not excused":         {body: askStream, reply: aiguardtest.Raw(200, sseType, lines(hello)), kind: aiguard.ErrTruncated, want: lines(hello), handed: true},
+		"excused":             {body: askStream, config: excused, reply: aiguardtest.Raw(200, sseType, lines(hello)), want: lines(hello)},
+		"excused, cut":        {body: askStream, config: excused, reply: cut, kind: aiguard.ErrTruncated, want: lines(hello), handed: true},
+		"excused, no text":    {body: askStream, config: excused, reply: aiguardtest.Raw(200, sseType, ": ping\n\n"), kind: aiguard.ErrTruncated, sent: 3},
+		"another one excused": {body: strings.Replace(askStream, `"m"`, `"x"`, 1), config: excused, reply: aiguardtest.Raw(200, sseType, lines(hello)), kind: aiguard.ErrTruncated, want: lines(hello), handed: true},
+		"excused, no stream asked for": {body: askChat, config: excused, reply: aiguardtest.Raw(200, "application/json", lines(hello)),
+			want: lines(hello)},
+	} {
+		x.path = "/v1/chat/completions"
+		t.Run(name, x.run)
+	}
+}
+
 // frame is a message of application/vnd.amazon.eventstream.
 func frame(kind, name, payload string) string {
 	var h []byte

@@ -158,7 +158,7 @@ var mutations = []mutation{
 	{name: "body lowered though it is signed", run: "^TestOutputLimitOfASignedRequestIsNotTouched$",
 		file: "request.go", old: "if signed(x.req.Header) {", new: "if false {"},
 	{name: "body read though the queue is full", run: "^TestCallsThatFindTheQueueFullAreRefusedUnread$",
-		file: "request.go", old: "if len(x.guard.cfg.Middleware) == 0 {", new: "if false {"},
+		file: "request.go", old: "len(x.guard.cfg.Middleware) == 0 &&", new: "false &&"},
 	{name: "tokens not counted", run: "^TestTokensAreCountedForTheModelAndSummed$",
 		file: "prompt.go", old: "if tokens > limit {", new: "if false {"},
 	{name: "MaxOutputTokens lowers nothing", run: "^TestOutputTokensAreLoweredAndSmallerOnesKept$",
