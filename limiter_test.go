@@ -82,7 +82,9 @@ func TestNewcomerOfALighterTenantTakesAPlaceInAFullQueue(t *testing.T) {
 func TestPriorityGoesFirstAndBackgroundLeavesASlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(t, aiguard.Config{MaxConcurrent: 3})
-		with := func(p aiguard.Priority) context.Context { return aiguard.WithCall(t.Context(), aiguard.Call{Priority: p}) }
+		with := func(p aiguard.Priority) context.Context {
+			return aiguard.WithCall(t.Context(), aiguard.Call{Priority: p})
+		}
 		var calls sync.WaitGroup
 		for range 6 {
 			calls.Go(func() { assert.NoError(t, do(with(aiguard.Background), g, work)) })
@@ -96,7 +98,9 @@ func TestPriorityGoesFirstAndBackgroundLeavesASlot(t *testing.T) {
 		var mu sync.Mutex
 		var order []aiguard.Priority
 		for range 3 {
-			calls.Go(func() { _ = do(with(aiguard.Normal), g, func(ctx context.Context) error { return sleep(ctx, 5*time.Second) }) })
+			calls.Go(func() {
+				_ = do(with(aiguard.Normal), g, func(ctx context.Context) error { return sleep(ctx, 5*time.Second) })
+			})
 		}
 		synctest.Wait()
 		for _, p := range []aiguard.Priority{aiguard.Background, aiguard.Normal, aiguard.Critical} {

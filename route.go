@@ -191,7 +191,8 @@ func (c *call) hopelessNow(e *Error) bool {
 	l := c.limiter
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return e.Phase == phaseOutage || e.Kind == ErrRateLimited && c.permit.route.state.Refusals() > 1
+	s := &c.permit.route.state
+	return s.DownSince() != 0 || e.Kind == ErrRateLimited && s.Refusals() > 1
 }
 
 // pauseAfter is how long a 429 keeps everybody off its route: as long as the provider asks, or else as the call itself
