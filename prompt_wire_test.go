@@ -111,9 +111,7 @@ func (g generator) completion() any {
 
 func (g generator) response() any {
 	r := openai.CreateResponseRequest{Model: g.text(), Instructions: g.text(), Input: []any{g.text(), g.value(0), []string{g.text()}, []int{4, 5}}[g.IntN(4)], User: g.text()}
-	for _, tool := range g.tools() {
-		r.Tools = append(r.Tools, tool)
-	}
+	r.Tools = append(r.Tools, g.tools()...)
 	if g.maybe() {
 		r.ExtraBody = map[string]any{"x": g.value(0), "y": g.text(), "include": []string{g.text()}}
 	}

@@ -175,6 +175,7 @@ func (x *exchange) keep() {
 		return
 	}
 	once := x.req.Body
+	defer context.AfterFunc(x.req.Context(), func() { once.Close() })() // whoever writes it may never go on
 	data, err := io.ReadAll(io.LimitReader(once, maxKept+1))
 	req := x.req.WithContext(x.req.Context())
 	x.req = req

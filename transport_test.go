@@ -511,6 +511,25 @@ func TestSmallBodyWithoutGetBodyIsSentAgain(t *testing.T) {
 	})
 }
 
+// A body that never comes holds nobody beyond the context.
+func TestBodyThatNeverComesIsNotWaitedForWithoutEnd(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		base := srv.Transport()
+		defer base.CloseIdleConnections()
+		body, w := io.Pipe()
+		defer w.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, srv.URL+"/chat/completions", body)
+		require.NoError(t, err)
+		start := time.Now()
+		_, err = c.Guard().Transport(base).RoundTrip(req) //nolint:bodyclose // fails
+		require.Equal(t, context.DeadlineExceeded, err)
+		took(t, start, 3*time.Second)
+		require.Zero(t, srv.Count())
+	})
+}
+
 type closing struct {
 	io.Reader
 	closed bool

@@ -308,6 +308,26 @@ func TestLongEventsAndManyNumbersPass(t *testing.T) {
 	wire{path: "/v1/chat/completions", body: askChat, reply: aiguardtest.JSON(200, answer), want: answer}.run(t)
 }
 
+func TestSuccessWithoutAnAnswerIsAFailure(t *testing.T) {
+	for name, x := range map[string]wire{
+		"images":               {path: "/v1/images/generations", body: `{"prompt":"x"}`, reply: aiguardtest.JSON(200, "{}"), kind: aiguard.ErrInvalidResponse, sent: 3},
+		"speech with an error": {path: "/v1/audio/speech", body: `{"input":"x"}`, reply: aiguardtest.JSON(200, `{"error":{"message":"x","code":"insufficient_quota"}}`), kind: aiguard.ErrQuota},
+		"speech of JSON":       {path: "/v1/audio/speech", body: `{"input":"x"}`, reply: aiguardtest.JSON(200, `{}`), kind: aiguard.ErrInvalidResponse, sent: 3},
+		"speech":               {path: "/v1/audio/speech", body: `{"input":"x"}`, reply: aiguardtest.Raw(200, "audio/mpeg", "sound"), want: "sound"},
+		"MiniMax without money": {path: "/v1/chat/completions", body: askChat,
+			reply: aiguardtest.JSON(200, `{"choices":null,"base_resp":{"status_code":1008,"status_msg":"insufficient balance"}}`), kind: aiguard.ErrQuota},
+		"402 by code":              {path: "/v1/chat/completions", body: askChat, reply: aiguardtest.JSON(200, `{"error":{"code":402,"message":"x"}}`), kind: aiguard.ErrQuota},
+		"402 by code, in a stream": {path: "/v1/chat/completions", body: askStream, reply: aiguardtest.Raw(200, sseType, lines(hello, `{"error":{"code":402,"message":"x"}}`)), kind: aiguard.ErrQuota, want: lines(hello), handed: true},
+		"Gemini":                   {path: "/v1beta/models/g:generateContent", body: `{}`, reply: aiguardtest.JSON(200, `{}`), kind: aiguard.ErrInvalidResponse, sent: 3},
+		"Gemini, declined": {path: "/v1beta/models/g:generateContent", body: `{}`, reply: aiguardtest.JSON(200, `{"promptFeedback":{"blockReason":"SAFETY"}}`),
+			want: `{"promptFeedback":{"blockReason":"SAFETY"}}`},
+		"Ollama": {path: "/api/generate", body: `{"stream":false}`, reply: aiguardtest.JSON(200, `{}`), kind: aiguard.ErrInvalidResponse, sent: 3},
+		"Cohere": {path: "/v2/chat", body: `{}`, reply: aiguardtest.JSON(200, `{}`), kind: aiguard.ErrInvalidResponse, sent: 3},
+	} {
+		t.Run(name, x.run)
+	}
+}
+
 func TestErrorThatSaysNothingIsNone(t *testing.T) {
 	for _, nothing := range []string{`{"message":"","type":"","code":null}`, `{}`, `""`, `false`, `null`} {
 		answer := strings.Replace(goodAnswer, `{"id"`, `{"error":`+nothing+`,"id"`, 1)
