@@ -94,10 +94,11 @@ type learned struct {
 
 const (
 	learnAnswers = 10 // fewer say nothing
-	learnTries   = 5
+	learnTries   = 8
 	learnWithin  = 20 * time.Second // a longer span may tell how much was asked for, and not how much was allowed
-	learnedRaise = 0.01             // a second
-	learnedFor   = 5 * time.Minute  // without another 429 the rate is forgotten
+	learnedRaise = 0.005
+	learnedBurst = time.Second
+	learnedFor   = 5 * time.Minute // without another 429 the rate is forgotten
 )
 
 func (l *learned) refused(now Instant) {
@@ -116,7 +117,7 @@ func (l *learned) refused(now Instant) {
 		*l = learned{mute: now + Instant(learnedFor)}
 		return
 	}
-	l.bucket = bucket{rate: rate, size: max(rate*float64(time.Second), 1), at: now}
+	l.bucket = bucket{rate: rate, size: max(rate*float64(learnedBurst), 1), at: now}
 	l.count(now)
 }
 

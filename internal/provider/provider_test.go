@@ -1,0 +1,437 @@
+package provider
+
+import (
+	"math"
+	"math/rand/v2"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func config(most float64) *Config {
+	return &Config{Least: 1, Most: most, Retries: 0.1, Jitter: func(time.Duration) time.Duration { return 0 }}
+}
+
+const start = Instant(time.Hour)
+
+// after is a moment since the start.
+func after(d time.Duration) Instant { return start + Instant(d) }
+
+// send sends a request of weight 1 and judges it.
+func (r *Route) send1(now Instant, o Outcome) {
+	s := r.Send(now, 1, 0, true)
+	r.Judge(now, &s, o, true)
+	r.Done(now, &s)
+}
+
+var (
+	lost     = Outcome{Lost: true, Dropped: true}
+	found    = Outcome{Found: true}
+	answered = Outcome{Answered: true, Found: true}
+)
+
+func limited(d time.Duration) Outcome { return Outcome{Limited: true, Dropped: true, Pause: d} }
+
+func TestOutageBeginsWithTheFifthLossInARow(t *testing.T) {
+	r := New(config(10))
+	for range 4 {
+		r.send1(start, lost)
+	}
+	r.send1(start, found)
+	for range 4 {
+		r.send1(start, lost)
+	}
+	require.Zero(t, r.DownSince())
+	r.send1(after(time.Second), lost)
+	require.Equal(t, after(time.Second), r.DownSince())
+}
+
+func TestProbesComeEveryHalfSecondAndLessOftenInALongOutage(t *testing.T) {
+	r := New(config(10))
+	for range 5 {
+		r.send1(start, lost)
+	}
+	var at []time.Duration
+	for now := start; now < after(10*time.Minute); now += Instant(100 * time.Millisecond) {
+		if room, _ := r.Room(now, 0); room > 0 {
+			at = append(at, time.Duration(now-start))
+			r.send1(now, lost)
+		}
+	}
+	gap := func(minute int) time.Duration {
+		for i := 1; i < len(at); i++ {
+			if at[i-1] >= time.Duration(minute)*time.Minute {
+				return at[i] - at[i-1]
+			}
+		}
+		return 0
+	}
+	require.Equal(t, []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 5 * time.Second, 5 * time.Second},
+		[]time.Duration{gap(0), gap(1), gap(2), gap(3), gap(4), gap(8)})
+}
+
+func TestOneProbeAtATimeUnlessItIsOutForLongerThanFailuresTake(t *testing.T) {
+	r := New(config(10))
+	for range 5 {
+		s := r.Send(start, 1, 0, true)
+		r.Judge(after(20*time.Millisecond), &s, lost, true) // a loss takes 20 ms
+		r.Done(after(20*time.Millisecond), &s)
+	}
+	due := r.outage.probeAt
+	probe := r.Send(due, 1, 0, true)
+	require.True(t, probe.Probe)
+	state, until := r.State(due+1, 0)
+	require.Equal(t, Down, state)
+	require.Equal(t, due+Instant(80*time.Millisecond), until)
+	second := r.Send(until, 1, 0, true)
+	require.True(t, second.Probe, "the first has probably found the provider at work")
+	r.Judge(until+1, &second, lost, true)
+	r.Done(until+1, &second)
+	require.NotZero(t, r.DownSince())
+	r.Judge(until+2, &probe, found, true)
+	require.Zero(t, r.DownSince())
+}
+
+func TestProbeThatLearnsNothingLeavesItsTurnToTheNext(t *testing.T) {
+	r := New(config(10))
+	for range 5 {
+		r.send1(start, lost)
+	}
+	now := r.outage.probeAt
+	s := r.Send(now, 1, 0, true)
+	r.Done(now+5, &s) // its caller has left
+	state, _ := r.State(now+5, 0)
+	require.Equal(t, Open, state)
+}
+
+// Answers to what was sent before an "outage" show that it was none.
+func TestOutageThatWasNoneDoesNotBringTheLimitBack(t *testing.T) {
+	r := New(config(50))
+	early := r.Send(start, 1, 0, true)
+	for i := range 20 {
+		r.send1(after(time.Duration(i)*time.Millisecond), lost)
+	}
+	require.NotZero(t, r.DownSince())
+	low := r.Limit()
+	require.Less(t, low, 50.)
+	r.Judge(after(time.Second), &early, answered, true)
+	require.Zero(t, r.DownSince())
+	require.Less(t, r.Limit(), low+2)
+
+	r = New(config(50))
+	for i := range 20 {
+		r.send1(after(time.Duration(i)*time.Millisecond), lost)
+	}
+	now := r.outage.probeAt
+	r.send1(now, answered)
+	require.Equal(t, 50., r.Limit(), "an outage says nothing of the capacity")
+}
+
+func TestPauseIsKeptAsAskedAndProbedOnceAMinute(t *testing.T) {
+	r := New(config(10))
+	r.send1(start, limited(5*time.Minute))
+	require.Equal(t, after(5*time.Minute), r.PausedUntil(after(time.Second)))
+	var at []time.Duration
+	for now := start; now < after(5*time.Minute); now += Instant(time.Second) {
+		if room, _ := r.Room(now, 0); room > 0 {
+			at = append(at, time.Duration(now-start))
+			r.send1(now, Outcome{})
+		}
+	}
+	require.Equal(t, time.Minute, at[0])
+	state, _ := r.State(after(5*time.Minute), 0)
+	require.Equal(t, Open, state)
+
+	r = New(config(10))
+	r.send1(start, limited(time.Hour))
+	r.send1(after(time.Minute), answered)
+	require.Zero(t, r.PausedUntil(after(time.Minute)), "an answer ends it")
+	r.send1(start, limited(time.Duration(math.MaxInt64)))
+	require.Equal(t, Instant(math.MaxInt64), r.PausedUntil(after(time.Hour)), "no overflow")
+}
+
+func TestLongerPauseWinsAndWhatWasSentBeforeDoesNotEndIt(t *testing.T) {
+	r := New(config(10))
+	early := r.Send(start, 1, 0, true)
+	r.send1(after(time.Second), limited(time.Minute))
+	r.send1(after(2*time.Second), limited(time.Second))
+	require.Equal(t, after(61*time.Second), r.PausedUntil(after(3*time.Second)))
+	r.Judge(after(3*time.Second), &early, answered, true)
+	require.Equal(t, after(61*time.Second), r.PausedUntil(after(3*time.Second)))
+}
+
+func TestRouteReopensWithHalfAndGrowsByOneForEachAnswer(t *testing.T) {
+	r := New(config(64))
+	r.send1(start, limited(time.Second))
+	now := after(time.Second)
+	require.InDelta(t, 22.4, r.Limit(), 0.01)
+	for range 10 {
+		r.send1(now, answered)
+	}
+	require.InDelta(t, 32.4, r.Limit(), 0.01)
+	for range 50 {
+		r.send1(now, answered)
+	}
+	require.Less(t, r.Limit(), 46., "slowly from where it was lowered to")
+
+	fixed := New(&Config{Least: math.Inf(1), Most: math.Inf(1)})
+	fixed.send1(start, limited(time.Second))
+	require.Equal(t, 1., fixed.Limit())
+	for range 20 {
+		fixed.send1(now, answered)
+	}
+	require.True(t, math.IsInf(fixed.Limit(), 1))
+}
+
+// A simulated provider that answers no faster beyond its knee, and drops beyond twice that.
+func TestKneeIsFoundWhereDropsComeAgainAndAgain(t *testing.T) {
+	for _, tc := range []struct{ knee, drops, least, most float64 }{{8, 16, 5, 12}, {8, 60, 5, 60}, {20, 40, 14, 30}, {40, 41, 28, 41}} {
+		cfg := config(50)
+		r := New(cfg)
+		rng := rand.New(rand.NewPCG(1, 2))
+		var limits []float64
+		type job struct {
+			Sending
+			left float64
+		}
+		var jobs []*job
+		for step := range 60_000 { // 10 ms each
+			now := after(time.Duration(step) * 10 * time.Millisecond)
+			for float64(r.InFlight()) < math.Floor(r.Limit()) {
+				s := r.Send(now, 1, 0, true)
+				if float64(len(jobs)) >= tc.drops {
+					r.Judge(now, &s, Outcome{Found: true, Dropped: true}, true)
+					r.Done(now, &s)
+					break
+				}
+				jobs = append(jobs, &job{s, math.Exp(rng.NormFloat64()/2 - 0.125)})
+			}
+			speed := min(1, tc.knee/float64(len(jobs)))
+			kept := jobs[:0]
+			for _, j := range jobs {
+				if j.left -= 0.01 * speed; j.left > 0 {
+					kept = append(kept, j)
+					continue
+				}
+				r.Judge(now, &j.Sending, answered, true)
+				r.Done(now, &j.Sending)
+			}
+			jobs = kept
+			if step > 20_000 {
+				limits = append(limits, r.Limit())
+			}
+		}
+		var sum float64
+		for _, l := range limits {
+			sum += l
+		}
+		mean := sum / float64(len(limits))
+		require.GreaterOrEqual(t, mean, tc.least, "%+v", tc)
+		require.LessOrEqual(t, mean, tc.most, "%+v", tc)
+	}
+}
+
+func TestPaceOfTheConfiguration(t *testing.T) {
+	cfg := config(100)
+	cfg.RequestsPerMinute, cfg.TokensPerMinute = 600, 6000
+	r := New(cfg)
+	sent, now := 0, start
+	for ; now < after(time.Minute); now += Instant(10 * time.Millisecond) {
+		if room, _ := r.Room(now, 1); room > 0 {
+			s := r.Send(now, 1, 1, true)
+			r.Done(now, &s)
+			sent++
+		}
+	}
+	require.InDelta(t, 660, sent, 2, "a tenth at once")
+	require.Equal(t, 600., r.RequestsPace())
+	require.Equal(t, 6000., r.TokensPace())
+	s := r.Send(now, 1, 10_000, true) // more than a minute has
+	r.Done(now, &s)
+	state, until := r.State(now, 100)
+	require.Equal(t, Paced, state)
+	require.InDelta(t, 95, time.Duration(until-now).Seconds(), 7)
+	r.Settle(now, -9_900) // it took 100
+	_, until = r.State(now, 100)
+	require.Less(t, time.Duration(until-now), 3*time.Second)
+}
+
+func TestHeadersAreReadAsProvidersSendThem(t *testing.T) {
+	for name, tc := range map[string]struct {
+		headers          map[string]string
+		requests, tokens Told
+		ok               bool
+	}{
+		"OpenAI": {map[string]string{
+			"x-ratelimit-limit-requests": "5000", "x-ratelimit-remaining-requests": "4999", "x-ratelimit-reset-requests": "12ms",
+			"x-ratelimit-limit-tokens": "160000", "x-ratelimit-remaining-tokens": "159976", "x-ratelimit-reset-tokens": "6m0s",
+		}, Told{5000, 4999, 12 * time.Millisecond}, Told{160000, 159976, 6 * time.Minute}, true},
+		"Anthropic": {map[string]string{
+			"Date":                               "Sun, 29 Nov 2026 10:00:00 GMT",
+			"anthropic-ratelimit-requests-limit": "50", "anthropic-ratelimit-requests-remaining": "49", "anthropic-ratelimit-requests-reset": "2026-11-29T10:00:30Z",
+		}, Told{50, 49, 30 * time.Second}, Unknown, true},
+		"seconds":           {map[string]string{"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "59.70"}, Told{60, 0, 59700 * time.Millisecond}, Unknown, true},
+		"limit alone":       {map[string]string{"x-ratelimit-limit-requests": "60"}, Told{60, -1, -1}, Unknown, true},
+		"unknown remaining": {map[string]string{"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "-1"}, Told{60, -1, -1}, Unknown, true},
+		"absent":            {nil, Unknown, Unknown, false},
+		"absent is not 0":   {map[string]string{"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1h"}, Unknown, Unknown, false},
+		"garbage":           {map[string]string{"x-ratelimit-limit-requests": "many", "x-ratelimit-remaining-requests": "NaN"}, Unknown, Unknown, false},
+		"endless":           {map[string]string{"x-ratelimit-limit-requests": "1e300"}, Unknown, Unknown, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := http.Header{}
+			for k, v := range tc.headers {
+				h.Set(k, v)
+			}
+			requests, tokens, ok := Limits(h)
+			require.Equal(t, tc.ok, ok)
+			require.Equal(t, tc.requests, requests)
+			require.Equal(t, tc.tokens, tokens)
+		})
+	}
+}
+
+// The bucket of the provider and ours, which knows it by headers alone: nothing is sent that the provider refuses, and
+// nothing is left unused.
+func TestToldPaceFollowsTheProvidersBucket(t *testing.T) {
+	r := New(config(1000))
+	level, rate, size := 10., 1., 10.
+	type answer struct {
+		Sending
+		at   Instant
+		told Told
+	}
+	var answers []answer
+	sent := 0
+	for step := range 12_000 { // two minutes
+		now := after(time.Duration(step) * 10 * time.Millisecond)
+		level = min(level+rate*0.01, size)
+		for len(answers) > 0 && answers[0].at <= now {
+			r.Tell(now, &answers[0].Sending, answers[0].told, Unknown)
+			r.Done(now, &answers[0].Sending)
+			answers = answers[1:]
+		}
+		if step > 0 && sent == 1 && len(answers) == 1 && step < 100 {
+			continue // the first answer tells
+		}
+		for room, _ := r.Room(now, 0); room > 0 && sent < 2000; room, _ = r.Room(now, 0) {
+			require.GreaterOrEqual(t, level, 1-1e-6, "step %d", step)
+			level--
+			sent++
+			s := r.Send(now, 1, 0, true)
+			answers = append(answers, answer{s, now + Instant(time.Second), Told{60, math.Floor(level), time.Duration((size - level) / rate * float64(time.Second))}})
+			if sent == 1 {
+				break
+			}
+		}
+	}
+	require.InDelta(t, 129, sent, 3)
+}
+
+func TestLearnedPaceKeepsToWhatIsLetIn(t *testing.T) {
+	r := New(config(1000))
+	level, refused, sent := 30., 0, 0
+	for step := range 12_000 { // two minutes of 5 requests a second
+		now := after(time.Duration(step) * 10 * time.Millisecond)
+		level = min(level+0.05, 30)
+		for i := 0; i < 3; i++ {
+			if room, _ := r.Room(now, 0); room == 0 {
+				break
+			}
+			sent++
+			if level < 1 {
+				refused++
+				r.send1(now, limited(time.Second))
+				continue
+			}
+			level--
+			r.send1(now, answered)
+		}
+	}
+	require.Greater(t, sent-refused, 590)
+	require.Less(t, float64(refused), 0.05*float64(sent))
+	require.InDelta(t, 300, r.RequestsPace(), 60)
+}
+
+// Whoever refuses at random is not asked less and less.
+func TestRandomRefusalsDoNotStarveARoute(t *testing.T) {
+	r := New(config(1000))
+	rng := rand.New(rand.NewPCG(3, 4))
+	now, sent := start, 0
+	for now < after(5*time.Minute) {
+		now += Instant(20 * time.Millisecond)
+		if room, _ := r.Room(now, 0); room == 0 {
+			continue
+		}
+		sent++
+		if rng.IntN(7) == 0 {
+			r.send1(now, limited(2*time.Millisecond))
+		} else {
+			r.send1(now, answered)
+		}
+	}
+	require.Greater(t, sent, 10_000, "of 15,000")
+}
+
+func TestBudgetIsPaidByCallsAndByTime(t *testing.T) {
+	var b Budget
+	b.Init(0.1, RouteFloor)
+	for range 10 {
+		require.True(t, b.Has(start))
+		b.Take()
+	}
+	require.False(t, b.Has(start))
+	for range 10 {
+		b.Pay()
+	}
+	require.InDelta(t, 1, b.Tokens(start), 1e-9)
+	require.InDelta(t, 3, b.Tokens(after(20*time.Second)), 1e-9)
+	require.EqualValues(t, RouteFloor, b.Tokens(after(time.Hour)), "no more is saved up")
+	b.Init(-1, RouteFloor)
+	for range 1000 {
+		require.True(t, b.Has(start))
+		b.Take()
+	}
+}
+
+// Two routes of one configuration, driven at random: neither knows what becomes of the other, in flight never falls below
+// zero, and a route that is left alone opens again.
+func TestRoutesAreIndependent(t *testing.T) {
+	for seed := range uint64(200) {
+		rng := rand.New(rand.NewPCG(seed, 5))
+		cfg := config(8)
+		driven, alone := New(cfg), New(cfg)
+		fresh := *alone
+		var flying []*Sending
+		now := start
+		outcomes := []Outcome{answered, found, lost, limited(time.Second), limited(0), limited(time.Hour), {}, {Found: true, Dropped: true}}
+		for range 500 {
+			now += Instant(rng.Int64N(int64(2 * time.Second)))
+			if room, at := driven.Room(now, 0); room > 0 {
+				s := driven.Send(now, 1+rng.Int64N(min(room, 3)), 0, rng.IntN(2) == 0)
+				flying = append(flying, &s)
+			} else if at != 0 {
+				require.Greater(t, at, now)
+			}
+			if len(flying) > 0 && rng.IntN(2) == 0 {
+				i := rng.IntN(len(flying))
+				driven.Judge(now, flying[i], outcomes[rng.IntN(len(outcomes))], rng.IntN(2) == 0)
+				driven.Done(now, flying[i])
+				driven.Done(now, flying[i])
+				flying = append(flying[:i], flying[i+1:]...)
+			}
+			require.GreaterOrEqual(t, driven.InFlight(), int64(0))
+			require.GreaterOrEqual(t, driven.Limit(), 1.)
+			require.LessOrEqual(t, driven.Limit(), 8.)
+		}
+		require.Equal(t, fresh, *alone)
+		for _, s := range flying {
+			driven.Done(now, s)
+		}
+		require.Zero(t, driven.InFlight())
+		room, _ := driven.Room(now+Instant(2*time.Hour), 0)
+		require.Positive(t, room)
+	}
+}
