@@ -32,6 +32,7 @@ const (
 	DefaultMaxPromptChars   = 20_000
 	DefaultMaxRequestBytes  = 32 << 20
 	DefaultMaxResponseBytes = 32 << 20
+	DefaultMaxEventBytes    = 16 << 20
 
 	DefaultMaxAttempts = 3
 	DefaultBaseDelay   = 500 * time.Millisecond
@@ -76,6 +77,7 @@ type Config struct {
 	MaxOutputTokens  int                                   // a larger or absent limit in the request is set to it. None
 	MaxRequestBytes  int64                                 // of a request's body. 32 MiB
 	MaxResponseBytes int64                                 // of an answer, after decompression. 32 MiB
+	MaxEventBytes    int64                                 // of one event of a stream. 16 MiB
 	MemoryLimit      int64                                 // live heap in bytes above which new calls are refused; answers held for their callers may take a quarter of it. 90% of GOMEMLIMIT if that is set, else none
 
 	Retry Retry // when a failed attempt is repeated
@@ -241,6 +243,7 @@ func (c *Config) validate() error {
 	m.number("MaxOutputTokens", int64(c.MaxOutputTokens))
 	m.number("MaxRequestBytes", c.MaxRequestBytes)
 	m.number("MaxResponseBytes", c.MaxResponseBytes)
+	m.number("MaxEventBytes", c.MaxEventBytes)
 	m.number("MemoryLimit", c.MemoryLimit)
 	m.number("Retry.MaxAttempts", int64(c.Retry.MaxAttempts))
 	m.duration("Retry.BaseDelay", c.Retry.BaseDelay)
@@ -320,6 +323,7 @@ func (c *Config) setDefaults() {
 	orDefault(&c.MaxPromptChars, DefaultMaxPromptChars)
 	orDefault(&c.MaxRequestBytes, DefaultMaxRequestBytes)
 	orDefault(&c.MaxResponseBytes, DefaultMaxResponseBytes)
+	orDefault(&c.MaxEventBytes, DefaultMaxEventBytes)
 	orDefault(&c.Retry.MaxAttempts, DefaultMaxAttempts)
 	if c.Retry.BaseDelay == 0 && c.Retry.MaxDelay > 0 {
 		c.Retry.BaseDelay = min(DefaultBaseDelay, c.Retry.MaxDelay)

@@ -34,7 +34,7 @@ func testEnv(name string) bool {
 //	AIGUARD_MAX_CONCURRENT, AIGUARD_MIN_CONCURRENT, AIGUARD_MAX_BACKGROUND, AIGUARD_MAX_QUEUE,
 //	AIGUARD_REQUESTS_PER_MINUTE, AIGUARD_TOKENS_PER_MINUTE, AIGUARD_MAX_PROMPT_CHARS,
 //	AIGUARD_MAX_PROMPT_TOKENS, AIGUARD_MAX_OUTPUT_TOKENS               a number, or off
-//	AIGUARD_MAX_REQUEST_BYTES, AIGUARD_MAX_RESPONSE_BYTES,
+//	AIGUARD_MAX_REQUEST_BYTES, AIGUARD_MAX_RESPONSE_BYTES, AIGUARD_MAX_EVENT_BYTES,
 //	AIGUARD_MEMORY_LIMIT                                               a size such as 32MiB (KiB, MiB, GiB or bytes), or off
 //	AIGUARD_RETRY_MAX_ATTEMPTS                                         a number, or off
 //	AIGUARD_RETRY_BASE_DELAY, AIGUARD_RETRY_MAX_DELAY,
@@ -171,6 +171,7 @@ func (c *Config) settings() []setting {
 			alias: "AI_MODEL_MAX_TOKENS", setAlias: numberSetting(&c.MaxOutputTokens)},
 		{field: "MaxRequestBytes", name: "MAX_REQUEST_BYTES", set: sizeSetting(&c.MaxRequestBytes)},
 		{field: "MaxResponseBytes", name: "MAX_RESPONSE_BYTES", set: sizeSetting(&c.MaxResponseBytes)},
+		{field: "MaxEventBytes", name: "MAX_EVENT_BYTES", set: sizeSetting(&c.MaxEventBytes)},
 		{field: "MemoryLimit", name: "MEMORY_LIMIT", set: sizeSetting(&c.MemoryLimit),
 			alias: "WORKER_MEMORY_LIMIT_MB", setAlias: megabytesSetting(&c.MemoryLimit)},
 		{field: "Retry.MaxAttempts", name: "RETRY_MAX_ATTEMPTS", set: numberSetting(&c.Retry.MaxAttempts)},

@@ -189,9 +189,11 @@ var promises = map[aiguardtest.Fault]promise{
 		cfg:  aiguard.Config{CallTimeout: 2 * shortCall, StreamIdleTimeout: 4 * shortCall}, each: 1800 * time.Millisecond,
 		control: isCutByARequestTimeout},
 	aiguardtest.FaultStreamHugeLine: {
-		kind: aiguard.ErrResponseTooLarge, phase: "event", status: 200, max: 1 << 20, leaves: true},
+		kind: aiguard.ErrResponseTooLarge, phase: "event", status: 200, max: 1 << 20, leaves: true,
+		cfg: aiguard.Config{MaxEventBytes: 1 << 20}},
 	aiguardtest.FaultStreamEndlessLine: {
-		kind: aiguard.ErrResponseTooLarge, phase: "event", status: 200, max: 1 << 20, leaves: true},
+		kind: aiguard.ErrResponseTooLarge, phase: "event", status: 200, max: 1 << 20, leaves: true,
+		cfg: aiguard.Config{MaxEventBytes: 1 << 20}},
 	aiguardtest.FaultStreamHugeComments: {text: strings.Repeat("Hi ", 200)},
 	aiguardtest.FaultStreamNoFinish:     {kind: aiguard.ErrTruncated, status: 200, text: "Hello!", control: succeedsInPart},
 	aiguardtest.FaultStreamNoFinishNoLF: {kind: aiguard.ErrTruncated, status: 200, text: "Hello!", control: succeedsInPart},

@@ -36,7 +36,6 @@ type limiter struct {
 	patience time.Duration // QueueTimeout
 	planB    time.Duration // Retry.Patience; Off: no bound
 
-	shared              atomic.Bool  // between tenants
 	waiting             atomic.Int64 // calls in line or waiting for a route
 	waitCount, waitTime atomic.Int64
 
@@ -193,9 +192,6 @@ func (l *limiter) find(c *call, now instant) (*route, *tenant) {
 	p := &c.permit
 	if p.tenant == nil {
 		p.tenant = l.tenants.get(c.Tenant)
-		if c.Tenant != "" {
-			l.shared.Store(true)
-		}
 	}
 	p.route = r
 	l.refresh(r, now)

@@ -237,11 +237,6 @@ func (l *limiter) tell(p *permit, h http.Header) {
 	l.next(now)
 }
 
-// wantsUsage reports whether somebody asks for the tokens that calls take.
-func (c *core) wantsUsage() bool {
-	return c.cfg.OnEvent != nil || c.cfg.TokensPerMinute > 0 || c.limiter.shared.Load()
-}
-
 // linger counts a Do that waits, without a slot, for the pause of a route that a call inside it has met. It reports false
 // if as many wait there as may.
 func (l *limiter) linger(r *route) bool {

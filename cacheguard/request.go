@@ -14,7 +14,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/aiguard-go/aiguard/internal/answer"
+	"github.com/aiguard-go/aiguard/internal/dialect"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
@@ -36,8 +36,8 @@ type request struct {
 	send     *http.Request // to next: the caller's, with its body if that was read
 	mode     mode
 	key      key
-	endpoint answer.Endpoint
-	stream   bool
+	endpoint dialect.Endpoint
+	stream   bool // is asked for
 	ttl      time.Duration
 }
 
@@ -80,10 +80,10 @@ func (t *Transport) read(req *http.Request, call Call) (*request, error) {
 	if !ok {
 		return q, nil
 	}
-	q.endpoint = answer.EndpointOf(req.URL.Path)
-	facts := answer.ReadRequest(plain) // of the plain form: "st\u006fre" is a name too
-	q.stream = facts.Stream || strings.Contains(req.Header.Get("Accept"), "text/event-stream")
-	if facts.Creates || q.endpoint == answer.Responses && !facts.Transient {
+	q.endpoint = dialect.Of(req.Method, req.URL.Path, req.URL.RawQuery)
+	facts := q.endpoint.Read(plain, nil) // of the plain form: "st\u006fre" is a name too
+	q.stream = facts.Stream
+	if facts.Creates || q.endpoint.Op() == "responses" && !facts.Forgets {
 		return q, nil
 	}
 	q.send.ContentLength = int64(len(body))
@@ -112,8 +112,8 @@ func (t *Transport) concerns(req *http.Request) bool {
 		req.ContentLength > t.cfg.MaxRequestBytes || req.Header.Get("Content-Encoding") != "" {
 		return false
 	}
-	switch answer.EndpointOf(req.URL.Path) {
-	case answer.Chat, answer.Completions, answer.Responses, answer.Messages, answer.Embeddings, answer.Moderations:
+	switch dialect.Of(req.Method, req.URL.Path, req.URL.RawQuery).Op() {
+	case "chat.completions", "completions", "responses", "messages", "embeddings", "moderations":
 	default: // images and audio: never the same twice, or no JSON
 		return false
 	}
@@ -140,8 +140,8 @@ func (t *Transport) scope(req *http.Request) (scope string, ok bool) {
 }
 
 // samples reports whether the same request may well get another answer.
-func samples(e answer.Endpoint, plain []byte) bool {
-	if e == answer.Embeddings || e == answer.Moderations {
+func samples(e dialect.Endpoint, plain []byte) bool {
+	if op := e.Op(); op == "embeddings" || op == "moderations" {
 		return false
 	}
 	for name, value := range jsonscan.Members(plain) {
