@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	openai "github.com/sashabaranov/go-openai"
+
+	"github.com/aiguard-go/aiguard/internal/dialect"
 )
 
 // KindOf classifies any error: an *Error or Kind, an error type of go-openai, openai-go, anthropic-sdk-go, genai or Ollama's
@@ -275,10 +277,9 @@ func providerStatus(err error) int {
 func isContentPolicy(err error) bool {
 	return search(err, func(err error) bool {
 		if ae, ok := err.(*openai.APIError); ok {
-			f := apiFailure(ae)
-			return contentPolicy(f.Code) || contentPolicy(f.Type) || contentPolicy(f.InnerCode)
+			return dialect.Classify(ae.HTTPStatusCode, apiFailure(ae)) == dialect.ContentPolicy
 		}
-		f, _ := readForeign(err)
-		return contentPolicy(f.said.Code) || contentPolicy(f.said.Type) || contentPolicy(f.said.InnerCode)
+		f, ok := readForeign(err)
+		return ok && dialect.Classify(f.status, f.said) == dialect.ContentPolicy
 	})
 }

@@ -2,7 +2,6 @@ package aiguard
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -10,7 +9,7 @@ import (
 
 	openai "github.com/sashabaranov/go-openai"
 
-	"github.com/aiguard-go/aiguard/internal/answer"
+	"github.com/aiguard-go/aiguard/internal/dialect"
 )
 
 // Client is go-openai's client with every method bounded: it embeds *openai.Client, built over Guard.Transport. The methods
@@ -94,12 +93,12 @@ func (c *Client) CreateChatCompletionStream(ctx context.Context, request openai.
 }
 
 func (c *Client) chat(ctx context.Context, r *openai.ChatCompletionRequest, stream bool) (context.Context, error) {
-	k := known{op: "chat.completions", Request: answer.Request{Model: r.Model, Stream: stream, Creates: r.Store}}
+	k := known{op: "chat.completions", Request: dialect.Request{Model: r.Model, Stream: stream, Creates: r.Store}}
 	s := c.settings(ctx, &k)
 	capChat(r, c.guard.outputLimit(&s))
 	p := newPrompt()
 	p.chat(r)
-	return c.prepare(ctx, &k, &s, &p)
+	return c.prepare(ctx, &k, &s, p)
 }
 
 // CreateCompletion is go-openai's, bounded.
@@ -126,12 +125,12 @@ func (c *Client) CreateCompletionStream(ctx context.Context, request openai.Comp
 }
 
 func (c *Client) completion(ctx context.Context, r *openai.CompletionRequest, stream bool) (context.Context, error) {
-	k := known{op: "completions", Request: answer.Request{Model: r.Model, Stream: stream, Creates: r.Store}}
+	k := known{op: "completions", Request: dialect.Request{Model: r.Model, Stream: stream, Creates: r.Store}}
 	s := c.settings(ctx, &k)
 	r.MaxTokens = capped(r.MaxTokens, c.guard.outputLimit(&s))
 	p := newPrompt()
 	p.completion(r)
-	return c.prepare(ctx, &k, &s, &p)
+	return c.prepare(ctx, &k, &s, p)
 }
 
 // CreateResponse is go-openai's, bounded.
@@ -158,14 +157,15 @@ func (c *Client) CreateResponseStream(ctx context.Context, request openai.Create
 }
 
 func (c *Client) response(ctx context.Context, r *openai.CreateResponseRequest, stream bool) (context.Context, error) {
-	k := known{op: "responses", Request: answer.Request{Model: r.Model, Stream: stream,
+	k := known{op: "responses", Request: dialect.Request{Model: r.Model, Stream: stream,
+		Forgets: r.Store != nil && !*r.Store || r.ExtraBody["store"] == false,
 		Creates: r.Background || r.Conversation != nil || r.Store != nil && *r.Store ||
 			r.ExtraBody["background"] == true || r.ExtraBody["conversation"] != nil || r.ExtraBody["store"] == true}}
 	s := c.settings(ctx, &k)
 	capResponse(r, c.guard.outputLimit(&s))
 	p := newPrompt()
 	p.response(r)
-	return c.prepare(ctx, &k, &s, &p)
+	return c.prepare(ctx, &k, &s, p)
 }
 
 // CreateEmbeddings is go-openai's, bounded.
@@ -174,12 +174,9 @@ func (c *Client) CreateEmbeddings(ctx context.Context, conv openai.EmbeddingRequ
 		panic("aiguard: CreateEmbeddings: nil request")
 	}
 	r := conv.Convert()
-	k := known{op: "embeddings", Request: answer.Request{Model: string(r.Model)}}
-	p := newPrompt()
-	p.input(r.Input)
-	p.input(r.ExtraBody)
+	k := known{op: "embeddings", Request: dialect.Request{Model: string(r.Model)}}
 	s := c.settings(ctx, &k)
-	ctx, err := c.prepare(ctx, &k, &s, &p)
+	ctx, err := c.prepare(ctx, &k, &s, embeddings(&r)...)
 	if err != nil {
 		return openai.EmbeddingResponse{}, err
 	}
@@ -193,11 +190,13 @@ func (c *Client) settings(ctx context.Context, k *known) settings {
 	return c.guard.request(ctx, k.op, k.Model, "", "")
 }
 
-// prepare checks the prompt of a request and tells the transport about it.
-func (c *Client) prepare(ctx context.Context, k *known, s *settings, p *prompt) (context.Context, error) {
-	if err := c.guard.checkTexts(s, p.texts, p.ids); err != nil {
-		refused := *s // here, and not the caller's: that stays on its stack
-		return nil, c.guard.refuse(ctx, &refused, err)
+// prepare checks the prompts of a request and tells the transport about it.
+func (c *Client) prepare(ctx context.Context, k *known, s *settings, prompts ...prompt) (context.Context, error) {
+	for i := range prompts {
+		if err := c.guard.checkPrompt(s, &prompts[i]); err != nil {
+			refused := *s // here, and not the caller's: that stays on its stack
+			return nil, c.guard.refuse(ctx, &refused, err)
+		}
 	}
 	return context.WithValue(ctx, knownKey{}, k), nil
 }
@@ -212,9 +211,7 @@ func (c *Client) failure(ctx context.Context, err error) error {
 	if errors.As(err, &ue) {
 		return ue.Err
 	}
-	var wrongType *json.UnmarshalTypeError
-	if errors.As(err, &wrongType) {
-		k, _ := ctx.Value(knownKey{}).(*known)
+	if k, _ := ctx.Value(knownKey{}).(*known); k.answered {
 		return &Error{Kind: ErrInvalidResponse, Op: k.op, Model: k.Model, StatusCode: http.StatusOK, Attempts: 1, Err: err}
 	}
 	return err

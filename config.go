@@ -32,6 +32,7 @@ const (
 	DefaultMaxPromptChars   = 20_000
 	DefaultMaxRequestBytes  = 32 << 20
 	DefaultMaxResponseBytes = 32 << 20
+	DefaultMaxEventBytes    = 16 << 20
 
 	DefaultMaxAttempts = 3
 	DefaultBaseDelay   = 500 * time.Millisecond
@@ -72,10 +73,11 @@ type Config struct {
 
 	MaxPromptChars   int                                   // characters (runes) in all texts of a request. 20,000
 	MaxPromptTokens  int                                   // tokens in them; needs CountTokens. None
-	CountTokens      func(model, text string) (int, error) // for concurrent use; asked where the size does not tell; may add 8 to a text. None
+	CountTokens      func(model, text string) (int, error) // for concurrent use; asked where the size does not tell, and once by New; may add 8 to a text. None
 	MaxOutputTokens  int                                   // a larger or absent limit in the request is set to it. None
 	MaxRequestBytes  int64                                 // of a request's body. 32 MiB
 	MaxResponseBytes int64                                 // of an answer, after decompression. 32 MiB
+	MaxEventBytes    int64                                 // of one event of a stream. 16 MiB
 	MemoryLimit      int64                                 // live heap in bytes above which new calls are refused; answers held for their callers may take a quarter of it. 90% of GOMEMLIMIT if that is set, else none
 
 	Retry Retry // when a failed attempt is repeated
@@ -99,6 +101,8 @@ type Config struct {
 
 	// Logger gets timeouts, retries, refusals, pauses, outages and abandoned streams; never a prompt, an answer or a key. Silent
 	Logger *slog.Logger
+
+	aliases []string // from which FromEnv has read, for New to log
 }
 
 // Retry says when a failed attempt is repeated. Delays are exponential with jitter between half and all of the
@@ -237,9 +241,14 @@ func (c *Config) validate() error {
 	m.number("MaxPromptChars", int64(c.MaxPromptChars))
 	m.number("MaxPromptTokens", int64(c.MaxPromptTokens))
 	m.check(c.MaxPromptTokens <= 0 || c.CountTokens != nil, "MaxPromptTokens", c.MaxPromptTokens, "CountTokens to be set with it")
+	if n, of, ok := c.countReaches(); !ok {
+		m.check(false, "CountTokens", fmt.Sprintf("a counter that finds %d tokens in a text of more than %d", n, of),
+			fmt.Sprintf("one that reaches MaxPromptTokens (%d)", c.MaxPromptTokens))
+	}
 	m.number("MaxOutputTokens", int64(c.MaxOutputTokens))
 	m.number("MaxRequestBytes", c.MaxRequestBytes)
 	m.number("MaxResponseBytes", c.MaxResponseBytes)
+	m.number("MaxEventBytes", c.MaxEventBytes)
 	m.number("MemoryLimit", c.MemoryLimit)
 	m.number("Retry.MaxAttempts", int64(c.Retry.MaxAttempts))
 	m.duration("Retry.BaseDelay", c.Retry.BaseDelay)
@@ -319,6 +328,7 @@ func (c *Config) setDefaults() {
 	orDefault(&c.MaxPromptChars, DefaultMaxPromptChars)
 	orDefault(&c.MaxRequestBytes, DefaultMaxRequestBytes)
 	orDefault(&c.MaxResponseBytes, DefaultMaxResponseBytes)
+	orDefault(&c.MaxEventBytes, DefaultMaxEventBytes)
 	orDefault(&c.Retry.MaxAttempts, DefaultMaxAttempts)
 	if c.Retry.BaseDelay == 0 && c.Retry.MaxDelay > 0 {
 		c.Retry.BaseDelay = min(DefaultBaseDelay, c.Retry.MaxDelay)

@@ -29,13 +29,14 @@ func TestZeroConfigHasTheDocumentedDefaults(t *testing.T) {
 		MaxPromptChars:    20_000,
 		MaxRequestBytes:   33_554_432,
 		MaxResponseBytes:  33_554_432,
+		MaxEventBytes:     16_777_216,
 		Retry:             Retry{MaxAttempts: 3, BaseDelay: 500 * time.Millisecond, MaxDelay: 8 * time.Second, Budget: 0.1, Patience: 3 * time.Second},
 	}, g.cfg)
 }
 
 func TestOffAndOwnValuesAreNotReplacedByDefaults(t *testing.T) {
 	for _, value := range []int64{Off, 1} {
-		cfg := Config{CountTokens: func(string, string) (int, error) { return 0, nil }}
+		cfg := Config{CountTokens: func(_, text string) (int, error) { return len(text), nil }}
 		set := func(v reflect.Value) {
 			switch {
 			case v.CanInt():

@@ -31,7 +31,7 @@ func TestHTTPTransportKeepsItsContract(t *testing.T) {
 }
 
 func TestTransportKeepsTheContractOfARoundTripper(t *testing.T) {
-	o := rttest.Options{Path: "/v1/chat/completions", Body: contractBody, Answer: contractAnswer, MaxHeaderBytes: 64 << 10, NoRedirects: true}
+	o := rttest.Options{Path: "/v1/chat/completions", Body: contractBody, Answer: contractAnswer, MaxHeaderBytes: 64 << 10, NoRedirects: true, ReadsBodies: true}
 	for _, c := range append(rttest.Cases(o), rttest.BaseCases("/v1/files/f/content", contractBody)...) {
 		t.Run(c.Name, func(t *testing.T) {
 			g := newGuard(t, aiguard.Config{Retry: aiguard.Retry{BaseDelay: 1, Budget: aiguard.Off}})

@@ -2,6 +2,7 @@ package aiguard
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"reflect"
 	"regexp"
@@ -26,7 +27,7 @@ func TestFromEnvReadsEveryVariable(t *testing.T) {
 	for _, entry := range []string{
 		"CALL_TIMEOUT=5s", "STREAM_IDLE_TIMEOUT=6s", "STREAM_TIMEOUT=1h", "QUEUE_TIMEOUT=off", "TOTAL_TIMEOUT=1m30s", "TASK_TIMEOUT=3m",
 		"MAX_CONCURRENT=7", "MIN_CONCURRENT=3", "MAX_QUEUE=OFF", "MAX_PROMPT_CHARS=100", "MAX_PROMPT_TOKENS=50", "MAX_OUTPUT_TOKENS=60",
-		"MAX_REQUEST_BYTES=64KiB", "MAX_RESPONSE_BYTES=1 MiB", "MEMORY_LIMIT=2GiB",
+		"MAX_REQUEST_BYTES=64KiB", "MAX_RESPONSE_BYTES=1 MiB", "MAX_EVENT_BYTES=2MiB", "MEMORY_LIMIT=2GiB",
 		"RETRY_MAX_ATTEMPTS=1", "RETRY_BASE_DELAY=1ms", "RETRY_MAX_DELAY=2s", "RETRY_TIMEOUTS=true", "FAILURES_AS_RESPONSES=true", "RETRY_BUDGET=0.5", "RETRY_PATIENCE=off",
 		"MAX_BACKGROUND=2", "REQUESTS_PER_MINUTE=60", "TOKENS_PER_MINUTE=9000", "HEDGE_QUANTILE=0.95", "DEADLINE_HEADER=X-Deadline",
 		"MODELS=o3*:timeout=1m,weight=2; llama3:8b:attempts=1,priority=background,ends_without_finish=true;",
@@ -38,7 +39,7 @@ func TestFromEnvReadsEveryVariable(t *testing.T) {
 	require.Equal(t, Config{
 		CallTimeout: 5 * time.Second, StreamIdleTimeout: 6 * time.Second, StreamTimeout: time.Hour, QueueTimeout: Off,
 		TotalTimeout: 90 * time.Second, TaskTimeout: 3 * time.Minute, MaxConcurrent: 7, MinConcurrent: 3, MaxQueue: Off, MaxPromptChars: 100,
-		MaxPromptTokens: 50, MaxOutputTokens: 60, MaxRequestBytes: 64 << 10, MaxResponseBytes: 1 << 20, MemoryLimit: 2 << 30, FailuresAsResponses: true,
+		MaxPromptTokens: 50, MaxOutputTokens: 60, MaxRequestBytes: 64 << 10, MaxResponseBytes: 1 << 20, MaxEventBytes: 2 << 20, MemoryLimit: 2 << 30, FailuresAsResponses: true,
 		Retry:         Retry{MaxAttempts: 1, BaseDelay: time.Millisecond, MaxDelay: 2 * time.Second, Timeouts: true, Budget: 0.5, Patience: Off},
 		MaxBackground: 2, RequestsPerMinute: 60, TokensPerMinute: 9000, Hedge: Hedge{Quantile: 0.95}, DeadlineHeader: "X-Deadline",
 		Models: map[string]Call{
@@ -86,7 +87,54 @@ func TestFromEnvKnowsTheNamesThatServicesHave(t *testing.T) {
 		want.MaxBackground = want.MaxConcurrent - 1
 		cfg, err := fromEnv([]string{entry})
 		require.NoError(t, err, entry)
+		cfg.aliases = nil
 		require.Equal(t, want, cfg, entry)
+	}
+}
+
+func TestNamesOfOthersAreLoggedOnce(t *testing.T) {
+	var out strings.Builder
+	logger := slog.New(slog.NewTextHandler(&out, nil))
+	environ := []string{"WORKER_TIME_LIMIT=60", "MAX_CONCURRENT_AI_REQUESTS=4", "AI_MODEL_MAX_TOKENS=10", "AIGUARD_MAX_OUTPUT_TOKENS=20"}
+	cfg, err := fromEnv(environ)
+	require.NoError(t, err)
+	cfg.Logger = logger
+	g, err := New(cfg)
+	require.NoError(t, err)
+	require.Contains(t, out.String(), `level=INFO msg="aiguard: settings read from variables without the prefix AIGUARD_" variables="[WORKER_TIME_LIMIT MAX_CONCURRENT_AI_REQUESTS]"`)
+	_, err = New(g.Config())
+	require.NoError(t, err)
+	require.Equal(t, 1, strings.Count(out.String(), "\n"), "once")
+
+	cfg, err = fromEnv(append(environ, "AIGUARD_ALIASES=false"))
+	require.NoError(t, err)
+	require.Equal(t, DefaultTotalTimeout, cfg.TotalTimeout)
+	require.EqualValues(t, DefaultMaxConcurrent, cfg.MaxConcurrent)
+	require.Equal(t, 20, cfg.MaxOutputTokens)
+	cfg.Logger = logger
+	_, err = New(cfg)
+	require.NoError(t, err)
+	require.Equal(t, 1, strings.Count(out.String(), "\n"), "nothing was read")
+
+	_, err = fromEnv([]string{"AIGUARD_ALIASES=none"})
+	require.EqualError(t, err, `aiguard: AIGUARD_ALIASES is "none"; want true or false`)
+}
+
+func TestUnknownVariableNamesTheOneThatIsNear(t *testing.T) {
+	for variable, hint := range map[string]string{
+		"AIGUARD_CALL_TIMOUT":                   "did you mean AIGUARD_CALL_TIMEOUT?",
+		"AIGUARD_CALLTIMEOUT":                   "did you mean AIGUARD_CALL_TIMEOUT?",
+		"AIGUARD_MAX_CONCURENT":                 "did you mean AIGUARD_MAX_CONCURRENT?",
+		"AIGUARD_MAX_QUEUES":                    "did you mean AIGUARD_MAX_QUEUE?",
+		"AIGUARD_RETRY_BASE_DALEY":              "did you mean AIGUARD_RETRY_BASE_DELAY?",
+		"AIGUARD_ALIAS":                         "did you mean AIGUARD_ALIASES?",
+		"AIGUARD_NOPE":                          "see FromEnv",
+		"AIGUARD_API_KEY":                       "see FromEnv",
+		"AIGUARD_":                              "see FromEnv",
+		"AIGUARD_" + strings.Repeat("X", 1<<20): "see FromEnv",
+	} {
+		_, err := fromEnv([]string{variable + "=sk-secret"})
+		require.EqualError(t, err, "aiguard: "+variable+" is no variable of aiguard; "+hint)
 	}
 }
 
@@ -249,7 +297,7 @@ func FuzzFromEnv(f *testing.F) {
 			require.Contains(t, err.Error(), variable)
 			return
 		}
-		cfg.CountTokens = func(string, string) (int, error) { return 0, nil }
+		cfg.CountTokens = func(_, text string) (int, error) { return len(text), nil }
 		_, err = New(cfg)
 		require.NoError(t, err)
 	})

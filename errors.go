@@ -14,7 +14,7 @@ import (
 
 	openai "github.com/sashabaranov/go-openai"
 
-	"github.com/aiguard-go/aiguard/internal/answer"
+	"github.com/aiguard-go/aiguard/internal/dialect"
 )
 
 // Kind says why a call failed. It is itself an error, for errors.Is:
@@ -29,13 +29,14 @@ const (
 	ErrTimeout          Kind = "timeout"            // one of our deadlines ran out
 	ErrOverloaded       Kind = "overloaded"         // queue full, queue wait over, memory limit, weight above capacity
 	ErrClosed           Kind = "closed"             // after Shutdown or Close
-	ErrPromptTooLarge   Kind = "prompt_too_large"   // our limit before sending, or the provider's context length
+	ErrPromptTooLarge   Kind = "prompt_too_large"   // our limit before sending, or the provider's: context length, 413
 	ErrResponseTooLarge Kind = "response_too_large" // body, event, error body or JSON shape over its cap
 	ErrTruncated        Kind = "truncated"          // the answer ended before it was complete
 	ErrRateLimited      Kind = "rate_limited"       // 429 that is not quota
-	ErrQuota            Kind = "quota_exceeded"     // the account's quota, billing or spend limit
+	ErrQuota            Kind = "quota_exceeded"     // 402; the account's quota, billing or spend limit
 	ErrUnavailable      Kind = "unavailable"        // connection failed, 408, 409, 5xx
 	ErrUnauthorized     Kind = "unauthorized"       // 401, 403
+	ErrMisconfigured    Kind = "misconfigured"      // wrong base URL, unknown model or deployment, revoked token
 	ErrRejected         Kind = "rejected"           // any other 4xx, content policy
 	ErrInvalidResponse  Kind = "invalid_response"   // a success status that is no answer
 )
@@ -89,6 +90,7 @@ const (
 	PhasePrompt       = "prompt"        // characters of the prompt
 	PhasePromptTokens = "prompt_tokens" // tokens of the prompt
 	PhaseRequest      = "request"       // bytes of the request's body
+	PhaseOutput       = "output_tokens" // tokens of output that MaxOutputTokens allows
 	PhaseWeight       = "weight"        // Call.Weight, against MaxConcurrent
 	PhaseQueue        = "queue"         // waiting calls where the queue was full; else Limit is QueueTimeout
 	PhaseMemory       = "memory"        // bytes of live heap, or of buffered answers
@@ -114,6 +116,7 @@ const (
 	phasePrompt     = PhasePrompt
 	phaseTokens     = PhasePromptTokens
 	phaseRequest    = PhaseRequest
+	phaseOutput     = PhaseOutput
 	phaseWeight     = PhaseWeight
 	phaseQueue      = PhaseQueue
 	phaseMemory     = PhaseMemory
@@ -183,6 +186,8 @@ func (e *Error) detail() string {
 		return fmt.Sprintf("prompt of %d tokens, limit %d", e.Size, e.Max)
 	case phaseRequest:
 		return fmt.Sprintf("request of %d bytes, limit %d", e.Size, e.Max)
+	case phaseOutput:
+		return fmt.Sprintf("the output limit cannot be set to %d tokens in a signed request; set it before signing", e.Max)
 	case phaseWeight:
 		return fmt.Sprintf("weight %d is above the capacity %d", e.Size, e.Max)
 	case phaseQueue:
@@ -329,16 +334,9 @@ func (e *Error) attrs() []slog.Attr {
 }
 
 // kindOfProvider classifies a provider's failure: by what it says, then by its status. nameless is the kind where it has
-// neither: an error without a name inside a 200. A type is vaguer than a code: it does not turn a plain 4xx into something
-// to try again.
-func kindOfProvider(status int, f answer.Failure, nameless Kind) Kind {
-	for _, code := range [...]string{f.Code, f.InnerCode} {
-		if k := kindOfCode(code); k != "" {
-			return k
-		}
-	}
-	passing := status < 400 || kindOfStatus(status) == ErrRateLimited || kindOfStatus(status) == ErrUnavailable
-	if k := kindOfCode(f.Type); k != "" && (passing || k != ErrUnavailable && k != ErrRateLimited) {
+// neither: an error without a name inside a 200.
+func kindOfProvider(status int, f dialect.Failure, nameless Kind) Kind {
+	if k := kindOfClass(dialect.Classify(status, f)); k != "" {
 		return k
 	}
 	if status != 0 && status != http.StatusOK {
@@ -347,45 +345,27 @@ func kindOfProvider(status int, f answer.Failure, nameless Kind) Kind {
 	if n, err := strconv.Atoi(f.Code); err == nil && n >= 400 && n < 600 {
 		return kindOfStatus(n)
 	}
-	if f.Type == "invalid_request_error" || f.Type == "not_found_error" {
-		return ErrRejected
-	}
 	return nameless
 }
 
-// kindOfCode knows the codes and types of OpenAI, Azure and Anthropic that mean more than their status.
-// invalid_request_error is not here: it covers everything from a typo to a missing model.
-func kindOfCode(code string) Kind {
-	switch code {
-	case "insufficient_quota", "billing_not_active", "billing_hard_limit_reached", "credit_balance_exhausted", "billing_error":
+func kindOfClass(c dialect.Class) Kind {
+	switch c {
+	case dialect.Quota:
 		return ErrQuota
-	case "rate_limit_exceeded", "rate_limit_error", "slow_down", "tokens", "requests":
+	case dialect.RateLimited:
 		return ErrRateLimited
-	case "context_length_exceeded", "request_too_large":
+	case dialect.PromptTooLarge:
 		return ErrPromptTooLarge
-	case "server_error", "internal_server_error", "overloaded_error", "overloaded", "engine_overloaded",
-		"server_overloaded", "service_unavailable", "api_error", "timeout_error":
+	case dialect.Unavailable:
 		return ErrUnavailable
-	case "invalid_api_key", "authentication_error", "permission_error":
+	case dialect.Unauthorized:
 		return ErrUnauthorized
-	case "invalid_prompt":
-		return ErrRejected
-	}
-	if strings.HasSuffix(code, "_spend_limit_exceeded") {
-		return ErrQuota
-	}
-	if contentPolicy(code) {
+	case dialect.Misconfigured:
+		return ErrMisconfigured
+	case dialect.Rejected, dialect.ContentPolicy:
 		return ErrRejected
 	}
 	return ""
-}
-
-func contentPolicy(code string) bool {
-	switch code {
-	case "content_policy_violation", "content_filter", "moderation_blocked", "ResponsibleAIPolicyViolation":
-		return true
-	}
-	return false
 }
 
 func kindOfStatus(status int) Kind {
@@ -394,6 +374,12 @@ func kindOfStatus(status int) Kind {
 		return ErrUnauthorized
 	case status == http.StatusTooManyRequests:
 		return ErrRateLimited
+	case status == http.StatusPaymentRequired:
+		return ErrQuota
+	case status == http.StatusRequestEntityTooLarge:
+		return ErrPromptTooLarge
+	case status == http.StatusNotFound:
+		return ErrMisconfigured
 	case status == http.StatusRequestTimeout, status == http.StatusConflict, status >= 500:
 		return ErrUnavailable
 	case status >= 400:
@@ -404,7 +390,7 @@ func kindOfStatus(status int) Kind {
 
 // providerCause builds the error go-openai's users know from what a provider said: *openai.APIError where
 // it said anything in a known form, else *openai.RequestError.
-func providerCause(status int, f answer.Failure, ok bool, body []byte) error {
+func providerCause(status int, f dialect.Failure, ok bool, body []byte) error {
 	text := ""
 	if status != 0 {
 		text = fmt.Sprintf("%d %s", status, http.StatusText(status))
@@ -416,7 +402,7 @@ func providerCause(status int, f answer.Failure, ok bool, body []byte) error {
 	if f.Code != "" {
 		e.Code = f.Code
 	}
-	if n, err := strconv.Atoi(f.Code); err == nil {
+	if n, err := strconv.Atoi(f.Code); err == nil && f.Number {
 		e.Code = n // as go-openai decodes it
 	}
 	if f.Param != "" {
@@ -428,8 +414,9 @@ func providerCause(status int, f answer.Failure, ok bool, body []byte) error {
 	return e
 }
 
-func apiFailure(e *openai.APIError) answer.Failure {
-	f := answer.Failure{Code: codeText(e.Code), Type: e.Type}
+func apiFailure(e *openai.APIError) dialect.Failure {
+	f := dialect.Failure{Code: codeText(e.Code), Type: e.Type, Message: e.Message}
+	_, f.Number = e.Code.(int)
 	if e.InnerError != nil {
 		f.InnerCode = e.InnerError.Code
 	}

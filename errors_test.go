@@ -41,6 +41,7 @@ var kindTable = []struct {
 	{aiguard.ErrTruncated, "truncated", 502},
 	{aiguard.ErrRateLimited, "rate_limited", 429},
 	{aiguard.ErrQuota, "quota_exceeded", 503},
+	{aiguard.ErrMisconfigured, "misconfigured", 500},
 	{aiguard.ErrUnavailable, "unavailable", 502},
 	{aiguard.ErrUnauthorized, "unauthorized", 502},
 	{aiguard.ErrRejected, "rejected", 400},
@@ -116,9 +117,9 @@ func TestClientErrorHasFactsAndTheCauseThatGoOpenAIUsersKnow(t *testing.T) {
 
 // statusKinds is what a provider's status means where no code says more.
 var statusKinds = map[int]aiguard.Kind{
-	400: aiguard.ErrRejected, 401: aiguard.ErrUnauthorized, 402: aiguard.ErrRejected, 403: aiguard.ErrUnauthorized,
-	404: aiguard.ErrRejected, 405: aiguard.ErrRejected, 408: aiguard.ErrUnavailable, 409: aiguard.ErrUnavailable,
-	410: aiguard.ErrRejected, 415: aiguard.ErrRejected, 422: aiguard.ErrRejected, 429: aiguard.ErrRateLimited,
+	400: aiguard.ErrRejected, 401: aiguard.ErrUnauthorized, 402: aiguard.ErrQuota, 403: aiguard.ErrUnauthorized,
+	404: aiguard.ErrMisconfigured, 405: aiguard.ErrRejected, 408: aiguard.ErrUnavailable, 409: aiguard.ErrUnavailable,
+	410: aiguard.ErrRejected, 413: aiguard.ErrPromptTooLarge, 415: aiguard.ErrRejected, 422: aiguard.ErrRejected, 429: aiguard.ErrRateLimited,
 	451: aiguard.ErrRejected, 499: aiguard.ErrRejected, 500: aiguard.ErrUnavailable, 501: aiguard.ErrUnavailable,
 	502: aiguard.ErrUnavailable, 503: aiguard.ErrUnavailable, 504: aiguard.ErrUnavailable, 520: aiguard.ErrUnavailable,
 	529: aiguard.ErrUnavailable, 599: aiguard.ErrUnavailable,

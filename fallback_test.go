@@ -30,7 +30,7 @@ func TestFallbackGoesOnOnlyWhereAnotherModelCouldHelp(t *testing.T) {
 		aiguard.ErrTimeout: true, aiguard.ErrOverloaded: true, aiguard.ErrRateLimited: true, aiguard.ErrQuota: true,
 		aiguard.ErrUnavailable: true, aiguard.ErrTruncated: true, aiguard.ErrInvalidResponse: true,
 		aiguard.ErrPromptTooLarge: true, aiguard.ErrResponseTooLarge: true,
-		aiguard.ErrRejected: false, aiguard.ErrUnauthorized: false, aiguard.ErrClosed: false,
+		aiguard.ErrRejected: false, aiguard.ErrUnauthorized: false, aiguard.ErrMisconfigured: true, aiguard.ErrClosed: false,
 	}
 	require.Len(t, curable, len(kindTable), "every kind is decided on")
 	for kind, goesOn := range curable {

@@ -189,9 +189,11 @@ var promises = map[aiguardtest.Fault]promise{
 		cfg:  aiguard.Config{CallTimeout: 2 * shortCall, StreamIdleTimeout: 4 * shortCall}, each: 1800 * time.Millisecond,
 		control: isCutByARequestTimeout},
 	aiguardtest.FaultStreamHugeLine: {
-		kind: aiguard.ErrResponseTooLarge, phase: "event", status: 200, max: 1 << 20, leaves: true},
+		kind: aiguard.ErrResponseTooLarge, phase: "event", status: 200, max: 1 << 20, leaves: true,
+		cfg: aiguard.Config{MaxEventBytes: 1 << 20}},
 	aiguardtest.FaultStreamEndlessLine: {
-		kind: aiguard.ErrResponseTooLarge, phase: "event", status: 200, max: 1 << 20, leaves: true},
+		kind: aiguard.ErrResponseTooLarge, phase: "event", status: 200, max: 1 << 20, leaves: true,
+		cfg: aiguard.Config{MaxEventBytes: 1 << 20}},
 	aiguardtest.FaultStreamHugeComments: {text: strings.Repeat("Hi ", 200)},
 	aiguardtest.FaultStreamNoFinish:     {kind: aiguard.ErrTruncated, status: 200, text: "Hello!", control: succeedsInPart},
 	aiguardtest.FaultStreamNoFinishNoLF: {kind: aiguard.ErrTruncated, status: 200, text: "Hello!", control: succeedsInPart},
@@ -561,7 +563,7 @@ func stream(create func(context.Context, openai.ChatCompletionRequest) (*openai.
 
 func response(create func(context.Context, openai.CreateResponseRequest) (openai.CreateResponseResponse, error)) request {
 	return func(ctx context.Context) (answer, error) {
-		resp, err := create(ctx, openai.CreateResponseRequest{Model: "fake-model", Input: "Say hello."})
+		resp, err := create(ctx, openai.CreateResponseRequest{Model: "fake-model", Input: "Say hello.", Store: new(bool)})
 		return answer{pieces: len(resp.Output)}, err
 	}
 }

@@ -5,8 +5,8 @@ import (
 	"reflect"
 	"time"
 
-	"github.com/aiguard-go/aiguard/internal/answer"
 	"github.com/aiguard-go/aiguard/internal/callctx"
+	"github.com/aiguard-go/aiguard/internal/dialect"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
@@ -20,7 +20,7 @@ import (
 type foreign struct {
 	facts      *Error // of the guard whose Transport returned the response
 	status     int
-	said       answer.Failure
+	said       dialect.Failure
 	requestID  string
 	retryAfter time.Duration
 }
@@ -40,8 +40,8 @@ func readForeign(err error) (f foreign, ok bool) {
 	if resp, _ := s.field("Response").(*http.Response); resp != nil {
 		f.facts, _ = callctx.Facts(resp).(*Error)
 		f.status, f.requestID, f.retryAfter = resp.StatusCode, requestID(resp.Header), retryAfter(resp.Header, time.Now())
-		f.said = answer.Failure{Code: s.text("Code"), Type: s.text("Type")}
-		if f.said == (answer.Failure{}) {
+		f.said = dialect.Failure{Code: s.text("Code"), Type: s.text("Type")}
+		if f.said == (dialect.Failure{}) {
 			f.said = rawFailure(err)
 		}
 		return f, resp.StatusCode >= 400
@@ -55,21 +55,21 @@ func readForeign(err error) (f foreign, ok bool) {
 		return f, code >= 400
 	}
 	if code, ok := s.field("HTTPStatusCode").(int); ok {
-		f.status, f.said = code, answer.Failure{Code: codeText(s.field("Code")), Type: s.text("Type")}
+		f.status, f.said = code, dialect.Failure{Code: codeText(s.field("Code")), Type: s.text("Type")}
 		return f, code >= 400
 	}
 	return f, false
 }
 
 // rawFailure reads the JSON that an SDK keeps of a provider's error.
-func rawFailure(err error) (f answer.Failure) {
+func rawFailure(err error) (f dialect.Failure) {
 	raw, ok := err.(interface{ RawJSON() string })
 	if !ok {
 		return f
 	}
 	body := []byte(raw.RawJSON())
-	if end, err := jsonscan.Check(body, answer.MaxShape); err == nil {
-		f, _ = answer.ErrorIn(body[:end])
+	if end, err := jsonscan.Check(body, dialect.MaxShape); err == nil {
+		f, _ = dialect.Refusal(body[:end])
 	}
 	return f
 }

@@ -62,6 +62,8 @@ type memoryOrder struct {
 	Stream           bool
 	Slow             bool // leave a stream alone for so long that the provider fills whatever is in between, then leave it
 	MaxResponseBytes int64
+	MaxEventBytes    int64
+	MemoryLimit      int64
 	CallTimeout      time.Duration
 	Config           *memoryConfig // instead of these two
 }
@@ -133,7 +135,7 @@ func memoryCaller(t *testing.T, order memoryOrder) func(context.Context) (string
 	}
 	cfg := aiguard.Config{
 		MaxConcurrent: crowd, MaxQueue: aiguard.Off, Retry: aiguard.Retry{MaxAttempts: 1},
-		MaxResponseBytes: order.MaxResponseBytes, CallTimeout: order.CallTimeout,
+		MaxResponseBytes: order.MaxResponseBytes, MaxEventBytes: order.MaxEventBytes, MemoryLimit: order.MemoryLimit, CallTimeout: order.CallTimeout,
 		StreamIdleTimeout: order.CallTimeout, StreamTimeout: childTime / 2,
 	}
 	if order.Config != nil {
@@ -238,6 +240,9 @@ type memoryRow struct {
 	slow   bool
 	raw    int // so many calls without the guard are the control; 0: none
 
+	room int64  // the MemoryLimit; events may be as long as by default then, and some find no room
+	also string // how calls that find none end
+
 	name  string            // instead of fault's
 	reply aiguardtest.Reply // instead of fault's
 	most  int               // kB with all at once; 0: crowdMost
@@ -262,6 +267,8 @@ func memoryRows() []memoryRow {
 		{fault: aiguardtest.FaultManyHeaders, end: invalid, http2: true},
 		{fault: aiguardtest.FaultStreamHugeLine, end: tooLarge, hold: nearCap, stream: true},
 		{fault: aiguardtest.FaultStreamEndlessLine, end: tooLarge, hold: nearCap, stream: true, http2: true, raw: 1},
+		{name: "stream/endless-line at the default", reply: aiguardtest.FaultStreamEndlessLine.Reply(), end: tooLarge, also: string(aiguard.ErrOverloaded),
+			hold: 60 << 10, room: 96 << 20, stream: true},
 		{fault: aiguardtest.FaultStreamHugeComments, end: healthy, hold: memoryCap, stream: true},
 		{fault: aiguardtest.FaultStreamManyObjects, end: tooLarge, hold: 900_000, stream: true},
 		{name: "stream/pings-flood", reply: flood(": ping\n\n"), end: string(aiguard.ErrTimeout), stream: true},
@@ -281,7 +288,10 @@ func (row memoryRow) String() string {
 func (row memoryRow) order(calls int) memoryOrder {
 	order := memoryOrder{Calls: calls, Stream: row.stream, Slow: row.slow, MaxResponseBytes: memoryCap, CallTimeout: 15 * time.Second}
 	if row.stream { // it is the length of a line that bounds it
-		order.MaxResponseBytes = 0
+		order.MaxResponseBytes, order.MaxEventBytes = 0, memoryCap
+	}
+	if row.room > 0 {
+		order.MaxEventBytes, order.MemoryLimit = 0, row.room
 	}
 	if row.end == string(aiguard.ErrTimeout) {
 		order.MaxResponseBytes, order.CallTimeout = aiguard.Off, 500*time.Millisecond
@@ -513,6 +523,11 @@ func (lab *memoryLab) guarded(t *testing.T, proto string, srv *aiguardtest.Serve
 		}
 		t.Run(fmt.Sprintf("%s/%s/%d", row, proto, calls), func(t *testing.T) {
 			report := lab.run(t, srv, row, row.order(calls))
+			if row.also != "" {
+				require.Positive(t, report.Ends[row.end])
+				report.Ends[row.end] += report.Ends[row.also]
+				delete(report.Ends, row.also)
+			}
 			require.Equal(t, map[string]int{row.end: calls}, report.Ends)
 			require.LessOrEqual(t, report.Peak, most, "kB")
 		})

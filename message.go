@@ -39,6 +39,8 @@ func UserMessage(err error) string {
 		return "The AI service is temporarily unavailable. Please try again" + inAWhile(e)
 	case ErrUnauthorized:
 		return "The AI service could not be reached because of a configuration problem on our side."
+	case ErrMisconfigured:
+		return "The AI service is not set up correctly on our side. Please contact us if this goes on."
 	case ErrRejected:
 		if isContentPolicy(by) {
 			return "The AI service declined this request because of its content policy. Please rephrase it."
@@ -96,6 +98,8 @@ func HTTPStatus(err error) int {
 		return http.StatusBadGateway
 	case ErrResponseTooLarge, ErrTruncated, ErrUnauthorized, ErrInvalidResponse:
 		return http.StatusBadGateway
+	case ErrMisconfigured:
+		return http.StatusInternalServerError
 	case ErrRejected:
 		if isContentPolicy(by) {
 			return http.StatusUnprocessableEntity

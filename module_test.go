@@ -68,7 +68,7 @@ func packages(t *testing.T) map[string]listed {
 	}
 	require.Contains(t, all, modulePath)
 	require.Contains(t, all, modulePath+"/aiguardtest")
-	require.Contains(t, all, modulePath+"/internal/answer")
+	require.Contains(t, all, modulePath+"/internal/dialect")
 	return all
 }
 

@@ -4,19 +4,21 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/http"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 
 	openai "github.com/sashabaranov/go-openai"
 
+	"github.com/aiguard-go/aiguard/internal/dialect"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
+	"github.com/aiguard-go/aiguard/internal/runes"
 )
 
 // CheckPrompt reports whether texts, taken together, are within MaxPromptChars (in characters: runes) and, if
 // there is a CountTokens, within MaxPromptTokens for model. The error is an *Error of kind
-// ErrPromptTooLarge that says the size and the limit, or what CountTokens returned. Client does this by itself;
-// call it before using another SDK over Transport. Counting is exact for text; of invalid UTF-8 no more than four bytes
+// ErrPromptTooLarge that says the size and the limit, or what CountTokens returned. Client and Transport do this
+// by themselves, for every endpoint that a dialect knows. Counting is exact for text; of invalid UTF-8 no more than four bytes
 // for each character allowed are let through.
 func (g *Guard) CheckPrompt(model string, texts ...string) error {
 	g.must("CheckPrompt")
@@ -25,12 +27,23 @@ func (g *Guard) CheckPrompt(model string, texts ...string) error {
 		own := g.settle(g.own.over(Call{Model: model}))
 		s = &own
 	}
-	return g.checkTexts(s, texts, 0)
+	return g.checkPrompt(s, &prompt{texts: texts})
+}
+
+// limits are what a request may have.
+type limits struct {
+	chars, tokens int // of a prompt; Off or 0: no limit
+	output        int // tokens of an answer
+}
+
+func (g *Guard) limits(s *settings) limits {
+	return limits{g.promptLimit(s), g.cfg.MaxPromptTokens, g.outputLimit(s)}
 }
 
 // prompt gathers the texts of a request.
 type prompt struct {
 	texts []string
+	json  int // of texts: so many characters less, since a model reads no white space between values, and no escapes
 	ids   int // tokens that the caller has encoded already: one token each, and a character at least
 }
 
@@ -50,43 +63,75 @@ func (p *prompt) addJSON(v any) {
 	case nil:
 	case string:
 		p.add(v)
-	case json.RawMessage:
-		p.add(string(v))
 	default:
-		if b, err := json.Marshal(v); err == nil {
-			p.add(string(b))
+		b, ok := v.(json.RawMessage)
+		if !ok {
+			b, _ = json.Marshal(v)
 		}
+		if len(b) == 0 || string(b) == "null" {
+			return
+		}
+		p.part(dialect.Part{Value: b})
 	}
+}
+
+// part adds a part of a request's JSON.
+func (p *prompt) part(part dialect.Part) {
+	p.ids += part.IDs
+	if len(part.Value) == 0 {
+		return
+	}
+	text, ok := jsonscan.Text(part.Value)
+	if !ok {
+		text = string(part.Value)
+		p.json += runes.Count(text) - part.Runes()
+	}
+	p.add(text)
 }
 
 // maxTextOverhead is what CountTokens may add to each text. A token is a byte at least, so that most prompts need no count.
 const maxTextOverhead = 8
 
-func (g *Guard) checkTexts(s *settings, texts []string, ids int) error {
-	cfg := &g.cfg
-	if limit := g.promptLimit(s); limit != Off && ids+sum(texts, length) > limit { // characters <= bytes: most prompts need no count
-		chars := ids + sum(texts, countRunes)
-		if chars <= limit && sum(texts, length) > utf8.UTFMax*limit {
-			chars = ids + sum(texts, utf8.RuneCountInString) // invalid UTF-8, of which each byte is sent as a character
-		}
-		if chars > limit {
-			return tooLarge(s, phasePrompt, int64(chars), int64(limit))
+// countReaches finds a counter that stops counting below MaxPromptTokens, and so would let every prompt pass: it counts a text
+// that has more tokens than that by any measure. A counter that fails does not tell; it may not know the model "".
+func (c *Config) countReaches() (n, of int, ok bool) {
+	const words = "a1 "  // two tokens or more; a count of bytes may take four for a token
+	const most = 1 << 17 // tokens: counting must not hold up a start
+	if c.MaxPromptTokens <= 0 || c.CountTokens == nil {
+		return 0, 0, true
+	}
+	of = min(c.MaxPromptTokens, most)
+	n, err := c.CountTokens("", strings.Repeat(words, 2*(of+1)))
+	return n, of, err != nil || n > of
+}
+
+func (g *Guard) checkPrompt(s *settings, p *prompt) error {
+	limit := g.promptLimit(s)
+	if limit != Off && p.ids+sum(p.texts, length) > limit { // characters <= bytes: most prompts need no count
+		if chars := p.ids + sum(p.texts, runes.Count) - p.json; chars > limit {
+			return promptTooLarge(s, phasePrompt, int64(chars), int64(limit))
 		}
 	}
-	if limit := cfg.MaxPromptTokens; limit > 0 && ids+sum(texts, length)+maxTextOverhead*len(texts) > limit {
-		tokens := ids
-		for _, t := range texts {
-			n, err := cfg.CountTokens(s.Model, t)
-			if err != nil {
-				return fmt.Errorf("aiguard: counting tokens of the prompt: %w", err)
-			}
-			if tokens += n; tokens > limit {
-				break
-			}
+	return g.checkTokens(s, p)
+}
+
+func (g *Guard) checkTokens(s *settings, p *prompt) error {
+	limit := g.cfg.MaxPromptTokens
+	if limit <= 0 || p.ids+sum(p.texts, length)+maxTextOverhead*len(p.texts) <= limit {
+		return nil
+	}
+	tokens := p.ids
+	for _, t := range p.texts {
+		n, err := g.cfg.CountTokens(s.Model, t)
+		if err != nil {
+			return fmt.Errorf("aiguard: counting tokens of the prompt: %w", err)
 		}
-		if tokens > limit {
-			return tooLarge(s, phaseTokens, int64(tokens), int64(limit))
+		if tokens += n; tokens > limit {
+			break
 		}
+	}
+	if tokens > limit {
+		return promptTooLarge(s, phaseTokens, int64(tokens), int64(limit))
 	}
 	return nil
 }
@@ -100,37 +145,45 @@ func sum(texts []string, count func(string) int) (n int) {
 
 func length(s string) int { return len(s) }
 
-func tooLarge(s *settings, phase string, size, limit int64) error {
+func promptTooLarge(s *settings, phase string, size, limit int64) error {
 	return &Error{Kind: ErrPromptTooLarge, Op: s.Op, Model: s.Model, Phase: phase, Size: size, Max: limit}
 }
 
-// countRunes counts the bytes that begin a character, 32 at a time: utf8.RuneCountInString takes ten times as long over
-// Chinese. In invalid UTF-8 it may count too few.
-func countRunes(s string) int {
-	n := len(s)
-	for ; len(s) >= 32; s = s[32:] {
-		c := continuations(word(s)) + continuations(word(s[8:])) + continuations(word(s[16:])) + continuations(word(s[24:]))
-		n -= int(c * everyByte >> 56) // the sum of its bytes
+// tally counts the prompts of a request without a copy of them. It stops where one is over the limit of characters.
+type tally struct {
+	limits
+	chars int // of this prompt
+	most  int // bytes of the greatest one, with what CountTokens may add
+	bytes int
+}
+
+func (t *tally) part() func(dialect.Part) bool {
+	if t.limits.chars <= 0 && t.limits.tokens <= 0 {
+		return nil
 	}
-	for i := range len(s) {
-		if s[i]&0xC0 == 0x80 {
-			n--
+	return func(p dialect.Part) bool {
+		if p.New {
+			t.chars, t.bytes = 0, 0
 		}
+		t.bytes += p.IDs + len(p.Value) + maxTextOverhead
+		t.most = max(t.most, t.bytes)
+		if t.limits.chars > 0 {
+			t.chars += p.Runes()
+		}
+		return t.limits.chars <= 0 || t.chars <= t.limits.chars
 	}
-	return n
 }
 
-const everyByte = 0x0101010101010101
-
-// word is the first eight bytes of s in one load: the compiler knows this form.
-func word(s string) uint64 {
-	_ = s[7]
-	return uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 |
-		uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
+// over is the refusal of a prompt with too many characters, or nil.
+func (t *tally) over(s *settings) error {
+	if limit := t.limits.chars; limit > 0 && t.chars > limit {
+		return promptTooLarge(s, phasePrompt, int64(t.chars), int64(limit))
+	}
+	return nil
 }
 
-// continuations has a 1 in each byte in which x has a continuation byte, 10xxxxxx.
-func continuations(x uint64) uint64 { return x >> 7 & (^x >> 6) & everyByte }
+// longest reports whether a prompt may have more than limit tokens: a token is a byte at least.
+func (t *tally) longest(limit int) bool { return t.most > limit }
 
 // What each request sends as text. Images and files are bounded by MaxRequestBytes alone.
 
@@ -185,8 +238,8 @@ func (p *prompt) tool(t *openai.Tool) {
 	if t.Function != nil {
 		p.definition(t.Function)
 	}
-	if len(t.Parameters) > 0 {
-		p.addJSON(t.Parameters)
+	for _, setting := range t.Parameters {
+		p.addJSON(setting)
 	}
 }
 
@@ -206,10 +259,10 @@ func (p *prompt) response(r *openai.CreateResponseRequest) {
 		p.add(r.Text.Format.Description)
 		p.addJSON(r.Text.Format.Schema)
 	}
-	if r.Prompt != nil {
-		p.input(r.Prompt.Variables)
+	if r.Prompt != nil && len(r.Prompt.Variables) > 0 {
+		p.items("prompt", map[string]any{"variables": r.Prompt.Variables})
 	}
-	p.input(r.ExtraBody)
+	p.extra(r.ExtraBody)
 }
 
 // input adds the texts of a free-form field: a string, strings, tokens, or structured items.
@@ -230,50 +283,74 @@ func (p *prompt) input(v any) {
 		}
 	case map[string]any:
 		if len(v) > 0 {
-			p.items(v)
+			p.items("input", v)
 		}
 	default:
-		p.items(v)
+		p.items("input", v)
 	}
 }
 
-// items adds every text at any depth of structured input but for what carries an image or a file.
-func (p *prompt) items(v any) {
-	if b, err := json.Marshal(v); err == nil { // else the client fails on it with its own words
-		p.walk(b, false)
+// items adds the texts of structured input as the transport would read them in the field of that name.
+func (p *prompt) items(field string, v any) {
+	if b, err := json.Marshal(map[string]any{field: v}); err == nil { // else the client fails on it with its own words
+		responsesEndpoint.Read(b, func(part dialect.Part) bool {
+			p.part(part)
+			return true
+		})
 	}
 }
 
-func (p *prompt) walk(value []byte, media bool) {
-	if text, ok := jsonscan.Text(value); ok {
-		p.add(text)
-		return
+// extra adds the texts of the members that a caller adds to a request.
+func (p *prompt) extra(members map[string]any) {
+	for name, v := range members {
+		p.items(name, v)
 	}
-	for e := range jsonscan.Elements(value) {
-		p.walk(e, media)
-	}
-	media = media || isMedia(value)
-	for key, v := range jsonscan.Members(value) {
-		switch string(key) {
-		case "image_url", "file_data", "file_url", "data":
-			if media {
-				continue
-			}
+}
+
+var (
+	responsesEndpoint  = dialect.Of(http.MethodPost, "/responses", "")
+	embeddingsEndpoint = dialect.Of(http.MethodPost, "/embeddings", "")
+)
+
+// embeddings returns the prompts of an embeddings request: each of its inputs is one.
+func embeddings(r *openai.EmbeddingRequest) (prompts []prompt) {
+	one := func(text string) prompt { return prompt{texts: []string{text}} }
+	switch v := r.Input.(type) {
+	case string:
+		prompts = append(prompts, one(v))
+	case []string:
+		for _, s := range v {
+			prompts = append(prompts, one(s))
 		}
-		p.walk(v, media)
+	case []int:
+		prompts = append(prompts, prompt{ids: len(v)})
+	case [][]int:
+		for _, ids := range v {
+			prompts = append(prompts, prompt{ids: len(ids)})
+		}
+	case nil:
+	default:
+		prompts = append(prompts, embeddingPrompts("input", v)...)
 	}
+	for name, v := range r.ExtraBody {
+		prompts = append(prompts, embeddingPrompts(name, v)...)
+	}
+	return prompts
 }
 
-// isMedia reports whether an object is the part of a message that carries an image, a sound or a file.
-func isMedia(object []byte) bool {
-	for key, v := range jsonscan.Members(object) {
-		if string(key) == "type" {
-			kind, _ := jsonscan.Text(v)
-			return strings.Contains(kind, "image") || strings.Contains(kind, "file") || strings.Contains(kind, "audio") ||
-				strings.Contains(kind, "screenshot")
-		}
+func embeddingPrompts(field string, v any) (prompts []prompt) {
+	b, err := json.Marshal(map[string]any{field: v})
+	if err != nil {
+		return nil
 	}
-	return false
+	embeddingsEndpoint.Read(b, func(part dialect.Part) bool {
+		if part.New || len(prompts) == 0 {
+			prompts = append(prompts, prompt{})
+		}
+		prompts[len(prompts)-1].part(part)
+		return true
+	})
+	return prompts
 }
 
 // capChat sets or lowers the output limit of r, which is the client's own copy.
@@ -289,7 +366,7 @@ func capChat(r *openai.ChatCompletionRequest, limit int) {
 		if r.MaxCompletionTokens != 0 {
 			r.MaxCompletionTokens = capped(r.MaxCompletionTokens, limit)
 		}
-	case needsMaxCompletionTokens(r.Model):
+	case dialect.MaxTokensName(r.Model) == "max_completion_tokens":
 		r.MaxCompletionTokens = limit
 	default:
 		r.MaxTokens = limit
@@ -313,18 +390,4 @@ func capped(n, limit int) int {
 		return limit
 	}
 	return n
-}
-
-// needsMaxCompletionTokens reports whether model refuses max_tokens: the o series, and GPT from 5 on.
-func needsMaxCompletionTokens(model string) bool {
-	model = strings.TrimPrefix(model, "ft:")
-	model = model[strings.LastIndexByte(model, '/')+1:] // "openai/o3" at a router
-	if rest, ok := strings.CutPrefix(model, "gpt-"); ok {
-		n := 0
-		for n < len(rest) && rest[n] >= '0' && rest[n] <= '9' {
-			n++
-		}
-		return n == 1 && rest[0] >= '5' || n > 1 && rest[:n] != "35" // Azure writes gpt-35-turbo
-	}
-	return len(model) > 1 && model[0] == 'o' && model[1] >= '1' && model[1] <= '9'
 }

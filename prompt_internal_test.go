@@ -8,6 +8,8 @@ import (
 
 	openai "github.com/sashabaranov/go-openai"
 	"github.com/stretchr/testify/require"
+
+	"github.com/aiguard-go/aiguard/internal/runes"
 )
 
 var promptSeeds = []string{
@@ -18,7 +20,7 @@ var promptSeeds = []string{
 
 // checkCount is what the prompt check relies on: exact for text, never too strict for anything.
 func checkCount(t *testing.T, s string) {
-	got, want := countRunes(s), utf8.RuneCountInString(s)
+	got, want := runes.Count(s), utf8.RuneCountInString(s)
 	if utf8.ValidString(s) {
 		require.Equal(t, want, got, "%q", s)
 	}
@@ -64,7 +66,7 @@ func TestCheckingAPlainRequestAllocatesNothing(t *testing.T) {
 			allocs := testing.AllocsPerRun(100, func() {
 				p := prompt{texts: make([]string, 0, 16)}
 				p.chat(&r)
-				refused = g.checkTexts(&g.call, p.texts, p.ids)
+				refused = g.checkPrompt(&g.call, &p)
 			})
 			require.NoError(t, refused)
 			require.LessOrEqual(t, allocs, 1.0, "the list of texts")

@@ -47,8 +47,13 @@ const (
 	EventMemorySpike EventType = "memory_spike" // the heap has grown over MemoryLimit, or much across a call
 )
 
-// Usage is the tokens a call took, where the answer said so.
-type Usage struct{ Input, Output int64 }
+// Usage is the tokens a call took, where the answer said so. Input includes cached input, Output includes reasoning.
+type Usage struct {
+	Input, Output         int64
+	CacheRead, CacheWrite int64 // of the input: read from the provider's cache, and written to it
+	Reasoning             int64 // of the output
+	Estimated             bool  // not what the answer said, but a guess
+}
 
 // tell counts the call's end, and tells OnEvent and the log.
 func (c *call) tell(ctx context.Context, err error, u Usage) {
@@ -155,7 +160,7 @@ func (c *core) log(ctx context.Context, t EventType, e *Error, more ...slog.Attr
 	switch {
 	case t == EventRetry:
 		level = slog.LevelInfo
-	case t == EventDone && (e.Kind == ErrUnauthorized || e.Kind == ErrQuota), t == EventTask, t == EventDown:
+	case t == EventDone && (e.Kind == ErrUnauthorized || e.Kind == ErrMisconfigured || e.Kind == ErrQuota), t == EventTask, t == EventDown:
 		level = slog.LevelError
 	}
 	msg := map[EventType]string{

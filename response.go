@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/aiguard-go/aiguard/internal/answer"
 	"github.com/aiguard-go/aiguard/internal/callctx"
 )
 
@@ -67,7 +66,7 @@ func (r *refusal) response(method string) *http.Response {
 // ownFailure puts a failure of the guard's own into the error form of the endpoint.
 func (x *exchange) ownFailure(e *Error) *http.Response {
 	status := HTTPStatus(e)
-	body := answer.ErrorBody(x.endpoint, x.req.URL.Path, status, string(e.Kind), UserMessage(e))
+	body := x.endpoint.ErrorBody(status, string(e.Kind), UserMessage(e))
 	header := http.Header{"Content-Type": {"application/json"}, "Content-Length": {strconv.Itoa(len(body))}}
 	resp := &http.Response{Status: strconv.Itoa(status) + " " + http.StatusText(status), StatusCode: status, Proto: "HTTP/1.1",
 		ProtoMajor: 1, ProtoMinor: 1, Header: header, ContentLength: int64(len(body)), Body: io.NopCloser(bytes.NewReader(body))}
@@ -120,5 +119,5 @@ func (x *exchange) bodiless(resp *http.Response) bool {
 	case resp.StatusCode == http.StatusNotModified:
 		return x.req.Method == http.MethodGet
 	}
-	return resp.StatusCode == http.StatusNoContent && x.endpoint == answer.Other
+	return resp.StatusCode == http.StatusNoContent && !x.endpoint.Known()
 }

@@ -5,36 +5,56 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"net/http"
+	"sync"
 	"sync/atomic"
 
-	"github.com/aiguard-go/aiguard/internal/answer"
+	"github.com/aiguard-go/aiguard/internal/awsframe"
+	"github.com/aiguard-go/aiguard/internal/dialect"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
+	"github.com/aiguard-go/aiguard/internal/jsonseq"
 	"github.com/aiguard-go/aiguard/internal/sse"
 )
 
 // errLeft ends a call whose caller closed its stream before the end.
 var errLeft = errors.New("aiguard: the stream was closed before its end")
 
-// stream is a body that is handed over while the provider still writes it: an event stream, of which only the events
-// go on, each whole and judged; or, without events, plain bytes. It holds the call and its slot until its end, its
-// Close, or the end of its context.
+// events splits a body into events.
+type events interface {
+	Next() (sse.Event, error)
+	Learn(ev sse.Event, free []jsonscan.Span)
+	Ask(room func(size int) bool)
+	Rest() []byte
+	Size() int
+}
+
+// stream is a body that is handed over while the provider still writes it: events of an endpoint that a dialect knows, each
+// whole and judged; or else plain bytes. It holds the call and its slot until its end, its Close, or the end of its context.
 type stream struct {
 	x      *exchange
 	w      *watch
 	resp   *http.Response
 	body   io.ReadCloser // the provider's
 	read   atomic.Int64
-	events *sse.Reader // nil: plain bytes
+	peeked []byte // of the body, and not yet read
+	cause  error  // that came with it
+	events events // nil: plain bytes
 	held   hold
 	sized  int // what of it is asked for
 
-	progress answer.Progress
-	any      bool   // an event has come
-	await    bool   // the next fetch begins a wait of the reader
-	out      []byte // what the reader has not fetched yet
-	buf      []byte // out's memory
-	err      error  // what follows out
+	progress dialect.Stream
+	used     dialect.Usage
+	decodes  decodable
+	single   bool       // a whole answer has come in the place of a stream
+	any      bool       // an event has come
+	await    bool       // the next fetch begins a wait of the reader
+	out      []byte     // what the reader has not fetched yet
+	buf      []byte     // out's memory
+	behind   []byte     // events that brought the answer nowhere, and go on with the next that does
+	idle     []byte     // the last of those
+	err      error      // what follows out
+	using    sync.Mutex // held by a Read over all of the above
 
 	// What Close and expired share with Read, which may be in another goroutine.
 	reading, closed, whole, over atomic.Bool
@@ -45,12 +65,74 @@ type stream struct {
 }
 
 func newStream(x *exchange, w *watch, resp *http.Response) *stream {
-	s := &stream{x: x, w: w, resp: resp, body: resp.Body, ended: make(chan struct{}), held: hold{room: &x.guard.memory.room}}
-	if x.stream {
-		s.progress.Endpoint = x.endpoint
-		s.events = sse.NewReader(readerFunc(s.fetch), maxEventBytes, answer.MaxShape)
+	return &stream{x: x, w: w, resp: resp, body: resp.Body, ended: make(chan struct{}), held: hold{room: &x.guard.memory.room},
+		progress: x.endpoint.Follow()}
+}
+
+// maxEvent is how long an event may be.
+func (s *stream) maxEvent() int {
+	if limit := s.x.guard.cfg.MaxEventBytes; limit != Off {
+		return int(min(limit, math.MaxInt32))
 	}
-	return s
+	return math.MaxInt32
+}
+
+// errNoStream is open's: the answer is none, but may be a good one.
+var errNoStream = errors.New("aiguard: not a stream")
+
+// frame finds out what the body is made of. Labels are hints: the first bytes decide.
+func (s *stream) frame() error {
+	media := mediaType(s.resp.Header)
+	if !s.x.judged || s.x.endpoint.Plain() && !isStream(media) && !isJSON(media) {
+		return nil // plain bytes
+	}
+	if !couldBeText(media) {
+		return s.x.invalid(s.resp)
+	}
+	body, maxEvent := readerFunc(s.fetch), s.maxEvent()
+	if media == "application/vnd.amazon.eventstream" {
+		s.events = awsframe.NewReader(body, maxEvent, dialect.MaxShape)
+		return nil
+	}
+	first, err := s.peek()
+	lines := media != "text/event-stream" && isStream(media) // JSON lines
+	switch {
+	case err != nil:
+	case first == 0 && s.x.endpoint.Framing() == dialect.Frames:
+		s.events = awsframe.NewReader(body, maxEvent, dialect.MaxShape)
+		return nil
+	case first == '{' && (lines || s.x.endpoint.Framing() == dialect.JSON), first == '[' && s.x.endpoint.Framing() == dialect.JSON:
+		s.events = jsonseq.NewReader(body, maxEvent, dialect.MaxShape)
+		return nil
+	case first == '{' && media == "text/event-stream": // an error, or a whole answer; the reader takes it for data
+	case first == '{', first == '[':
+		s.resp.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.MultiReader(bytes.NewReader(s.peeked), s.body), s.body}
+		return errNoStream
+	case first == '<', media == "text/html" && !eventsIn(s.peeked):
+		return s.x.invalid(s.resp)
+	}
+	s.events = sse.NewReader(body, maxEvent, dialect.MaxShape)
+	return nil
+}
+
+// peek returns the first byte of the body that is no white space. It keeps what it reads for fetch.
+func (s *stream) peek() (first byte, err error) {
+	buf := make([]byte, 512)
+	n := 0
+	for n < len(buf) && err == nil {
+		var m int
+		m, err = s.fetch(buf[n:])
+		n += m
+		if seen := bytes.TrimLeft(buf[:n], "\uFEFF \t\r\n"); len(seen) > 0 {
+			s.peeked, s.cause = buf[:n], err
+			return seen[0], nil
+		}
+	}
+	s.peeked, s.cause = buf[:n], err
+	return 0, err
 }
 
 type readerFunc func([]byte) (int, error)
@@ -60,7 +142,7 @@ func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 // errTooMuch is fetch's: the body is over MaxResponseBytes.
 var errTooMuch = errors.New("aiguard: over MaxResponseBytes")
 
-// fetch reads the provider's bytes and counts them, and the buffers they go to. It begins the reader's wait, once: what
+// fetch reads the provider's bytes and counts them. It begins the reader's wait, once: what
 // comes may be comments, which are not progress.
 func (s *stream) fetch(p []byte) (int, error) {
 	if s.await {
@@ -68,15 +150,18 @@ func (s *stream) fetch(p []byte) (int, error) {
 		s.reading.Store(true)
 		s.w.wait()
 	}
-	if s.events != nil {
-		if size := s.events.Size() + cap(s.buf); size > s.sized {
-			if !s.held.grow(s.w, int64(size)) {
-				return 0, errNoRoom
-			}
-			s.sized = size
-		}
+	if len(s.peeked) > 0 {
+		n := copy(p, s.peeked)
+		s.peeked = s.peeked[n:]
+		return n, nil
+	}
+	if s.cause != nil { // of what was peeked
+		return 0, s.cause
 	}
 	n, err := s.body.Read(p)
+	if n > 0 && s.reading.Load() && s.progress.Thinking() {
+		s.w.wait() // a model that thinks may have nothing else to say
+	}
 	read := s.read.Add(int64(n))
 	if limit := s.x.guard.cfg.MaxResponseBytes; limit != Off && read > limit {
 		return 0, errTooMuch
@@ -84,12 +169,25 @@ func (s *stream) fetch(p []byte) (int, error) {
 	return n, err
 }
 
-// open waits for the first event and hands the body over. Until then a failure is the attempt's, and may be retried.
-func (s *stream) open() error {
-	if s.events != nil {
-		if err := s.refused(); err != nil {
-			return err
+// room asks for room for the buffers of the events and for those behind them.
+func (s *stream) room(size int) bool {
+	if size += cap(s.buf) + cap(s.behind); size > s.sized {
+		if !s.held.grow(s.w, int64(size)) {
+			return false
 		}
+		s.sized = size
+	}
+	return true
+}
+
+// open waits for the first event that brings the answer forward, and hands the body over; plain bytes are handed over at
+// once. Until then a failure is the attempt's, and may be retried.
+func (s *stream) open() error {
+	if err := s.frame(); err != nil {
+		return err
+	}
+	if s.events != nil {
+		s.events.Ask(s.room)
 		if s.next(); s.err != nil && (s.err != io.EOF || len(s.out) == 0) {
 			return s.err
 		}
@@ -123,27 +221,6 @@ func (s *stream) open() error {
 	return nil
 }
 
-// refused looks for an answer that is no stream: JSON, in which there may be the provider's error, or HTML.
-func (s *stream) refused() error {
-	media := mediaType(s.resp.Header)
-	if media == "text/event-stream" || isUntyped(media) {
-		return nil
-	}
-	if !isJSON(media) {
-		return s.x.invalid(s.resp)
-	}
-	body, err := s.x.read(s.w, s.resp, &s.held)
-	if err != nil {
-		return err
-	}
-	if end, err := jsonscan.Check(body, answer.MaxShape); err == nil {
-		if f, ok := answer.ErrorIn(body[:end]); ok {
-			return s.x.failed(s.resp, f, ErrInvalidResponse)
-		}
-	}
-	return s.x.invalid(s.resp)
-}
-
 // arrived ends the reader's wait, if fetch began one.
 func (s *stream) arrived() {
 	if s.await {
@@ -157,6 +234,9 @@ func (s *stream) arrived() {
 // Read hands on whole events, or bytes. While it waits for the next one the idle bound runs; one that has come with
 // others before it needs no wait.
 func (s *stream) Read(p []byte) (int, error) {
+	defer s.forget()
+	s.using.Lock()
+	defer s.using.Unlock()
 	if s.closed.Load() {
 		return 0, http.ErrBodyReadAfterClose
 	}
@@ -193,36 +273,81 @@ func (s *stream) readBytes(p []byte) (int, error) {
 	return n, nil
 }
 
-// next fetches one event to out, or sets err; a terminal event does both.
+// maxBehind is how much is kept of events that bring the answer nowhere before the same ones are dropped.
+const maxBehind = 64 << 10
+
+// next fetches to out the next event that brings the answer forward, and those before it, or sets err; a terminal event does
+// both.
 func (s *stream) next() {
-	s.out = nil
-	ev, err := s.events.Next()
-	for err == nil && len(ev.Data) == 0 && string(ev.Name) != "error" {
-		ev, err = s.events.Next() // a keep-alive in the clothes of an event
+	s.out, s.behind, s.idle = nil, s.behind[:0], s.idle[:0]
+	for {
+		ev, err := s.events.Next()
+		switch {
+		case err != nil:
+			s.err = s.ending(err)
+		case ev.Done:
+			s.err = s.done()
+		case len(ev.Data) == 0 && string(ev.Name) != "error": // a keep-alive
+			continue
+		case !ev.Like: // else it is as good as the event before it
+			s.err = s.judge(ev)
+		}
+		if s.err != nil {
+			if s.out = s.behind; s.err == io.EOF && s.x.eventLines {
+				s.behind = append(s.behind, s.events.Rest()...) // the end of an array
+				s.out = s.behind
+			}
+			return
+		}
+		if !ev.Like && !s.progress.Progress() && !s.single {
+			if s.err = s.hold(ev); s.err != nil {
+				return
+			}
+			continue
+		}
+		if s.out, s.err = s.bytes(ev); s.err != nil {
+			return
+		}
+		if len(s.behind) > 0 {
+			s.behind = append(s.behind, s.out...)
+			s.out = s.behind
+		}
+		if s.single || s.progress.Terminal() {
+			s.settle()
+		}
+		return
 	}
+}
+
+// hold keeps an event that brings the answer nowhere for the next that does.
+func (s *stream) hold(ev sse.Event) error {
+	if len(s.behind) > maxBehind && bytes.Equal(s.idle, ev.Data) {
+		return nil // one of a flood
+	}
+	s.idle = append(s.idle[:0], ev.Data...)
+	out, err := s.bytes(ev)
 	if err != nil {
-		s.err = s.ending(err)
-		return
+		return err
 	}
-	if ev.Done {
-		if !s.any {
-			s.err = s.x.invalid(s.resp) // no answer at all
-			return
-		}
-		s.progress.Done()
-		s.write(ev)
-		s.settle()
-		return
+	s.behind = append(s.behind, out...)
+	if !s.room(s.events.Size()) {
+		return s.x.noRoom(s.w, s.resp)
 	}
-	if !ev.Like || len(ev.Name) > 0 { // else it is as good as the event before it
-		if s.err = s.judge(ev); s.err != nil {
-			return
-		}
+	if len(s.behind) > max(s.maxEvent(), maxBehind) {
+		return s.x.tooLarge(s.resp, phaseEvent, s.x.guard.cfg.MaxEventBytes)
 	}
-	s.write(ev)
-	if s.progress.Terminal() {
-		s.settle()
+	return nil
+}
+
+// done notes the [DONE] mark, or says why it is no end.
+func (s *stream) done() error {
+	switch s.progress.Done(); {
+	case s.progress.Terminal():
+		return nil
+	case !s.any || !s.progress.Any():
+		return s.x.invalid(s.resp) // no answer at all
 	}
+	return s.x.broken(s.resp, io.ErrUnexpectedEOF) // the API has another last event
 }
 
 // judge makes an event part of the answer, or says what is wrong with it.
@@ -230,28 +355,52 @@ func (s *stream) judge(ev sse.Event) error {
 	if e := s.flaw(ev); e != nil {
 		return e
 	}
-	if f, failed := s.progress.Event(ev.Name, ev.Data); failed {
+	f, failed := s.progress.Event(ev.Name, ev.Data)
+	if failed {
 		return s.x.failed(s.resp, f, ErrUnavailable)
 	}
-	if s.x.guard.wantsUsage() && bytes.Contains(ev.Data, []byte(`"usage"`)) {
-		if in, out := answer.Usage(ev.Data); in != 0 || out != 0 {
-			s.usage.Store(&Usage{Input: in, Output: out})
+	if ev.Bare && !s.any && s.x.endpoint.Framing() == dialect.SSE && s.x.eventLines {
+		a := s.x.endpoint.JudgeWith(&s.x.verdict, ev.Data[:ev.End])
+		if !a.OK {
+			return s.x.invalid(s.resp)
+		}
+		s.single, s.any = true, true
+		s.note(a.Usage)
+		s.whole.Store(true)
+		return nil
+	}
+	if !s.x.eventLines {
+		if err := s.decodes.check(s.x.endpoint.Op(), ev.Data); err != nil {
+			e := s.x.invalid(s.resp)
+			e.Err = err
+			return e
 		}
 	}
-	s.events.Learn(ev, s.progress.Free())
+	s.note(s.progress.Usage())
+	if free := s.progress.Free(); s.progress.Progress() {
+		s.events.Learn(ev, free)
+	}
 	s.any = true
-	s.whole.Store(s.progress.Complete())
+	s.whole.Store(s.progress.Complete(false, false))
 	return nil
 }
 
-// flaw is what is wrong with an event that should be a JSON object. Endpoints we don't know may send other text.
+func (s *stream) note(u dialect.Usage) {
+	if u != s.used {
+		s.used = u
+		usage := usageOf(u)
+		s.usage.Store(&usage)
+	}
+}
+
+// flaw is what is wrong with an event that should be a JSON object.
 func (s *stream) flaw(ev sse.Event) error {
 	switch {
 	case errors.Is(ev.Err, jsonscan.ErrTooBig):
-		return s.x.tooLarge(s.resp, phaseShape, int64(answer.MaxShape.Containers))
-	case s.progress.Endpoint == answer.Other, string(ev.Name) == "error":
+		return s.x.tooLarge(s.resp, phaseShape, int64(dialect.MaxShape.Containers))
+	case string(ev.Name) == "error":
 		return nil
-	case errors.Is(ev.Err, jsonscan.ErrIncomplete):
+	case errors.Is(ev.Err, jsonscan.ErrIncomplete), ev.Err != nil && s.whole.Load():
 		if _, err := s.events.Next(); err != nil { // nothing follows: it was cut here
 			return s.ending(err)
 		}
@@ -262,22 +411,30 @@ func (s *stream) flaw(ev sse.Event) error {
 	return nil
 }
 
-// write puts an event into the form that every SDK reads.
-func (s *stream) write(ev sse.Event) {
-	b := s.buf[:0]
-	if s.x.eventLines && len(ev.Name) > 0 {
-		b = append(append(append(b, "event: "...), ev.Name...), '\n')
+// bytes is what the reader gets of an event: its lines as they came, or the form that go-openai reads.
+func (s *stream) bytes(ev sse.Event) ([]byte, error) {
+	if s.x.eventLines {
+		return ev.Raw, nil
 	}
+	if more := len(ev.Data) + len("data: \n\n") - cap(s.buf); more > 0 && !s.room(s.events.Size()+more) {
+		return nil, s.x.noRoom(s.w, s.resp)
+	}
+	return s.write(ev), nil
+}
+
+// write puts an event into the form that go-openai reads.
+func (s *stream) write(ev sse.Event) []byte {
+	b := s.buf[:0]
 	for line := range bytes.SplitSeq(ev.Data, []byte{'\n'}) {
-		if len(b) > 0 && !s.x.eventLines {
+		if len(b) > 0 {
 			b[len(b)-1] = ' ' // go-openai takes each line for an event; JSON may be joined by a blank
 		} else {
 			b = append(b, "data: "...)
 		}
 		b = append(append(b, line...), '\n')
 	}
-	b = append(b, '\n')
-	s.buf, s.out = b, b
+	s.buf = append(b, '\n')
+	return s.buf
 }
 
 // settle ends a stream after its last event: what may still come is only the end of the body, which lets
@@ -287,11 +444,17 @@ func (s *stream) settle() {
 		s.stop() // the end of the drain is not that of the answer
 	}
 	s.err = io.EOF
-	if f := s.progress.Failed(); f != nil {
-		s.err = s.x.failed(s.resp, *f, ErrUnavailable)
+	if f, failed := s.progress.Failed(); failed {
+		s.err = s.x.failed(s.resp, f, ErrUnavailable)
 	}
-	if s.w.limit(drainTimeout, timeBound{phase: phaseStream}) == nil {
-		_, _ = io.CopyN(io.Discard, s.body, drainBytes)
+	if s.w.limit(drainTimeout, timeBound{phase: phaseStream}) != nil {
+		return
+	}
+	rest := bytes.Clone(append(s.peeked, s.events.Rest()...))
+	more, err := io.ReadAll(io.LimitReader(s.body, drainBytes))
+	if rest = append(rest, more...); err == nil && s.x.eventLines && len(rest) > 0 && len(rest) < drainBytes {
+		s.buf = append(append(s.buf[:0], s.out...), rest...)
+		s.out = s.buf // as it came: a [DONE] behind the API's own last event, the end of an array
 	}
 }
 
@@ -303,10 +466,12 @@ func (s *stream) ending(err error) error {
 	switch {
 	case errors.Is(err, errTooMuch):
 		return s.x.tooLarge(s.resp, phaseResponse, s.x.guard.cfg.MaxResponseBytes)
-	case err == errNoRoom:
+	case err == sse.ErrNoRoom:
 		return s.x.noRoom(s.w, s.resp)
 	case errors.Is(err, sse.ErrLineTooLong):
-		return s.x.tooLarge(s.resp, phaseEvent, maxEventBytes)
+		return s.x.tooLarge(s.resp, phaseEvent, s.x.guard.cfg.MaxEventBytes)
+	case err == awsframe.ErrFrame:
+		return s.x.invalid(s.resp)
 	case s.events == nil && err == io.EOF:
 		return io.EOF
 	case s.events != nil && s.any && s.complete(err):
@@ -319,12 +484,9 @@ func (s *stream) ending(err error) error {
 	return s.x.broken(s.resp, io.ErrUnexpectedEOF)
 }
 
-// complete reports whether an answer that stopped with err had said all. Endpoints we don't know only by a clean end.
+// complete reports whether an answer that stopped with err had said all.
 func (s *stream) complete(err error) bool {
-	if s.progress.Endpoint == answer.Other {
-		return err == io.EOF
-	}
-	return s.progress.Complete() && s.w.caller.Err() == nil
+	return s.progress.Complete(err == io.EOF, s.x.endsWithoutFinish()) && (err == io.EOF || s.w.caller.Err() == nil)
 }
 
 // failure is the bound or the caller's end behind err, or the cut that it is.
@@ -344,18 +506,28 @@ func (s *stream) failure(err error) error {
 // another goroutine reads.
 func (s *stream) Close() error {
 	s.closed.Store(true)
-	if s.events != nil && s.whole.Load() {
+	if s.whole.Load() {
 		s.finish(io.EOF)
 	} else {
 		s.finish(errLeft)
 	}
+	s.forget()
 	return nil
+}
+
+// forget lets go of the buffers of a stream that has been closed, since its response may be kept. If a Read is under way, which
+// Close does not wait for, that forgets them at its end.
+func (s *stream) forget() {
+	if s.closed.Load() && s.using.TryLock() {
+		s.events, s.buf, s.out = nil, nil, nil
+		s.using.Unlock()
+	}
 }
 
 // expired runs when the context of the stream has ended: the caller's, or by a bound.
 func (s *stream) expired() {
 	err := s.failure(context.Canceled)
-	if s.events != nil && s.whole.Load() && s.w.caller.Err() == nil {
+	if s.whole.Load() && s.w.caller.Err() == nil {
 		err = io.EOF
 	}
 	e, ok := err.(*Error)

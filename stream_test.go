@@ -197,7 +197,7 @@ func TestEndOfStream(t *testing.T) {
 		{"too deep", aiguardtest.Events(hello, strings.Repeat(`{"a":`, 101)+"1"+strings.Repeat("}", 101)), aiguard.ErrResponseTooLarge, "Hello"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			inVirtualTime(t, aiguard.Config{Retry: aiguard.Retry{MaxAttempts: 1}}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+			inVirtualTime(t, aiguard.Config{MaxEventBytes: 1 << 20, Retry: aiguard.Retry{MaxAttempts: 1}}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
 				srv.SetDefault(tc.reply)
 				text, err := streamChat(t.Context(), c)
 				require.Equal(t, tc.text, text)
@@ -363,7 +363,7 @@ func TestEventLinesReachOtherSDKsOnly(t *testing.T) {
 		body, err := io.ReadAll(resp.Body)
 		require.NoError(t, err)
 		require.NoError(t, resp.Body.Close())
-		require.Equal(t, "event: message_start\ndata: {\"type\":\"message_start\"}\n\nevent: ping\ndata: {\"type\":\"ping\"}\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n", string(body))
+		require.Equal(t, "event: message_start\nid: 7\ndata: {\"type\":\"message_start\"}\n\nevent: ping\ndata: {\"type\":\"ping\"}\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n", string(body))
 
 		srv.SetDefault(aiguardtest.Bytes("event: x\n" + strings.Repeat("event: y\n", 500) + "data: " + hello + "\n\ndata: " + finished + "\n\n"))
 		text, err := streamChat(t.Context(), c)

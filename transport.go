@@ -1,54 +1,50 @@
 package aiguard
 
 import (
-	"bytes"
 	"compress/flate"
 	"compress/gzip"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"math"
-	"mime"
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/url"
 	"reflect"
-	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
-	"github.com/aiguard-go/aiguard/internal/answer"
 	"github.com/aiguard-go/aiguard/internal/callctx"
+	"github.com/aiguard-go/aiguard/internal/dialect"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 	"github.com/aiguard-go/aiguard/internal/provider"
 )
 
 // Caps that are the same for everybody.
 const (
-	maxEventBytes  = 1 << 20  // one event of a stream
 	maxErrorBytes  = 64 << 10 // the body of a failure status
 	maxHeaderBytes = 64 << 10
 
-	connectTimeout   = 10 * time.Second // dial and TLS handshake, if CallTimeout is not shorter
-	errorBodyTimeout = 5 * time.Second  // for the body of a failure: its status is known already
-	bytesPerToken    = 4                // of a request, before its usage is known
+	errorBodyTimeout = 5 * time.Second // for the body of a failure: its status is known already
+	bytesPerToken    = 4               // of a request, before its usage is known
 	drainTimeout     = 50 * time.Millisecond
 	drainBytes       = 64 << 10
-
-	streamWindow = 256 << 10 // what an HTTP/2 peer may send ahead of a slow reader; net/http's 4 MiB add up
 )
 
 // Transport returns a RoundTripper that gives every request sent through base the bounds of g: for any SDK that takes an
-// http.Client. With base nil it uses a pooled transport that g owns and closes. It tells what a request asks for from
-// its Accept header and body, as the OpenAI API has them: a JSON answer is read whole before it is handed over, a
-// stream at its first event, other bodies as they come.
+// http.Client. With base nil it uses a pooled transport that g owns and closes.
+//
+// It knows the APIs of OpenAI (and those who speak it), Anthropic, Gemini, Bedrock, Cohere and Ollama, under any base URL.
+// Their prompts are checked and their output limits lowered as Config says. Their answers in JSON are read whole before
+// they are handed over, their streams at the first event that brings the answer forward, and both are judged: a cut answer
+// is never a complete one. Other endpoints pass through unchanged and unjudged, within the bounds of time and size. A body
+// without GetBody is kept if it has no more than 1 MiB, so that it can be read and sent again; a longer one is sent once,
+// and its prompt is not checked.
 //
 // When the provider answers with a failure status and the guard gives up on it, RoundTrip returns that response, so that the
 // SDK makes its own error of it: status and headers as they came, at most 64 KiB of the body, and "X-Should-Retry: false",
@@ -57,9 +53,8 @@ const (
 // responses of those too. A Middleware that replaces or wraps the error has the last word: then RoundTrip returns its error.
 //
 // RoundTrip retries by itself: switch the SDK's own retries off. It answers a repeat that carries the SDK's retry count from
-// the failure before, and logs one warning. Close every body: until then its answer counts as held. MaxRequestBytes holds,
-// but prompt and output tokens are the Client's: see CheckPrompt. A base of the user's should limit its response headers as
-// the pooled transport does.
+// the failure before, and logs one warning. Close every body: until then its answer counts as held. A base of the user's
+// should limit its response headers as the pooled transport does.
 //
 // RoundTrip keeps the contract of http.RoundTripper as http.Transport does, but for these differences:
 //
@@ -69,7 +64,7 @@ const (
 //	an event stream      is returned at its first event, with whole events and without comments
 //	a failure status     has at most 64 KiB of body
 //	response headers     above 64 KiB, and bodies in an encoding that base does not undo, are an error
-//	a request's body     that cannot be sent again (no GetBody) is sent once
+//	a request's body     that can be read only once is read before it is sent, up to 1 MiB; a larger one is sent once
 //	101                  ends at StreamTimeout at the latest
 //	Response.Request     is the request given to RoundTrip; for a failure a copy whose context carries the facts
 func (g *Guard) Transport(base http.RoundTripper) http.RoundTripper {
@@ -84,100 +79,6 @@ type transport struct {
 	guard      *Guard
 	base       http.RoundTripper // nil: the guard's pool
 	eventLines bool              // hand on the event: lines of a stream
-}
-
-// pool is the transport a guard owns. It knows its connections: CloseIdleConnections passes over one of HTTP/2 whose last
-// request is just being cancelled, and then nothing would close it for IdleConnTimeout.
-type pool struct {
-	*http.Transport
-	mu     sync.Mutex
-	conns  map[*poolConn]struct{}
-	closed bool
-}
-
-func newPool(cfg *Config) *pool {
-	connect := connectLimit(cfg)
-	idle := int(cfg.MaxConcurrent)
-	if idle == Off {
-		idle = 100
-	}
-	dialer := &net.Dialer{Timeout: connect, KeepAlive: 15 * time.Second}
-	p := &pool{conns: make(map[*poolConn]struct{})}
-	p.Transport = &http.Transport{
-		Proxy: http.ProxyFromEnvironment,
-		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			conn, err := dialer.DialContext(ctx, network, addr)
-			if err != nil {
-				return nil, err
-			}
-			return p.add(conn)
-		},
-		TLSHandshakeTimeout:    connect,
-		ExpectContinueTimeout:  time.Second, // as in http.DefaultTransport
-		ForceAttemptHTTP2:      true,
-		MaxIdleConns:           max(100, idle),
-		MaxIdleConnsPerHost:    idle,
-		IdleConnTimeout:        90 * time.Second,
-		MaxResponseHeaderBytes: maxHeaderBytes,
-		HTTP2: &http.HTTP2Config{
-			SendPingTimeout: connect, PingTimeout: connect / 2,
-			MaxReceiveBufferPerStream: streamWindow,
-		},
-	}
-	return p
-}
-
-func (p *pool) add(conn net.Conn) (net.Conn, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		conn.Close()
-		return nil, net.ErrClosed
-	}
-	c := &poolConn{Conn: conn, pool: p}
-	p.conns[c] = struct{}{}
-	return c, nil
-}
-
-// close ends all connections, for good: whatever used them has ended or been cancelled.
-func (p *pool) close() {
-	p.mu.Lock()
-	p.closed = true
-	conns := slices.Collect(maps.Keys(p.conns))
-	p.mu.Unlock()
-	p.CloseIdleConnections()
-	for _, c := range conns {
-		c.Close()
-	}
-}
-
-type poolConn struct {
-	net.Conn
-	pool  *pool
-	ended atomic.Bool // a Read has failed: net/http calls headers that were cut "malformed", without their cause
-}
-
-func (c *poolConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	if err != nil {
-		c.ended.Store(true)
-	}
-	return n, err
-}
-
-func (c *poolConn) Close() error {
-	c.pool.mu.Lock()
-	delete(c.pool.conns, c)
-	c.pool.mu.Unlock()
-	return c.Conn.Close()
-}
-
-// connectLimit bounds what net/http goes on with after the call is over: no longer than the call itself.
-func connectLimit(cfg *Config) time.Duration {
-	if cfg.CallTimeout == Off {
-		return connectTimeout
-	}
-	return min(connectTimeout, cfg.CallTimeout)
 }
 
 // CloseIdleConnections lets http.Client.CloseIdleConnections reach the base.
@@ -232,6 +133,9 @@ func (x *exchange) do(ctx context.Context) (*http.Response, error) {
 
 // wrapped runs the call inside the middleware.
 func (x *exchange) wrapped(ctx context.Context) (*http.Response, error) {
+	if err := x.prepare(ctx); err != nil {
+		return nil, err
+	}
 	if len(x.guard.cfg.Middleware) == 0 {
 		return x.run(ctx)
 	}
@@ -267,80 +171,17 @@ type exchange struct {
 	sent     bool          // the base has had the body, and closes it
 	seen     bool          // GetBody has been used: some SDKs' returns the one body again and again
 
-	endpoint   answer.Endpoint
-	stream     bool // an event stream is asked for
-	json       bool // a JSON answer is asked for
-	safe       bool // a repeat does no work twice
+	endpoint   dialect.Endpoint
+	judged     bool           // the endpoint's dialect judges the answer
+	stream     bool           // a stream seems to be asked for
+	json       bool           // a JSON answer seems to be asked for
+	verdict    dialect.Stream // the memory for one
+	flaw       error          // why the request must not be sent
+	known      *known         // what Client told
+	safe       bool           // a repeat does no work twice
 	replayable bool
 	responses  bool       // failures become responses
 	conn       *connTrace // of this attempt: the hooks of the one before may still run
-}
-
-// known is what Client tells the transport of a request, which need not be read again then.
-type known struct {
-	op string
-	answer.Request
-	taken atomic.Bool // by the request that it describes
-}
-
-type knownKey struct{}
-
-func (t *transport) newExchange(req *http.Request) *exchange {
-	x := &exchange{transport: t, req: req}
-	x.replayable = req.Body == nil || req.Body == http.NoBody || req.GetBody != nil
-	if req.Method == http.MethodPost {
-		x.endpoint = answer.EndpointOf(req.URL.Path)
-	}
-	k, ok := req.Context().Value(knownKey{}).(*known)
-	if !ok || !k.taken.CompareAndSwap(false, true) { // a request made in a callback, with the context of another, is its own
-		k = &known{op: x.endpoint.Op()}
-		if k.op == "" {
-			k.op = opOf(req.URL.Path)
-		}
-		k.Request = x.readRequest()
-	}
-	accept := req.Header.Get("Accept")
-	x.stream = k.Stream || strings.Contains(accept, "text/event-stream")
-	x.json = !x.stream && (x.endpoint.JSON() || strings.Contains(accept, "application/json"))
-	switch req.Method {
-	case http.MethodGet, http.MethodHead, http.MethodOptions:
-		x.safe = true
-	case http.MethodPost:
-		x.safe = x.endpoint.Inference() && !k.Creates
-	}
-	x.settings = t.guard.request(req.Context(), k.op, k.Model, req.URL.Host, req.URL.Path)
-	return x
-}
-
-// readRequest reads from the body what Client would have told.
-func (x *exchange) readRequest() (r answer.Request) {
-	limit := x.guard.cfg.MaxRequestBytes
-	if x.req.GetBody == nil || limit != Off && x.req.ContentLength > limit || !isJSON(mediaType(x.req.Header)) {
-		return r
-	}
-	body, err := x.req.GetBody()
-	if err != nil {
-		return r
-	}
-	x.seen = true
-	defer body.Close()
-	data, over, err := readCapped(x.req.Context(), body, x.req.ContentLength, limit, nil)
-	if over || err != nil {
-		return r
-	}
-	if _, err = jsonscan.Check(data, answer.MaxShape); err != nil {
-		return r
-	}
-	return answer.ReadRequest(data)
-}
-
-// opOf names a call by the first part of its path after the version: "models", "files".
-func opOf(path string) string {
-	if _, rest, ok := strings.Cut(path, "/v1/"); ok {
-		path = rest
-	}
-	op, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
-	return op
 }
 
 // closeUnsent closes the body of a request that never left, as a RoundTripper must.
@@ -351,6 +192,9 @@ func (x *exchange) closeUnsent() {
 }
 
 func (x *exchange) run(ctx context.Context) (*http.Response, error) {
+	if x.flaw != nil {
+		return nil, x.guard.refuse(ctx, &x.settings, x.flaw)
+	}
 	if err := x.guard.refuseIfCrowded(ctx, &x.settings); err != nil {
 		return nil, err
 	}
@@ -442,7 +286,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 		e.Phase, e.retry = phaseHeaders, neverAsk
 		return nil, e
 	}
-	if x.json {
+	if x.isWhole(resp) {
 		return x.whole(w, resp)
 	}
 	s := newStream(x, w, resp)
@@ -451,11 +295,16 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 			s.held.release()
 		}
 	}()
-	if err := s.open(); err != nil {
+	switch err := s.open(); err {
+	case nil:
+		handedOver = true
+		return resp, nil
+	case errNoStream:
+		s.held.release()
+		return x.whole(w, resp)
+	default:
 		return nil, err
 	}
-	handedOver = true
-	return resp, nil
 }
 
 // request is the request of this attempt, with its own body.
@@ -541,12 +390,7 @@ func (t *connTrace) hooks() *httptrace.ClientTrace {
 		GotConn: func(i httptrace.GotConnInfo) {
 			t.got.Store(true)
 			t.reused.Store(i.Reused)
-			conn := i.Conn
-			if secure, ok := conn.(*tls.Conn); ok {
-				conn = secure.NetConn()
-			}
-			own, _ := conn.(*poolConn)
-			t.conn.Store(own)
+			t.conn.Store(used(i.Conn))
 		},
 		GotFirstResponseByte: func() { t.replied.Store(true) },
 	}
@@ -568,6 +412,8 @@ func (x *exchange) unanswered(w *watch, err error) error {
 	case errors.As(err, &own): // requestBody's
 		copied := *own
 		return &copied
+	case !x.conn.asked.Load() && !sendable(x.req.URL), refusedBeforehand(err):
+		return &Error{Kind: ErrMisconfigured, Phase: phaseConnect, Err: err, retry: neverAsk}
 	case errors.As(err, &ne) && ne.Timeout():
 		e := &Error{Kind: ErrTimeout, Phase: phaseConnect, Limit: connectLimit(&x.guard.cfg), Err: err}
 		if connected { // a limit of the user's own base
@@ -598,6 +444,33 @@ func (x *exchange) repeatable(e *Error, acted bool) *Error {
 		e.retry = neverAsk
 	}
 	return e
+}
+
+// sendable reports whether a URL has what every transport needs.
+func sendable(u *url.URL) bool {
+	return (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
+}
+
+// refusedBeforehand reports whether a base was refused what it needs before it sends anything, such as a fresh token: its
+// error has the response that says so. golang.org/x/oauth2's has that form.
+func refusedBeforehand(err error) bool {
+	for ; err != nil; err = errors.Unwrap(err) {
+		v := reflect.ValueOf(err)
+		if v.Kind() != reflect.Pointer || v.IsNil() || v.Elem().Kind() != reflect.Struct {
+			continue
+		}
+		field := v.Elem().FieldByName("Response")
+		if !field.IsValid() || !field.CanInterface() {
+			continue
+		}
+		if resp, _ := field.Interface().(*http.Response); resp != nil {
+			switch resp.StatusCode {
+			case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func isDial(err error) bool {
@@ -647,12 +520,20 @@ func (x *exchange) refusal(w *watch, resp *http.Response) error {
 	if w.caller.Err() != nil {
 		return callctx.Err(w.caller)
 	}
-	f, said := answer.Failure{}, false
-	if end, err := jsonscan.Check(body, answer.MaxShape); err == nil {
-		f, said = answer.ErrorIn(body[:end])
+	f, said := dialect.Failure{}, false
+	if end, err := jsonscan.Check(body, dialect.MaxShape); err == nil {
+		f, said = dialect.Refusal(body[:end])
+	}
+	if exception, _, _ := strings.Cut(resp.Header.Get("X-Amzn-Errortype"), ":"); f.InnerCode == "" {
+		f.InnerCode = exception
 	}
 	e := x.errorOf(resp, kindOfProvider(resp.StatusCode, f, ErrUnavailable))
-	e.RetryAfter = retryAfter(resp.Header, provider.Now(resp.Header))
+	if resp.StatusCode == http.StatusNotFound && !x.endpoint.Known() && e.Kind == ErrMisconfigured && dialect.Classify(resp.StatusCode, f) == "" {
+		e.Kind = ErrRejected // what was asked for is not there
+	}
+	if e.RetryAfter = retryAfter(resp.Header, provider.Now(resp.Header)); e.RetryAfter == 0 {
+		e.RetryAfter = f.RetryAfter
+	}
 	e.Err = providerCause(resp.StatusCode, f, said, body)
 	if over && resp.Uncompressed { // a compressed error of this size is an attack, not an explanation
 		e.Kind, e.Phase, e.Max = ErrResponseTooLarge, phaseErrorBody, maxErrorBytes
@@ -699,40 +580,6 @@ func requestID(h http.Header) string {
 		}
 	}
 	return ""
-}
-
-// whole reads a JSON answer, all of it, so that whatever is wrong with it is this attempt's failure.
-func (x *exchange) whole(w *watch, resp *http.Response) (*http.Response, error) {
-	b := &wholeBody{hold: hold{room: &x.guard.memory.room}, call: x.call, ctx: w.caller}
-	handedOver := false
-	defer func() {
-		if !handedOver {
-			b.hold.release()
-		}
-	}()
-	body, err := x.read(w, resp, &b.hold)
-	if err != nil {
-		return nil, err
-	}
-	end, err := x.judge(resp, body)
-	if err != nil {
-		return nil, err
-	}
-	body = body[:end]
-	b.rest, resp.Body = body, b
-	if length := int64(len(body)); resp.ContentLength != length {
-		resp.ContentLength = length
-		resp.TransferEncoding = nil
-		resp.Header.Del("Content-Length") // of what was sent, before trimming
-	}
-	var u Usage
-	if x.guard.wantsUsage() {
-		u.Input, u.Output = answer.Usage(body)
-	}
-	x.call.judge(w.caller, nil)
-	x.call.succeed(w.caller, u)
-	handedOver = true
-	return resp, nil
 }
 
 // read reads a body to its end, within the cap and the room there is.
@@ -800,48 +647,6 @@ func (x *exchange) invalid(resp *http.Response) *Error {
 	return x.repeatable(e, true)
 }
 
-// failed is the failure that a provider reports inside a success status.
-func (x *exchange) failed(resp *http.Response, f answer.Failure, nameless Kind) *Error {
-	e := x.errorOf(resp, kindOfProvider(0, f, nameless))
-	e.Err = providerCause(resp.StatusCode, f, true, nil)
-	return x.repeatable(e, true)
-}
-
-// judge decides whether body is the JSON answer that was asked for, and where in it the answer ends.
-func (x *exchange) judge(resp *http.Response, body []byte) (end int, err error) {
-	media := mediaType(resp.Header)
-	switch {
-	case len(bytes.TrimSpace(body)) == 0:
-		if x.endpoint != answer.Other || x.req.Method == http.MethodGet {
-			return 0, x.invalid(resp)
-		}
-		return len(body), nil // a deletion needs no words
-	case !x.endpoint.JSON() && x.endpoint != answer.Other && strings.HasPrefix(media, "text/") && media != "text/html":
-		return len(body), nil // a transcript as text
-	case !isJSON(media) && !isUntyped(media):
-		return 0, x.invalid(resp)
-	}
-	end, err = jsonscan.Check(body, answer.MaxShape)
-	switch {
-	case errors.Is(err, jsonscan.ErrTooBig):
-		return 0, x.tooLarge(resp, phaseShape, int64(answer.MaxShape.Containers))
-	case errors.Is(err, jsonscan.ErrIncomplete):
-		return 0, x.broken(resp, io.ErrUnexpectedEOF)
-	case err != nil:
-		return 0, x.invalid(resp)
-	}
-	f, failed, ok := answer.Judge(x.endpoint, body[:end])
-	switch {
-	case failed && x.endpoint == answer.Responses:
-		return 0, x.failed(resp, f, ErrUnavailable)
-	case failed:
-		return 0, x.failed(resp, f, ErrInvalidResponse)
-	case !ok:
-		return 0, x.invalid(resp)
-	}
-	return end, nil
-}
-
 // errNoRoom ends a read whose buffer would be one too many.
 var errNoRoom = errors.New("aiguard: no room for the answer")
 
@@ -896,28 +701,7 @@ func grown(size, announced, limit int64) int64 {
 // decoded reports whether the body comes as plain bytes, which caps can count: base undoes the compression it asked for.
 func (x *exchange) decoded(resp *http.Response) bool {
 	e := resp.Header.Get("Content-Encoding")
-	return e == "" || strings.EqualFold(e, "identity")
-}
-
-func mediaType(h http.Header) string {
-	value := h.Get("Content-Type")
-	if value == "application/json" { // nearly always: spare the parser's work
-		return value
-	}
-	media, _, err := mime.ParseMediaType(value)
-	if err != nil {
-		return ""
-	}
-	return media
-}
-
-func isJSON(media string) bool {
-	return media == "application/json" || strings.HasSuffix(media, "+json")
-}
-
-// isUntyped reports whether media is what servers that set no content type send: the bytes must tell.
-func isUntyped(media string) bool {
-	return media == "" || media == "text/plain" || media == "application/octet-stream"
+	return e == "" || strings.EqualFold(e, "identity") || strings.EqualFold(e, "none")
 }
 
 func headerSize(h http.Header) (n int) {

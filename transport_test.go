@@ -465,7 +465,7 @@ func TestBodyThatCannotBeReplayedIsSentOnce(t *testing.T) {
 		srv.SetDefault(aiguardtest.Error(503, ""))
 		base := srv.Transport()
 		defer base.CloseIdleConnections()
-		body := &closing{Reader: strings.NewReader(`{"model":"m"}`)}
+		body := &closing{Reader: strings.NewReader(`{"model":"m","x":"` + strings.Repeat("x", 1<<20) + `"}`)}
 		req, err := http.NewRequestWithContext(t.Context(), "POST", srv.URL+"/chat/completions", body)
 		require.NoError(t, err)
 		facts(t, failureOf(c.Guard().Transport(base).RoundTrip(req)), aiguard.ErrUnavailable)
@@ -478,6 +478,53 @@ func TestBodyThatCannotBeReplayedIsSentOnce(t *testing.T) {
 		_, err = c.Guard().Transport(base).RoundTrip(req) //nolint:bodyclose // fails
 		facts(t, err, aiguard.ErrClosed)
 		require.True(t, body.closed, "a RoundTripper closes the body, sent or not")
+	})
+}
+
+func TestSmallBodyWithoutGetBodyIsSentAgain(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		base := srv.Transport()
+		defer base.CloseIdleConnections()
+		for _, known := range []bool{true, false} { // its length
+			srv.Reset()
+			srv.Enqueue(aiguardtest.Error(503, ""))
+			text := `{"model":"m","messages":[]}`
+			body := &closing{Reader: strings.NewReader(text)}
+			req, err := http.NewRequestWithContext(t.Context(), "POST", srv.URL+"/chat/completions", body)
+			require.NoError(t, err)
+			if known {
+				req.ContentLength = int64(len(text))
+			}
+			resp, err := c.Guard().Transport(base).RoundTrip(req)
+			require.NoError(t, err)
+			require.NoError(t, resp.Body.Close())
+			require.True(t, body.closed)
+			require.Same(t, body, req.Body, "the caller's request is left as it is")
+			require.Nil(t, req.GetBody)
+			require.Equal(t, 2, srv.Count())
+			for _, r := range srv.Requests() {
+				require.Equal(t, text, string(r.Body))
+			}
+		}
+	})
+}
+
+// A body that never comes holds nobody beyond the context.
+func TestBodyThatNeverComesIsNotWaitedForWithoutEnd(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		base := srv.Transport()
+		defer base.CloseIdleConnections()
+		body, w := io.Pipe()
+		defer w.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, srv.URL+"/chat/completions", body)
+		require.NoError(t, err)
+		start := time.Now()
+		_, err = c.Guard().Transport(base).RoundTrip(req) //nolint:bodyclose // fails
+		require.Equal(t, context.DeadlineExceeded, err)
+		took(t, start, 3*time.Second)
+		require.Zero(t, srv.Count())
 	})
 }
 
@@ -511,7 +558,9 @@ func TestTransportReadsTheRequestItIsGiven(t *testing.T) {
 		resp.Body.Close()
 
 		srv.SetDefault(aiguardtest.Error(404, "model_not_found"))
-		require.Equal(t, 404, facts(t, failureOf(hc.Get(srv.URL+"/models/none")), aiguard.ErrRejected).StatusCode)
+		require.Equal(t, 404, facts(t, failureOf(hc.Get(srv.URL+"/models/none")), aiguard.ErrMisconfigured).StatusCode)
+		srv.SetDefault(aiguardtest.Error(404, ""))
+		require.Equal(t, 404, facts(t, failureOf(hc.Get(srv.URL+"/files/none")), aiguard.ErrRejected).StatusCode, "it is the file that is not there")
 	})
 }
 

@@ -92,6 +92,8 @@ All have the same limits, where they know such a limit: 5 slots, a queue of 100,
   Its bulkhead bounds how long calls wait and not how many. It refuses at once where a full bulkhead is measured.
 - goresilience: bulkhead(retry(timeout)), as its documentation composes them. Its bulkhead does not heed a cancelled context.
 - gobreaker+backoff: retries around a circuit breaker around context.WithTimeout. It limits no concurrency.
+- channel: a buffered channel as a semaphore, without a timeout: the least that a goroutine can wait for.
+- aiguard-one-tenant: aiguard where the row's aiguard has tenants and priorities.
 - openai-go: the official SDK with its own retries and timeout. It limits no concurrency.
 
 The events of a stream differ in their text and in a padding, as OpenAI's do; the guard spends more on events that differ

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/aiguard-go/aiguard/internal/answer"
+	"github.com/aiguard-go/aiguard/internal/dialect"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
@@ -15,7 +15,7 @@ import (
 // white space, in strings no escape that is not needed, numbers as they are. It reports false for what is no JSON
 // object, has a name twice, which everybody understands differently, or is too big or deep to take apart.
 func canonical(body []byte) ([]byte, bool) {
-	end, err := jsonscan.Check(body, answer.MaxShape)
+	end, err := jsonscan.Check(body, dialect.MaxShape)
 	if err != nil || len(bytes.TrimLeft(body[end:], " \t\r\n")) > 0 {
 		return nil, false
 	}

@@ -6,7 +6,7 @@ import (
 	"net/http"
 	"strings"
 
-	"github.com/aiguard-go/aiguard/internal/answer"
+	"github.com/aiguard-go/aiguard/internal/dialect"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 	"github.com/aiguard-go/aiguard/internal/sse"
 )
@@ -18,29 +18,27 @@ func complete(q *request, resp *http.Response, body []byte, clean bool) bool {
 	if resp.StatusCode != http.StatusOK || encoding != "" && !strings.EqualFold(encoding, "identity") {
 		return false
 	}
-	if q.stream {
+	if q.stream { // an answer in the other form may be fine once, but is not what everybody else expects
 		return completeStream(q.endpoint, body, clean)
 	}
-	end, err := jsonscan.Check(body, answer.MaxShape)
+	end, err := jsonscan.Check(body, dialect.MaxShape)
 	if err != nil || !clean || len(bytes.TrimSpace(body[end:])) > 0 {
 		return false
 	}
-	_, _, ok := answer.Judge(q.endpoint, body[:end])
-	return ok
+	return q.endpoint.Judge(body[:end]).Whole
 }
 
-func completeStream(e answer.Endpoint, body []byte, clean bool) bool {
-	if e == answer.Embeddings || e == answer.Moderations {
+func completeStream(e dialect.Endpoint, body []byte, clean bool) bool {
+	if op := e.Op(); op == "embeddings" || op == "moderations" {
 		return false // these have no streams: what is it?
 	}
-	progress := answer.Progress{Endpoint: e}
-	events := sse.NewReader(bytes.NewReader(body), len(body), answer.MaxShape)
-	some := false
+	progress := e.Follow()
+	events := sse.NewReader(bytes.NewReader(body), len(body), dialect.MaxShape)
 	for {
 		ev, err := events.Next()
 		switch {
 		case err == io.EOF:
-			return some && progress.Failed() == nil && (progress.Terminal() || clean && progress.Complete())
+			return progress.Whole() && (progress.Terminal() || clean)
 		case err != nil:
 			return false
 		case ev.Done:
@@ -48,12 +46,11 @@ func completeStream(e answer.Endpoint, body []byte, clean bool) bool {
 			continue
 		case len(ev.Data) == 0 && string(ev.Name) != "error":
 			continue
-		case ev.Err != nil || ev.Data[0] != '{' || ev.End != len(ev.Data):
+		case ev.Err != nil || ev.Bare || ev.Data[0] != '{' || ev.End != len(ev.Data):
 			return false
 		}
 		if _, failed := progress.Event(ev.Name, ev.Data); failed {
 			return false
 		}
-		some = true
 	}
 }

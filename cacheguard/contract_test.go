@@ -20,7 +20,7 @@ func TestTransportKeepsTheContractOfARoundTripper(t *testing.T) {
 			c.Run(t, func(base http.RoundTripper) http.RoundTripper { return newTransport(t, base, cacheguard.Config{}) })
 		})
 	}
-	o.MaxHeaderBytes, o.NoRedirects = 64<<10, true
+	o.MaxHeaderBytes, o.NoRedirects, o.ReadsBodies = 64<<10, true, true
 	for _, c := range append(rttest.Cases(o), rttest.BaseCases("/v1/files/f/content", o.Body)...) {
 		t.Run("over a guard/"+c.Name, func(t *testing.T) {
 			g, err := aiguard.New(aiguard.Config{Retry: aiguard.Retry{BaseDelay: 1, Budget: aiguard.Off}})

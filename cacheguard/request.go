@@ -14,7 +14,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/aiguard-go/aiguard/internal/answer"
+	"github.com/aiguard-go/aiguard/internal/dialect"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
@@ -36,8 +36,8 @@ type request struct {
 	send     *http.Request // to next: the caller's, with its body if that was read
 	mode     mode
 	key      key
-	endpoint answer.Endpoint
-	stream   bool
+	endpoint dialect.Endpoint
+	stream   bool // is asked for
 	ttl      time.Duration
 }
 
@@ -51,6 +51,10 @@ func (t *Transport) read(req *http.Request, call Call) (*request, error) {
 		q.ttl = t.cfg.TTL
 	}
 	if call.Bypass || !t.concerns(req) {
+		return q, nil
+	}
+	scope, ok := t.scope(req)
+	if !ok {
 		return q, nil
 	}
 	read := bytes.NewBuffer(make([]byte, 0, max(req.ContentLength, 0)+bytes.MinRead))
@@ -76,14 +80,14 @@ func (t *Transport) read(req *http.Request, call Call) (*request, error) {
 	if !ok {
 		return q, nil
 	}
-	q.endpoint = answer.EndpointOf(req.URL.Path)
-	facts := answer.ReadRequest(plain) // of the plain form: "st\u006fre" is a name too
-	q.stream = facts.Stream || strings.Contains(req.Header.Get("Accept"), "text/event-stream")
-	if facts.Creates || q.endpoint == answer.Responses && !storesNothing(plain) {
+	q.endpoint = dialect.Of(req.Method, req.URL.Path, req.URL.RawQuery)
+	facts := q.endpoint.Read(plain, nil) // of the plain form: "st\u006fre" is a name too
+	q.stream = facts.Stream
+	if facts.Creates || q.endpoint.Op() == "responses" && !facts.Forgets {
 		return q, nil
 	}
 	q.send.ContentLength = int64(len(body))
-	q.key = t.sum(req, plain)
+	q.key = t.sum(req, scope, plain)
 	switch {
 	case !call.Sampled && !t.cfg.Sampled && samples(q.endpoint, plain):
 		q.mode = coalesced
@@ -108,8 +112,8 @@ func (t *Transport) concerns(req *http.Request) bool {
 		req.ContentLength > t.cfg.MaxRequestBytes || req.Header.Get("Content-Encoding") != "" {
 		return false
 	}
-	switch answer.EndpointOf(req.URL.Path) {
-	case answer.Chat, answer.Completions, answer.Responses, answer.Messages, answer.Embeddings, answer.Moderations:
+	switch dialect.Of(req.Method, req.URL.Path, req.URL.RawQuery).Op() {
+	case "chat.completions", "completions", "responses", "messages", "embeddings", "moderations":
 	default: // images and audio: never the same twice, or no JSON
 		return false
 	}
@@ -117,19 +121,27 @@ func (t *Transport) concerns(req *http.Request) bool {
 	return err == nil && media == "application/json"
 }
 
-// storesNothing reports whether a request to /responses says so: that API stores an answer unless it is told not to.
-func storesNothing(plain []byte) bool {
-	for name, value := range jsonscan.Members(plain) {
-		if string(name) == "store" {
-			return string(value) == "false"
+// credentials are headers that tell accounts apart.
+var credentials = []string{"Authorization", "Proxy-Authorization", "Cookie", "Api-Key", "X-Api-Key", "X-Goog-Api-Key"}
+
+// scope returns whose answers req may get, as far as its headers and URL do not say so, or false if nobody says so.
+func (t *Transport) scope(req *http.Request) (scope string, ok bool) {
+	if t.cfg.Scope != nil {
+		scope = t.cfg.Scope(req)
+		return scope, scope != ""
+	}
+	for _, name := range credentials {
+		if req.Header.Get(name) != "" {
+			return "", true
 		}
 	}
-	return false
+	query := req.URL.Query()
+	return "", query.Get("key") != "" || query.Get("api-key") != ""
 }
 
 // samples reports whether the same request may well get another answer.
-func samples(e answer.Endpoint, plain []byte) bool {
-	if e == answer.Embeddings || e == answer.Moderations {
+func samples(e dialect.Endpoint, plain []byte) bool {
+	if op := e.Op(); op == "embeddings" || op == "moderations" {
 		return false
 	}
 	for name, value := range jsonscan.Members(plain) {
@@ -161,10 +173,11 @@ func ignored(more []string) map[string]bool {
 
 // sum is the key of req, whose body in its plain form is given. Each part goes in behind its length, so that no two
 // requests run together to the same bytes.
-func (t *Transport) sum(req *http.Request, plain []byte) key {
+func (t *Transport) sum(req *http.Request, scope string, plain []byte) key {
 	b := make([]byte, 0, len(plain)+1024)
 	part := func(p string) { b = append(binary.AppendUvarint(b, uint64(len(p))), p...) }
-	part("cacheguard 1")
+	part("cacheguard 2")
+	part(scope)
 	part(req.Method)
 	part(req.URL.String())
 	part(req.Host)

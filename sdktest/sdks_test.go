@@ -23,11 +23,12 @@ import (
 
 // sdk is one SDK with what its provider sends.
 type sdk struct {
-	chat, stream func(ctx context.Context, c conn) (string, error) // stream nil: the guard does not know its form
+	chat, stream func(ctx context.Context, c conn) (string, error)
 	api          api
 	own          func(error) (status int) // of the SDK's own error type; 0: err has none
 	carries      bool                     // that error holds the response, and with it the guard's facts
 	swallows     bool                     // the error of a RoundTripper
+	deaf         bool                     // takes any end of a stream for a good one
 	retries      bool                     // it retries by itself, unless told not to
 }
 
@@ -192,8 +193,9 @@ var sdks = map[string]sdk{
 		},
 	},
 	"ollama": {
-		chat: func(ctx context.Context, c conn) (string, error) { return ollamaChat(ctx, c, false) },
-		api:  ollamaAPI,
+		chat:   func(ctx context.Context, c conn) (string, error) { return ollamaChat(ctx, c, false) },
+		stream: func(ctx context.Context, c conn) (string, error) { return ollamaChat(ctx, c, true) },
+		api:    ollamaAPI,
 		own: func(err error) int {
 			var e ollama.StatusError
 			var unauthorized ollama.AuthorizationError
@@ -205,6 +207,7 @@ var sdks = map[string]sdk{
 			}
 			return 0
 		},
+		deaf: true,
 	},
 	"langchaingo": {
 		chat: func(ctx context.Context, c conn) (string, error) {

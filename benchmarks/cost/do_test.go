@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 
+	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/benchmarks/internal/contender"
 )
 
@@ -25,60 +27,109 @@ func BenchmarkDo(b *testing.B) {
 	})
 }
 
+var crowds = []int{1000, 10_000}
+
 // BenchmarkDoCrowd is many goroutines that call at once: the function gives its processor away, so that the slots are taken
 // and all others queue.
 func BenchmarkDoCrowd(b *testing.B) {
-	yield := func(context.Context) (int, error) { runtime.Gosched(); return 0, nil }
-	for _, goroutines := range []int{1000, 10_000} {
+	for _, goroutines := range crowds {
 		b.Run(fmt.Sprint(goroutines), func(b *testing.B) {
 			compare(b, contender.Limiting, func(b *testing.B, name string) {
-				run := start[int](b, name, contender.Endless)
-				ctx, n := b.Context(), crowd(goroutines)
-				begin := make(chan struct{})
-				var wg sync.WaitGroup
-				before := parked()
-				for i := range n {
-					calls := b.N / n
-					if i < b.N%n {
-						calls++
-					}
-					wg.Go(func() {
-						<-begin
-						for range calls {
-							if _, err := run(ctx, yield); err != nil {
-								b.Error(err)
-							}
-						}
-					})
-				}
-				awaitParked(b, before, n)
-				b.ResetTimer()
-				close(begin)
-				wg.Wait()
+				doCrowd(b, name, goroutines, func(int) context.Context { return b.Context() })
 			})
 		})
 	}
 }
 
+// BenchmarkDoCrowdTenants is the same crowd with tenants and priorities, beside one without.
+func BenchmarkDoCrowdTenants(b *testing.B) {
+	for _, goroutines := range crowds {
+		b.Run(fmt.Sprint(goroutines), func(b *testing.B) {
+			compare(b, contender.Sharing, func(b *testing.B, name string) {
+				ctxOf := func(int) context.Context { return b.Context() }
+				if name != contender.OneTenant {
+					ctxs := tenants(b.Context(), 100)
+					ctxOf = func(i int) context.Context {
+						return aiguard.WithCall(ctxs[i%len(ctxs)], aiguard.Call{Priority: aiguard.Priority(i/len(ctxs)%3 - 1)})
+					}
+				}
+				doCrowd(b, name, goroutines, ctxOf)
+			})
+		})
+	}
+}
+
+// doCrowd runs the crowd; each goroutine calls with the context of its number.
+func doCrowd(b *testing.B, name string, goroutines int, ctxOf func(i int) context.Context) {
+	yield := func(context.Context) (int, error) { runtime.Gosched(); return 0, nil }
+	run := start[int](b, name, contender.Endless)
+	n := crowd(goroutines)
+	begin := make(chan struct{})
+	var wg sync.WaitGroup
+	before := parked()
+	for i := range n {
+		calls := b.N / n
+		if i < b.N%n {
+			calls++
+		}
+		ctx := ctxOf(i)
+		wg.Go(func() {
+			<-begin
+			for range calls {
+				if _, err := run(ctx, yield); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	}
+	awaitParked(b, before, n)
+	b.ResetTimer()
+	close(begin)
+	wg.Wait()
+}
+
+// tenants returns the contexts of n tenants.
+func tenants(ctx context.Context, n int) []context.Context {
+	ctxs := make([]context.Context, n)
+	for i := range ctxs {
+		ctxs[i] = aiguard.WithCall(ctx, aiguard.Call{Tenant: fmt.Sprint("tenant ", i)})
+	}
+	return ctxs
+}
+
 // BenchmarkRefused is a call that finds neither a slot nor a place in the queue.
 func BenchmarkRefused(b *testing.B) {
 	compare(b, contender.Refusing, func(b *testing.B, name string) {
-		run := start[int](b, name, contender.Refused)
-		fill := contender.Slots
-		if name == contender.Aiguard {
-			fill += contender.Queue
-		}
-		before := parked()
-		release := hold(run, fill)
-		if name == contender.Aiguard {
-			awaitParked(b, before, fill)
-		}
-		ctx := b.Context()
-		for b.Loop() {
-			if _, err := run(ctx, nothing); err == nil {
-				b.Fatal("not refused")
-			}
-		}
-		release()
+		refused(b, name, []context.Context{b.Context()})
 	})
+}
+
+// BenchmarkRefusedTenants is the same call of 10,000 tenants in turn. Those in the queue are of a tenant each, so that none
+// has to give up its place.
+func BenchmarkRefusedTenants(b *testing.B) {
+	compare(b, contender.Refusing, func(b *testing.B, name string) {
+		refused(b, name, tenants(b.Context(), 10_000))
+	})
+}
+
+// refused calls with the contexts in turn.
+func refused(b *testing.B, name string, ctxs []context.Context) {
+	run := start[int](b, name, contender.Refused)
+	fill := contender.Slots
+	if name == contender.Aiguard {
+		fill += contender.Queue
+	}
+	var i atomic.Int64
+	next := func() context.Context { return ctxs[int(i.Add(1))%len(ctxs)] }
+	before := parked()
+	release := hold(func(_ context.Context, fn func(context.Context) (int, error)) (int, error) { return run(next(), fn) }, fill)
+	if name == contender.Aiguard {
+		awaitParked(b, before, fill)
+	}
+	for b.Loop() {
+		if _, err := run(next(), nothing); err == nil {
+			b.Fatal("not refused")
+		}
+	}
+	release()
 }

@@ -47,7 +47,7 @@ func newQueued(b *testing.B, name string) *queued {
 // BenchmarkDrain is a crowd that waits until the slots come free: what one costs while it waits, and how long it takes
 // to serve them all.
 func BenchmarkDrain(b *testing.B) {
-	compare(b, contender.Limiting, func(b *testing.B, name string) {
+	compare(b, contender.Waiters, func(b *testing.B, name string) {
 		var bytes float64
 		for range b.N {
 			b.StopTimer()

@@ -1,9 +1,13 @@
-// Fallback shows plans B for the time when a model does not answer: other models, other providers, an answer from
-// before, a canned one; and how not to wait for what is known to be broken, and never to show half an answer.
+// Fallback shows what to do when a model does not answer: ask another model, ask another provider, repeat an earlier
+// answer, or give a prepared one. It also shows how to fall back with streams.
 //
-//	cd examples/fallback && go run . -recipe model|provider|cached|canned|breaker|stream
+//	cd examples/fallback && go run . -recipe model|provider|cached|canned|stream|relay
 //
-// Without -recipe it shows them all. The providers are fakes on this machine: no key is needed.
+// Without -recipe it shows all recipes. The providers are fakes on this machine: no key is needed.
+//
+// There is no recipe for a circuit breaker. The guard notices an outage itself: after five failures in a row it answers
+// for the provider, and sends one probe at a time. aiguard.Fallback goes on at once while the first choice is down or
+// paused.
 package main
 
 import (
@@ -32,8 +36,8 @@ var recipes = []struct {
 	{"provider", "Another provider", otherProvider},
 	{"cached", "The last answer, marked as old", cachedAnswer},
 	{"canned", "A canned answer", cannedAnswer},
-	{"breaker", "A circuit breaker for each operation and model", circuitBreaker},
 	{"stream", "A stream, whole or not at all", wholeStream},
+	{"relay", "A stream that is passed on while it arrives", relayedStream},
 }
 
 // providers are the fakes: OpenAI, Azure's deployment of the same models, and a server of one's own that speaks the

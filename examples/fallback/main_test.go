@@ -5,14 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"runtime"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/sony/gobreaker/v2"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -112,103 +111,6 @@ func TestACannedAnswerComesLastAndHidesNoMistake(t *testing.T) {
 	assert.Equal(t, 3, p.openai.Count())
 }
 
-func TestTheBreakerOfOneModelOpensAloneAndLetsOneCallTry(t *testing.T) {
-	out, p := play(t, circuitBreaker)
-	var want []string
-	for i, gpt4o := range []string{"closed, 2", "closed, 4", "open, 6", "open, 6", "open, 6", "closed, 7"} {
-		mini, answer := i+1, "Rome, says the small model."
-		if i == 5 {
-			mini, answer = 5, "Rome, says the big model, back again."
-		}
-		want = append(want, fmt.Sprintf("call %d: gpt-4o %s requests", i+1, gpt4o),
-			fmt.Sprintf("call %d: gpt-4o-mini closed, %d requests", i+1, mini), "answer: "+answer)
-	}
-	assert.Equal(t, want, out)
-	assert.Equal(t, 7, count(p.openai, "gpt-4o"), "both models are on this host")
-	assert.Equal(t, 5, count(p.openai, "gpt-4o-mini"))
-}
-
-func TestTheBreakerCountsOnlyWhatIsTheProvidersFault(t *testing.T) {
-	var call = aiguard.Call{Op: "chat.completions", Model: "m"}
-	for err, counts := range map[error]bool{
-		aiguard.ErrTimeout: true, aiguard.ErrUnavailable: true, aiguard.ErrRateLimited: true, aiguard.ErrQuota: true,
-		aiguard.ErrTruncated: true, aiguard.ErrInvalidResponse: true,
-		aiguard.ErrOverloaded: false, aiguard.ErrClosed: false, aiguard.ErrPromptTooLarge: false, aiguard.ErrResponseTooLarge: false,
-		aiguard.ErrUnauthorized: false, aiguard.ErrRejected: false,
-		context.Canceled: false, context.DeadlineExceeded: false, errors.New("a bug"): false,
-	} {
-		b := newBreakers(2, time.Minute)
-		for range 5 {
-			_ = b.middleware(t.Context(), call, func(context.Context) error { return err })
-		}
-		assert.Equal(t, counts, b.of(route{call.Op, call.Model}).State() == gobreaker.StateOpen, "%v", err)
-	}
-}
-
-func TestAHalfOpenBreakerLetsOneCallTryAtATime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBreakers(1, time.Minute)
-		call := aiguard.Call{Op: "chat.completions", Model: "m"}
-		cb := b.of(route{call.Op, call.Model})
-		try := func(err error) error {
-			return b.middleware(t.Context(), call, func(context.Context) error { return err })
-		}
-		refused := func() {
-			t.Helper()
-			err := b.middleware(t.Context(), call, func(context.Context) error { t.Error("called"); return nil })
-			var e *aiguard.Error
-			require.ErrorAs(t, err, &e)
-			assert.Equal(t, aiguard.ErrOverloaded, e.Kind)
-			assert.Equal(t, time.Minute, e.RetryAfter)
-			answer, err := aiguard.Fallback(t.Context(), func(context.Context) (string, error) { return "", err }, canned("next"))
-			require.NoError(t, err, "Fallback goes on")
-			assert.Equal(t, "next", answer)
-		}
-		require.Error(t, try(aiguard.ErrTimeout))
-		refused()
-		time.Sleep(time.Minute + 1)
-		require.Equal(t, gobreaker.StateHalfOpen, cb.State())
-
-		// Who leaves, panics or exits while trying is no witness, and blocks nobody.
-		require.ErrorIs(t, try(context.Canceled), context.Canceled)
-		assert.Panics(t, func() {
-			_ = b.middleware(t.Context(), call, func(context.Context) error { panic("bug") })
-		})
-		exited := make(chan struct{})
-		go func() {
-			defer close(exited)
-			_ = b.middleware(t.Context(), call, func(context.Context) error { runtime.Goexit(); return nil })
-		}()
-		<-exited
-		require.Equal(t, gobreaker.StateHalfOpen, cb.State())
-
-		require.NoError(t, b.middleware(t.Context(), call, func(context.Context) error { refused(); return nil }), "while one tries")
-		require.Equal(t, gobreaker.StateClosed, cb.State())
-
-		require.Error(t, try(aiguard.ErrTimeout))
-		time.Sleep(time.Minute + 1)
-		require.Error(t, try(aiguard.ErrTimeout))
-		refused() // open again after one failed try
-	})
-}
-
-func TestTheCallersEndDoesNotOpenTheBreaker(t *testing.T) {
-	fake := aiguardtest.NewServer(t)
-	fake.SetDefault(aiguardtest.Hang())
-	b := newBreakers(1, time.Minute)
-	client, err := aiguard.NewClient(config(fake), aiguard.Config{Middleware: []aiguard.Middleware{b.middleware}})
-	require.NoError(t, err)
-	defer client.Guard().Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	_, err = ask(client, "m", "?")(ctx)
-	require.ErrorIs(t, err, context.DeadlineExceeded)
-	assert.Equal(t, gobreaker.StateClosed, b.of(route{"chat.completions", "m"}).State())
-	_, err = ask(client.With(aiguard.Call{Timeout: 20 * time.Millisecond, Attempts: 1}), "m", "?")(t.Context())
-	require.ErrorIs(t, err, aiguard.ErrTimeout)
-	assert.Equal(t, gobreaker.StateOpen, b.of(route{"chat.completions", "m"}).State())
-}
-
 func TestAStreamIsWholeOrAnError(t *testing.T) {
 	out, _ := play(t, wholeStream)
 	assert.Equal(t, []string{
@@ -282,41 +184,132 @@ func TestTheCommandRunsOneRecipeOrAll(t *testing.T) {
 	assert.ErrorContains(t, run(t.Context(), "stew", &out), `"stew"`)
 }
 
-// A Do whose calls the breaker refuses gives up at once instead of waiting for the breaker: there is a plan B.
-func TestAnOpenBreakerDoesNotHoldUpAStreamsFallback(t *testing.T) {
+// inVirtualTime runs f with a client of a fake in memory.
+func inVirtualTime(t *testing.T, f func(t *testing.T, client *aiguard.Client, fake *aiguardtest.Server)) {
 	synctest.Test(t, func(t *testing.T) {
 		fake := aiguardtest.NewServer(t, aiguardtest.Pipe())
-		fake.SetDefault(down())
-		b := newBreakers(1, time.Minute)
 		oc := config(fake)
 		oc.HTTPClient = &http.Client{Transport: fake.Transport()}
-		client, err := aiguard.NewClient(oc, aiguard.Config{Middleware: []aiguard.Middleware{b.middleware}})
+		client, err := aiguard.NewClient(oc, aiguard.Config{Retry: quick})
 		require.NoError(t, err)
 		defer client.Guard().Close()
-		_, err = ask(client.With(aiguard.Call{Attempts: 1, Op: "chat.completions"}), "gpt-4o", "?")(t.Context())
-		require.ErrorIs(t, err, aiguard.ErrUnavailable)
-		start := time.Now()
-		got, err := aiguard.Fallback(t.Context(), whole(client, "gpt-4o", "?", time.Minute), canned("next"))
-		require.NoError(t, err)
-		assert.Equal(t, "next", got)
-		assert.Zero(t, time.Since(start))
-		assert.Equal(t, 1, fake.Count())
-		assert.Equal(t, gobreaker.StateClosed, b.of(route{"whole stream", "gpt-4o"}).State(), "its refusals are no failures")
+		f(t, client, fake)
 	})
 }
 
-func TestStreamsThatBreakMidwayOpenTheBreakerOfTheDoAroundThem(t *testing.T) {
-	fake := aiguardtest.NewServer(t)
-	fake.SetDefault(aiguardtest.Cut(600, aiguardtest.TextN("Rome was not built in a day.", 8)))
-	b := newBreakers(2, time.Minute)
-	client, err := aiguard.NewClient(config(fake), aiguard.Config{Retry: quick, Middleware: []aiguard.Middleware{b.middleware}})
-	require.NoError(t, err)
-	defer client.Guard().Close()
-	for range 3 {
-		_, err = whole(client, "gpt-4o", "?", time.Minute)(t.Context())
+// What a circuit breaker would do, the guard does: it stops sending to a model that is down, and to that model alone.
+func TestAModelThatIsDownIsSkippedUntilAProbeIsAnswered(t *testing.T) {
+	inVirtualTime(t, func(t *testing.T, client *aiguard.Client, fake *aiguardtest.Server) {
+		big := down()
+		fake.Handle(func(r *aiguardtest.Request) aiguardtest.Reply {
+			if r.Model == "gpt-4o" {
+				return big
+			}
+			return aiguardtest.Text("small")
+		})
+		call := func(want string) {
+			t.Helper()
+			got, err := aiguard.Fallback(t.Context(), ask(client, "gpt-4o", "?"), ask(client, "gpt-4o-mini", "?"))
+			require.NoError(t, err)
+			require.Equal(t, want, got)
+		}
+		for range 3 {
+			call("small")
+		}
+		require.Equal(t, 5, count(fake, "gpt-4o"), "two attempts a call, until five in a row have failed")
+		start := time.Now()
+		for range 100 {
+			call("small")
+		}
+		require.Zero(t, time.Since(start), "Fallback does not wait for a model that is down")
+		require.Equal(t, 5, count(fake, "gpt-4o"))
+
+		time.Sleep(time.Second)
+		for range 100 {
+			call("small")
+		}
+		require.Equal(t, 6, count(fake, "gpt-4o"), "one probe")
+		big = aiguardtest.Text("big")
+		time.Sleep(time.Second)
+		for range 10 {
+			call("big")
+		}
+	})
+}
+
+// The same holds for the alternative that collects a stream.
+func TestAWholeStreamOfAModelThatIsDownOrPausedIsSkippedAtOnce(t *testing.T) {
+	for name, failure := range map[string]aiguardtest.Reply{"down": down(), "paused": aiguardtest.Error(429, "rate_limit_exceeded", "Retry-After", "60")} {
+		t.Run(name, func(t *testing.T) {
+			inVirtualTime(t, func(t *testing.T, client *aiguard.Client, fake *aiguardtest.Server) {
+				fake.SetDefault(failure)
+				alternative := whole(client, "gpt-4o", "?", time.Minute)
+				for range 5 {
+					_, err := aiguard.Fallback(t.Context(), alternative, canned("next"))
+					require.NoError(t, err)
+				}
+				start, sent := time.Now(), fake.Count()
+				got, err := aiguard.Fallback(t.Context(), alternative, canned("next"))
+				require.NoError(t, err)
+				assert.Equal(t, "next", got)
+				assert.Zero(t, time.Since(start))
+				assert.Equal(t, sent, fake.Count())
+			})
+		})
 	}
-	require.ErrorIs(t, err, aiguard.ErrOverloaded)
-	require.ErrorIs(t, err, gobreaker.ErrOpenState)
-	assert.Equal(t, 4, fake.Count())
-	assert.Equal(t, gobreaker.StateClosed, b.of(route{"chat.completions", "gpt-4o"}).State(), "each began well")
+}
+
+func TestARelayFallsBackOnlyBeforeTheFirstText(t *testing.T) {
+	out, p := play(t, relayedStream)
+	require.Len(t, out, 4)
+	assert.Equal(t, []string{"down: Rome, by the small model.", "2 requests to gpt-4o, 1 to gpt-4o-mini"}, out[:2])
+	assert.Regexp(t, `^cut: Rome.* \[`+regexp.QuoteMeta(aiguard.UserMessage(aiguard.ErrTruncated))+`\]$`, out[2])
+	assert.Equal(t, "1 requests to gpt-4o, 0 to gpt-4o-mini", out[3])
+	assert.Equal(t, 1, p.openai.Count())
+}
+
+// Wherever a relayed stream is cut, the user sees the beginning of one answer, never parts of two.
+func TestARelaySendsNoSecondAnswerAfterAPartOfTheFirst(t *testing.T) {
+	const first, second = "Rome was not built in a day.", "All roads lead there."
+	inVirtualTime(t, func(t *testing.T, client *aiguard.Client, fake *aiguardtest.Server) {
+		seconds, halves := 0, 0
+		for n := 0; n < 2600; n += 100 {
+			cut := aiguardtest.Cut(n, aiguardtest.TextN(first, 8))
+			fake.Handle(func(r *aiguardtest.Request) aiguardtest.Reply {
+				if r.Model == "gpt-4o" {
+					return cut
+				}
+				return aiguardtest.TextN(second, 8)
+			})
+			var seen strings.Builder
+			send := func(part string) error { seen.WriteString(part); return nil }
+			_, err := aiguard.Fallback(t.Context(), relay(client, "gpt-4o", "?", send), relay(client, "gpt-4o-mini", "?", send))
+			switch {
+			case err != nil:
+				require.ErrorIs(t, err, aiguard.ErrTruncated, "cut after %d bytes", n)
+				require.NotEmpty(t, seen.String())
+				require.True(t, strings.HasPrefix(first, seen.String()), "cut after %d bytes: %q", n, seen.String())
+				halves++
+			case seen.String() == second:
+				seconds++
+			default:
+				require.Equal(t, first, seen.String(), "cut after %d bytes", n)
+			}
+			time.Sleep(10 * time.Second) // a route that was down is probed again
+		}
+		assert.Positive(t, seconds)
+		assert.Greater(t, halves, 5)
+	})
+}
+
+func TestARelayStopsWhenItsUserHasLeft(t *testing.T) {
+	inVirtualTime(t, func(t *testing.T, client *aiguard.Client, fake *aiguardtest.Server) {
+		fake.SetDefault(aiguardtest.TextN("Rome was not built in a day.", 8))
+		left := errors.New("broken pipe")
+		send := func(string) error { return left }
+		_, err := aiguard.Fallback(t.Context(), relay(client, "gpt-4o", "?", send), relay(client, "gpt-4o-mini", "?", send))
+		require.ErrorIs(t, err, left)
+		require.Equal(t, 1, fake.Count())
+		require.Zero(t, client.Guard().Stats().InFlight)
+	})
 }

@@ -9,9 +9,8 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// otherModel goes on to a smaller model while the one that is wanted is overloaded. One guard bounds both: they share
-// the account, and with it the capacity. What a second model cannot cure, such as a question that is refused, ends
-// it.
+// otherModel goes on to a smaller model while the preferred one is overloaded. One guard bounds both because they share
+// an account and its capacity. A failure that a second model cannot cure, such as a rejected question, ends the call.
 func otherModel(ctx context.Context, p *providers, out io.Writer) error {
 	client, err := aiguard.NewClient(config(p.openai), aiguard.Config{Retry: quick})
 	if err != nil {

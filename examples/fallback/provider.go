@@ -13,8 +13,8 @@ import (
 )
 
 // otherProvider goes from OpenAI to Azure, and from there to a server of one's own (vLLM, Ollama, llama.cpp: whatever
-// speaks the API). Each has its own guard, because each has its own limits: OpenAI's pause or full queue must not
-// hold up Azure's calls.
+// speaks the API). Each provider has its own guard because each has its own capacity. Pauses and outages would not need
+// that: a guard keeps them apart by host and model.
 func otherProvider(ctx context.Context, p *providers, out io.Writer) error {
 	azure := openai.DefaultAzureConfig("key", strings.TrimSuffix(p.azure.URL, "/v1")) // https://NAME.openai.azure.com
 	azure.AzureModelMapperFunc = func(model string) string { return "our-" + model }  // the deployment's name

@@ -14,49 +14,58 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// whole returns the alternative that collects a stream and answers with all of it. If the stream breaks midway it is
-// tried again from the start: Do counts its attempts, and those inside, as one call's. limit bounds each attempt.
+// whole returns the alternative that collects a stream and answers with all of it. If the stream breaks midway Do tries
+// it again from the start, and counts the attempts inside as its own. limit bounds each attempt.
 //
-// Why stream, then? The idle bound ends a silent call early, and a proxy between us does not take a long one for dead.
+// A stream is still of use here: StreamIdleTimeout ends a silent call early, and a proxy does not take a long call for dead.
 func whole(client *aiguard.Client, model, question string, limit time.Duration) func(context.Context) (string, error) {
 	call := aiguard.Call{Op: "whole stream", Model: model, Timeout: limit}
 	return func(ctx context.Context) (string, error) {
 		var finish openai.FinishReason
-		text, err := aiguard.Do(ctx, client.Guard().With(call), func(ctx context.Context) (text string, err error) {
-			text, finish, err = collect(ctx, client, request(model, question))
-			return text, err
+		text, err := aiguard.Do(ctx, client.Guard().With(call), func(ctx context.Context) (string, error) {
+			var text strings.Builder
+			var err error
+			finish, err = read(ctx, client, request(model, question), func(part string) error {
+				text.WriteString(part)
+				return nil
+			})
+			return text.String(), err
 		})
 		if err == nil && finish == openai.FinishReasonLength { // it ended at max_tokens: no retry would help
 			err = &aiguard.Error{Kind: aiguard.ErrTruncated, Op: call.Op, Model: model, Phase: "max_tokens"}
 		}
 		if err != nil {
-			return "", err
+			return "", err // and no half of an answer
 		}
 		return text, nil
 	}
 }
 
-// collect reads a stream to its end. A guarded stream ends with io.EOF only if the answer is complete.
-func collect(ctx context.Context, client *aiguard.Client, r openai.ChatCompletionRequest) (string, openai.FinishReason, error) {
+// read reads a stream to its end and passes its text on to send. It returns the finish reason. A guarded stream ends with
+// io.EOF only if the answer is complete.
+func read(ctx context.Context, client *aiguard.Client, r openai.ChatCompletionRequest, send func(string) error) (finish openai.FinishReason, err error) {
 	stream, err := client.CreateChatCompletionStream(ctx, r)
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
 	defer stream.Close()
-	var text strings.Builder
-	var finish openai.FinishReason
 	for {
 		event, err := stream.Recv()
 		switch {
 		case errors.Is(err, io.EOF):
-			return text.String(), finish, nil
+			return finish, nil
 		case err != nil:
-			return "", "", err // and no half of an answer
+			return "", err
 		}
 		for _, choice := range event.Choices {
-			text.WriteString(choice.Delta.Content)
 			if choice.FinishReason != "" {
 				finish = choice.FinishReason
+			}
+			if choice.Delta.Content == "" {
+				continue
+			}
+			if err := send(choice.Delta.Content); err != nil {
+				return "", err
 			}
 		}
 	}

@@ -35,7 +35,7 @@ const (
 // Limits bounds the shape of a value. A limit of zero admits no object or
 // array at all, a negative one is no limit.
 type Limits struct {
-	Containers int // objects and arrays in the value, itself included
+	Containers int // objects and arrays in the value, itself included, but for arrays of numbers alone
 	Depth      int // how many of them may be inside each other
 }
 
@@ -66,6 +66,7 @@ type Scanner struct {
 	depth      int
 	phase      phase
 	object     bool // the innermost container is an object
+	numbers    bool // the innermost container is an array in which there have been numbers alone
 
 	// One bit for each container around the innermost: is it an object? The
 	// levels that do not fit into low are in high.
@@ -150,9 +151,13 @@ func (s *Scanner) Line(data []byte) (end int, err error) {
 				return i, ErrSyntax
 			}
 			i++
+			if s.numbers { // it costs a decoder no more than its bytes
+				s.containers--
+			}
 			s.pop()
 
 		default: // inValue, inFirstValue
+			number := false
 			switch c {
 			case '"':
 				i, err = scanString(data, i+1)
@@ -181,11 +186,13 @@ func (s *Scanner) Line(data []byte) (end int, err error) {
 			case 'n':
 				i, err = scanWord(data, i, "null")
 			default:
+				number = true
 				i, err = scanNumber(data, i)
 			}
 			if err != nil {
 				return i, err
 			}
+			s.numbers = number && !s.object && (s.numbers || ph == inFirstValue)
 		}
 
 		// Behind a value.
@@ -205,6 +212,7 @@ func (s *Scanner) Line(data []byte) (end int, err error) {
 
 // push enters a container.
 func (s *Scanner) push(object bool) {
+	s.numbers = false
 	if s.depth > 0 { // what is around the outermost needs no bit
 		at := s.depth - 1
 		word := &s.low[at/64%len(s.low)]
@@ -226,6 +234,7 @@ func (s *Scanner) push(object bool) {
 
 // pop leaves a container.
 func (s *Scanner) pop() {
+	s.numbers = false
 	s.depth--
 	if s.depth == 0 {
 		return

@@ -12,7 +12,7 @@ func TestTemplateFitsWhatDiffersInItsStringOnly(t *testing.T) {
 	var tpl Template
 	require.False(t, tpl.Fits(nil), "it knows nothing yet")
 	require.False(t, tpl.Fits([]byte(known)))
-	tpl.Learn([]byte(known), []Span{{strings.Index(known, `"old`), strings.Index(known, `,1`)}})
+	tpl.Learn([]byte(known), []Span{{Start: strings.Index(known, `"old`), End: strings.Index(known, `,1`)}})
 	for text, fits := range map[string]bool{
 		known:                  true,
 		`{"a":"x","b":["",1]}`: true,
@@ -41,7 +41,7 @@ func TestTemplateFitsWhatDiffersInItsStringOnly(t *testing.T) {
 	require.False(t, tpl.Fits([]byte(known)))
 
 	long := `"` + strings.Repeat("x", maxTemplate) + `"`
-	tpl.Learn([]byte(long), []Span{{0, len(long)}})
+	tpl.Learn([]byte(long), []Span{{End: len(long)}})
 	require.False(t, tpl.Fits([]byte(long)))
 	require.LessOrEqual(t, tpl.Size(), maxTemplate)
 }
@@ -49,7 +49,7 @@ func TestTemplateFitsWhatDiffersInItsStringOnly(t *testing.T) {
 func TestTemplateMayHaveTwoFreeStrings(t *testing.T) {
 	known := `{"a":"x","b":"y","c":"z"}`
 	var tpl Template
-	tpl.Learn([]byte(known), []Span{{5, 8}, {21, 24}})
+	tpl.Learn([]byte(known), []Span{{Start: 5, End: 8}, {Start: 21, End: 24}})
 	for text, fits := range map[string]bool{
 		known:                         true,
 		`{"a":"","b":"y","c":""}`:     true,
@@ -60,6 +60,28 @@ func TestTemplateMayHaveTwoFreeStrings(t *testing.T) {
 		`{"a":"x","b":"y"}`:           false,
 		`{"a":"x","b":"y","c":"z"} `:  false,
 		`{"a":"x","b":"y","c":1}`:     false,
+	} {
+		require.Equal(t, fits, tpl.Fits([]byte(text)), text)
+	}
+}
+
+func TestTemplateMayHaveAFreeNumberAndAStringThatIsNotEmpty(t *testing.T) {
+	known := `{"n":12,"a":"x"}`
+	var tpl Template
+	tpl.Learn([]byte(known), []Span{{Start: 5, End: 7}, {Start: 12, End: 15, Some: true}})
+	for text, fits := range map[string]bool{
+		known:                            true,
+		`{"n":0,"a":"xyz"}`:              true,
+		`{"n":12345,"a":"\""}`:           true,
+		`{"n":12345,"a":"\"}`:            false,
+		`{"n":12,"a":""}`:                false,
+		`{"n":-1,"a":"x"}`:               false,
+		`{"n":01,"a":"x"}`:               false,
+		`{"n":1234567890123456,"a":"x"}`: false,
+		`{"n":1.5,"a":"x"}`:              false,
+		`{"n":"1","a":"x"}`:              false,
+		`{"n":,"a":"x"}`:                 false,
+		`{"n":`:                          false,
 	} {
 		require.Equal(t, fits, tpl.Fits([]byte(text)), text)
 	}
@@ -79,7 +101,7 @@ func FuzzTemplate(f *testing.F) {
 		c := Read(known)
 		stringValues(&c, func(start, end int) {
 			var tpl Template
-			tpl.Learn(known, []Span{{start, end}})
+			tpl.Learn(known, []Span{{Start: start, End: end}})
 			if len(known) <= maxTemplate && !tpl.Fits(known) {
 				t.Fatalf("%q does not fit itself", known)
 			}

@@ -43,6 +43,7 @@ type Sending struct {
 	Probe  bool    // into a pause or an outage
 	number int64   // of the request
 	tokens float64 // sent by then, its own included
+	own    float64 // tokens
 	done   bool
 }
 
@@ -134,7 +135,7 @@ func (r *Route) Send(now Instant, weight int64, tokens float64, first bool) Send
 	}
 	r.sent++
 	r.window.inFlight += weight
-	s.tokens = r.pace.send(now, tokens)
+	s.own, s.tokens = tokens, r.pace.send(now, tokens)
 	s.number = r.sent
 	if first {
 		r.Budget.Pay()
@@ -167,6 +168,7 @@ func (r *Route) Judge(now Instant, s *Sending, o Outcome, busy bool) {
 			r.pace.learned.refused(now)
 		}
 		r.pause.begin(now, o.Pause)
+		s.Probe = false // it has learned that the pause goes on
 		r.window.reopen(r.window.limit, r.Config)
 	case o.Answered:
 		if now < r.pause.until && s.At > r.pause.began {
@@ -184,6 +186,7 @@ func (r *Route) Done(now Instant, s *Sending) {
 		return
 	}
 	s.done = true
+	r.pace.landed(s.own)
 	r.window.inFlight -= s.Weight
 	if s.Probe { // nothing was learned
 		if r.outage.since != 0 {

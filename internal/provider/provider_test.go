@@ -7,431 +7,516 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
-func config(most float64) *Config {
-	return &Config{Least: 1, Most: most, Retries: 0.1, Jitter: func(time.Duration) time.Duration { return 0 }}
+// bench is a route with a clock.
+type bench struct {
+	*Route
+	now Instant
 }
 
-const start = Instant(time.Hour)
+func newBench(cfg Config) *bench {
+	if cfg.Jitter == nil {
+		cfg.Jitter = func(time.Duration) time.Duration { return 0 }
+	}
+	return &bench{New(&cfg), 1}
+}
 
-// after is a moment since the start.
-func after(d time.Duration) Instant { return start + Instant(d) }
+// open is a route that nothing bounds.
+func open() *bench { return newBench(Config{Least: math.Inf(1), Most: math.Inf(1), Retries: 0.1}) }
 
-// send sends a request of weight 1 and judges it.
-func (r *Route) send1(now Instant, o Outcome) {
-	s := r.Send(now, 1, 0, true)
-	r.Judge(now, &s, o, true)
-	r.Done(now, &s)
+func (b *bench) pass(d time.Duration) { b.now += Instant(d) }
+
+func (b *bench) send() *Sending {
+	s := b.Send(b.now, 1, 0, true)
+	return &s
+}
+
+// end is the end of a request.
+func (b *bench) end(s *Sending, o Outcome) {
+	b.Judge(b.now, s, o, false)
+	b.Done(b.now, s)
+}
+
+// ask sends a request that ends at once.
+func (b *bench) ask(o Outcome) *Sending {
+	s := b.send()
+	b.end(s, o)
+	return s
+}
+
+func (b *bench) state() State {
+	s, _ := b.State(b.now, 0)
+	return s
+}
+
+// opens is the time until the route may take a request.
+func (b *bench) opens(t *testing.T) time.Duration {
+	room, at := b.Room(b.now, 0)
+	if room > 0 {
+		return 0
+	}
+	require.NotZero(t, at)
+	return time.Duration(at - b.now)
 }
 
 var (
-	lost     = Outcome{Lost: true, Dropped: true}
-	found    = Outcome{Found: true}
 	answered = Outcome{Answered: true, Found: true}
+	found    = Outcome{Found: true}
+	lost     = Outcome{Lost: true}
+	dropped  = Outcome{Dropped: true}
 )
 
-func limited(d time.Duration) Outcome { return Outcome{Limited: true, Dropped: true, Pause: d} }
-
-func TestOutageBeginsWithTheFifthLossInARow(t *testing.T) {
-	r := New(config(10))
-	for range 4 {
-		r.send1(start, lost)
-	}
-	r.send1(start, found)
-	for range 4 {
-		r.send1(start, lost)
-	}
-	require.Zero(t, r.DownSince())
-	r.send1(after(time.Second), lost)
-	require.Equal(t, after(time.Second), r.DownSince())
+func limited(pause time.Duration) Outcome {
+	return Outcome{Limited: true, Dropped: true, Pause: pause}
 }
 
-func TestProbesComeEveryHalfSecondAndLessOftenInALongOutage(t *testing.T) {
-	r := New(config(10))
-	for range 5 {
-		r.send1(start, lost)
-	}
-	var at []time.Duration
-	for now := start; now < after(10*time.Minute); now += Instant(100 * time.Millisecond) {
-		if room, _ := r.Room(now, 0); room > 0 {
-			at = append(at, time.Duration(now-start))
-			r.send1(now, lost)
-		}
-	}
-	gap := func(minute int) time.Duration {
-		for i := 1; i < len(at); i++ {
-			if at[i-1] >= time.Duration(minute)*time.Minute {
-				return at[i] - at[i-1]
-			}
-		}
-		return 0
-	}
-	require.Equal(t, []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 5 * time.Second, 5 * time.Second},
-		[]time.Duration{gap(0), gap(1), gap(2), gap(3), gap(4), gap(8)})
+func TestPauseLastsAsLongAsTheLongestThatWasAskedFor(t *testing.T) {
+	b := open()
+	late := b.send()
+	b.ask(limited(30 * time.Second))
+	require.Equal(t, Paused, b.state())
+	require.Equal(t, 30*time.Second, b.opens(t))
+	b.pass(10 * time.Second)
+	b.end(late, limited(time.Second))
+	require.Equal(t, 20*time.Second, b.opens(t), "a shorter one does not end it")
+	b.pass(20*time.Second - 1)
+	require.Equal(t, Paused, b.state())
+	b.pass(1)
+	require.Equal(t, Open, b.state())
+	require.Zero(t, b.PausedUntil(b.now))
 }
 
-func TestOneProbeAtATimeUnlessItIsOutForLongerThanFailuresTake(t *testing.T) {
-	r := New(config(10))
-	for range 5 {
-		s := r.Send(start, 1, 0, true)
-		r.Judge(after(20*time.Millisecond), &s, lost, true) // a loss takes 20 ms
-		r.Done(after(20*time.Millisecond), &s)
-	}
-	due := r.outage.probeAt
-	probe := r.Send(due, 1, 0, true)
+func TestPauseBeyondTheEndOfTimeDoesNotEnd(t *testing.T) {
+	b := open()
+	b.ask(limited(math.MaxInt64))
+	require.Equal(t, Paused, b.state())
+}
+
+func TestOneProbeAMinuteIsSentIntoALongPause(t *testing.T) {
+	b := open()
+	before := b.send()
+	b.ask(limited(time.Hour))
+	require.Equal(t, time.Minute, b.opens(t))
+	b.pass(time.Minute - 1)
+	require.False(t, b.send().Probe, "a call that does not wait is no probe")
+	b.pass(1)
+	require.Equal(t, Open, b.state())
+	probe := b.send()
 	require.True(t, probe.Probe)
-	state, until := r.State(due+1, 0)
-	require.Equal(t, Down, state)
-	require.Equal(t, due+Instant(80*time.Millisecond), until)
-	second := r.Send(until, 1, 0, true)
-	require.True(t, second.Probe, "the first has probably found the provider at work")
-	r.Judge(until+1, &second, lost, true)
-	r.Done(until+1, &second)
-	require.NotZero(t, r.DownSince())
-	r.Judge(until+2, &probe, found, true)
-	require.Zero(t, r.DownSince())
+	require.Equal(t, Paused, b.state(), "one at a time")
+	b.end(probe, Outcome{})
+	require.Equal(t, Open, b.state(), "who left has asked nothing: the next may")
+	b.ask(limited(time.Hour))
+	require.Equal(t, time.Minute, b.opens(t), "refused again")
+	b.end(before, answered)
+	require.Equal(t, Paused, b.state(), "an answer to what was sent before the pause does not end it")
+	b.pass(time.Minute)
+	b.ask(answered)
+	require.Equal(t, Open, b.state())
+	require.Zero(t, b.Refusals())
 }
 
-func TestProbeThatLearnsNothingLeavesItsTurnToTheNext(t *testing.T) {
-	r := New(config(10))
-	for range 5 {
-		r.send1(start, lost)
-	}
-	now := r.outage.probeAt
-	s := r.Send(now, 1, 0, true)
-	r.Done(now+5, &s) // its caller has left
-	state, _ := r.State(now+5, 0)
-	require.Equal(t, Open, state)
+func TestRouteIsToldOnceThatAPauseIsOver(t *testing.T) {
+	b := open()
+	b.ask(limited(5 * time.Second))
+	require.Zero(t, b.Reopened(b.now))
+	b.pass(5 * time.Second)
+	require.Equal(t, 5*time.Second, b.Reopened(b.now))
+	require.Zero(t, b.Reopened(b.now))
 }
 
-// Answers to what was sent before an "outage" show that it was none.
-func TestOutageThatWasNoneDoesNotBringTheLimitBack(t *testing.T) {
-	r := New(config(50))
-	early := r.Send(start, 1, 0, true)
-	for i := range 20 {
-		r.send1(after(time.Duration(i)*time.Millisecond), lost)
-	}
-	require.NotZero(t, r.DownSince())
-	low := r.Limit()
-	require.Less(t, low, 50.)
-	r.Judge(after(time.Second), &early, answered, true)
-	require.Zero(t, r.DownSince())
-	require.Less(t, r.Limit(), low+2)
-
-	r = New(config(50))
-	for i := range 20 {
-		r.send1(after(time.Duration(i)*time.Millisecond), lost)
-	}
-	now := r.outage.probeAt
-	r.send1(now, answered)
-	require.Equal(t, 50., r.Limit(), "an outage says nothing of the capacity")
-}
-
-func TestPauseIsKeptAsAskedAndProbedOnceAMinute(t *testing.T) {
-	r := New(config(10))
-	r.send1(start, limited(5*time.Minute))
-	require.Equal(t, after(5*time.Minute), r.PausedUntil(after(time.Second)))
-	var at []time.Duration
-	for now := start; now < after(5*time.Minute); now += Instant(time.Second) {
-		if room, _ := r.Room(now, 0); room > 0 {
-			at = append(at, time.Duration(now-start))
-			r.send1(now, Outcome{})
-		}
-	}
-	require.Equal(t, time.Minute, at[0])
-	state, _ := r.State(after(5*time.Minute), 0)
-	require.Equal(t, Open, state)
-
-	r = New(config(10))
-	r.send1(start, limited(time.Hour))
-	r.send1(after(time.Minute), answered)
-	require.Zero(t, r.PausedUntil(after(time.Minute)), "an answer ends it")
-	r.send1(start, limited(time.Duration(math.MaxInt64)))
-	require.Equal(t, Instant(math.MaxInt64), r.PausedUntil(after(time.Hour)), "no overflow")
-}
-
-func TestLongerPauseWinsAndWhatWasSentBeforeDoesNotEndIt(t *testing.T) {
-	r := New(config(10))
-	early := r.Send(start, 1, 0, true)
-	r.send1(after(time.Second), limited(time.Minute))
-	r.send1(after(2*time.Second), limited(time.Second))
-	require.Equal(t, after(61*time.Second), r.PausedUntil(after(3*time.Second)))
-	r.Judge(after(3*time.Second), &early, answered, true)
-	require.Equal(t, after(61*time.Second), r.PausedUntil(after(3*time.Second)))
-}
-
-func TestRouteReopensWithHalfAndGrowsByOneForEachAnswer(t *testing.T) {
-	r := New(config(64))
-	r.send1(start, limited(time.Second))
-	now := after(time.Second)
-	require.InDelta(t, 22.4, r.Limit(), 0.01)
-	for range 10 {
-		r.send1(now, answered)
-	}
-	require.InDelta(t, 32.4, r.Limit(), 0.01)
-	for range 50 {
-		r.send1(now, answered)
-	}
-	require.Less(t, r.Limit(), 46., "slowly from where it was lowered to")
-
-	fixed := New(&Config{Least: math.Inf(1), Most: math.Inf(1)})
-	fixed.send1(start, limited(time.Second))
-	require.Equal(t, 1., fixed.Limit())
-	for range 20 {
-		fixed.send1(now, answered)
-	}
-	require.True(t, math.IsInf(fixed.Limit(), 1))
-}
-
-// A simulated provider that answers no faster beyond its knee, and drops beyond twice that.
-func TestKneeIsFoundWhereDropsComeAgainAndAgain(t *testing.T) {
-	for _, tc := range []struct{ knee, drops, least, most float64 }{{8, 16, 5, 12}, {8, 60, 5, 60}, {20, 40, 14, 30}, {40, 41, 28, 41}} {
-		cfg := config(50)
-		r := New(cfg)
-		rng := rand.New(rand.NewPCG(1, 2))
-		var limits []float64
-		type job struct {
-			Sending
-			left float64
-		}
-		var jobs []*job
-		for step := range 60_000 { // 10 ms each
-			now := after(time.Duration(step) * 10 * time.Millisecond)
-			for float64(r.InFlight()) < math.Floor(r.Limit()) {
-				s := r.Send(now, 1, 0, true)
-				if float64(len(jobs)) >= tc.drops {
-					r.Judge(now, &s, Outcome{Found: true, Dropped: true}, true)
-					r.Done(now, &s)
-					break
-				}
-				jobs = append(jobs, &job{s, math.Exp(rng.NormFloat64()/2 - 0.125)})
+func TestFiveInARowThatFindNoProviderAreAnOutage(t *testing.T) {
+	for name, between := range map[string]Outcome{"an answer": answered, "a refusal": found, "a 429": limited(0)} {
+		b := open()
+		for range 3 {
+			for range outageAfter - 1 {
+				b.ask(lost)
 			}
-			speed := min(1, tc.knee/float64(len(jobs)))
-			kept := jobs[:0]
-			for _, j := range jobs {
-				if j.left -= 0.01 * speed; j.left > 0 {
-					kept = append(kept, j)
-					continue
-				}
-				r.Judge(now, &j.Sending, answered, true)
-				r.Done(now, &j.Sending)
-			}
-			jobs = kept
-			if step > 20_000 {
-				limits = append(limits, r.Limit())
-			}
+			require.Zero(t, b.DownSince(), name)
+			b.ask(between)
 		}
-		var sum float64
-		for _, l := range limits {
-			sum += l
-		}
-		mean := sum / float64(len(limits))
-		require.GreaterOrEqual(t, mean, tc.least, "%+v", tc)
-		require.LessOrEqual(t, mean, tc.most, "%+v", tc)
+	}
+	b := open()
+	for range outageAfter - 1 {
+		b.ask(lost)
+		b.ask(Outcome{}) // says nothing
+	}
+	require.Zero(t, b.DownSince())
+	b.pass(time.Second)
+	b.ask(lost)
+	require.Equal(t, b.now, b.DownSince())
+}
+
+// down is a route whose provider is not there.
+func down(cfg Config) *bench {
+	b := newBench(cfg)
+	for range outageAfter {
+		b.ask(lost)
+	}
+	return b
+}
+
+func TestInAnOutageOneProbeAtATimeIsSentLessAndLessOften(t *testing.T) {
+	b := down(Config{Least: 1, Most: 10})
+	var gaps []time.Duration
+	for time.Duration(b.now-b.DownSince()) < 6*time.Minute {
+		gap := b.opens(t)
+		require.Positive(t, gap)
+		require.Equal(t, Down, b.state())
+		b.pass(gap - 1)
+		require.Equal(t, Down, b.state())
+		b.pass(1)
+		require.Equal(t, Open, b.state())
+		s := b.send()
+		require.True(t, s.Probe)
+		require.Equal(t, Down, b.state(), "one at a time")
+		b.end(s, lost)
+		gaps = append(gaps, gap)
+	}
+	require.Equal(t, 500*time.Millisecond, gaps[0])
+	require.Equal(t, 5*time.Second, gaps[len(gaps)-1])
+	for i := range gaps[1:] {
+		require.LessOrEqual(t, gaps[i], gaps[i+1])
+	}
+	require.Less(t, len(gaps), 120+60+30+15+12*4)
+
+	b = down(Config{Jitter: func(d time.Duration) time.Duration { return d }})
+	require.Equal(t, 625*time.Millisecond, b.opens(t), "callers of many processes do not ask together")
+}
+
+func TestProbeThatLearnsNothingLetsTheNextAsk(t *testing.T) {
+	b := down(Config{})
+	b.pass(b.opens(t))
+	s := b.send()
+	require.Equal(t, Down, b.state())
+	b.end(s, Outcome{})
+	require.Equal(t, Open, b.state())
+}
+
+// A probe that is out for longer than failures take has probably found the provider at work.
+func TestProbeThatTakesLongIsFollowedByAnother(t *testing.T) {
+	b := newBench(Config{})
+	for range outageAfter {
+		s := b.send()
+		b.pass(100 * time.Millisecond)
+		b.end(s, lost)
+	}
+	b.pass(b.opens(t))
+	b.send()
+	require.Equal(t, 400*time.Millisecond, b.opens(t))
+	b.pass(400 * time.Millisecond)
+	require.True(t, b.send().Probe)
+}
+
+func TestFirstReactionEndsAnOutage(t *testing.T) {
+	for name, o := range map[string]Outcome{"an answer": answered, "a refusal": found, "a 429": limited(0)} {
+		b := down(Config{Least: 1, Most: 10})
+		b.pass(b.opens(t))
+		b.ask(o)
+		require.Zero(t, b.DownSince(), name)
 	}
 }
 
-func TestPaceOfTheConfiguration(t *testing.T) {
-	cfg := config(100)
-	cfg.RequestsPerMinute, cfg.TokensPerMinute = 600, 6000
-	r := New(cfg)
-	sent, now := 0, start
-	for ; now < after(time.Minute); now += Instant(10 * time.Millisecond) {
-		if room, _ := r.Room(now, 1); room > 0 {
-			s := r.Send(now, 1, 1, true)
-			r.Done(now, &s)
-			sent++
+// Time-outs of an outage lower the limit, but say nothing about the provider's capacity.
+func TestOutageLeavesTheLimitAsItWas(t *testing.T) {
+	for name, sentBefore := range map[string]bool{"a probe": false, "what was sent before": true} {
+		b := newBench(Config{Least: 1, Most: 100})
+		s := b.send()
+		for range outageAfter {
+			b.pass(time.Second)
+			b.ask(Outcome{Lost: true, Dropped: true})
 		}
-	}
-	require.InDelta(t, 660, sent, 2, "a tenth at once")
-	require.Equal(t, 600., r.RequestsPace())
-	require.Equal(t, 6000., r.TokensPace())
-	s := r.Send(now, 1, 10_000, true) // more than a minute has
-	r.Done(now, &s)
-	state, until := r.State(now, 100)
-	require.Equal(t, Paced, state)
-	require.InDelta(t, 95, time.Duration(until-now).Seconds(), 7)
-	r.Settle(now, -9_900) // it took 100
-	_, until = r.State(now, 100)
-	require.Less(t, time.Duration(until-now), 3*time.Second)
-}
-
-func TestHeadersAreReadAsProvidersSendThem(t *testing.T) {
-	for name, tc := range map[string]struct {
-		headers          map[string]string
-		requests, tokens Told
-		ok               bool
-	}{
-		"OpenAI": {map[string]string{
-			"x-ratelimit-limit-requests": "5000", "x-ratelimit-remaining-requests": "4999", "x-ratelimit-reset-requests": "12ms",
-			"x-ratelimit-limit-tokens": "160000", "x-ratelimit-remaining-tokens": "159976", "x-ratelimit-reset-tokens": "6m0s",
-		}, Told{5000, 4999, 12 * time.Millisecond}, Told{160000, 159976, 6 * time.Minute}, true},
-		"Anthropic": {map[string]string{
-			"Date":                               "Sun, 29 Nov 2026 10:00:00 GMT",
-			"anthropic-ratelimit-requests-limit": "50", "anthropic-ratelimit-requests-remaining": "49", "anthropic-ratelimit-requests-reset": "2026-11-29T10:00:30Z",
-		}, Told{50, 49, 30 * time.Second}, Unknown, true},
-		"seconds":           {map[string]string{"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "59.70"}, Told{60, 0, 59700 * time.Millisecond}, Unknown, true},
-		"limit alone":       {map[string]string{"x-ratelimit-limit-requests": "60"}, Told{60, -1, -1}, Unknown, true},
-		"unknown remaining": {map[string]string{"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "-1"}, Told{60, -1, -1}, Unknown, true},
-		"absent":            {nil, Unknown, Unknown, false},
-		"absent is not 0":   {map[string]string{"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1h"}, Unknown, Unknown, false},
-		"garbage":           {map[string]string{"x-ratelimit-limit-requests": "many", "x-ratelimit-remaining-requests": "NaN"}, Unknown, Unknown, false},
-		"endless":           {map[string]string{"x-ratelimit-limit-requests": "1e300"}, Unknown, Unknown, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			h := http.Header{}
-			for k, v := range tc.headers {
-				h.Set(k, v)
-			}
-			requests, tokens, ok := Limits(h)
-			require.Equal(t, tc.ok, ok)
-			require.Equal(t, tc.requests, requests)
-			require.Equal(t, tc.tokens, tokens)
-		})
-	}
-}
-
-// The bucket of the provider and ours, which knows it by headers alone: nothing is sent that the provider refuses, and
-// nothing is left unused.
-func TestToldPaceFollowsTheProvidersBucket(t *testing.T) {
-	r := New(config(1000))
-	level, rate, size := 10., 1., 10.
-	type answer struct {
-		Sending
-		at   Instant
-		told Told
-	}
-	var answers []answer
-	sent := 0
-	for step := range 12_000 { // two minutes
-		now := after(time.Duration(step) * 10 * time.Millisecond)
-		level = min(level+rate*0.01, size)
-		for len(answers) > 0 && answers[0].at <= now {
-			r.Tell(now, &answers[0].Sending, answers[0].told, Unknown)
-			r.Done(now, &answers[0].Sending)
-			answers = answers[1:]
-		}
-		if step > 0 && sent == 1 && len(answers) == 1 && step < 100 {
-			continue // the first answer tells
-		}
-		for room, _ := r.Room(now, 0); room > 0 && sent < 2000; room, _ = r.Room(now, 0) {
-			require.GreaterOrEqual(t, level, 1-1e-6, "step %d", step)
-			level--
-			sent++
-			s := r.Send(now, 1, 0, true)
-			answers = append(answers, answer{s, now + Instant(time.Second), Told{60, math.Floor(level), time.Duration((size - level) / rate * float64(time.Second))}})
-			if sent == 1 {
-				break
-			}
-		}
-	}
-	require.InDelta(t, 129, sent, 3)
-}
-
-func TestLearnedPaceKeepsToWhatIsLetIn(t *testing.T) {
-	r := New(config(1000))
-	level, refused, sent := 30., 0, 0
-	for step := range 12_000 { // two minutes of 5 requests a second
-		now := after(time.Duration(step) * 10 * time.Millisecond)
-		level = min(level+0.05, 30)
-		for i := 0; i < 3; i++ {
-			if room, _ := r.Room(now, 0); room == 0 {
-				break
-			}
-			sent++
-			if level < 1 {
-				refused++
-				r.send1(now, limited(time.Second))
-				continue
-			}
-			level--
-			r.send1(now, answered)
-		}
-	}
-	require.Greater(t, sent-refused, 590)
-	require.Less(t, float64(refused), 0.05*float64(sent))
-	require.InDelta(t, 300, r.RequestsPace(), 60)
-}
-
-// Whoever refuses at random is not asked less and less.
-func TestRandomRefusalsDoNotStarveARoute(t *testing.T) {
-	r := New(config(1000))
-	rng := rand.New(rand.NewPCG(3, 4))
-	now, sent := start, 0
-	for now < after(5*time.Minute) {
-		now += Instant(20 * time.Millisecond)
-		if room, _ := r.Room(now, 0); room == 0 {
+		require.Less(t, b.Limit(), 50.)
+		b.pass(b.opens(t))
+		if sentBefore {
+			b.end(s, answered)
+			require.Less(t, b.Limit(), 50., "%s was answered: there was too much to do", name)
 			continue
 		}
-		sent++
-		if rng.IntN(7) == 0 {
-			r.send1(now, limited(2*time.Millisecond))
-		} else {
-			r.send1(now, answered)
-		}
+		b.ask(answered)
+		require.Equal(t, 100., b.Limit(), name)
 	}
-	require.Greater(t, sent, 10_000, "of 15,000")
 }
 
-func TestBudgetIsPaidByCallsAndByTime(t *testing.T) {
-	var b Budget
-	b.Init(0.1, RouteFloor)
+func TestDropLowersTheLimitOnceForAllThatWereOnTheirWay(t *testing.T) {
+	b := newBench(Config{Least: 4, Most: 10})
+	var out []*Sending
 	for range 10 {
-		require.True(t, b.Has(start))
-		b.Take()
+		out = append(out, b.send())
 	}
-	require.False(t, b.Has(start))
+	b.pass(time.Second)
+	for _, s := range out {
+		b.end(s, dropped)
+	}
+	require.InDelta(t, 7, b.Limit(), 1e-9)
 	for range 10 {
+		b.pass(time.Second)
+		b.ask(dropped)
+	}
+	require.Equal(t, 4., b.Limit(), "never below the least")
+}
+
+func TestAnswersRaiseTheLimitByOneARoundWhileItIsInUse(t *testing.T) {
+	b := newBench(Config{Least: 1, Most: 20})
+	b.ask(dropped)
+	limit := b.Limit()
+	for range 100 {
+		b.pass(time.Second)
+		b.ask(answered)
+	}
+	require.Equal(t, limit, b.Limit(), "one request at a time says nothing about so many")
+	for range 3 {
+		n := int(b.Limit())
+		var out []*Sending
+		for range n {
+			out = append(out, b.send())
+		}
+		before := b.Limit()
+		for _, s := range out {
+			b.Judge(b.now, s, answered, true)
+		}
+		require.InDelta(t, before+1, b.Limit(), 0.2)
+		for _, s := range out {
+			b.Done(b.now, s)
+		}
+	}
+}
+
+func TestNoMoreIsSentThanTheLimitAllows(t *testing.T) {
+	b := newBench(Config{Least: 3, Most: 3})
+	for range 3 {
+		require.Equal(t, Open, b.state())
+		b.send()
+	}
+	room, at := b.Room(b.now, 0)
+	require.Zero(t, room)
+	require.Zero(t, at)
+	require.Equal(t, Full, b.state())
+}
+
+func TestAfterAPauseTheRouteReopensGradually(t *testing.T) {
+	b := newBench(Config{Least: 1, Most: 40})
+	b.ask(limited(time.Second))
+	b.pass(time.Second)
+	require.InDelta(t, 14, b.Limit(), 1e-9, "lowered to 28, of which half")
+	b.ask(answered)
+	require.InDelta(t, 15, b.Limit(), 1e-9)
+	for range 100 {
+		b.ask(answered)
+	}
+	require.InDelta(t, 28, b.Limit(), 1e-9, "and no further than before")
+
+	b = open()
+	b.ask(limited(time.Second))
+	b.pass(time.Second)
+	require.Equal(t, 1., b.Limit())
+	for range reopenAlone - 1 {
+		require.False(t, math.IsInf(b.Limit(), 1))
+		b.ask(answered)
+	}
+	require.True(t, math.IsInf(b.Limit(), 1))
+}
+
+// A provider works on ten requests at a time, and drops what it has not begun when there are thirty.
+func TestLimitFindsWhatTheProviderCanWorkOn(t *testing.T) {
+	const capacity, tooMany = 10, 30
+	rng := rand.New(rand.NewPCG(1, 2))
+	b := newBench(Config{Least: 1, Most: 100})
+	var out []*Sending
+	sum, n := 0., 0
+	const enough = 20_000
+	for i := range enough {
+		for float64(len(out)) < math.Max(math.Floor(b.Limit()), 1) {
+			out = append(out, b.send())
+		}
+		b.pass(time.Duration(float64(time.Second) * rng.ExpFloat64() / math.Min(float64(len(out)), capacity)))
+		k := rng.IntN(len(out))
+		s := out[k]
+		out[k] = out[len(out)-1]
+		out = out[:len(out)-1]
+		o := answered
+		if len(out) >= tooMany {
+			o = dropped
+		}
+		b.Judge(b.now, s, o, true)
+		b.Done(b.now, s)
+		if i > enough/2 {
+			sum, n = sum+b.Limit(), n+1
+		}
+	}
+	require.InDelta(t, 12, sum/float64(n), 5)
+}
+
+func TestRetryBudgetIsAFractionOfCallsAboveAFloor(t *testing.T) {
+	var b Budget
+	b.Init(0.1, 3)
+	now := Instant(1)
+	spend := func() (n int) {
+		for ; b.Has(now); n++ {
+			b.Take()
+		}
+		return n
+	}
+	require.Equal(t, 3, spend())
+	for range 21 {
 		b.Pay()
 	}
-	require.InDelta(t, 1, b.Tokens(start), 1e-9)
-	require.InDelta(t, 3, b.Tokens(after(20*time.Second)), 1e-9)
-	require.EqualValues(t, RouteFloor, b.Tokens(after(time.Hour)), "no more is saved up")
-	b.Init(-1, RouteFloor)
+	require.Equal(t, 2, spend())
 	for range 1000 {
-		require.True(t, b.Has(start))
+		b.Pay()
+	}
+	require.Equal(t, 3, spend(), "good times save up nothing")
+	now += Instant(budgetRefill)
+	require.Equal(t, 1, spend(), "a quiet service may retry too")
+	now += 100 * Instant(budgetRefill)
+	require.Equal(t, 3, spend())
+
+	b.Init(-1, 3)
+	for range 100 {
+		require.True(t, b.Has(now), "Off")
 		b.Take()
 	}
 }
 
-// Two routes of one configuration, driven at random: neither knows what becomes of the other, in flight never falls below
-// zero, and a route that is left alone opens again.
-func TestRoutesAreIndependent(t *testing.T) {
-	for seed := range uint64(200) {
-		rng := rand.New(rand.NewPCG(seed, 5))
-		cfg := config(8)
-		driven, alone := New(cfg), New(cfg)
-		fresh := *alone
-		var flying []*Sending
-		now := start
-		outcomes := []Outcome{answered, found, lost, limited(time.Second), limited(0), limited(time.Hour), {}, {Found: true, Dropped: true}}
-		for range 500 {
-			now += Instant(rng.Int64N(int64(2 * time.Second)))
-			if room, at := driven.Room(now, 0); room > 0 {
-				s := driven.Send(now, 1+rng.Int64N(min(room, 3)), 0, rng.IntN(2) == 0)
-				flying = append(flying, &s)
-			} else if at != 0 {
-				require.Greater(t, at, now)
-			}
-			if len(flying) > 0 && rng.IntN(2) == 0 {
-				i := rng.IntN(len(flying))
-				driven.Judge(now, flying[i], outcomes[rng.IntN(len(outcomes))], rng.IntN(2) == 0)
-				driven.Done(now, flying[i])
-				driven.Done(now, flying[i])
-				flying = append(flying[:i], flying[i+1:]...)
-			}
-			require.GreaterOrEqual(t, driven.InFlight(), int64(0))
-			require.GreaterOrEqual(t, driven.Limit(), 1.)
-			require.LessOrEqual(t, driven.Limit(), 8.)
-		}
-		require.Equal(t, fresh, *alone)
-		for _, s := range flying {
-			driven.Done(now, s)
-		}
-		require.Zero(t, driven.InFlight())
-		room, _ := driven.Room(now+Instant(2*time.Hour), 0)
-		require.Positive(t, room)
+func TestEveryCallPaysIntoItsRoutesBudgetOnce(t *testing.T) {
+	b := newBench(Config{Least: 1, Most: 1, Retries: 0.5})
+	for range 5 {
+		b.Budget.Take()
 	}
+	b.Send(b.now, 1, 0, true)
+	b.Send(b.now, 1, 0, false)
+	require.InDelta(t, RouteFloor-4.5, b.Budget.Tokens(b.now), 1e-9)
+}
+
+// sendAll sends as often as the route allows until the time is over.
+func (b *bench) sendAll(t *testing.T, for_ time.Duration, tokens float64) (n int) {
+	for end := b.now + Instant(for_); ; {
+		state, at := b.State(b.now, tokens)
+		for state == Open {
+			s := b.Send(b.now, 1, tokens, true)
+			b.Done(b.now, &s)
+			n++
+			state, at = b.State(b.now, tokens)
+		}
+		require.Equal(t, Paced, state)
+		if at > end {
+			b.now = end
+			return n
+		}
+		b.now = at
+	}
+}
+
+func TestConfiguredPaceIsKept(t *testing.T) {
+	b := newBench(Config{Least: 1, Most: 10, RequestsPerMinute: 60})
+	assert.Equal(t, 6, b.sendAll(t, 0, 0), "a tenth at once")
+	assert.Equal(t, 120, b.sendAll(t, 2*time.Minute, 0))
+	assert.InDelta(t, 60, b.RequestsPace(), 1e-6)
+
+	b = newBench(Config{Least: 1, Most: 10, TokensPerMinute: 60_000})
+	assert.Equal(t, 6, b.sendAll(t, 0, 1000))
+	assert.Equal(t, 60, b.sendAll(t, time.Minute, 1000))
+	b.Settle(b.now, 5000)
+	assert.Equal(t, 55, b.sendAll(t, time.Minute, 1000), "the answers took more than expected")
+	assert.InDelta(t, 60_000, b.TokensPace(), 1)
+}
+
+func TestPaceOfHeadersIsKept(t *testing.T) {
+	b := open()
+	s, later := b.send(), b.send()
+	b.Tell(b.now, s, Told{60, 10, 50 * time.Second}, Unknown)
+	assert.Equal(t, 9, b.sendAll(t, 0, 0), "ten are left, of which one is on its way")
+	assert.Equal(t, 60, b.sendAll(t, time.Minute, 0))
+	b.Tell(b.now, later, Told{60, 0, time.Minute}, Unknown)
+	b.Tell(b.now, s, Told{60, 60, 0}, Unknown)
+	require.Equal(t, Paced, b.state(), "what is said of an earlier request comes too late")
+
+	b = open()
+	s = b.send()
+	for _, told := range []Told{Unknown, {-1, 0, time.Hour}, {60, -1, time.Hour}, {0, 0, time.Hour}} {
+		b.Tell(b.now, s, told, told)
+		require.Equal(t, Open, b.state(), "%v", told)
+	}
+	b.Tell(b.now, s, Unknown, Told{60_000, 1000, 59 * time.Second})
+	assert.Equal(t, 1, b.sendAll(t, 0, 1000))
+	assert.Equal(t, 60, b.sendAll(t, time.Minute, 1000))
+}
+
+func TestHeadersThatAreAbsentOrUnknownSayNothing(t *testing.T) {
+	for _, h := range []http.Header{
+		{},
+		{"X-Ratelimit-Limit-Requests": {"-1"}, "X-Ratelimit-Remaining-Requests": {"-1"}},
+		{"X-Ratelimit-Limit-Requests": {"many"}},
+		{"X-Ratelimit-Remaining-Requests": {"0"}},
+	} {
+		_, _, ok := Limits(h)
+		require.False(t, ok, "%v", h)
+	}
+	requests, tokens, ok := Limits(http.Header{"X-Ratelimit-Limit-Requests": {"60"}, "X-Ratelimit-Remaining-Requests": {"0"}, "X-Ratelimit-Reset-Requests": {"1m30s"}})
+	require.True(t, ok)
+	require.Equal(t, Told{60, 0, 90 * time.Second}, requests)
+	require.Equal(t, Unknown, tokens)
+	requests, tokens, ok = Limits(http.Header{"Anthropic-Ratelimit-Tokens-Limit": {"40000"}, "Anthropic-Ratelimit-Tokens-Remaining": {"39000"},
+		"Anthropic-Ratelimit-Tokens-Reset": {"2026-01-01T00:00:10Z"}, "Date": {"Thu, 01 Jan 2026 00:00:00 GMT"}})
+	require.True(t, ok)
+	require.Equal(t, Unknown, requests)
+	require.Equal(t, Told{40000, 39000, 10 * time.Second}, tokens)
+}
+
+// A provider lets two requests a second in and says so by refusing others, without headers.
+func TestPaceIsLearnedFromRefusalsWithoutHeaders(t *testing.T) {
+	b := open()
+	refused, asked := 0, 0 // after ten seconds
+	allowed := 2.
+	at := b.now
+	for end := b.now + Instant(3*time.Minute); b.now < end; {
+		state, until := b.State(b.now, 0)
+		if state != Open {
+			b.now = until
+			continue
+		}
+		allowed = math.Min(allowed+2*time.Duration(b.now-at).Seconds(), 2)
+		at = b.now
+		if b.now > Instant(10*time.Second) {
+			asked++
+		}
+		if allowed < 1 {
+			if b.now > Instant(10*time.Second) {
+				refused++
+			}
+			b.ask(limited(100 * time.Millisecond))
+			continue
+		}
+		allowed--
+		b.ask(answered)
+		b.pass(time.Millisecond)
+	}
+	require.Positive(t, refused)
+	require.Less(t, float64(refused), 0.1*float64(asked), "%d of %d", refused, asked)
+	require.Greater(t, asked-refused, 300, "of 340 that would be let in")
+}
+
+// Who refuses at random, whatever the rate, is not asked less and less.
+func TestPaceIsNotLearnedFromRefusalsAtRandom(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	b := open()
+	answers := 0
+	for end := b.now + Instant(10*time.Minute); b.now < end; {
+		state, until := b.State(b.now, 0)
+		if state != Open {
+			b.now = until
+			continue
+		}
+		if rng.IntN(30) == 0 {
+			b.ask(limited(100 * time.Millisecond))
+			continue
+		}
+		b.ask(answered)
+		answers++
+		b.pass(50 * time.Millisecond)
+	}
+	require.Greater(t, answers, 8000, "of 12,000 at the most")
 }

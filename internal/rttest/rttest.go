@@ -28,6 +28,7 @@ import (
 type Options struct {
 	MaxHeaderBytes int  // response headers above are an error; 0: net/http's 10 MB
 	NoRedirects    bool // a redirect is an error
+	ReadsBodies    bool // a request's body may be read before it is sent
 	// Path and Body are those of a POST that the RoundTripper treats in its own way, and Answer is a JSON answer to it.
 	Path, Body, Answer string
 }
@@ -126,6 +127,7 @@ func (b *bench) request(ctx context.Context) (*http.Request, *body) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, b.url, nil)
 	b.must(err)
 	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Authorization", "Bearer key") // without one a cache does not take part
 	req.Header["X-Twice"] = []string{"a", "b"}
 	closing := &body{Reader: strings.NewReader(content)}
 	req.Body, req.ContentLength = closing, int64(len(content))
@@ -515,7 +517,7 @@ var cases = []struct {
 		b.check(resp.StatusCode == http.StatusExpectationFailed, "status %d", resp.StatusCode)
 		b.read(resp)
 		b.eventually("body closed", body.closed.Load)
-		if !b.special { // whoever needs to know the content has to read it
+		if !b.special && !b.o.ReadsBodies {
 			b.check(reads.Load() == 0, "%d bytes were sent", reads.Load())
 		}
 

@@ -214,7 +214,7 @@ func TestEventsThatAreAlikeAreToldFromThoseThatOnlyLookIt(t *testing.T) {
 		want string
 	}{
 		{"data: {\"a\":\"x\"}\n\ndata: {\"a\":\"\"}\n\ndata: {\"a\":\"y\\\"\"}\n", "nyy", `{"a":"x"} /9; {"a":""} /8; {"a":"y\""} /11; EOF`},
-		{"data: {\"a\":\"x\"}\ndata:  {\"a\":\"y\"} \r\nevent: e\ndata:{\"a\":\"z\"}\n", "nyy", `{"a":"x"} /9; {"a":"y"} /9; e: {"a":"z"} /9; EOF`},
+		{"data: {\"a\":\"x\"}\ndata:  {\"a\":\"y\"} \r\nevent: e\ndata:{\"a\":\"z\"}\n", "nyn", `{"a":"x"} /9; {"a":"y"} /9; e: {"a":"z"} /9; EOF`},
 		{"data: {\"a\":\"x\"}\n{\"a\":\"y\"}\n", "ny", `{"a":"x"} /9; {"a":"y"} /9; EOF`},
 		{"data: {\"a\":\"x\"}\ndata: {\"a\":\"\\x\"}\n\n", "nn", `{"a":"x"} /9; {"a":"\x"} syntax; EOF`},
 		{"data: {\"a\":\"x\"}\ndata: {\"a\":\"y\"} z\n\n", "nn", `{"a":"x"} /9; {"a":"y"} z /9; EOF`},
@@ -436,4 +436,54 @@ func BenchmarkNext(b *testing.B) {
 			}
 		})
 	}
+}
+
+func TestReaderWithoutRoomHoldsNoMore(t *testing.T) {
+	r := NewReader(endless(64<<20, "data: ", "x"), 1<<20, testLim)
+	asked := 0
+	r.Ask(func(size int) bool {
+		asked = size
+		return size <= 64<<10
+	})
+	_, err := r.Next()
+	require.Equal(t, ErrNoRoom, err)
+	require.Greater(t, asked, 64<<10)
+	require.LessOrEqual(t, r.Size(), 64<<10)
+	_, err = r.Next()
+	require.Equal(t, ErrNoRoom, err, "for good")
+}
+
+// What Raw gives of all events is the stream without its comments, its surplus blank lines and what is in no event.
+func TestRawIsWhatCame(t *testing.T) {
+	for in, want := range map[string]string{
+		"data: {}\n\ndata: [DONE]\n\n":                         "data: {}\n\ndata: [DONE]\n\n",
+		"event: a\nid: 1\nretry: 5\ndata:{}\r\n\r\n":           "event: a\nid: 1\nretry: 5\ndata:{}\r\n\r\n",
+		"data: {}\nevent: late\nid: 2\n\ndata: 1\n\n":          "data: {}\nevent: late\nid: 2\n\ndata: 1\n\n",
+		": ping\n\n\n\ndata: {}\n\n\n\n: ping\n\ndata: {}\n\n": "data: {}\n\ndata: {}\n\n",
+		"data: {\"a\":\n: ping\ndata: 1}\n\n":                  "data: {\"a\":\ndata: 1}\n\n",
+		"data: {}\ndata: {}\n":                                 "data: {}\n\ndata: {}\n\n",
+		"data: {}":                                             "data: {}\n\n",
+		"data: {}\r\ndata: {}\r\n":                             "data: {}\r\n\r\ndata: {}\r\n\r\n",
+		"{\"a\":1}\n":                                          "{\"a\":1}\n",
+		"data:  Hello \n\ndata: !\n\n":                         "data:  Hello \n\ndata: !\n\n",
+	} {
+		for _, src := range []io.Reader{strings.NewReader(in), &pieces{byteByByte([]byte(in)), io.EOF, false}} {
+			r, got := NewReader(src, 1<<10, testLim), ""
+			for {
+				ev, err := r.Next()
+				if err != nil {
+					break
+				}
+				got += string(ev.Raw)
+			}
+			if _, slow := src.(*pieces); slow && strings.Contains(in, "late") {
+				continue // the line behind the data is not there yet
+			}
+			require.Equal(t, want, got, "%q", in)
+		}
+	}
+}
+
+func TestErrorFieldIsAnErrorEvent(t *testing.T) {
+	require.Equal(t, `{} /2; error: {"message":"x"} /15; EOF`, describe(t, NewReader(strings.NewReader("data: {}\n\nerror: {\"message\":\"x\"}\n\nerror: text\n\n"), testMax, testLim)))
 }

@@ -47,16 +47,17 @@ const (
 	Breaker         = "gobreaker+backoff"   // backoff(circuit breaker(context.WithTimeout)); neither limits concurrency
 	Bare            = "bare"                // go-openai as it is
 	OpenAI          = "openai-go"           // the official SDK with its own retries and timeout; it limits no concurrency
+	OneTenant       = "aiguard-one-tenant"  // aiguard without tenants and priorities, beside aiguard with them
+	Channel         = "channel"             // a buffered channel as a semaphore: the least that a goroutine can wait for
 
-	// Under overload alone.
-	Naive      = "go-openai, naive retries"
-	Adaptive   = "aiguard, adaptive limit"
-	ShortQueue = "aiguard, adaptive, queue of 20"
+	Naive = "go-openai, naive retries" // under overload alone
 )
 
 // Who can do what, for the benchmarks to compare.
 var (
 	Limiting = []string{Aiguard, Hand, Failsafe, FailsafeBreaker, Resilience}                        // concurrency
+	Waiters  = []string{Aiguard, Hand, Failsafe, FailsafeBreaker, Resilience, Channel}               // the same, in the rows that measure the wait
+	Sharing  = []string{Aiguard, OneTenant}                                                          // capacity between tenants
 	Wrapping = []string{Aiguard, Hand, Failsafe, FailsafeBreaker, Resilience, Breaker}               // any function
 	Refusing = []string{Aiguard, Failsafe, FailsafeBreaker, Resilience}                              // at once, when full
 	Leaving  = []string{Aiguard, Hand, Failsafe, FailsafeBreaker}                                    // when their ctx ends while they wait for a slot
@@ -81,7 +82,7 @@ const (
 func New[T any](name string, waiting Waiting) (run Run[T], stop func()) {
 	stop = func() {}
 	switch name {
-	case Aiguard:
+	case Aiguard, OneTenant:
 		g := Guard(waiting)
 		run = func(ctx context.Context, fn func(context.Context) (T, error)) (T, error) {
 			return aiguard.Do(ctx, g, fn)
@@ -90,6 +91,10 @@ func New[T any](name string, waiting Waiting) (run Run[T], stop func()) {
 	case Hand:
 		if waiting != Refused {
 			return hand[T](), stop
+		}
+	case Channel:
+		if waiting == Endless {
+			return channel[T](), stop
 		}
 	case Failsafe:
 		return newFailsafe[T](waiting), stop
@@ -106,11 +111,12 @@ func New[T any](name string, waiting Waiting) (run Run[T], stop func()) {
 	panic(fmt.Sprintf("contender: %s cannot do %d", name, waiting))
 }
 
-// Guard returns aiguard with its defaults, but for the length of the queue.
+// Guard returns aiguard with its defaults, but for the queue. An endless one is for crowds that would be refused with the
+// defaults, because they cannot all be served within the QueueTimeout on a busy machine.
 func Guard(waiting Waiting) *aiguard.Guard {
 	cfg := aiguard.Config{MaxQueue: Queue}
 	if waiting == Endless {
-		cfg.MaxQueue = aiguard.Off
+		cfg.MaxQueue, cfg.QueueTimeout, cfg.TotalTimeout = aiguard.Off, time.Hour, 2*time.Hour
 	}
 	g, err := aiguard.New(cfg)
 	if err != nil {
@@ -129,6 +135,15 @@ func hand[T any]() Run[T] {
 			return zero, err
 		}
 		defer sem.Release(1)
+		return fn(ctx)
+	}
+}
+
+func channel[T any]() Run[T] {
+	slots := make(chan struct{}, Slots)
+	return func(ctx context.Context, fn func(context.Context) (T, error)) (T, error) {
+		slots <- struct{}{}
+		defer func() { <-slots }()
 		return fn(ctx)
 	}
 }

@@ -1,0 +1,201 @@
+package aiguard
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"strings"
+
+	"github.com/aiguard-go/aiguard/internal/dialect"
+	"github.com/aiguard-go/aiguard/internal/jsonscan"
+	"github.com/aiguard-go/aiguard/internal/sse"
+)
+
+// isWhole reports whether an answer is to be read whole before it is handed over. The label decides where it names a
+// stream, else what was asked for: both are hints, and the bytes have the last word.
+func (x *exchange) isWhole(resp *http.Response) bool {
+	media := mediaType(resp.Header)
+	switch {
+	case isStream(media) && (x.eventLines || !x.json):
+		return false
+	case !x.judged:
+		return x.json && isJSON(media) // a cut is a failure of this attempt then
+	case isBytes(media) && x.endpoint.Plain():
+		return false
+	}
+	return x.json
+}
+
+// whole reads an answer, all of it, so that whatever is wrong with it is this attempt's failure.
+func (x *exchange) whole(w *watch, resp *http.Response) (*http.Response, error) {
+	b := &wholeBody{hold: hold{room: &x.guard.memory.room}, call: x.call, ctx: w.caller}
+	handedOver := false
+	defer func() {
+		if !handedOver {
+			b.hold.release()
+		}
+	}()
+	body, err := x.read(w, resp, &b.hold)
+	if err != nil {
+		return nil, err
+	}
+	end, usage, err := x.judge(resp, body)
+	if err != nil {
+		return nil, err
+	}
+	b.rest = body[:end]
+	resp.Body = b
+	if resp.ContentLength != int64(end) {
+		resp.ContentLength = int64(end)
+		resp.TransferEncoding = nil
+		resp.Header.Del("Content-Length") // of what was sent, before trimming
+	}
+	if x.known != nil {
+		x.known.answered = true
+	}
+	x.call.judge(w.caller, nil)
+	x.call.succeed(w.caller, usage)
+	handedOver = true
+	return resp, nil
+}
+
+// judge decides whether body is the answer that was asked for, and where in it the answer ends.
+func (x *exchange) judge(resp *http.Response, body []byte) (end int, u Usage, err error) {
+	if !x.judged {
+		return len(body), u, nil
+	}
+	media := mediaType(resp.Header)
+	switch {
+	case len(bytes.TrimSpace(body)) == 0:
+		if x.endpoint.Plain() && strings.HasPrefix(media, "text/") && len(body) > 0 {
+			return len(body), u, nil // a transcript of silence
+		}
+		return 0, u, x.invalid(resp)
+	case !couldBeText(media):
+		return 0, u, x.invalid(resp)
+	}
+	end, err = jsonscan.Check(body, dialect.MaxShape)
+	if x.endpoint.Plain() && !isJSON(media) && media != "text/html" && (err != nil || !jsonObject(body)) {
+		return len(body), u, nil // a transcript as text
+	}
+	if errors.Is(err, jsonscan.ErrSyntax) && x.eventLines && eventsIn(body) {
+		return x.judgeEvents(resp, body)
+	}
+	switch {
+	case errors.Is(err, jsonscan.ErrTooBig):
+		return 0, u, x.tooLarge(resp, phaseShape, int64(dialect.MaxShape.Containers))
+	case errors.Is(err, jsonscan.ErrIncomplete):
+		return 0, u, x.broken(resp, io.ErrUnexpectedEOF)
+	case err != nil:
+		return 0, u, x.invalid(resp)
+	}
+	a := x.endpoint.JudgeWith(&x.verdict, body[:end])
+	switch {
+	case a.Failed:
+		nameless := ErrInvalidResponse
+		if a.Own {
+			nameless = ErrUnavailable
+		}
+		return 0, u, x.failed(resp, a.Failure, nameless)
+	case !a.OK, x.stream && !x.eventLines: // go-openai would find no event in it, and call that the end
+		return 0, u, x.invalid(resp)
+	}
+	if len(bytes.TrimSpace(body[end:])) == 0 {
+		end = len(body)
+	}
+	return end, usageOf(a.Usage), nil
+}
+
+// judgeEvents judges an event stream that came under the label of something else.
+func (x *exchange) judgeEvents(resp *http.Response, body []byte) (end int, u Usage, err error) {
+	follow := x.endpoint.Follow()
+	events := sse.NewReader(bytes.NewReader(body), len(body), dialect.MaxShape)
+	for {
+		ev, err := events.Next()
+		switch {
+		case err != nil && follow.Complete(err == io.EOF, x.endsWithoutFinish()):
+			return len(body), usageOf(follow.Usage()), nil
+		case err != nil && !follow.Any():
+			return 0, u, x.invalid(resp)
+		case err != nil:
+			return 0, u, x.broken(resp, io.ErrUnexpectedEOF)
+		case ev.Done:
+			follow.Done()
+			continue
+		case len(ev.Data) == 0:
+			continue
+		case ev.Err != nil && string(ev.Name) != "error":
+			return 0, u, x.invalid(resp)
+		}
+		if f, failed := follow.Event(ev.Name, ev.Data); failed {
+			return 0, u, x.failed(resp, f, ErrUnavailable)
+		}
+		if f, failed := follow.Failed(); failed {
+			return 0, u, x.failed(resp, f, ErrUnavailable)
+		}
+	}
+}
+
+// endsWithoutFinish reports whether the streams of this call's model may end without a finish reason.
+func (x *exchange) endsWithoutFinish() bool { return x.settings.EndsWithoutFinish }
+
+func usageOf(u dialect.Usage) Usage {
+	return Usage{Input: u.Input, Output: u.Output, CacheRead: u.CacheRead, CacheWrite: u.CacheWrite, Reasoning: u.Reasoning}
+}
+
+// failed is the failure that a provider reports inside a success status.
+func (x *exchange) failed(resp *http.Response, f dialect.Failure, nameless Kind) *Error {
+	e := x.errorOf(resp, kindOfProvider(0, f, nameless))
+	e.Err = providerCause(resp.StatusCode, f, true, nil)
+	e.RetryAfter = f.RetryAfter
+	return x.repeatable(e, true)
+}
+
+func mediaType(h http.Header) string {
+	value := h.Get("Content-Type")
+	if value == "application/json" { // nearly always: spare the parser's work
+		return value
+	}
+	media, _, err := mime.ParseMediaType(value)
+	if err != nil {
+		return ""
+	}
+	return media
+}
+
+func isJSON(media string) bool {
+	return media == "application/json" || strings.HasSuffix(media, "+json")
+}
+
+// isStream reports whether media is that of a stream of events.
+func isStream(media string) bool {
+	switch media {
+	case "text/event-stream", "application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines",
+		"application/stream+json", "application/vnd.amazon.eventstream":
+		return true
+	}
+	return false
+}
+
+// isBytes reports whether media is that of a sound, a picture or a file.
+func isBytes(media string) bool {
+	return media == "application/octet-stream" || !couldBeText(media)
+}
+
+// couldBeText reports whether an answer in JSON or events may have this label: servers label them as they like.
+func couldBeText(media string) bool {
+	return media == "" || strings.HasPrefix(media, "text/") || strings.HasPrefix(media, "application/")
+}
+
+// eventsIn reports whether bytes look like an event stream.
+func eventsIn(b []byte) bool {
+	b = bytes.TrimLeft(b, "\uFEFF \t\r\n")
+	for _, field := range [...]string{"data:", "event:", "id:", "retry:", ":"} {
+		if bytes.HasPrefix(b, []byte(field)) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,213 @@
+package dialect
+
+import (
+	"strings"
+
+	"github.com/aiguard-go/aiguard/internal/jsonscan"
+)
+
+// Anthropic's Messages API, on its own host, on Vertex AI (rawPredict) and, through bedrock.go, on Amazon Bedrock.
+
+var messages = api{op: "messages", refusal: anthropicError, ends: marked, member: messagesMember, event: messagesEvent,
+	output: output{names: []string{"max_tokens"}}}
+
+func anthropicRoute(method, path, _ string) (e Endpoint, ok bool) {
+	if method != "POST" {
+		return e, false
+	}
+	if rest, ok := before(path, "messages"); ok && (rest == "" || versioned(last(rest)) || last(rest) == "anthropic") {
+		return Endpoint{api: &messages}, true
+	}
+	if _, rest, ok := strings.Cut(path, "/publishers/anthropic/models/"); ok {
+		model, verb, _ := strings.Cut(rest, ":")
+		switch verb {
+		case "rawPredict":
+			return Endpoint{api: &messages, model: model}, true
+		case "streamRawPredict":
+			return Endpoint{api: &messages, model: model, stream: true}, true
+		}
+	}
+	return e, false
+}
+
+func messagesMember(q *query, key []byte, c *jsonscan.Cursor) {
+	switch string(key) {
+	case "system":
+		q.content(c)
+	case "messages":
+		for range c.Elements() {
+			for key := range c.Members() {
+				if string(key) == "content" {
+					q.blocks(c, 0)
+				}
+			}
+		}
+	case "tools":
+		for range c.Elements() {
+			for key := range c.Members() {
+				switch string(key) {
+				case "name", "description":
+					q.text(c)
+				case "input_schema":
+					q.json(c)
+				}
+			}
+		}
+	}
+}
+
+// blocks reads a text, or a list of content blocks. A block may have blocks inside, of a tool's result say.
+func (q *query) blocks(c *jsonscan.Cursor, depth int) {
+	if depth > 8 {
+		q.strings(c)
+		return
+	}
+	some := false
+	for range c.Elements() {
+		some = true
+		for key := range c.Members() {
+			switch string(key) {
+			case "text", "thinking", "title", "context", "name":
+				q.text(c)
+			case "input":
+				q.json(c)
+			case "content":
+				q.blocks(c, depth+1)
+			case "source": // of an image or a document, which may be plain text
+				q.strings(c)
+			}
+		}
+	}
+	if !some {
+		q.text(c)
+	}
+}
+
+func messagesEvent(s *Stream, name, data []byte) {
+	if s.answer {
+		s.message(data, true)
+		return
+	}
+	c := jsonscan.Read(data)
+	var kind, message, block []byte
+	for key := range c.Members() {
+		switch string(key) {
+		case "type":
+			kind = c.Value()
+		case "message":
+			message = c.Value()
+		case "content_block":
+			block = c.Value()
+		case "delta":
+			for key := range c.Members() {
+				switch string(key) {
+				case "text", "thinking", "partial_json", "signature":
+					s.text(&c)
+				case "stop_reason":
+					s.stop(c.Value())
+				case "citation":
+					s.some(&c)
+				}
+			}
+		case "usage":
+			s.anthropicUsage(&c)
+		case "error":
+			s.err = s.err || !empty(c.Value())
+		}
+	}
+	switch string(kind) {
+	case `"error"`:
+		s.err = true
+	case `"message_start"`:
+		s.any = true
+		s.message(message, false)
+	case `"content_block_start"`:
+		switch kind := member(block, "type"); string(kind) {
+		case `"text"`:
+		case `"thinking"`, `"redacted_thinking"`:
+			s.thinking, s.progress = true, true
+		default:
+			s.progress = true
+		}
+	case `"content_block_stop"`:
+		s.thinking, s.progress = false, true
+	case `"message_delta"`:
+		s.progress = true
+	case `"message_stop"`:
+		s.any, s.done = true, true
+	}
+	s.any = s.any || s.progress
+}
+
+// message reads a message: a whole answer, or what a stream begins with.
+func (s *Stream) message(object []byte, whole bool) {
+	c := jsonscan.Read(object)
+	for key := range c.Members() {
+		switch string(key) {
+		case "content":
+			s.any = first(c.Value()) == '[' // it may have nothing to say
+		case "stop_reason":
+			if value := c.Value(); whole {
+				s.stop(value)
+				s.cut = s.cut || !said(value)
+			}
+		case "usage":
+			s.anthropicUsage(&c)
+		case "error":
+			s.err = s.err || !empty(c.Value())
+		case "type":
+			s.err = s.err || string(c.Value()) == `"error"`
+		}
+	}
+}
+
+func (s *Stream) stop(reason []byte) {
+	switch string(reason) {
+	case `"refusal"`, `"pause_turn"`:
+		s.cut = true
+	case `"error"`:
+		s.fail(Failure{Code: "error"})
+	}
+}
+
+// anthropicUsage adds cached input to the input: the API counts it apart. A later event has the totals again.
+func (s *Stream) anthropicUsage(c *jsonscan.Cursor) {
+	plain := s.usage.Input - s.usage.CacheRead - s.usage.CacheWrite
+	for key := range c.Members() {
+		value := c.Value()
+		if first(value) < '0' || first(value) > '9' {
+			continue
+		}
+		switch string(key) {
+		case "input_tokens":
+			plain = number(value)
+		case "output_tokens":
+			s.usage.Output = number(value)
+		case "cache_read_input_tokens":
+			s.usage.CacheRead = number(value)
+		case "cache_creation_input_tokens":
+			s.usage.CacheWrite = number(value)
+		}
+	}
+	s.usage.Input = plain + s.usage.CacheRead + s.usage.CacheWrite
+}
+
+// anthropicErrors has Anthropic's error types. invalid_request_error is not among them: it covers everything from a typo
+// to an empty account.
+var anthropicErrors = vocabulary{
+	codes: map[string]Class{
+		"rate_limit_error":     RateLimited,
+		"billing_error":        Quota,
+		"request_too_large":    PromptTooLarge,
+		"overloaded_error":     Unavailable,
+		"api_error":            Unavailable,
+		"timeout_error":        Unavailable,
+		"authentication_error": Unauthorized,
+		"permission_error":     Unauthorized,
+	},
+	phrases: []phrase{
+		{"credit balance is too low", Quota, 0},
+		{"prompt is too long", PromptTooLarge, 0},
+		{"input length and `max_tokens` exceed context limit", PromptTooLarge, 0},
+	},
+}

@@ -1,0 +1,275 @@
+package dialect
+
+import (
+	"bytes"
+	"encoding/base64"
+	"strings"
+
+	"github.com/aiguard-go/aiguard/internal/jsonscan"
+)
+
+// Amazon Bedrock's runtime: Converse, and InvokeModel, whose bodies are those of the model's maker. Streams come in frames.
+
+var (
+	converse = api{op: "converse", refusal: messageError, framing: Frames, ends: finished, member: converseMember, event: converseEvent,
+		output: output{within: []string{"inferenceConfig"}, names: []string{"maxTokens"}}}
+	// invoke is for models of other makers than Anthropic: their answers are not judged.
+	invoke       = api{op: "invoke", refusal: messageError, framing: Frames, member: invokeMember, event: invokeEvent}
+	invokeClaude = api{op: "invoke", refusal: messageError, framing: Frames, ends: marked, member: messagesMember, event: invokeMessagesEvent,
+		output: output{names: []string{"max_tokens"}}}
+)
+
+func bedrockRoute(method, path, _ string) (e Endpoint, ok bool) {
+	_, rest, ok := strings.Cut(path, "/model/") // an ARN has slashes too
+	if method != "POST" || !ok {
+		return e, false
+	}
+	verb := last(rest)
+	model, ok := before(rest, verb)
+	if !ok || model == "" {
+		return e, false
+	}
+	by := &invoke
+	if strings.Contains(model, "anthropic.") {
+		by = &invokeClaude
+	}
+	switch verb {
+	case "converse":
+		return Endpoint{api: &converse, model: model}, true
+	case "converse-stream":
+		return Endpoint{api: &converse, model: model, stream: true}, true
+	case "invoke":
+		return Endpoint{api: by, model: model}, true
+	case "invoke-with-response-stream":
+		return Endpoint{api: by, model: model, stream: true}, true
+	}
+	return e, false
+}
+
+func converseMember(q *query, key []byte, c *jsonscan.Cursor) {
+	switch string(key) {
+	case "system":
+		q.content(c)
+	case "messages":
+		for range c.Elements() {
+			for key := range c.Members() {
+				if string(key) == "content" {
+					for range c.Elements() {
+						q.converseBlock(c)
+					}
+				}
+			}
+		}
+	case "toolConfig":
+		for key := range c.Members() {
+			if string(key) != "tools" {
+				continue
+			}
+			for range c.Elements() {
+				for key := range c.Members() {
+					if string(key) == "toolSpec" {
+						q.toolSpec(c)
+					}
+				}
+			}
+		}
+	}
+}
+
+func (q *query) toolSpec(c *jsonscan.Cursor) {
+	for key := range c.Members() {
+		switch string(key) {
+		case "name", "description":
+			q.text(c)
+		case "inputSchema":
+			q.json(c)
+		}
+	}
+}
+
+func (q *query) converseBlock(c *jsonscan.Cursor) {
+	for key := range c.Members() {
+		switch string(key) {
+		case "text":
+			q.text(c)
+		case "toolUse":
+			for key := range c.Members() {
+				switch string(key) {
+				case "name", "input":
+					q.json(c)
+				}
+			}
+		case "toolResult":
+			for key := range c.Members() {
+				if string(key) != "content" {
+					continue
+				}
+				for range c.Elements() {
+					for key := range c.Members() {
+						switch string(key) {
+						case "text", "json":
+							q.json(c)
+						}
+					}
+				}
+			}
+		case "reasoningContent":
+			for key := range c.Members() {
+				if string(key) == "reasoningText" {
+					for key := range c.Members() {
+						if string(key) == "text" {
+							q.text(c)
+						}
+					}
+				}
+			}
+		case "guardContent":
+			q.strings(c)
+		}
+	}
+}
+
+func invokeMember(q *query, key []byte, c *jsonscan.Cursor) {
+	switch string(key) {
+	case "image", "images", "inputImage":
+	default:
+		q.strings(c)
+	}
+}
+
+// converseEvent reads the payload of a frame that is called name, or a whole answer.
+func converseEvent(s *Stream, name, data []byte) {
+	c := jsonscan.Read(data)
+	ended := false
+	for key := range c.Members() {
+		switch string(key) {
+		case "output":
+			s.any = true
+			c.Value()
+		case "stopReason":
+			if reason := c.Value(); said(reason) {
+				ended = true
+				switch string(reason) {
+				case `"guardrail_intervened"`, `"content_filtered"`:
+					s.cut = true
+				case `"malformed_model_output"`:
+					s.fail(Failure{Code: "error"})
+				}
+			}
+		case "delta":
+			for key := range c.Members() {
+				switch string(key) {
+				case "text":
+					s.text(&c)
+				default:
+					s.some(&c)
+				}
+			}
+		case "start":
+			s.some(&c)
+		case "usage":
+			s.converseUsage(&c)
+		}
+	}
+	switch {
+	case exception(name):
+		s.err = true
+		return
+	case s.answer:
+		s.any = s.any || ended
+		s.choice(0, ended)
+		return
+	case string(name) == "messageStop":
+		s.progress = true
+		s.choice(0, ended)
+	case string(name) == "messageStart":
+		s.any = true
+		s.choice(0, false)
+	}
+	s.any = s.any || s.progress
+}
+
+// exception reports whether a frame of that name is an error.
+func exception(name []byte) bool {
+	return string(name) == "error" || bytes.HasSuffix(name, []byte("Exception")) || bytes.HasSuffix(name, []byte("exception"))
+}
+
+func (s *Stream) converseUsage(c *jsonscan.Cursor) {
+	var plain int64
+	for key := range c.Members() {
+		switch string(key) {
+		case "inputTokens":
+			plain = number(c.Value())
+		case "outputTokens":
+			s.usage.Output = number(c.Value())
+		case "cacheReadInputTokens":
+			s.usage.CacheRead = number(c.Value())
+		case "cacheWriteInputTokens":
+			s.usage.CacheWrite = number(c.Value())
+		}
+	}
+	s.usage.Input = plain + s.usage.CacheRead + s.usage.CacheWrite
+}
+
+// payload returns what a frame of InvokeModelWithResponseStream carries, in base64.
+func (s *Stream) payload(data []byte) []byte {
+	coded := member(data, "bytes")
+	if len(coded) < 2 || coded[0] != '"' {
+		return nil
+	}
+	var err error
+	if s.scratch, err = base64.StdEncoding.AppendDecode(s.scratch[:0], coded[1:len(coded)-1]); err != nil {
+		return nil
+	}
+	if _, err := jsonscan.Check(s.scratch, MaxShape); err != nil {
+		return nil
+	}
+	return s.scratch
+}
+
+func invokeMessagesEvent(s *Stream, name, data []byte) {
+	switch {
+	case s.answer:
+		messagesEvent(s, nil, data)
+	case exception(name):
+		s.err = true
+	default:
+		messagesEvent(s, nil, s.payload(data))
+		s.nFree = 0 // they are not in data
+	}
+}
+
+func invokeEvent(s *Stream, name, data []byte) {
+	s.err = !s.answer && exception(name)
+	s.any, s.progress = !s.err, !s.err
+	s.cut = true // nobody knows
+}
+
+// bedrockErrors has the exceptions of the service.
+var bedrockErrors = vocabulary{
+	codes: map[string]Class{
+		"ThrottlingException":           RateLimited,
+		"throttlingException":           RateLimited,
+		"TooManyRequestsException":      RateLimited,
+		"ServiceQuotaExceededException": RateLimited,
+		"AccessDeniedException":         Unauthorized,
+		"UnrecognizedClientException":   Unauthorized,
+		"InvalidSignatureException":     Unauthorized,
+		"ExpiredTokenException":         Unauthorized,
+		"ResourceNotFoundException":     Misconfigured,
+		"ServiceUnavailableException":   Unavailable,
+		"serviceUnavailableException":   Unavailable,
+		"InternalServerException":       Unavailable,
+		"internalServerException":       Unavailable,
+		"ModelNotReadyException":        Unavailable,
+		"ModelTimeoutException":         Unavailable,
+		"modelTimeoutException":         Unavailable,
+		"ModelErrorException":           Unavailable,
+		"ModelStreamErrorException":     Unavailable,
+		"modelStreamErrorException":     Unavailable,
+	},
+	phrases: []phrase{
+		{"input is too long", PromptTooLarge, 0},
+		{"too many input tokens", PromptTooLarge, 0},
+	},
+}

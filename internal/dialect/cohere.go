@@ -1,0 +1,165 @@
+package dialect
+
+import "github.com/aiguard-go/aiguard/internal/jsonscan"
+
+// Cohere's API, version 2: chat and embed.
+
+var (
+	cohereChat = api{op: "chat", refusal: messageError, ends: marked, member: cohereMember, event: cohereEvent,
+		output: output{names: []string{"max_tokens"}}}
+	cohereEmbed = api{op: "embed", refusal: messageError, member: cohereEmbedMember, event: cohereEmbedEvent}
+)
+
+func cohereRoute(method, path, _ string) (e Endpoint, ok bool) {
+	if method != "POST" {
+		return e, false
+	}
+	if rest, ok := before(path, "chat"); ok && last(rest) == "v2" {
+		return Endpoint{api: &cohereChat}, true
+	}
+	if rest, ok := before(path, "embed"); ok && last(rest) == "v2" {
+		return Endpoint{api: &cohereEmbed}, true
+	}
+	return e, false
+}
+
+func cohereMember(q *query, key []byte, c *jsonscan.Cursor) {
+	switch string(key) {
+	case "documents":
+		q.strings(c)
+	case "response_format":
+		for key := range c.Members() {
+			switch string(key) {
+			case "json_schema", "schema":
+				q.json(c)
+			}
+		}
+	default:
+		chatMember(q, key, c)
+	}
+}
+
+func cohereEmbedMember(q *query, key []byte, c *jsonscan.Cursor) {
+	switch string(key) {
+	case "texts":
+		q.inputs(c)
+	case "inputs":
+		for range c.Elements() {
+			q.next = true
+			for range c.Members() {
+				q.content(c)
+			}
+		}
+	}
+}
+
+func cohereEvent(s *Stream, _, data []byte) {
+	c := jsonscan.Read(data)
+	var kind []byte
+	for key := range c.Members() {
+		switch string(key) {
+		case "type":
+			kind = c.Value()
+		case "delta":
+			s.cohereDelta(&c)
+		case "message": // of a whole answer, or the text of an error
+			value := c.Value()
+			s.any = s.any || first(value) == '{'
+		case "finish_reason":
+			s.cohereFinish(c.Value())
+		case "usage":
+			s.cohereUsage(&c)
+		case "error":
+			s.err = s.err || !empty(c.Value())
+		}
+	}
+	switch string(kind) {
+	case `"error"`:
+		s.err = true
+	case `"message-start"`:
+		s.any = true
+	case `"message-end"`:
+		s.any, s.done = true, true
+	case `"content-start"`, "":
+	case `"content-delta"`, `"tool-plan-delta"`, `"tool-call-delta"`, `"citation-start"`: // their text tells
+	default:
+		s.progress = true
+	}
+	s.any = s.any || s.progress
+}
+
+func (s *Stream) cohereDelta(c *jsonscan.Cursor) {
+	for key := range c.Members() {
+		switch string(key) {
+		case "finish_reason":
+			s.cohereFinish(c.Value())
+		case "usage":
+			s.cohereUsage(c)
+		case "error":
+			if value := c.Value(); !empty(value) {
+				s.fail(failureIn(value))
+			}
+		case "message":
+			for key := range c.Members() {
+				switch string(key) {
+				case "content":
+					for key := range c.Members() {
+						switch string(key) {
+						case "text", "thinking":
+							s.text(c)
+						}
+					}
+				case "tool_plan":
+					s.text(c)
+				case "tool_calls", "citations":
+					s.some(c)
+				}
+			}
+		}
+	}
+}
+
+func (s *Stream) cohereFinish(reason []byte) {
+	switch string(reason) {
+	case `"ERROR"`, `"TIMEOUT"`, `"ERROR_LIMIT"`:
+		if !s.failed {
+			s.fail(Failure{Code: "error"})
+		}
+	case `"ERROR_TOXIC"`:
+		s.cut = true
+	}
+}
+
+func (s *Stream) cohereUsage(c *jsonscan.Cursor) {
+	for key := range c.Members() {
+		if string(key) == "tokens" {
+			s.openaiUsage(c)
+		} else if string(key) == "cached_tokens" {
+			s.usage.CacheRead = number(c.Value())
+		}
+	}
+}
+
+func cohereEmbedEvent(s *Stream, _, data []byte) {
+	for key, value := range jsonscan.Members(data) {
+		switch string(key) {
+		case "embeddings":
+			s.any, s.progress = first(value) == '{' || hasElement(value), true
+		case "meta":
+			s.usage.Input = number(member(member(value, "billed_units"), "input_tokens"))
+		case "error":
+			s.err = s.err || !empty(value)
+		}
+	}
+}
+
+// cohereErrors is for messages: most of Cohere's errors have no code.
+var cohereErrors = vocabulary{
+	codes: map[string]Class{
+		"TOO_MANY_TOKENS": PromptTooLarge,
+	},
+	phrases: []phrase{
+		{"too many tokens", PromptTooLarge, 0},
+		{"model not found", Misconfigured, 0},
+	},
+}

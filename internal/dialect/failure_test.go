@@ -1,0 +1,98 @@
+package dialect
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// What providers say when they refuse, and what a person would call it.
+func TestRefusalsAreUnderstoodInEveryDialectsWords(t *testing.T) {
+	for _, tc := range []struct {
+		status int
+		body   string
+		want   Class
+	}{
+		// OpenAI's form, of many providers
+		{429, `{"error":{"code":"insufficient_quota","type":"insufficient_quota","message":"x"}}`, Quota},
+		{429, `{"error":{"code":"billing_hard_limit_reached"}}`, Quota},
+		{429, `{"error":{"code":"project_spend_limit_exceeded"}}`, Quota},
+		{429, `{"error":{"type":"exceeded_current_quota_error","message":"x"}}`, Quota},
+		{403, `{"error":{"code":"insufficient_user_quota","type":"new_api_error"}}`, Quota},
+		{403, `{"error":{"code":"AccountOverdueError"}}`, Quota},
+		{400, `{"error":{"code":"Arrearage"}}`, Quota},
+		{400, `{"code":"Arrearage","message":"x"}`, Quota},
+		{429, `{"error":{"code":"1113","message":"x"}}`, Quota},
+		{0, `{"base_resp":{"status_code":1008,"status_msg":"insufficient balance"}}`, Quota},
+		{402, `{"error":{"message":"Insufficient Balance","type":"unknown_error","code":"invalid_request_error"}}`, Quota},
+		{429, `{"error":{"type":"usage_limit_reached","resets_in_seconds":400000}}`, Quota},
+		{429, `{"error":{"type":"usage_limit_reached","resets_in_seconds":60}}`, RateLimited},
+		{429, `{"error":{"code":"rate_limit_exceeded","type":"tokens","message":"Rate limit reached: Limit 30000, Used 29000, Requested 2000."}}`, RateLimited},
+		{429, `{"error":{"code":"rate_limit_exceeded","type":"tokens","message":"Request too large: Limit 30000, Requested 36278."}}`, PromptTooLarge},
+		{429, `{"error":{"message":"Limit 30,000, Requested 36,278"}}`, PromptTooLarge},
+		{413, `{"error":{"code":"rate_limit_exceeded","type":"tokens","message":"Request too large"}}`, PromptTooLarge},
+		{413, `{"message":"x"}`, PromptTooLarge},
+		{400, `{"error":{"code":"context_length_exceeded"}}`, PromptTooLarge},
+		{400, `{"error":{"code":400,"type":"exceed_context_size_error","message":"x"}}`, PromptTooLarge},
+		{500, `{"error":{"code":500,"type":"exceed_context_size_error","message":"x"}}`, PromptTooLarge},
+		{400, `{"error":{"type":"too_many_prompt_tokens","message":"x"}}`, PromptTooLarge},
+		{400, `{"object":"error","message":"This model's maximum context length is 4096 tokens.","type":"BadRequestError","code":400}`, PromptTooLarge},
+		{400, `{"error":{"message":"This endpoint's maximum context length is 131072 tokens","code":400}}`, PromptTooLarge},
+		{404, `{"error":{"code":"model_not_found"}}`, Misconfigured},
+		{404, `{"error":{"code":"DeploymentNotFound"}}`, Misconfigured},
+		{400, `{"error":{"code":"content_filter","innererror":{"code":"ResponsibleAIPolicyViolation"}}}`, ContentPolicy},
+		{400, `{"error":{"innererror":{"code":"ResponsibleAIPolicyViolation"}}}`, ContentPolicy},
+		{403, `{"error":{"code":403,"message":"Input requires moderation on OpenAI. It was flagged for violence.","metadata":{"reasons":["violence"]}}}`, ContentPolicy},
+		{404, `{"error":{"message":"The model omni-moderation does not exist"}}`, ""},
+		{400, `{"error":{"type":"invalid_request_error","message":"x"}}`, ""},
+		{400, `{"error":{"type":"server_error","message":"x"}}`, ""},
+		{401, `{"error":{"code":"invalid_api_key"}}`, Unauthorized},
+
+		// Anthropic
+		{400, `{"type":"error","error":{"type":"invalid_request_error","message":"Your credit balance is too low to access the Anthropic API."}}`, Quota},
+		{400, `{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 210000 tokens > 200000 maximum"}}`, PromptTooLarge},
+		{413, `{"type":"error","error":{"type":"request_too_large","message":"x"}}`, PromptTooLarge},
+		{529, `{"type":"error","error":{"type":"overloaded_error","message":"x"}}`, Unavailable},
+		{404, `{"type":"error","error":{"type":"not_found_error","message":"model: x"}}`, Misconfigured},
+		{403, `{"type":"error","error":{"type":"permission_error","message":"x"}}`, Unauthorized},
+
+		// Gemini
+		{400, `{"error":{"code":400,"message":"API key not valid.","status":"INVALID_ARGUMENT","details":[{"@type":"t","reason":"API_KEY_INVALID"}]}}`, Unauthorized},
+		{400, `{"error":{"code":400,"message":"The input token count (1200000) exceeds the maximum number of tokens allowed","status":"INVALID_ARGUMENT"}}`, PromptTooLarge},
+		{429, `{"error":{"code":429,"message":"x","status":"RESOURCE_EXHAUSTED"}}`, RateLimited},
+		{404, `{"error":{"code":404,"message":"models/x is not found","status":"NOT_FOUND"}}`, Misconfigured},
+		{503, `{"error":{"code":503,"message":"overloaded","status":"UNAVAILABLE"}}`, Unavailable},
+		{400, `{"error":{"code":400,"message":"x","status":"INVALID_ARGUMENT"}}`, ""},
+
+		// Bedrock, Cohere, Ollama
+		{400, `{"message":"Input is too long for requested model."}`, PromptTooLarge},
+		{429, `{"__type":"com.amazon.coral.service#ThrottlingException","message":"x"}`, RateLimited},
+		{400, `{"message":"too many tokens: total number of tokens in the prompt exceeds the limit"}`, PromptTooLarge},
+		{400, `{"code":"TOO_MANY_TOKENS"}`, PromptTooLarge},
+		{400, `{"error":"the input length exceeds the context length"}`, PromptTooLarge},
+		{404, `{"error":"model \"x\" not found, try pulling it first"}`, Misconfigured},
+	} {
+		f, _ := Refusal([]byte(tc.body))
+		require.Equal(t, tc.want, Classify(tc.status, f), "%d %s", tc.status, tc.body)
+	}
+}
+
+func TestWaitIsFoundInTheBody(t *testing.T) {
+	for body, want := range map[string]time.Duration{
+		`{"error":{"details":[{"retryDelay":"30s"}],"status":"RESOURCE_EXHAUSTED"}}`: 30 * time.Second,
+		`{"error":{"details":[{"retryDelay":"1.5s"}],"code":1}}`:                     1500 * time.Millisecond,
+		`{"error":{"details":[{"retryDelay":"-1s"}],"code":1}}`:                      0,
+		`{"error":{"details":[{"retryDelay":"soon"}],"code":1}}`:                     0,
+		`{"error":{"code":1,"resets_in_seconds":90}}`:                                90 * time.Second,
+		`{"error":{"code":1,"retry_after_ms":250}}`:                                  250 * time.Millisecond,
+		`{"error":{"code":1},"retry_after":3}`:                                       3 * time.Second,
+		`{"message":"x","retry_after":"4"}`:                                          4 * time.Second,
+		`{"error":{"code":1,"retry_after":1e300}}`:                                   0,
+		`{"error":{"code":1,"retry_after":"NaN"}}`:                                   0,
+		`{"error":{"code":1,"retry_after":{}}}`:                                      0,
+	} {
+		f, _ := Refusal([]byte(body))
+		require.Equal(t, want, f.RetryAfter, body)
+	}
+}

@@ -1,0 +1,230 @@
+package dialect
+
+import (
+	"strings"
+
+	"github.com/aiguard-go/aiguard/internal/jsonscan"
+)
+
+// Google's Gemini API, also on Vertex AI. The path names the model, and its verb the operation. Field names come in camel
+// case and in snake case.
+
+var (
+	generate = api{op: "generateContent", refusal: geminiError, framing: JSON, ends: finished, member: geminiMember, event: geminiEvent,
+		output: output{within: []string{"generationConfig", "generation_config"}, names: []string{"maxOutputTokens", "max_output_tokens"}}}
+	geminiEmbed = api{op: "embedContent", refusal: geminiError, member: geminiEmbedMember, event: geminiEmbedEvent}
+)
+
+func geminiRoute(method, path, _ string) (e Endpoint, ok bool) {
+	i := strings.LastIndex(path, "/models/")
+	if method != "POST" || i < 0 {
+		return e, false
+	}
+	model, verb, _ := strings.Cut(path[i+len("/models/"):], ":")
+	switch verb {
+	case "generateContent":
+		return Endpoint{api: &generate, model: model}, true
+	case "streamGenerateContent":
+		return Endpoint{api: &generate, model: model, stream: true}, true
+	case "embedContent", "batchEmbedContents":
+		return Endpoint{api: &geminiEmbed, model: model}, true
+	}
+	return e, false
+}
+
+func geminiMember(q *query, key []byte, c *jsonscan.Cursor) {
+	switch string(key) {
+	case "contents":
+		if first(q.body[c.Offset():]) == '{' { // one may stand without a list
+			q.geminiContent(c)
+			return
+		}
+		for range c.Elements() {
+			q.geminiContent(c)
+		}
+	case "systemInstruction", "system_instruction":
+		q.geminiContent(c)
+	case "tools":
+		for range c.Elements() {
+			for key := range c.Members() {
+				switch string(key) {
+				case "functionDeclarations", "function_declarations":
+					for range c.Elements() {
+						q.declaration(c)
+					}
+				}
+			}
+		}
+	case "responseSchema", "response_schema", "responseJsonSchema", "response_json_schema":
+		q.json(c)
+	}
+}
+
+func (q *query) declaration(c *jsonscan.Cursor) {
+	for key := range c.Members() {
+		switch string(key) {
+		case "name", "description":
+			q.text(c)
+		case "parameters", "parametersJsonSchema", "parameters_json_schema", "response", "responseJsonSchema":
+			q.json(c)
+		}
+	}
+}
+
+func (q *query) geminiContent(c *jsonscan.Cursor) {
+	for key := range c.Members() {
+		if string(key) != "parts" {
+			continue
+		}
+		if first(q.body[c.Offset():]) == '{' {
+			q.geminiPart(c)
+			continue
+		}
+		for range c.Elements() {
+			q.geminiPart(c)
+		}
+	}
+}
+
+func (q *query) geminiPart(c *jsonscan.Cursor) {
+	for key := range c.Members() {
+		switch string(key) {
+		case "text":
+			q.text(c)
+		case "functionCall", "function_call", "functionResponse", "function_response", "executableCode", "executable_code",
+			"codeExecutionResult", "code_execution_result":
+			for key := range c.Members() {
+				switch string(key) {
+				case "name", "args", "response", "code", "output":
+					q.json(c)
+				}
+			}
+		}
+	}
+}
+
+func geminiEmbedMember(q *query, key []byte, c *jsonscan.Cursor) {
+	switch string(key) {
+	case "content":
+		q.next = true
+		q.geminiContent(c)
+	case "requests":
+		for range c.Elements() {
+			q.next = true
+			for key := range c.Members() {
+				if string(key) == "content" {
+					q.geminiContent(c)
+				}
+			}
+		}
+	}
+}
+
+func geminiEvent(s *Stream, _, data []byte) {
+	c := jsonscan.Read(data)
+	for key := range c.Members() {
+		switch string(key) {
+		case "candidates":
+			for range c.Elements() {
+				s.any = true
+				s.candidate(&c)
+			}
+		case "promptFeedback":
+			for key := range c.Members() {
+				if string(key) == "blockReason" && said(c.Value()) { // declined, which is an answer
+					s.any, s.progress, s.cut = true, true, true
+					s.choice(0, true)
+				}
+			}
+		case "usageMetadata":
+			s.geminiUsage(&c)
+		case "error":
+			s.err = s.err || !empty(c.Value())
+		}
+	}
+}
+
+func (s *Stream) candidate(c *jsonscan.Cursor) {
+	at, ended := uint64(0), false
+	for key := range c.Members() {
+		switch string(key) {
+		case "index":
+			at = index(c.Value())
+		case "finishReason":
+			switch reason := c.Value(); string(reason) {
+			case `"FINISH_REASON_UNSPECIFIED"`, "null", `""`:
+			case `"STOP"`, `"MAX_TOKENS"`:
+				ended = true
+			case `"ERROR"`:
+				s.fail(Failure{Code: "error"})
+			default:
+				ended, s.cut = true, true
+			}
+		case "content":
+			for key := range c.Members() {
+				if string(key) != "parts" {
+					continue
+				}
+				for range c.Elements() {
+					for key := range c.Members() {
+						switch string(key) {
+						case "text":
+							s.text(c)
+						case "thought", "thoughtSignature":
+						default:
+							s.some(c)
+						}
+					}
+				}
+			}
+		}
+	}
+	s.progress = s.progress || ended
+	s.choice(at, ended)
+}
+
+func (s *Stream) geminiUsage(c *jsonscan.Cursor) {
+	var answer int64
+	for key := range c.Members() {
+		switch string(key) {
+		case "promptTokenCount":
+			s.usage.Input = number(c.Value())
+		case "candidatesTokenCount":
+			answer = number(c.Value())
+		case "cachedContentTokenCount":
+			s.usage.CacheRead = number(c.Value())
+		case "thoughtsTokenCount":
+			s.usage.Reasoning = number(c.Value())
+		}
+	}
+	s.usage.Output = answer + s.usage.Reasoning
+}
+
+func geminiEmbedEvent(s *Stream, _, data []byte) {
+	for key, value := range jsonscan.Members(data) {
+		switch string(key) {
+		case "embedding":
+			s.any, s.progress = first(value) == '{', true
+		case "embeddings":
+			s.any, s.progress = hasElement(value), true
+		case "error":
+			s.err = s.err || !empty(value)
+		}
+	}
+}
+
+// geminiErrors has the reasons and the statuses of Google's APIs. INVALID_ARGUMENT is not among them: it covers everything.
+var geminiErrors = vocabulary{
+	codes: map[string]Class{
+		"API_KEY_INVALID": Unauthorized, "API_KEY_EXPIRED": Unauthorized, "UNAUTHENTICATED": Unauthorized,
+		"API_KEY_SERVICE_BLOCKED": Unauthorized, "PERMISSION_DENIED": Unauthorized,
+		"SERVICE_DISABLED": Misconfigured, "BILLING_DISABLED": Quota,
+		"RESOURCE_EXHAUSTED": RateLimited,
+		"UNAVAILABLE":        Unavailable, "INTERNAL": Unavailable, "DEADLINE_EXCEEDED": Unavailable,
+	},
+	phrases: []phrase{
+		{"input token count", PromptTooLarge, 0},
+		{"prepayment credits are depleted", Quota, 0},
+		{"api key not valid", Unauthorized, 400},
+	},
+}

@@ -1,0 +1,283 @@
+package aiguard
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	"github.com/aiguard-go/aiguard/internal/dialect"
+	"github.com/aiguard-go/aiguard/internal/jsonscan"
+)
+
+// maxKept is how much of a body is kept that can be read only once: then it can be looked at, and sent again.
+const maxKept = 1 << 20
+
+// known is what Client tells the transport of a request, which need not be read again then.
+type known struct {
+	op string
+	dialect.Request
+	taken    atomic.Bool // by the request that it describes
+	answered bool        // the transport's word: a good answer has come, whatever go-openai thinks of it
+}
+
+type knownKey struct{}
+
+func (t *transport) newExchange(req *http.Request) *exchange {
+	x := &exchange{transport: t, req: req}
+	x.replayable = req.Body == nil || req.Body == http.NoBody || req.GetBody != nil
+	x.endpoint = dialect.Of(req.Method, req.URL.Path, req.URL.RawQuery)
+	if !x.endpoint.Known() {
+		if !t.eventLines && req.Method != http.MethodDelete { // go-openai decodes what comes
+			x.endpoint = dialect.Object()
+		}
+	}
+	return x
+}
+
+// prepare reads what the request asks for, and checks and lowers it by the limits. It begins with the refusals that cost
+// nothing, so that a guard under overload copies and reads no bodies.
+func (x *exchange) prepare(ctx context.Context) error {
+	req := x.req
+	k, ok := req.Context().Value(knownKey{}).(*known)
+	if ok && k.taken.CompareAndSwap(false, true) { // a request made in a callback, with the context of another, is its own
+		x.known = k
+		x.settings = x.guard.request(req.Context(), k.op, k.Model, req.URL.Host, req.URL.Path)
+	} else {
+		x.settle(x.endpoint.Model())
+		if l := x.guard.limiter; len(x.guard.cfg.Middleware) == 0 && l.maxQueue != Off && l.waiting.Load() >= int64(l.maxQueue) {
+			x.settle(x.glance())
+			if err := x.guard.refuseIfCrowded(ctx, &x.settings); err != nil {
+				return err
+			}
+		}
+		k = &known{Request: x.readRequest()}
+		x.settle(k.Model)
+	}
+	x.judged = x.endpoint.Known() && !k.Later
+	x.stream = k.Stream || accepts(req.Header, "text/event-stream") && !accepts(req.Header, "application/json")
+	x.json = !x.stream && (x.judged && !x.endpoint.Plain() || accepts(req.Header, "application/json"))
+	switch req.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions:
+		x.safe = true
+	case http.MethodPost:
+		x.safe = x.endpoint.Repeatable(&k.Request)
+	}
+	return nil
+}
+
+// glanceBytes is how much of a body is looked at for its model before a full queue refuses the call.
+const glanceBytes = 4 << 10
+
+// glance returns the model that the path or the beginning of the body names, or "".
+func (x *exchange) glance() string {
+	if x.endpoint.Model() != "" || x.req.GetBody == nil {
+		return x.endpoint.Model()
+	}
+	body, err := x.req.GetBody()
+	if err != nil {
+		return ""
+	}
+	x.seen = true
+	defer body.Close()
+	start, _ := io.ReadAll(io.LimitReader(body, glanceBytes)) // what is wrong with it will be seen again
+	return x.endpoint.Read(start, nil).Model
+}
+
+// settle makes the settings those of a model.
+func (x *exchange) settle(model string) {
+	op := x.endpoint.Op()
+	if op == "" {
+		op = dialect.NameOf(x.req.URL.Path)
+	}
+	x.settings = x.guard.request(x.req.Context(), op, model, x.req.URL.Host, x.req.URL.Path)
+}
+
+// accepts reports whether a request takes answers of this media type.
+func accepts(h http.Header, media string) bool {
+	for _, line := range h["Accept"] {
+		if line == media { // nearly always
+			return true
+		}
+		for part := range strings.SplitSeq(line, ",") {
+			name, params, _ := strings.Cut(part, ";")
+			if !strings.EqualFold(strings.TrimSpace(name), media) {
+				continue
+			}
+			q, ok := strings.CutPrefix(strings.ReplaceAll(params, " ", ""), "q=")
+			weight, err := strconv.ParseFloat(q, 64)
+			return !ok || err != nil || weight > 0
+		}
+	}
+	return false
+}
+
+// readRequest reads the body of the request, if it can be read without harm, as the endpoint's dialect does. A request over a
+// limit gets a flaw; one whose output limit is to be lowered gets another body.
+func (x *exchange) readRequest() (r dialect.Request) {
+	r = x.endpoint.Read(nil, nil) // what the path says
+	limit := x.guard.cfg.MaxRequestBytes
+	if x.req.Body == nil || x.req.Body == http.NoBody || limit != Off && x.req.ContentLength > limit {
+		return r
+	}
+	x.keep()
+	if x.req.GetBody == nil || x.req.Header.Get("Content-Encoding") != "" || strings.HasPrefix(mediaType(x.req.Header), "multipart/") {
+		return r
+	}
+	body, err := x.req.GetBody()
+	if err != nil {
+		return r
+	}
+	x.seen = true
+	defer body.Close()
+	use := func(data []byte) { r = x.understand(data) }
+	if w, ok := body.(io.WriterTo); ok && x.req.ContentLength > 0 {
+		// The body of http.NewRequest has all its bytes in one piece, which need not be copied.
+		v := &view{size: x.req.ContentLength, use: use}
+		if _, err := w.WriteTo(v); err == nil && v.rest != nil && int64(len(v.rest)) == v.size {
+			use(v.rest)
+		}
+		return r
+	}
+	if data, over, err := readCapped(x.req.Context(), body, x.req.ContentLength, limit, nil); !over && err == nil {
+		use(data)
+	}
+	return r
+}
+
+// view is a Writer that uses a body while it is written.
+type view struct {
+	size int64
+	use  func([]byte)
+	rest []byte // what has come in more than one piece
+}
+
+func (v *view) Write(p []byte) (int, error) {
+	if int64(len(p)) == v.size && v.rest == nil {
+		v.use(p)
+		return len(p), nil
+	}
+	if int64(len(v.rest)+len(p)) > v.size {
+		return 0, io.ErrShortWrite
+	}
+	v.rest = append(v.rest, p...)
+	return len(p), nil
+}
+
+// keep makes a body that can be read only once one that can be read again, if it is small. A body of unknown length is
+// read for an endpoint that a dialect knows: others may wait for an answer before they go on.
+func (x *exchange) keep() {
+	n := x.req.ContentLength
+	if x.req.GetBody != nil || n > maxKept || n <= 0 && !x.endpoint.Known() {
+		return
+	}
+	once := x.req.Body
+	defer context.AfterFunc(x.req.Context(), func() { once.Close() })() // whoever writes it may never go on
+	data, err := io.ReadAll(io.LimitReader(once, maxKept+1))
+	req := x.req.WithContext(x.req.Context())
+	x.req = req
+	if err != nil || len(data) > maxKept || n > 0 && int64(len(data)) != n {
+		rest := io.Reader(once)
+		if err != nil {
+			rest = failing{err}
+		}
+		req.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.MultiReader(bytes.NewReader(data), rest), once}
+		return
+	}
+	once.Close()
+	x.setBody(data)
+}
+
+// failing is a Reader that only fails.
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, f.err }
+
+// setBody gives the request, which must be the exchange's own, another body.
+func (x *exchange) setBody(data []byte) {
+	x.req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
+	x.req.Body, _ = x.req.GetBody()
+	x.req.ContentLength = int64(len(data))
+	x.replayable = true
+}
+
+// understand reads data, the body of the request.
+func (x *exchange) understand(data []byte) dialect.Request {
+	if x.guard.models.exact != nil { // limits may be the model's, which may be named at the end
+		x.settle(x.endpoint.Read(data, nil).Model)
+	}
+	limits := x.guard.limits(&x.settings)
+	t := tally{limits: limits}
+	r := x.endpoint.Read(data, t.part())
+	x.settle(r.Model)
+	if x.flaw = t.over(&x.settings); x.flaw == nil && limits.tokens > 0 && t.longest(limits.tokens) {
+		x.flaw = x.countTokens(data)
+	}
+	if limits.output > 0 && x.flaw == nil {
+		x.lower(data, &r, limits.output)
+	}
+	return r
+}
+
+// countTokens counts the tokens of a request whose size does not tell.
+func (x *exchange) countTokens(data []byte) (flaw error) {
+	var p prompt
+	check := func() bool {
+		if flaw == nil {
+			flaw = x.guard.checkTokens(&x.settings, &p)
+		}
+		p = prompt{}
+		return flaw == nil
+	}
+	x.endpoint.Read(data, func(part dialect.Part) bool {
+		if part.New && !check() {
+			return false
+		}
+		text, ok := jsonscan.Text(part.Value)
+		if !ok {
+			text = string(part.Value)
+		}
+		p.ids += part.IDs
+		p.add(text)
+		return true
+	})
+	check()
+	return flaw
+}
+
+// lower sets the output limit of the request, in a body of its own, to most at the most.
+func (x *exchange) lower(data []byte, r *dialect.Request, most int) {
+	lowered, ok := x.endpoint.Lower(data, r, most)
+	if len(lowered) == len(data) && (len(data) == 0 || &lowered[0] == &data[0]) {
+		if ok || !jsonObject(data) {
+			return
+		}
+	}
+	if signed(x.req.Header) {
+		x.flaw = &Error{Kind: ErrMisconfigured, Op: x.settings.Op, Model: r.Model, Phase: phaseOutput, Max: int64(most)}
+		return
+	}
+	closed := x.req.Body
+	x.req = x.req.WithContext(x.req.Context())
+	x.setBody(lowered)
+	closed.Close()
+	if x.req.Header.Get("Content-Length") != "" {
+		x.req.Header = x.req.Header.Clone()
+		x.req.Header.Del("Content-Length")
+	}
+}
+
+func jsonObject(data []byte) bool {
+	return bytes.HasPrefix(bytes.TrimLeft(data, " \t\r\n"), []byte("{"))
+}
+
+// signed reports whether a signature in the headers covers the body, which then must stay as it is.
+func signed(h http.Header) bool {
+	return strings.HasPrefix(h.Get("Authorization"), "AWS4-") || h.Get("Content-Md5") != "" || h.Get("Content-Digest") != ""
+}
