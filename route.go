@@ -60,7 +60,7 @@ func (rs *routes) init(cfg *Config, l *limiter) {
 	rs.config = provider.Config{
 		Least: float64(cfg.MinConcurrent), Most: float64(cfg.MaxConcurrent),
 		RequestsPerMinute: float64(cfg.RequestsPerMinute), TokensPerMinute: float64(cfg.TokensPerMinute),
-		Retries: cfg.Retry.Budget, Jitter: jitter,
+		Retries: cfg.Retry.Budget, Jitter: jitter, Quantile: cfg.Hedge.Quantile,
 	}
 	if cfg.MaxConcurrent == Off || cfg.Limiter != nil {
 		rs.config.Most = math.Inf(1)
