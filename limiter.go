@@ -562,8 +562,11 @@ func (l *limiter) endLinger(r *route) {
 func (l *limiter) retry(r *route) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := provider.Instant(l.now())
-	if !r.state.Budget.Has(now) || !l.budget.Has(now) {
+	return l.takeRetry(r, l.now())
+}
+
+func (l *limiter) takeRetry(r *route, now instant) bool {
+	if !r.state.Budget.Has(provider.Instant(now)) || !l.budget.Has(provider.Instant(now)) {
 		return false
 	}
 	r.state.Budget.Take()

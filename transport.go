@@ -314,7 +314,7 @@ func (x *exchange) run(ctx context.Context) (*http.Response, error) {
 		}
 		if err == nil {
 			var resp *http.Response
-			if resp, err = x.attempt(ctx); err == nil {
+			if resp, err = x.send(ctx); err == nil {
 				return resp, nil
 			}
 		}
@@ -625,6 +625,9 @@ func (x *exchange) whole(w *watch, resp *http.Response) (*http.Response, error) 
 	var u Usage
 	if x.guard.wantsUsage() {
 		u.Input, u.Output = answer.Usage(body)
+	}
+	if err := x.call.claim(); err != nil {
+		return nil, err
 	}
 	x.call.judge(w.caller, nil)
 	x.call.succeed(w.caller, u)
