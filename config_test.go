@@ -128,6 +128,10 @@ func TestNewChecksRelationsAndOddValues(t *testing.T) {
 		"budget -Inf":                  {aiguard.Config{Retry: aiguard.Retry{Budget: math.Inf(-1)}}, []string{"Config.Retry.Budget is -Inf"}},
 		"budget -0.5":                  {aiguard.Config{Retry: aiguard.Retry{Budget: -0.5}}, []string{"Config.Retry.Budget is -0.5"}},
 		"budget 1":                     {aiguard.Config{Retry: aiguard.Retry{Budget: 1}}, nil},
+		"hedging beside a limiter":     {aiguard.Config{Hedge: aiguard.Hedge{Quantile: 0.95}, Limiter: noLimit{}}, []string{"Config.Hedge.Quantile is 0.95", "Limiter"}},
+		"hedging of everything":        {aiguard.Config{Hedge: aiguard.Hedge{Quantile: 1}}, []string{"Config.Hedge.Quantile is 1", "below 1"}},
+		"hedging below zero":           {aiguard.Config{Hedge: aiguard.Hedge{Quantile: -1}}, []string{"Config.Hedge.Quantile is -1", "below 1"}},
+		"hedging NaN":                  {aiguard.Config{Hedge: aiguard.Hedge{Quantile: math.NaN()}}, []string{"Config.Hedge.Quantile is NaN"}},
 		"nil middleware":               {aiguard.Config{Middleware: []aiguard.Middleware{pass, nil}}, []string{"Config.Middleware[1] is nil"}},
 		"middleware":                   {aiguard.Config{Middleware: []aiguard.Middleware{pass}}, nil},
 	} {

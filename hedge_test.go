@@ -2,6 +2,10 @@ package aiguard_test
 
 import (
 	"context"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"sync/atomic"
 
 	"io"
 
@@ -589,4 +593,454 @@ func TestStreamOfAHedgeIsACallLikeAnyOther(t *testing.T) {
 			})
 		})
 	}
+}
+
+// hedgeBase is a provider in memory that handles each request in the goroutine of its attempt.
+type hedgeBase struct {
+	handle   func(n int64, req *http.Request) (*http.Response, error)
+	requests atomic.Int64
+	open     atomic.Int64 // attempts under way and bodies that are not closed
+}
+
+func (b *hedgeBase) RoundTrip(req *http.Request) (resp *http.Response, err error) {
+	b.open.Add(1)
+	defer func() {
+		if resp == nil {
+			b.open.Add(-1)
+		}
+	}()
+	if req.Body != nil {
+		defer req.Body.Close()
+	}
+	return b.handle(b.requests.Add(1), req)
+}
+
+// pause waits for d, or for the end of the request.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// hedgeBody sends parts, with a pause before each.
+type hedgeBody struct {
+	base  *hedgeBase
+	ctx   context.Context
+	every time.Duration
+	parts []string
+	end   error // nil: io.EOF
+	once  sync.Once
+}
+
+func (b *hedgeBody) Read(p []byte) (int, error) {
+	if len(b.parts) == 0 {
+		if b.end != nil {
+			return 0, b.end
+		}
+		return 0, io.EOF
+	}
+	if err := pause(b.ctx, b.every); err != nil {
+		return 0, err
+	}
+	n := copy(p, b.parts[0])
+	if b.parts[0] = b.parts[0][n:]; b.parts[0] == "" {
+		b.parts = b.parts[1:]
+	}
+	return n, nil
+}
+
+func (b *hedgeBody) Close() error {
+	b.once.Do(func() { b.base.open.Add(-1) })
+	return nil
+}
+
+func (b *hedgeBase) response(req *http.Request, status int, every time.Duration, end error, parts ...string) *http.Response {
+	media := "application/json"
+	if strings.HasPrefix(parts[0], "data:") {
+		media = "text/event-stream"
+	}
+	return &http.Response{StatusCode: status, ProtoMajor: 1, ProtoMinor: 1, Header: http.Header{"Content-Type": {media}}, Request: req,
+		ContentLength: -1, Body: &hedgeBody{base: b, ctx: req.Context(), every: every, parts: parts, end: end}}
+}
+
+// answer is a good answer with a text, in the form that is asked for.
+func (b *hedgeBase) answer(req *http.Request, every time.Duration, text string) *http.Response {
+	if req.Header.Get("Accept") == "text/event-stream" {
+		event := `data: {"object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":%q},"finish_reason":%s}]}` + "\n\n"
+		return b.response(req, 200, every, nil, fmt.Sprintf(event, text, "null"), fmt.Sprintf(event, "", `"stop"`), "data: [DONE]\n\n")
+	}
+	return b.response(req, 200, every, nil, fmt.Sprintf(`{"object":"chat.completion","choices":[{"index":0,`+
+		`"message":{"role":"assistant","content":%q},"finish_reason":"stop"}]}`, text))
+}
+
+// hedgeClient makes a client whose requests base handles, and has it see enough of the route.
+func hedgeClient(t *testing.T, base *hedgeBase, cfg aiguard.Config) *aiguard.Client {
+	t.Helper()
+	cfg.Hedge = hedging.Hedge
+	oc := openai.DefaultConfig("sk-secret-key")
+	oc.HTTPClient = &http.Client{Transport: base}
+	c := newGuard(t, cfg).Client(oc)
+	handle := base.handle
+	base.handle = func(_ int64, req *http.Request) (*http.Response, error) {
+		return base.answer(req, hedgeUsual, "usual"), nil
+	}
+	for range hedgeEvidence {
+		for _, ask := range forms {
+			_, err := ask.text(t.Context(), c)
+			require.NoError(t, err)
+		}
+	}
+	base.handle = handle
+	base.requests.Store(0)
+	return c
+}
+
+func TestPanicOrGoexitInEitherAttemptLosesNothing(t *testing.T) {
+	type event = aiguard.EventType
+	boom := func() { panic("boom") }
+	for _, tc := range []struct {
+		name          string
+		first, hedge  time.Duration // until it is ready, from its beginning
+		unwindsFirst  bool          // when it is ready or cancelled
+		unwindsHedge  bool
+		unwindsInside event // of OnEvent, at the second attempt
+		answered      bool  // counted as a success
+	}{
+		{name: "hedge", first: time.Minute, hedge: time.Second, unwindsHedge: true},
+		{name: "hedge that lost", first: 3 * time.Second, hedge: time.Minute, unwindsHedge: true},
+		{name: "first", first: 3 * time.Second, hedge: time.Minute, unwindsFirst: true},
+		{name: "first that lost", first: time.Minute, hedge: time.Second, unwindsFirst: true},
+		{name: "both", first: 2 * time.Second, hedge: time.Second, unwindsFirst: true, unwindsHedge: true},
+		{name: "event hedge", first: time.Minute, hedge: time.Second, unwindsInside: aiguard.EventHedge},
+		{name: "event admitted", first: time.Minute, hedge: time.Second, unwindsInside: aiguard.EventAdmitted},
+		{name: "event done", first: time.Minute, hedge: time.Second, unwindsInside: aiguard.EventDone, answered: true},
+	} {
+		for how, unwind := range map[string]func(){"panic": boom, "Goexit": runtime.Goexit} {
+			for _, ask := range forms {
+				if tc.unwindsInside == aiguard.EventDone && ask.name == "stream" {
+					continue // it comes when the caller has the stream
+				}
+				t.Run(tc.name+" "+how+" "+ask.name, func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						base := &hedgeBase{}
+						base.handle = func(n int64, req *http.Request) (*http.Response, error) {
+							ready, unwinds := tc.first, tc.unwindsFirst
+							if n == 2 {
+								ready, unwinds = tc.hedge, tc.unwindsHedge
+							}
+							err := pause(req.Context(), ready)
+							if unwinds {
+								unwind()
+							}
+							if err != nil {
+								return nil, err
+							}
+							return base.answer(req, 0, "good"), nil
+						}
+						var armed atomic.Bool
+						cfg := aiguard.Config{OnEvent: func(_ context.Context, e aiguard.Event) {
+							if armed.Load() && e.Type == tc.unwindsInside && (e.Attempt == 2 || e.Type == aiguard.EventHedge) {
+								unwind()
+							}
+						}}
+						c := hedgeClient(t, base, cfg)
+						before := c.Guard().Stats()
+						armed.Store(true)
+						var panicked any
+						returned := false
+						beside(func() {
+							defer func() { panicked = recover() }()
+							_, _ = ask.text(t.Context(), c)
+							returned = true
+						})()
+						armed.Store(false)
+						require.False(t, returned, "the caller's goroutine goes on with it")
+						if how == "panic" {
+							require.Contains(t, fmt.Sprint(panicked), "boom")
+						} else {
+							require.Nil(t, panicked)
+						}
+						synctest.Wait()
+						require.Zero(t, base.open.Load(), "attempts and bodies left")
+						st := c.Guard().Stats()
+						adds(t, st)
+						require.Equal(t, tc.answered, st.Succeeded > before.Succeeded)
+
+						base.handle = func(_ int64, req *http.Request) (*http.Response, error) { return base.answer(req, 0, "good"), nil }
+						_, err := ask.text(t.Context(), c)
+						require.NoError(t, err, "the guard works on")
+					})
+				})
+			}
+		}
+	}
+}
+
+func TestPanicThatAbortsAHandlerComesUnchanged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		base := &hedgeBase{}
+		base.handle = func(n int64, req *http.Request) (*http.Response, error) {
+			if n == 2 {
+				panic(http.ErrAbortHandler)
+			}
+			return nil, pause(req.Context(), time.Minute)
+		}
+		c := hedgeClient(t, base, aiguard.Config{})
+		require.PanicsWithValue(t, http.ErrAbortHandler, func() { _, _ = chat(t.Context(), c) })
+	})
+}
+
+// Some SDKs' GetBody rewinds the one body and returns it again, and some transports change the headers of what they send.
+func TestAttemptsShareNeitherBodyNorHeaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const prompt = `{"model":"gpt-4o-mini","messages":[{"role":"user","content":"all of this"}]}`
+		base := &hedgeBase{}
+		var mu sync.Mutex
+		var got []string
+		base.handle = func(n int64, req *http.Request) (*http.Response, error) {
+			req.Header.Set("X-Attempt", fmt.Sprint(n))
+			req.URL.RawQuery = fmt.Sprint(n)
+			var body []byte
+			for p := make([]byte, 1); ; {
+				k, err := req.Body.Read(p)
+				body = append(body, p[:k]...)
+				if err != nil {
+					break
+				}
+				if err := pause(req.Context(), 100*time.Millisecond); err != nil { // the hedge begins meanwhile
+					return nil, err
+				}
+			}
+			mu.Lock()
+			got = append(got, string(body))
+			mu.Unlock()
+			require.Equal(t, fmt.Sprint(n), req.Header.Get("X-Attempt"))
+			require.Equal(t, fmt.Sprint(n), req.URL.RawQuery)
+			if n == 2 {
+				return nil, pause(req.Context(), time.Minute)
+			}
+			return base.answer(req, 3*time.Second, "first"), nil
+		}
+		c := hedgeClient(t, base, aiguard.Config{})
+		body := strings.NewReader(prompt)
+		req, err := http.NewRequestWithContext(t.Context(), "POST", "https://api.openai.com/v1/chat/completions", io.NopCloser(body))
+		require.NoError(t, err)
+		req.ContentLength = int64(len(prompt))
+		req.Header.Set("Content-Type", "application/json")
+		req.GetBody = func() (io.ReadCloser, error) {
+			_, err := body.Seek(0, io.SeekStart)
+			return io.NopCloser(body), err
+		}
+		resp, err := c.Guard().Transport(base).RoundTrip(req)
+		require.NoError(t, err)
+		resp.Body.Close()
+		require.Equal(t, []string{prompt, prompt}, got)
+	})
+}
+
+func TestHedgesAreAsRareAsTheQuantileSays(t *testing.T) {
+	for _, q := range []float64{0.5, 0.9, 0.95} {
+		for seed := range uint64(3) {
+			synctest.Test(t, func(t *testing.T) {
+				rng := rand.New(rand.NewPCG(seed, 1))
+				var mu sync.Mutex
+				base := &hedgeBase{}
+				base.handle = func(_ int64, req *http.Request) (*http.Response, error) {
+					mu.Lock()
+					d := time.Duration(rng.ExpFloat64() * float64(time.Second))
+					mu.Unlock()
+					if err := pause(req.Context(), d); err != nil {
+						return nil, err
+					}
+					return base.answer(req, 0, "good"), nil
+				}
+				g := newGuard(t, aiguard.Config{Hedge: aiguard.Hedge{Quantile: q}, Retry: aiguard.Retry{Budget: aiguard.Off}})
+				oc := openai.DefaultConfig("sk-secret-key")
+				oc.HTTPClient = &http.Client{Transport: base}
+				c := g.Client(oc)
+				const calls = 2000
+				for range calls {
+					_, err := chat(t.Context(), c)
+					require.NoError(t, err)
+				}
+				perAnswer := float64(base.requests.Load()) / calls
+				require.InDelta(t, 1+(1-q), perAnswer, 0.02, "requests per answer at quantile %v", q)
+			})
+		}
+	}
+}
+
+type hedgeCallKey struct{}
+
+// hedgeCall is what the test knows of one call.
+type hedgeCall struct {
+	inside   atomic.Int32 // callbacks under way
+	requests atomic.Int32
+	admitted int // like the rest, by one callback after another
+	hedges   int
+	done     int
+	left     int
+}
+
+// Any two attempts end in any order and in any way, callers leave and close their streams, and the guard is closed: nothing
+// is lost, no call is told twice, and none gets the answer of another.
+func TestHedgesSurviveAnyOrderOfEvents(t *testing.T) {
+	const callers, calls = 4, 6
+	hedges := 0
+	for seed := range uint64(300) {
+		synctest.Test(t, func(t *testing.T) {
+			var mu sync.Mutex
+			rng := rand.New(rand.NewPCG(seed, 7))
+			random := func(n int) int {
+				mu.Lock()
+				defer mu.Unlock()
+				return rng.IntN(n)
+			}
+			step := func(n int) time.Duration { return time.Duration(random(n)) * hedgeUsual / 4 } // many fall on one moment
+			base := &hedgeBase{}
+			base.handle = func(n int64, req *http.Request) (*http.Response, error) {
+				call := req.Context().Value(hedgeCallKey{}).(*hedgeCall)
+				call.requests.Add(1)
+				fate := random(30)
+				err := pause(req.Context(), step(16))
+				switch {
+				case fate == 0:
+					panic("boom")
+				case fate == 1:
+					runtime.Goexit()
+				case err != nil:
+					return nil, err
+				case fate == 2:
+					return base.response(req, 500, 0, nil, "{}"), nil
+				case fate == 3:
+					resp := base.response(req, 429, 0, nil, "{}")
+					resp.Header.Set("Retry-After-Ms", fmt.Sprint(1+random(3000)))
+					return resp, nil
+				case fate == 4:
+					return base.response(req, 400, step(4), nil, "{}"), nil
+				case fate == 5:
+					return base.response(req, 200, step(4), io.ErrUnexpectedEOF, "{"), nil
+				case fate == 6:
+					return nil, io.ErrUnexpectedEOF
+				case fate == 7:
+					return base.response(req, 200, time.Hour, nil, "data: never"), nil
+				}
+				return base.answer(req, step(8), fmt.Sprintf("%p", call)), nil
+			}
+			var armed atomic.Bool
+			cfg := aiguard.Config{
+				MaxConcurrent: int64(2 + random(12)), CallTimeout: 5 * time.Second, StreamIdleTimeout: 5 * time.Second, TotalTimeout: 20 * time.Second,
+				Retry: aiguard.Retry{Budget: aiguard.Off},
+				OnEvent: func(ctx context.Context, e aiguard.Event) {
+					call, ok := ctx.Value(hedgeCallKey{}).(*hedgeCall)
+					if !armed.Load() || !ok {
+						return
+					}
+					if call.inside.Add(1) != 1 {
+						t.Error("two callbacks of a call at once")
+					}
+					defer call.inside.Add(-1)
+					if call.done > 0 {
+						t.Errorf("%s after the end of the call", e.Type)
+					}
+					switch e.Type {
+					case aiguard.EventAdmitted:
+						call.admitted++
+					case aiguard.EventHedge:
+						call.hedges++
+					case aiguard.EventDone, aiguard.EventRefused:
+						call.done++
+						if e.Err != nil && aiguard.KindOf(e.Err) == "" {
+							call.left++
+						}
+						if e.Attempt != call.admitted {
+							t.Errorf("%d attempts, %d were told", call.admitted, e.Attempt)
+						}
+					}
+					if random(30) == 0 {
+						time.Sleep(step(3))
+					}
+					if random(100) == 0 && e.Type == aiguard.EventHedge {
+						panic("boom")
+					}
+				},
+			}
+			c := hedgeClient(t, base, cfg)
+			before := c.Guard().Stats()
+			armed.Store(true)
+			if random(3) == 0 {
+				time.AfterFunc(step(60), func() { _ = c.Guard().Close() })
+			}
+			var all []*hedgeCall
+			var g sync.WaitGroup
+			for range callers {
+				for range calls {
+					call := &hedgeCall{}
+					mu.Lock()
+					all = append(all, call)
+					mu.Unlock()
+				}
+			}
+			for i := range callers {
+				for _, call := range all[i*calls : (i+1)*calls] {
+					wait, patience, whole, early := step(40), 60*time.Second, random(2) == 0, random(4) == 0
+					if random(4) == 0 {
+						patience = step(16)
+					}
+					g.Go(func() {
+						defer func() { _ = recover() }()
+						time.Sleep(wait)
+						ctx, cancel := context.WithTimeout(context.WithValue(t.Context(), hedgeCallKey{}, call), patience)
+						defer cancel()
+						var text string
+						var err error
+						switch {
+						case whole:
+							text, err = chat(ctx, c)
+						case early:
+							var s *openai.ChatCompletionStream
+							if s, err = c.CreateChatCompletionStream(ctx, chatRequest); err == nil {
+								s.Close()
+								text = fmt.Sprintf("%p", call)
+							}
+						default:
+							text, err = streamChat(ctx, c)
+						}
+						if err == nil && text != fmt.Sprintf("%p", call) {
+							t.Errorf("the answer of another call: %q", text)
+						}
+						if err != nil && aiguard.KindOf(err) == "" && ctx.Err() == nil {
+							t.Errorf("not typed: %v", err)
+						}
+					})
+				}
+			}
+			g.Wait()
+			synctest.Wait()
+			require.Zero(t, base.open.Load(), "seed %d: attempts and bodies left", seed)
+			st := c.Guard().Stats()
+			left := int64(0)
+			for _, call := range all {
+				left += int64(call.left)
+				hedges += call.hedges
+				require.LessOrEqual(t, call.hedges, 1)
+				require.LessOrEqual(t, call.done, 1)
+				require.LessOrEqual(t, int(call.requests.Load()), aiguard.DefaultMaxAttempts)
+			}
+			require.Zero(t, st.InFlight, "seed %d", seed)
+			require.Equal(t, st.Calls, st.Succeeded+st.Failed+st.Refused+left, "seed %d: %+v", seed, st)
+			require.EqualValues(t, callers*calls, st.Calls-before.Calls)
+			for _, r := range c.Guard().Routes() {
+				require.Zero(t, r.InFlight, "seed %d: %+v", seed, r)
+				require.Zero(t, r.Waiting, "seed %d: %+v", seed, r)
+			}
+		})
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+	require.Greater(t, hedges, 500, "or the test says little")
 }
