@@ -708,15 +708,16 @@ func TestPanicOrGoexitInEitherAttemptLosesNothing(t *testing.T) {
 		unwindsHedge  bool
 		unwindsInside event // of OnEvent, at the second attempt
 		answered      bool  // counted as a success
+		over          time.Duration
 	}{
-		{name: "hedge", first: time.Minute, hedge: time.Second, unwindsHedge: true},
-		{name: "hedge that lost", first: 3 * time.Second, hedge: time.Minute, unwindsHedge: true},
-		{name: "first", first: 3 * time.Second, hedge: time.Minute, unwindsFirst: true},
-		{name: "first that lost", first: time.Minute, hedge: time.Second, unwindsFirst: true},
-		{name: "both", first: 2 * time.Second, hedge: time.Second, unwindsFirst: true, unwindsHedge: true},
-		{name: "event hedge", first: time.Minute, hedge: time.Second, unwindsInside: aiguard.EventHedge},
-		{name: "event admitted", first: time.Minute, hedge: time.Second, unwindsInside: aiguard.EventAdmitted},
-		{name: "event done", first: time.Minute, hedge: time.Second, unwindsInside: aiguard.EventDone, answered: true},
+		{name: "hedge", first: time.Minute, hedge: time.Second, unwindsHedge: true, over: 2 * time.Second},
+		{name: "hedge that lost", first: 3 * time.Second, hedge: time.Minute, unwindsHedge: true, over: 3 * time.Second},
+		{name: "first", first: 3 * time.Second, hedge: time.Minute, unwindsFirst: true, over: 3 * time.Second},
+		{name: "first that lost", first: time.Minute, hedge: time.Second, unwindsFirst: true, over: 2 * time.Second},
+		{name: "both", first: 2 * time.Second, hedge: time.Second, unwindsFirst: true, unwindsHedge: true, over: 2 * time.Second},
+		{name: "event hedge", first: time.Minute, hedge: time.Second, unwindsInside: aiguard.EventHedge, over: 1 * time.Second},
+		{name: "event admitted", first: time.Minute, hedge: time.Second, unwindsInside: aiguard.EventAdmitted, over: 1 * time.Second},
+		{name: "event done", first: time.Minute, hedge: time.Second, unwindsInside: aiguard.EventDone, answered: true, over: 2 * time.Second},
 	} {
 		for how, unwind := range map[string]func(){"panic": boom, "Goexit": runtime.Goexit} {
 			for _, ask := range forms {
@@ -750,7 +751,7 @@ func TestPanicOrGoexitInEitherAttemptLosesNothing(t *testing.T) {
 						before := c.Guard().Stats()
 						armed.Store(true)
 						var panicked any
-						returned := false
+						returned, start := false, time.Now()
 						beside(func() {
 							defer func() { panicked = recover() }()
 							_, _ = ask.text(t.Context(), c)
@@ -758,6 +759,7 @@ func TestPanicOrGoexitInEitherAttemptLosesNothing(t *testing.T) {
 						})()
 						armed.Store(false)
 						require.False(t, returned, "the caller's goroutine goes on with it")
+						took(t, start, tc.over)
 						if how == "panic" {
 							require.Contains(t, fmt.Sprint(panicked), "boom")
 						} else {
@@ -776,6 +778,78 @@ func TestPanicOrGoexitInEitherAttemptLosesNothing(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// deaf makes a request that does not notice its cancellation.
+func deaf(req *http.Request) *http.Request {
+	return req.WithContext(context.WithoutCancel(req.Context()))
+}
+
+func TestAttemptsThatAnswerTogetherHaveOneWinner(t *testing.T) {
+	for _, ask := range forms {
+		for apart := -2 * time.Nanosecond; apart <= 2*time.Nanosecond; apart++ {
+			synctest.Test(t, func(t *testing.T) {
+				rec := &recorder{}
+				base := &hedgeBase{}
+				base.handle = func(n int64, req *http.Request) (*http.Response, error) {
+					time.Sleep(2 * time.Second)
+					if n == 2 {
+						time.Sleep(apart + 2*time.Nanosecond)
+					} else {
+						time.Sleep(time.Second + 3*time.Nanosecond)
+					}
+					return base.answer(deaf(req), 0, "good"), nil
+				}
+				c := hedgeClient(t, base, aiguard.Config{OnEvent: rec.OnEvent})
+				before := c.Guard().Routes()[0]
+				for i := range 8 {
+					for range hedgeEvidence { // this is and remains the usual time
+						handle := base.handle
+						base.handle = func(_ int64, req *http.Request) (*http.Response, error) {
+							return base.answer(req, hedgeUsual, "usual"), nil
+						}
+						_, err := ask.text(t.Context(), c)
+						require.NoError(t, err)
+						base.handle = handle
+					}
+					base.requests.Store(0)
+					rec.events = nil
+					text, err := ask.text(t.Context(), c)
+					require.NoError(t, err)
+					require.Equal(t, "good", text)
+					require.EqualValues(t, 2, base.requests.Load())
+					require.Len(t, rec.all(aiguard.EventDone), 1)
+					require.Zero(t, base.open.Load())
+					require.EqualValues(t, i+1, c.Guard().Stats().Retries)
+				}
+				adds(t, c.Guard().Stats())
+				after := c.Guard().Routes()[0]
+				require.Equal(t, before.Limit, after.Limit, "the loser says nothing of the provider")
+				require.Zero(t, after.DownSince)
+			})
+		}
+	}
+}
+
+func TestHedgeThatLosesBeforeItBeginsIsNotWaitedFor(t *testing.T) {
+	for _, at := range []aiguard.EventType{aiguard.EventHedge, aiguard.EventAdmitted} {
+		cfg := hedging
+		cfg.OnEvent = func(_ context.Context, e aiguard.Event) {
+			if e.Type == at && (e.Type == aiguard.EventHedge || e.Attempt == 2) {
+				time.Sleep(5 * time.Second)
+			}
+		}
+		inHedging(t, cfg, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server, ask form) {
+			srv.SetDefault(aiguardtest.Hang())
+			srv.Enqueue(answersIn(3*time.Second, "first"))
+			start := time.Now()
+			text, err := ask.text(t.Context(), c)
+			require.NoError(t, err)
+			require.Equal(t, "first", text)
+			took(t, start, 6*time.Second) // until the callback has returned
+			require.Equal(t, 1, srv.Count())
+		})
 	}
 }
 
