@@ -194,9 +194,6 @@ func (r *race) end() {
 		r.second.call.lose()
 	}
 	<-r.secondOver
-	if r.resp != nil && !r.returned {
-		r.resp.Body.Close()
-	}
 }
 
 // rethrow goes on with a panic or Goexit of the second attempt in the goroutine of the call.

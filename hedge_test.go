@@ -832,6 +832,22 @@ func TestAttemptsThatAnswerTogetherHaveOneWinner(t *testing.T) {
 	}
 }
 
+func TestCallerWhoHasLeftGetsNoHedge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		base := &hedgeBase{}
+		base.handle = func(_ int64, req *http.Request) (*http.Response, error) {
+			time.Sleep(10 * time.Second)
+			return base.answer(deaf(req), 0, "late"), nil
+		}
+		c := hedgeClient(t, base, aiguard.Config{})
+		ctx, cancel := context.WithTimeout(t.Context(), hedgeUsual/2)
+		defer cancel()
+		_, _ = chat(ctx, c)
+		require.EqualValues(t, 1, base.requests.Load())
+		require.Zero(t, c.Guard().Stats().Retries)
+	})
+}
+
 func TestHedgeThatLosesBeforeItBeginsIsNotWaitedFor(t *testing.T) {
 	for _, at := range []aiguard.EventType{aiguard.EventHedge, aiguard.EventAdmitted} {
 		cfg := hedging
@@ -1093,7 +1109,7 @@ func TestHedgesSurviveAnyOrderOfEvents(t *testing.T) {
 				}
 			}
 			g.Wait()
-			synctest.Wait()
+			time.Sleep(time.Minute) // a stream that its context has ended is told in another goroutine
 			require.Zero(t, base.open.Load(), "seed %d: attempts and bodies left", seed)
 			st := c.Guard().Stats()
 			left := int64(0)
