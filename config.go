@@ -79,7 +79,7 @@ type Config struct {
 	MemoryLimit      int64                                 // live heap in bytes above which new calls are refused; answers held for their callers may take a quarter of it. 90% of GOMEMLIMIT if that is set, else none
 
 	Retry Retry // when a failed attempt is repeated
-	Hedge Hedge // a second attempt for a slow first one. Off
+	Hedge Hedge // a second attempt beside a slow first one. Off
 
 	// DeadlineHeader is the request header in which Transport sends the time that is left for the attempt, in seconds such
 	// as "29.950". None

@@ -22,12 +22,16 @@ import (
 // before 20 times are known.
 //
 // The second attempt needs a free slot while nobody waits, a route without pause, outage or recent failure, and a token of
-// Retry.Budget. It counts as a retry: in Stats.Retries, in Error.Attempts, and against the call's attempts. No call
-// takes longer for it: both attempts end at the timeout of the first. If both fail, the call goes on with the failure of the
-// first. For the second attempt OnEvent is called in another goroutine, but never for both attempts at once.
+// Retry.Budget. It counts as a retry: in Stats.Retries, in Error.Attempts, and against the call's attempts. If one attempt
+// fails, the call waits for the other; if both fail, it goes on with the failure of the first. Both end at the timeout of
+// the first. The provider may charge for both.
+//
+// The call waits until the loser's RoundTrip has returned, so a base transport must honor the context of a request. The body
+// is copied, because the second attempt may begin while the first one sends it. For the second attempt OnEvent is called in
+// another goroutine, but never for both attempts at once.
 type Hedge struct {
 	// Quantile is the fraction of attempts that are fast enough, such as 0.95: the rest, about 5%, are hedged. It cannot be
-	// combined with Config.Limiter. 0: none are
+	// combined with Config.Limiter. 0: no attempt is hedged
 	Quantile float64
 }
 
