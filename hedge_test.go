@@ -1110,6 +1110,7 @@ func TestHedgesSurviveAnyOrderOfEvents(t *testing.T) {
 			}
 			g.Wait()
 			time.Sleep(time.Minute) // a stream that its context has ended is told in another goroutine
+			synctest.Wait()
 			require.Zero(t, base.open.Load(), "seed %d: attempts and bodies left", seed)
 			st := c.Guard().Stats()
 			left := int64(0)
