@@ -52,6 +52,9 @@ func (x *exchange) whole(w *watch, resp *http.Response) (*http.Response, error) 
 		resp.TransferEncoding = nil
 		resp.Header.Del("Content-Length") // of what was sent, before trimming
 	}
+	if err := x.call.claim(); err != nil {
+		return nil, err
+	}
 	if x.known != nil {
 		x.known.answered = true
 	}

@@ -41,6 +41,7 @@ type call struct {
 	stale    bool  // has had its retry without backoff
 	over     bool  // finished, or handed over to a stream
 	nested   bool  // part of a Do, which counts
+	lost     bool  // to another attempt of its request
 
 	queued, backoff, inFlight time.Duration
 	last                      *Error // why the attempt before failed
@@ -48,6 +49,7 @@ type call struct {
 	tokens               float64 // that a request is expected to take
 	used                 int64   // tokens of the answer
 	heap, prompt, answer int64   // bytes: live at the first attempt, sent and received by the last
+	race                 *race   // that the attempt takes part in; nil: none
 
 	next, prev *call
 	cancel     context.CancelFunc // ends what the call is in right now
@@ -201,10 +203,10 @@ func (c *call) unregister() {
 	}
 }
 
-// onKill has Close call cancel from now on; a guard already closed calls it at once.
+// onKill has Close call cancel from now on; a guard already closed calls it at once. So does lose.
 func (c *call) onKill(cancel context.CancelFunc) {
 	c.mu.Lock()
-	killed := c.killed
+	killed := c.killed || c.lost
 	if c.next != nil {
 		c.cancel = cancel
 	}

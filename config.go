@@ -81,7 +81,7 @@ type Config struct {
 	MemoryLimit      int64                                 // live heap in bytes above which new calls are refused; answers held for their callers may take a quarter of it. 90% of GOMEMLIMIT if that is set, else none
 
 	Retry Retry // when a failed attempt is repeated
-	Hedge Hedge // a second attempt for a slow first one. Off
+	Hedge Hedge // a second attempt beside a slow first one. Off
 
 	// DeadlineHeader is the request header in which Transport sends the time that is left for the attempt, in seconds such
 	// as "29.950". None
@@ -259,6 +259,7 @@ func (c *Config) validate() error {
 	m.check((c.Retry.Budget >= 0 || c.Retry.Budget == Off) && c.Retry.Budget <= maxBudget, "Retry.Budget", c.Retry.Budget,
 		"a fraction of calls such as 0.1, 0 for the default, or Off")
 	m.check(c.Hedge.Quantile >= 0 && c.Hedge.Quantile < 1, "Hedge.Quantile", c.Hedge.Quantile, "a fraction below 1 such as 0.95, or 0 for no hedging")
+	m.check(c.Hedge.Quantile == 0 || c.Limiter == nil, "Hedge.Quantile", c.Hedge.Quantile, "0 with a Limiter, which cannot tell whether a slot is free")
 	m.check(validHeader(c.DeadlineHeader), "DeadlineHeader", fmt.Sprintf("%q", c.DeadlineHeader), "the name of an HTTP header")
 	for i, mw := range c.Middleware {
 		m.check(mw != nil, fmt.Sprintf("Middleware[%d]", i), "nil", "a function")

@@ -136,6 +136,10 @@ func TestNewChecksRelationsAndOddValues(t *testing.T) {
 		"budget 1":                      {aiguard.Config{Retry: aiguard.Retry{Budget: 1}}, nil},
 		"nil middleware":                {aiguard.Config{Middleware: []aiguard.Middleware{pass, nil}}, []string{"Config.Middleware[1] is nil"}},
 		"middleware":                    {aiguard.Config{Middleware: []aiguard.Middleware{pass}}, nil},
+		"hedging beside a limiter":      {aiguard.Config{Hedge: aiguard.Hedge{Quantile: 0.95}, Limiter: noLimit{}}, []string{"Config.Hedge.Quantile is 0.95", "Limiter"}},
+		"hedging of everything":         {aiguard.Config{Hedge: aiguard.Hedge{Quantile: 1}}, []string{"Config.Hedge.Quantile is 1", "below 1"}},
+		"hedging below zero":            {aiguard.Config{Hedge: aiguard.Hedge{Quantile: -1}}, []string{"Config.Hedge.Quantile is -1", "below 1"}},
+		"hedging NaN":                   {aiguard.Config{Hedge: aiguard.Hedge{Quantile: math.NaN()}}, []string{"Config.Hedge.Quantile is NaN"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := aiguard.New(c.cfg)

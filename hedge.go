@@ -1,9 +1,306 @@
 package aiguard
 
-// Hedge starts a second attempt of a slow request. The zero Hedge does not.
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"runtime"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/aiguard-go/aiguard/internal/provider"
+)
+
+// Hedge starts a second attempt beside a slow one. The answer of the first to make progress is used, and the other one is
+// cancelled. The zero Hedge is off.
+//
+// Only requests over HTTP that do no work twice are hedged, at most once, and not inside a Do. An attempt is slow when its
+// first event, or its whole JSON answer, takes longer than a quantile of the route's last 128 times. There is no hedge
+// before 20 times are known.
+//
+// The second attempt needs a free slot while nobody waits, a route without pause, outage or recent failure, and a token of
+// Retry.Budget. It counts as a retry: in Stats.Retries, in Error.Attempts, and against the call's attempts. If one attempt
+// fails, the call waits for the other; if both fail, it goes on with the failure of the first. Both end at the timeout of
+// the first. The provider may charge for both.
+//
+// The call waits until the loser's RoundTrip has returned, so a base transport must honor the context of a request. The body
+// is copied, because the second attempt may begin while the first one sends it. For the second attempt OnEvent is called in
+// another goroutine, but never for both attempts at once.
 type Hedge struct {
-	// Quantile of the route's own times to the first event or answer, such as 0.95: a request that has taken longer is sent
-	// a second time, if it creates nothing at the provider, a slot is free, nobody waits, the route is healthy and its
-	// retry budget allows it. 0: never
+	// Quantile is the fraction of attempts that are fast enough, such as 0.95: the rest, about 5%, are hedged. It cannot be
+	// combined with Config.Limiter. 0: no attempt is hedged
 	Quantile float64
+}
+
+// send makes an attempt, and a second one beside it if that is late.
+func (x *exchange) send(ctx context.Context) (*http.Response, error) {
+	if x.guard.cfg.Hedge.Quantile != 0 && x.mayHedge() {
+		if late := x.call.limiter.lateAfter(&x.call.permit, x.form()); late != 0 {
+			if r := x.newRace(ctx); r != nil {
+				return r.run(ctx, late)
+			}
+		}
+	}
+	return x.attempt(ctx)
+}
+
+func (x *exchange) mayHedge() bool {
+	c := x.call
+	return c.attempts == 1 && c.maxAttempts() > 1 && !c.nested && x.safe && x.replayable
+}
+
+func (x *exchange) form() provider.Form {
+	if x.json {
+		return provider.Whole
+	}
+	return provider.Start
+}
+
+// race is an attempt beside which a second one may begin. The first is made in the goroutine of the call, the second in
+// that of a timer. Each has an exchange and a call of its own: the winner's goes on, the loser's ends and tells nothing.
+type race struct {
+	first, second *exchange
+	timer         *time.Timer // starts the second
+	began         instant
+
+	winner     atomic.Pointer[call] // the first to make progress
+	won        chan struct{}        // closed when that is the second
+	firstOver  chan struct{}
+	secondOver chan struct{}
+
+	returned bool           // the first has: a panic or Goexit did not end it
+	resp     *http.Response // of the second, if it has won
+	unwound  bool           // a panic or Goexit has ended the second
+	panicked any            // nil: Goexit
+}
+
+// newRace prepares the second attempt before the first begins: a base may change the headers of a request, and what
+// GetBody returns may share its bytes with the first body. It returns nil if there cannot be one.
+func (x *exchange) newRace(ctx context.Context) *race {
+	c, y := x.call, *x
+	y.req = x.req.Clone(ctx)
+	if x.req.GetBody != nil {
+		body, ok := x.copyBody(ctx)
+		if !ok {
+			return nil
+		}
+		y.req.Body, y.seen = nil, true
+		y.req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+	}
+	r := &race{first: x, second: &y, began: c.admitted,
+		won: make(chan struct{}), firstOver: make(chan struct{}), secondOver: make(chan struct{})}
+	end, _ := c.attemptDeadline(phaseCall)
+	y.call = &call{core: c.core, settings: c.settings, outer: c.outer, start: c.start, deadline: end, attempts: c.attempts,
+		skipped: c.skipped, queued: c.queued, backoff: c.backoff, tokens: c.tokens, heap: c.heap, race: r}
+	c.race = r
+	return r
+}
+
+// copyBody reads the request's body. It reports false if that fails; the first attempt will tell why.
+func (x *exchange) copyBody(ctx context.Context) ([]byte, bool) {
+	body, err := x.req.GetBody()
+	if err != nil {
+		return nil, false
+	}
+	x.seen = true
+	defer body.Close()
+	data, over, err := readCapped(ctx, body, x.req.ContentLength, x.guard.cfg.MaxRequestBytes, nil)
+	return data, err == nil && !over
+}
+
+// run makes the first attempt, and the second one when the first takes longer than late.
+func (r *race) run(ctx context.Context, late time.Duration) (*http.Response, error) {
+	late -= r.first.call.since(r.began)
+	r.timer = time.AfterFunc(late+1, func() { r.runSecond(ctx) })
+	defer r.end()
+	resp, err := r.runFirst(ctx)
+	if err == nil {
+		return resp, nil
+	}
+	<-r.secondOver
+	r.rethrow()
+	if r.resp != nil {
+		return r.resp, nil
+	}
+	return nil, err
+}
+
+// runFirst makes the first attempt. After its failure it waits for the second, if there is one, to win or to end.
+func (r *race) runFirst(ctx context.Context) (*http.Response, error) {
+	defer close(r.firstOver)
+	c := r.first.call
+	resp, err := r.first.attempt(ctx)
+	if err == nil {
+		r.returned = true
+		return resp, nil
+	}
+	failed := c.now()
+	r.cancelTimer()
+	select {
+	case <-r.won:
+		c.tellFailure(ctx, err)
+		c.over = true // the second's call ends for both
+		c.letGo()
+	case <-r.secondOver:
+		c.attempts = r.second.call.attempts
+		c.inFlight += c.since(failed)
+	}
+	c.race = nil
+	r.returned = true
+	return nil, err
+}
+
+// runSecond makes the second attempt, if it is in nobody's way.
+func (r *race) runSecond(ctx context.Context) {
+	y := r.second
+	c := y.call
+	returned := false
+	defer close(r.secondOver)
+	defer func() {
+		if !c.over {
+			c.letGo()
+		}
+		if !returned { // the goroutine of the call goes on with it
+			r.unwound, r.panicked = true, withStack(recover())
+			if r.winner.CompareAndSwap(nil, c) {
+				r.first.call.lose()
+			}
+		}
+	}()
+	if now := c.now(); r.winner.Load() == nil && ctx.Err() == nil && c.register() && c.limiter.enterSecond(c, now) {
+		c.inFlight = time.Duration(now - r.began)
+		c.retries.Add(1)
+		c.emit(ctx, EventHedge, nil)
+		c.begun(ctx, now)
+		resp, err := y.attempt(ctx)
+		if err != nil {
+			c.tellFailure(ctx, err)
+		}
+		r.resp = resp
+	}
+	returned = true
+}
+
+// cancelTimer keeps the second attempt from beginning.
+func (r *race) cancelTimer() {
+	if r.timer.Stop() {
+		close(r.secondOver)
+	}
+}
+
+// end leaves nothing behind when a panic or Goexit has ended the first attempt.
+func (r *race) end() {
+	r.cancelTimer()
+	if !r.returned {
+		r.second.call.lose()
+	}
+	<-r.secondOver
+}
+
+// rethrow goes on with a panic or Goexit of the second attempt in the goroutine of the call.
+func (r *race) rethrow() {
+	switch {
+	case r.panicked != nil:
+		panic(r.panicked)
+	case r.unwound:
+		runtime.Goexit()
+	}
+}
+
+// claim is called by an attempt that makes progress. It returns an error if another attempt of the request has done so
+// before; otherwise the other one is cancelled and over.
+func (c *call) claim() error {
+	r := c.race
+	if r == nil {
+		return nil
+	}
+	c.race = nil
+	if !r.winner.CompareAndSwap(nil, c) {
+		return &Error{Kind: ErrClosed}
+	}
+	if c == r.second.call {
+		close(r.won)
+		r.first.call.lose()
+		<-r.firstOver
+		if !r.returned { // nobody is there to take the answer
+			return &Error{Kind: ErrClosed}
+		}
+		return nil
+	}
+	r.cancelTimer()
+	r.second.call.lose()
+	<-r.secondOver
+	r.rethrow()
+	c.attempts = r.second.call.attempts
+	return nil
+}
+
+// lose cancels what the call is in, now or later, as Close does: what has been cancelled says nothing of its provider.
+func (c *call) lose() {
+	c.mu.Lock()
+	c.lost = true
+	cancel := c.cancel
+	c.mu.Unlock()
+	if cancel != nil {
+		cancel()
+	}
+}
+
+// tellFailure tells what the failure of one of two attempts means for the route.
+func (c *call) tellFailure(ctx context.Context, err error) {
+	c.tellTurn(ctx, err)
+	if e := c.own(ctx, err); e != nil && e.Kind == ErrRateLimited {
+		c.report(ctx, EventPaused, e, c.pauseAfter(e))
+	}
+}
+
+// lateAfter returns how long after its admission an attempt is late; 0: not known. The attempt's own time counts for
+// those that come after it.
+func (l *limiter) lateAfter(p *permit, f provider.Form) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return p.route.state.Late(&p.sending, f)
+}
+
+// enterSecond admits a second attempt beside another.
+func (l *limiter) enterSecond(c *call, now instant) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r, t := l.find(c, now)
+	p := c.Priority.line()
+	switch {
+	case !r.state.Healthy(provider.Instant(now)):
+		return false
+	case l.line.Ready() > 0 || r.line.Waiting()+r.lingering > 0:
+		return false
+	case !l.line.Takes(&r.line, p, c.Weight) || !l.takeRetry(r, now):
+		return false
+	}
+	l.line.Take(&r.line, &t.line, p, c.Weight, l.cost(r, c), int64(now))
+	l.grant(c, now)
+	return true
+}
+
+// withStack keeps the stack of a panic that another goroutine goes on with. It must be called while the panic's frames
+// are still there.
+func withStack(value any) any {
+	if value == nil || value == http.ErrAbortHandler {
+		return value
+	}
+	return &panicked{value, debug.Stack()}
+}
+
+type panicked struct {
+	value any
+	stack []byte
+}
+
+func (p *panicked) Error() string { return fmt.Sprintf("%v\n\n%s", p.value, p.stack) }
+
+func (p *panicked) Unwrap() error {
+	err, _ := p.value.(error)
+	return err
 }

@@ -37,6 +37,7 @@ const (
 	EventAdmitted    EventType = "admitted"     // has a slot; the attempt begins
 	EventFirstEvent  EventType = "first_event"  // a stream is handed to its caller
 	EventRetry       EventType = "retry"        // the attempt failed with Err; another follows after Backoff
+	EventHedge       EventType = "hedge"        // the attempt is late: a second one begins beside it
 	EventPaused      EventType = "paused"       // a 429 pauses the route for Backoff
 	EventDown        EventType = "down"         // the route is down with Err: until it answers, the guard does in its stead
 	EventUp          EventType = "up"           // the route answers again

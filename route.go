@@ -61,7 +61,7 @@ func (rs *routes) init(cfg *Config, l *limiter) {
 	rs.config = provider.Config{
 		Least: float64(cfg.MinConcurrent), Most: float64(cfg.MaxConcurrent),
 		RequestsPerMinute: float64(cfg.RequestsPerMinute), TokensPerMinute: float64(cfg.TokensPerMinute),
-		Retries: cfg.Retry.Budget, Jitter: jitter,
+		Retries: cfg.Retry.Budget, Jitter: jitter, Quantile: cfg.Hedge.Quantile,
 	}
 	if cfg.MaxConcurrent == Off || cfg.Limiter != nil {
 		rs.config.Most = math.Inf(1)
@@ -261,8 +261,11 @@ func (l *limiter) endLinger(r *route) {
 func (l *limiter) retry(r *route) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := provider.Instant(l.now())
-	if !r.state.Budget.Has(now) || !l.budget.Has(now) {
+	return l.takeRetry(r, l.now())
+}
+
+func (l *limiter) takeRetry(r *route, now instant) bool {
+	if !r.state.Budget.Has(provider.Instant(now)) || !l.budget.Has(provider.Instant(now)) {
 		return false
 	}
 	r.state.Budget.Take()

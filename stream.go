@@ -204,6 +204,9 @@ func (s *stream) open() error {
 			return s.x.repeatable(e, true)
 		}
 	}
+	if err := c.claim(); err != nil {
+		return err
+	}
 	c.answered()
 	c.tellTurn(s.w.caller, nil)
 	c.emit(s.w.caller, EventFirstEvent, nil)

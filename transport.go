@@ -215,7 +215,7 @@ func (x *exchange) run(ctx context.Context) (*http.Response, error) {
 		}
 		if err == nil {
 			var resp *http.Response
-			if resp, err = x.attempt(ctx); err == nil {
+			if resp, err = x.send(ctx); err == nil {
 				return resp, nil
 			}
 		}

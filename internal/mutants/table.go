@@ -249,6 +249,24 @@ var mutations = []mutation{
 	{name: "rest of a stream drained without a limit", run: "^TestStreamIsOverSoonAfterDoneThoughTheProviderHangs$",
 		file: "stream.go", old: "s.w.limit(drainTimeout,", new: "s.w.limit(Off,"},
 
+	// Hedging.
+	{name: "hedge without a free slot", run: "^TestHedgeIsInNobodysWay",
+		file: "hedge.go", old: "case !l.line.Takes(&r.line, p, c.Weight) || !l.takeRetry(r, now):", new: "case !l.takeRetry(r, now):"},
+	{name: "hedge before those who wait", run: "^TestHedgeIsInNobodysWay",
+		file: "hedge.go", old: "case l.line.Ready() > 0 || r.line.Waiting()+r.lingering > 0:", new: "case false:"},
+	{name: "hedge of a provider in trouble", run: "^TestHedgeIsInNobodysWay",
+		file: "hedge.go", old: "case !r.state.Healthy(provider.Instant(now)):", new: "case false:"},
+	{name: "hedge takes no retry token", run: "^TestHedgesTakeRetryTokens$",
+		file: "hedge.go", old: " || !l.takeRetry(r, now):", new: ":"},
+	{name: "hedge of what creates something", run: "^TestCallsThatAreNotHedged$",
+		file: "hedge.go", old: "!c.nested && x.safe && x.replayable", new: "!c.nested && x.replayable"},
+	{name: "slow first attempt not cancelled", run: "^TestSlowFirstAttemptIsBeatenByItsHedge$",
+		file: "hedge.go", old: "close(r.won)\n\t\tr.first.call.lose()", new: "close(r.won)"},
+	{name: "both of two attempts win", run: "^TestAttemptsThatAnswerTogetherHaveOneWinner$",
+		file: "hedge.go", old: "if !r.winner.CompareAndSwap(nil, c) {", new: "if r.winner.CompareAndSwap(nil, c); false {"},
+	{name: "hedges make the usual time shorter", run: "^TestHedgesAreAsRareAsTheQuantileSays$",
+		file: "internal/provider/times.go", old: "if late := r.late(f); !answered && (late == 0 || took <= late) {", new: "if !answered {"},
+
 	// What is told.
 	{name: "provider's words in Error()", run: "^TestErrorTextAndLogsHaveNoWordOfProviderPromptOrKey$",
 		file: "classify.go", old: `return strings.TrimSpace("provider error " + identifier(codeText(by.Code)) + " " + identifier(by.Type))`, new: "return by.Message"},

@@ -20,6 +20,7 @@ type Config struct {
 	RequestsPerMinute float64 // 0: no bound of our own
 	TokensPerMinute   float64
 	Retries           float64                           // retry tokens that each call pays in; negative: no bound
+	Quantile          float64                           // the quantile of a route's times after which a request is late
 	Jitter            func(time.Duration) time.Duration // a random duration from 0 to its argument
 }
 
@@ -31,6 +32,7 @@ type Route struct {
 	pause  pause
 	pace   pace
 	Budget Budget
+	times  [2]*times // by form; nil: none
 
 	sent int64 // requests so far
 	held float64
@@ -40,7 +42,8 @@ type Route struct {
 type Sending struct {
 	At     Instant
 	Weight int64
-	Probe  bool    // into a pause or an outage
+	Probe  bool // into a pause or an outage
+	form   Form
 	number int64   // of the request
 	tokens float64 // sent by then, its own included
 	own    float64 // tokens
@@ -171,6 +174,7 @@ func (r *Route) Judge(now Instant, s *Sending, o Outcome, busy bool) {
 		s.Probe = false // it has learned that the pause goes on
 		r.window.reopen(r.window.limit, r.Config)
 	case o.Answered:
+		r.timed(now, s, true)
 		if now < r.pause.until && s.At > r.pause.began {
 			r.pause.end(now)
 		}
@@ -187,6 +191,7 @@ func (r *Route) Done(now Instant, s *Sending) {
 	}
 	s.done = true
 	r.pace.landed(s.own)
+	r.timed(now, s, false)
 	r.window.inFlight -= s.Weight
 	if s.Probe { // nothing was learned
 		if r.outage.since != 0 {
