@@ -100,6 +100,7 @@ func newLimiter(cfg *Config, c clock) *limiter {
 		l.line.Overload = int64(l.patience / 3)
 	}
 	l.routes.init(cfg, l)
+	l.line.SetRoom(&l.routes.nameless.line, math.MaxInt64)
 	l.tenants.init()
 	l.budget.Init(cfg.Retry.Budget, provider.GuardFloor)
 	return l
@@ -202,6 +203,9 @@ func (l *limiter) find(c *call, now instant) (*route, *tenant) {
 
 // refresh tells the line what room a route has now, and has the timer look again when that changes with time.
 func (l *limiter) refresh(r *route, now instant) {
+	if r == &l.routes.nameless {
+		return // it has room for everybody, always
+	}
 	if closed := r.state.Reopened(provider.Instant(now)); closed > 0 {
 		r.line.Reopened(int64(now), int64(closed))
 	}
@@ -247,6 +251,9 @@ func (l *limiter) enterNested(c *call, now instant) error {
 
 // closedRoute refuses a call whose route is down, or will not be open in time.
 func (l *limiter) closedRoute(ctx context.Context, c *call, r *route, now instant) error {
+	if r == &l.routes.nameless {
+		return nil
+	}
 	state, until := r.state.State(provider.Instant(now), c.tokens)
 	switch state {
 	case provider.Down:

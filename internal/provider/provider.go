@@ -40,10 +40,10 @@ type Route struct {
 type Sending struct {
 	At     Instant
 	Weight int64
-	Probe  bool    // into a pause or an outage
+	Probe  bool // into a pause or an outage
+	done   bool
 	number int64   // of the request
 	tokens float64 // sent by then, its own included
-	done   bool
 }
 
 // Outcome is what a request says about its provider. The zero Outcome says nothing: the caller left, or the request was
