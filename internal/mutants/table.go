@@ -219,7 +219,7 @@ var mutations = []mutation{
 		file: "internal/line/line.go", old: "if (r.room > 0) != (room > 0) {", new: "if false {"},
 	{name: "any number waits for a closed route", run: "^TestCallsThatWaitForARouteHoldNoPlaceInLine$",
 		file: "limiter.go", old: "\t\treturn r.line.Waiting()+r.lingering >= l.maxQueue\n", new: "\t\treturn false\n"},
-	{name: "any number of Dos wait for a closed route",
+	{name: "any number of Dos wait for a closed route", run: "^TestDosThatWaitForAPauseAreBoundedByMaxQueue$",
 		file: "limiter.go", old: "if l.maxQueue != Off && r.line.Waiting()+r.lingering >= l.maxQueue {", new: "if false {"},
 	{name: "path is no route", run: "^TestModelInThePathIsTheRoute$",
 		file: "route.go", old: `key = routeKey{cut(s.host), cut(s.path), ""}`, new: `key = routeKey{cut(s.host), "", ""}`},

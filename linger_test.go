@@ -1,0 +1,46 @@
+package aiguard_test
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/aiguardtest"
+)
+
+// A Do that waits for a pause which a call inside it has met is one of those who wait for the route.
+func TestDosThatWaitForAPauseAreBoundedByMaxQueue(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{MaxConcurrent: 5, MaxQueue: 2}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.Enqueue(retryAfter(10))
+		require.ErrorIs(t, askModel(t.Context(), c.With(aiguard.Call{Attempts: 1}), "a"), aiguard.ErrRateLimited)
+		var refused, answered atomic.Int32
+		var calls sync.WaitGroup
+		start := time.Now()
+		for range 5 {
+			calls.Go(func() {
+				err := do(t.Context(), c.Guard(), func(ctx context.Context) error { return askModel(ctx, c, "a") })
+				if err == nil {
+					answered.Add(1)
+					return
+				}
+				assert.ErrorIs(t, err, aiguard.ErrRateLimited)
+				assert.Zero(t, time.Since(start), "at once")
+				refused.Add(1)
+			})
+		}
+		synctest.Wait()
+		require.EqualValues(t, 3, refused.Load())
+		require.EqualValues(t, 2, c.Guard().Stats().Waiting)
+		require.Zero(t, c.Guard().Stats().InFlight)
+		calls.Wait()
+		require.EqualValues(t, 2, answered.Load())
+		require.Zero(t, c.Guard().Stats().Waiting)
+	})
+}
