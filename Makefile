@@ -51,7 +51,7 @@ mutants: ## Disable each bound in turn and see a test fail
 	go run ./internal/mutants
 
 .PHONY: bench
-bench: ## Measure what a guard costs, ROUNDS (6) times, and what users get under overload: 6 minutes; BENCH=^Do: rows of the former
+bench: ## Measure what a guard costs, ROUNDS (6) times, and what users get under overload: 7 minutes; BENCH=^Do: rows of the former
 	cd benchmarks && go run . -rounds $(ROUNDS) -bench '$(BENCH)'
 	$(if $(filter .,$(BENCH)),cd benchmarks && go run ./overload -rounds $(ROUNDS))
 

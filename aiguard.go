@@ -101,11 +101,12 @@ func New(cfg Config) (*Guard, error) {
 	}
 	ownTotal := cfg.TotalTimeout != 0
 	cfg.setDefaults()
+	cfg.tellAliases()
 	cfg.Middleware = slices.Clone(cfg.Middleware)
 	cfg.Models = maps.Clone(cfg.Models)
 	clock := newClock()
 	c := &core{clock: clock, cfg: cfg, ownTotal: ownTotal, models: newModels(cfg.Models), limiter: newLimiter(&cfg, clock),
-		memory: newMemory(cfg.MemoryLimit), pool: newPool(&cfg), idle: make(chan struct{})}
+		memory: newMemory(cfg.MemoryLimit, clock), pool: newPool(&cfg), idle: make(chan struct{})}
 	c.active.next, c.active.prev = &c.active, &c.active
 	return &Guard{core: c, call: c.settle(Call{})}, nil
 }
@@ -126,13 +127,22 @@ func (g *Guard) must(method string) {
 	}
 }
 
-// Do runs fn as one bounded call: it waits for a slot, gives fn a context that ends at the call's timeout, and
-// repeats fn after a failure that passes (see KindOf for the errors it understands). It returns fn's value and
-// error; a failure with a Kind comes as an *Error. A result that fn returns after its deadline is still a result.
+// Do runs fn as one bounded call. It waits for a slot, gives fn a context that ends at the call's timeout, and repeats fn
+// after a failure that may pass (see KindOf for the errors it understands). It returns fn's value and error; a failure with
+// a Kind comes as an *Error. A result that fn returns after its deadline is still a result.
 //
-// Do waits for fn: one that ignores its ctx holds its slot until it returns. Guarded calls inside fn, made with its
-// ctx, take no second slot and make one attempt each: Do retries fn as a whole, so return their error. Do panics
-// if ctx, g or fn is nil, and passes on fn's panic.
+// Do waits for fn: if fn ignores its ctx, it holds its slot until it returns. Do repeats fn as a whole. If fn has passed a
+// part of an answer on, a second run would send it again: return Final(err) then. A stream that fn returns is dead: it
+// ends with fn's context.
+//
+// Guarded calls of the same Guard inside fn, made with its ctx, take no second slot and make one attempt each: return their
+// errors, so that Do can retry. A call that meets a paused or slow route fails at once; Do waits for the route without its
+// slot, which costs an attempt. A context that does not end with fn's, such as one of context.WithoutCancel, is not inside.
+//
+// A Do has a route of its own, named by its Op and Model, which its failures may pause or take down. A Do without a name,
+// given by Guard.With or WithCall, has none.
+//
+// Do panics if ctx, g or fn is nil, and passes on fn's panic.
 func Do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error)) (T, error) {
 	return do(ctx, g, fn, false)
 }
@@ -150,7 +160,7 @@ func (g *Guard) Stats() Stats {
 	st.MemoryLimit, st.BufferedBytes = g.memory.limit, g.memory.room.bytes()
 	st.Calls, st.Succeeded, st.Failed, st.Refused = g.calls.Load(), g.succeeded.Load(), g.failed.Load(), g.refused.Load()
 	st.Retries, st.Timeouts = g.retries.Load(), g.timeouts.Load()
-	st.HeapBytes = g.memory.sample(time.Now(), memorySample)
+	st.HeapBytes = g.memory.sample(g.now(), memorySample)
 	st.OverMemory = g.memory.refuses(st.HeapBytes)
 	st.Draining = g.closing.Load()
 	return st

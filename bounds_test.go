@@ -245,7 +245,7 @@ func TestCallersThatWereToldToWaitDoNotComeBackTogether(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{MaxConcurrent: 8}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
 		srv.Handle(func(r *aiguardtest.Request) aiguardtest.Reply {
 			if r.Number <= 8 {
-				return aiguardtest.Error(503, "", "Retry-After", "10")
+				return aiguardtest.Error(408, "", "Retry-After", "10")
 			}
 			return aiguardtest.Text("Hello!")
 		})

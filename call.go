@@ -314,7 +314,7 @@ func (c *call) waitWithinTotal(ctx context.Context) error {
 func (c *call) begun(ctx context.Context, now instant) {
 	c.admitted = now
 	if c.attempts == 0 && !c.silent() { // for leap
-		c.heap = c.memory.sample(c.time(now), memorySample)
+		c.heap = c.memory.sample(now, memorySample)
 	}
 	c.attempts++
 	c.emit(ctx, EventAdmitted, nil)

@@ -153,6 +153,7 @@ func (c *Client) CreateResponseStream(ctx context.Context, request openai.Create
 
 func (c *Client) response(ctx context.Context, r *openai.CreateResponseRequest, stream bool) (context.Context, error) {
 	k := known{op: "responses", Request: answer.Request{Model: r.Model, Stream: stream,
+		Transient: r.Store != nil && !*r.Store || r.ExtraBody["store"] == false,
 		Creates: r.Background || r.Conversation != nil || r.Store != nil && *r.Store ||
 			r.ExtraBody["background"] == true || r.ExtraBody["conversation"] != nil || r.ExtraBody["store"] == true}}
 	s := c.settings(ctx, &k)

@@ -72,7 +72,7 @@ type Config struct {
 
 	MaxPromptChars   int                                   // characters (runes) in all texts of a request. 20,000
 	MaxPromptTokens  int                                   // tokens in them; needs CountTokens. None
-	CountTokens      func(model, text string) (int, error) // for concurrent use; asked where the size does not tell; may add 8 to a text. None
+	CountTokens      func(model, text string) (int, error) // for concurrent use; asked where the size does not tell, and once by New; may add 8 to a text. None
 	MaxOutputTokens  int                                   // a larger or absent limit in the request is set to it. None
 	MaxRequestBytes  int64                                 // of a request's body. 32 MiB
 	MaxResponseBytes int64                                 // of an answer, after decompression. 32 MiB
@@ -94,6 +94,8 @@ type Config struct {
 
 	// Logger gets timeouts, retries, refusals, pauses, outages and abandoned streams; never a prompt, an answer or a key. Silent
 	Logger *slog.Logger
+
+	aliases []string // from which FromEnv has read, for New to log
 }
 
 // Retry says when a failed attempt is repeated. Delays are exponential with jitter between half and all of the
@@ -232,6 +234,10 @@ func (c *Config) validate() error {
 	m.number("MaxPromptChars", int64(c.MaxPromptChars))
 	m.number("MaxPromptTokens", int64(c.MaxPromptTokens))
 	m.check(c.MaxPromptTokens <= 0 || c.CountTokens != nil, "MaxPromptTokens", c.MaxPromptTokens, "CountTokens to be set with it")
+	if n, of, ok := c.countReaches(); !ok {
+		m.check(false, "CountTokens", fmt.Sprintf("a counter that finds %d tokens in a text of more than %d", n, of),
+			fmt.Sprintf("one that reaches MaxPromptTokens (%d)", c.MaxPromptTokens))
+	}
 	m.number("MaxOutputTokens", int64(c.MaxOutputTokens))
 	m.number("MaxRequestBytes", c.MaxRequestBytes)
 	m.number("MaxResponseBytes", c.MaxResponseBytes)

@@ -46,18 +46,18 @@ func setNumber(field reflect.Value, n int64) {
 	if field.CanFloat() {
 		field.SetFloat(float64(n))
 	} else {
-		field.SetInt(n)
+		field.SetInt(max(n, -1<<(field.Type().Bits()-1))) // int has 32 bits on some machines
 	}
 }
 
-func countNothing(string, string) (int, error) { return 0, nil }
+func countBytes(_, text string) (int, error) { return len(text), nil }
 
 func TestNewNamesTheFieldItsValueAndWhatIsAllowed(t *testing.T) {
 	fields := 0
 	eachNumber(t, &aiguard.Config{}, func(name string, _ reflect.Value) {
 		fields++
 		for _, bad := range []int64{-2, -1000, math.MinInt64} {
-			cfg := aiguard.Config{CountTokens: countNothing}
+			cfg := aiguard.Config{CountTokens: countBytes}
 			shown := ""
 			eachNumber(t, &cfg, func(n string, field reflect.Value) {
 				if n == name {
@@ -75,7 +75,7 @@ func TestNewNamesTheFieldItsValueAndWhatIsAllowed(t *testing.T) {
 			require.Error(t, err, "NewClient")
 		}
 		for _, good := range []int64{aiguard.Off, 0, 1} {
-			cfg := aiguard.Config{CountTokens: countNothing}
+			cfg := aiguard.Config{CountTokens: countBytes}
 			eachNumber(t, &cfg, func(n string, field reflect.Value) {
 				if n == name {
 					setNumber(field, good)
@@ -89,7 +89,7 @@ func TestNewNamesTheFieldItsValueAndWhatIsAllowed(t *testing.T) {
 }
 
 func TestNewReportsEveryMistakeAtOnce(t *testing.T) {
-	cfg := aiguard.Config{CountTokens: countNothing, Middleware: []aiguard.Middleware{nil}}
+	cfg := aiguard.Config{CountTokens: countBytes, Middleware: []aiguard.Middleware{nil}}
 	var names []string
 	eachNumber(t, &cfg, func(name string, field reflect.Value) {
 		names = append(names, name)
@@ -108,28 +108,34 @@ func TestNewChecksRelationsAndOddValues(t *testing.T) {
 		cfg  aiguard.Config
 		want []string // parts of the error; none: valid
 	}{
-		"tokens without a counter":     {aiguard.Config{MaxPromptTokens: 5}, []string{"Config.MaxPromptTokens is 5", "CountTokens"}},
-		"tokens with a counter":        {aiguard.Config{MaxPromptTokens: 5, CountTokens: countNothing}, nil},
-		"tokens off":                   {aiguard.Config{MaxPromptTokens: aiguard.Off}, nil},
-		"a counter alone":              {aiguard.Config{CountTokens: countNothing}, nil},
-		"min above max":                {aiguard.Config{MinConcurrent: 9, MaxConcurrent: 8}, []string{"Config.MinConcurrent is 9", "MaxConcurrent (8)"}},
-		"min above the default max":    {aiguard.Config{MinConcurrent: 6}, []string{"Config.MinConcurrent is 6", "MaxConcurrent (5)"}},
-		"min without a max":            {aiguard.Config{MinConcurrent: 1, MaxConcurrent: aiguard.Off}, []string{"Config.MinConcurrent is 1", "MaxConcurrent (-1)"}},
-		"min beside a limiter":         {aiguard.Config{MinConcurrent: 1, Limiter: noLimit{}}, []string{"Config.MinConcurrent is 1", "Limiter"}},
-		"min equal to max":             {aiguard.Config{MinConcurrent: 8, MaxConcurrent: 8}, nil},
-		"min off":                      {aiguard.Config{MinConcurrent: aiguard.Off}, nil},
-		"base above max":               {aiguard.Config{Retry: aiguard.Retry{BaseDelay: 3 * time.Second, MaxDelay: 2 * time.Second}}, []string{"Config.Retry.BaseDelay is 3s", "Retry.MaxDelay", "2s"}},
-		"base equal to max":            {aiguard.Config{Retry: aiguard.Retry{BaseDelay: time.Second, MaxDelay: time.Second}}, nil},
-		"base above the default max":   {aiguard.Config{Retry: aiguard.Retry{BaseDelay: time.Minute}}, nil},
-		"max below the default base":   {aiguard.Config{Retry: aiguard.Retry{MaxDelay: time.Millisecond}}, nil},
-		"base above a max that is off": {aiguard.Config{Retry: aiguard.Retry{BaseDelay: time.Hour, MaxDelay: aiguard.Off}}, nil},
-		"budget NaN":                   {aiguard.Config{Retry: aiguard.Retry{Budget: math.NaN()}}, []string{"Config.Retry.Budget is NaN"}},
-		"budget +Inf":                  {aiguard.Config{Retry: aiguard.Retry{Budget: math.Inf(1)}}, []string{"Config.Retry.Budget is +Inf"}},
-		"budget -Inf":                  {aiguard.Config{Retry: aiguard.Retry{Budget: math.Inf(-1)}}, []string{"Config.Retry.Budget is -Inf"}},
-		"budget -0.5":                  {aiguard.Config{Retry: aiguard.Retry{Budget: -0.5}}, []string{"Config.Retry.Budget is -0.5"}},
-		"budget 1":                     {aiguard.Config{Retry: aiguard.Retry{Budget: 1}}, nil},
-		"nil middleware":               {aiguard.Config{Middleware: []aiguard.Middleware{pass, nil}}, []string{"Config.Middleware[1] is nil"}},
-		"middleware":                   {aiguard.Config{Middleware: []aiguard.Middleware{pass}}, nil},
+		"tokens without a counter": {aiguard.Config{MaxPromptTokens: 5}, []string{"Config.MaxPromptTokens is 5", "CountTokens"}},
+		"tokens with a counter":    {aiguard.Config{MaxPromptTokens: 5, CountTokens: countBytes}, nil},
+		"a counter that stops early": {aiguard.Config{MaxPromptTokens: 500, CountTokens: func(_, text string) (int, error) { return min(len(text), 101), nil }},
+			[]string{"Config.CountTokens is a counter that finds 101 tokens", "MaxPromptTokens (500)"}},
+		"an estimate":                   {aiguard.Config{MaxPromptTokens: 500, CountTokens: func(_, text string) (int, error) { return len(text) / 4, nil }}, nil},
+		"a counter of words":            {aiguard.Config{MaxPromptTokens: 500, CountTokens: func(_, text string) (int, error) { return len(strings.Fields(text)), nil }}, nil},
+		"more tokens than New counts":   {aiguard.Config{MaxPromptTokens: math.MaxInt32, CountTokens: countBytes}, nil},
+		"a counter that knows no model": {aiguard.Config{MaxPromptTokens: 500, CountTokens: func(string, string) (int, error) { return 0, errors.ErrUnsupported }}, nil},
+		"tokens off":                    {aiguard.Config{MaxPromptTokens: aiguard.Off}, nil},
+		"a counter alone":               {aiguard.Config{CountTokens: countBytes}, nil},
+		"min above max":                 {aiguard.Config{MinConcurrent: 9, MaxConcurrent: 8}, []string{"Config.MinConcurrent is 9", "MaxConcurrent (8)"}},
+		"min above the default max":     {aiguard.Config{MinConcurrent: 6}, []string{"Config.MinConcurrent is 6", "MaxConcurrent (5)"}},
+		"min without a max":             {aiguard.Config{MinConcurrent: 1, MaxConcurrent: aiguard.Off}, []string{"Config.MinConcurrent is 1", "MaxConcurrent (-1)"}},
+		"min beside a limiter":          {aiguard.Config{MinConcurrent: 1, Limiter: noLimit{}}, []string{"Config.MinConcurrent is 1", "Limiter"}},
+		"min equal to max":              {aiguard.Config{MinConcurrent: 8, MaxConcurrent: 8}, nil},
+		"min off":                       {aiguard.Config{MinConcurrent: aiguard.Off}, nil},
+		"base above max":                {aiguard.Config{Retry: aiguard.Retry{BaseDelay: 3 * time.Second, MaxDelay: 2 * time.Second}}, []string{"Config.Retry.BaseDelay is 3s", "Retry.MaxDelay", "2s"}},
+		"base equal to max":             {aiguard.Config{Retry: aiguard.Retry{BaseDelay: time.Second, MaxDelay: time.Second}}, nil},
+		"base above the default max":    {aiguard.Config{Retry: aiguard.Retry{BaseDelay: time.Minute}}, nil},
+		"max below the default base":    {aiguard.Config{Retry: aiguard.Retry{MaxDelay: time.Millisecond}}, nil},
+		"base above a max that is off":  {aiguard.Config{Retry: aiguard.Retry{BaseDelay: time.Hour, MaxDelay: aiguard.Off}}, nil},
+		"budget NaN":                    {aiguard.Config{Retry: aiguard.Retry{Budget: math.NaN()}}, []string{"Config.Retry.Budget is NaN"}},
+		"budget +Inf":                   {aiguard.Config{Retry: aiguard.Retry{Budget: math.Inf(1)}}, []string{"Config.Retry.Budget is +Inf"}},
+		"budget -Inf":                   {aiguard.Config{Retry: aiguard.Retry{Budget: math.Inf(-1)}}, []string{"Config.Retry.Budget is -Inf"}},
+		"budget -0.5":                   {aiguard.Config{Retry: aiguard.Retry{Budget: -0.5}}, []string{"Config.Retry.Budget is -0.5"}},
+		"budget 1":                      {aiguard.Config{Retry: aiguard.Retry{Budget: 1}}, nil},
+		"nil middleware":                {aiguard.Config{Middleware: []aiguard.Middleware{pass, nil}}, []string{"Config.Middleware[1] is nil"}},
+		"middleware":                    {aiguard.Config{Middleware: []aiguard.Middleware{pass}}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := aiguard.New(c.cfg)

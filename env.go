@@ -3,6 +3,7 @@ package aiguard
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math"
 	"os"
@@ -12,7 +13,10 @@ import (
 	"time"
 )
 
-const envPrefix = "AIGUARD_"
+const (
+	envPrefix   = "AIGUARD_"
+	aliasesName = "ALIASES" // of the variable that says whether names without the prefix are read
+)
 
 // testEnv are the variables that only tests read.
 func testEnv(name string) bool {
@@ -54,6 +58,8 @@ func testEnv(name string) bool {
 //	WORKER_TIME_LIMIT             AIGUARD_TOTAL_TIMEOUT; whole seconds such as 60, too
 //	WORKER_MEMORY_LIMIT_MB        AIGUARD_MEMORY_LIMIT; a number is one of MiB
 //
+// New logs which of these names were read. AIGUARD_ALIASES=false keeps FromEnv from reading them.
+//
 // An empty variable counts as not set. The error joins all mistakes, each with the variable, its value and what is
 // allowed; a variable with the prefix that is none of these is a mistake too, of which only the name is told.
 // AIGUARD_MAX_PROMPT_TOKENS needs Config.CountTokens, which the caller sets.
@@ -62,25 +68,35 @@ func FromEnv() (Config, error) { return fromEnv(os.Environ()) }
 func fromEnv(environ []string) (Config, error) {
 	var cfg Config
 	settings := cfg.settings()
+	names := []string{aliasesName}
+	for _, s := range settings {
+		names = append(names, s.name)
+	}
 	values := make(map[string]string)
 	var mistakes []error
 	for _, entry := range slices.Sorted(slices.Values(environ)) {
 		variable, value, _ := strings.Cut(entry, "=")
 		name, ours := strings.CutPrefix(variable, envPrefix)
-		if ours && !testEnv(name) && !slices.ContainsFunc(settings, func(s setting) bool { return s.name == name }) {
-			mistakes = append(mistakes, fmt.Errorf("aiguard: %s is no variable of aiguard; see FromEnv", variable))
+		if ours && !testEnv(name) && !slices.Contains(names, name) {
+			mistakes = append(mistakes, fmt.Errorf("aiguard: %s is no variable of aiguard; %s", variable, suggestion(name, names)))
 		}
 		values[variable] = strings.TrimSpace(value)
 	}
-	for _, s := range settings {
-		variable, set := envPrefix+s.name, s.set
-		if values[variable] == "" && s.alias != "" {
-			variable, set = s.alias, s.setAlias
+	read := func(variable string, set setter) bool {
+		value := values[variable]
+		if value == "" {
+			return false
 		}
-		if value := values[variable]; value != "" {
-			if want := set(value); want != "" {
-				mistakes = append(mistakes, fmt.Errorf("aiguard: %s is %q; want %s", variable, value, want))
-			}
+		if want := set(value); want != "" {
+			mistakes = append(mistakes, fmt.Errorf("aiguard: %s is %q; want %s", variable, value, want))
+		}
+		return true
+	}
+	aliases := true
+	read(envPrefix+aliasesName, boolSetting(&aliases))
+	for _, s := range settings {
+		if !read(envPrefix+s.name, s.set) && aliases && s.alias != "" && read(s.alias, s.setAlias) {
+			cfg.aliases = append(cfg.aliases, s.alias)
 		}
 	}
 	if len(mistakes) == 0 { // what does not go together
@@ -95,9 +111,17 @@ func fromEnv(environ []string) (Config, error) {
 	return cfg, nil
 }
 
+// tellAliases logs, once, which names that are not the guard's own its settings have come from.
+func (c *Config) tellAliases() {
+	if c.aliases != nil && c.Logger != nil {
+		c.Logger.Info("aiguard: settings read from variables without the prefix "+envPrefix, slog.Any("variables", c.aliases))
+	}
+	c.aliases = nil
+}
+
 // validateWithCounter is validate for a Config whose CountTokens comes from the program.
 func (c Config) validateWithCounter() error {
-	c.CountTokens = func(string, string) (int, error) { return 0, nil }
+	c.CountTokens = func(_, text string) (int, error) { return len(text), nil }
 	return c.validate()
 }
 
@@ -364,4 +388,38 @@ func fractionSetting(field *float64) setter {
 		}
 		return ""
 	}
+}
+
+// suggestion names the variable that somebody may have meant, if one is near.
+func suggestion(name string, names []string) string {
+	const longest, mistyped = 64, 3 // characters
+	if len(name) > longest {
+		return "see FromEnv"
+	}
+	near := slices.MinFunc(names, func(a, b string) int { return distance(name, a) - distance(name, b) })
+	if d := distance(name, near); d > mistyped || d > len(near)/3 {
+		return "see FromEnv"
+	}
+	return "did you mean " + envPrefix + near + "?"
+}
+
+// distance is the number of characters to insert, remove or replace that makes a of b.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0]++
+		for j := range len(b) {
+			replaced := diagonal
+			if a[i] != b[j] {
+				replaced++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(replaced, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
 }

@@ -2,6 +2,7 @@ package aiguard
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"reflect"
 	"regexp"
@@ -86,7 +87,54 @@ func TestFromEnvKnowsTheNamesThatServicesHave(t *testing.T) {
 		want.MaxBackground = want.MaxConcurrent - 1
 		cfg, err := fromEnv([]string{entry})
 		require.NoError(t, err, entry)
+		cfg.aliases = nil
 		require.Equal(t, want, cfg, entry)
+	}
+}
+
+func TestNamesOfOthersAreLoggedOnce(t *testing.T) {
+	var out strings.Builder
+	logger := slog.New(slog.NewTextHandler(&out, nil))
+	environ := []string{"WORKER_TIME_LIMIT=60", "MAX_CONCURRENT_AI_REQUESTS=4", "AI_MODEL_MAX_TOKENS=10", "AIGUARD_MAX_OUTPUT_TOKENS=20"}
+	cfg, err := fromEnv(environ)
+	require.NoError(t, err)
+	cfg.Logger = logger
+	g, err := New(cfg)
+	require.NoError(t, err)
+	require.Contains(t, out.String(), `level=INFO msg="aiguard: settings read from variables without the prefix AIGUARD_" variables="[WORKER_TIME_LIMIT MAX_CONCURRENT_AI_REQUESTS]"`)
+	_, err = New(g.Config())
+	require.NoError(t, err)
+	require.Equal(t, 1, strings.Count(out.String(), "\n"), "once")
+
+	cfg, err = fromEnv(append(environ, "AIGUARD_ALIASES=false"))
+	require.NoError(t, err)
+	require.Equal(t, DefaultTotalTimeout, cfg.TotalTimeout)
+	require.EqualValues(t, DefaultMaxConcurrent, cfg.MaxConcurrent)
+	require.Equal(t, 20, cfg.MaxOutputTokens)
+	cfg.Logger = logger
+	_, err = New(cfg)
+	require.NoError(t, err)
+	require.Equal(t, 1, strings.Count(out.String(), "\n"), "nothing was read")
+
+	_, err = fromEnv([]string{"AIGUARD_ALIASES=none"})
+	require.EqualError(t, err, `aiguard: AIGUARD_ALIASES is "none"; want true or false`)
+}
+
+func TestUnknownVariableNamesTheOneThatIsNear(t *testing.T) {
+	for variable, hint := range map[string]string{
+		"AIGUARD_CALL_TIMOUT":                   "did you mean AIGUARD_CALL_TIMEOUT?",
+		"AIGUARD_CALLTIMEOUT":                   "did you mean AIGUARD_CALL_TIMEOUT?",
+		"AIGUARD_MAX_CONCURENT":                 "did you mean AIGUARD_MAX_CONCURRENT?",
+		"AIGUARD_MAX_QUEUES":                    "did you mean AIGUARD_MAX_QUEUE?",
+		"AIGUARD_RETRY_BASE_DALEY":              "did you mean AIGUARD_RETRY_BASE_DELAY?",
+		"AIGUARD_ALIAS":                         "did you mean AIGUARD_ALIASES?",
+		"AIGUARD_NOPE":                          "see FromEnv",
+		"AIGUARD_API_KEY":                       "see FromEnv",
+		"AIGUARD_":                              "see FromEnv",
+		"AIGUARD_" + strings.Repeat("X", 1<<20): "see FromEnv",
+	} {
+		_, err := fromEnv([]string{variable + "=sk-secret"})
+		require.EqualError(t, err, "aiguard: "+variable+" is no variable of aiguard; "+hint)
 	}
 }
 
@@ -249,7 +297,7 @@ func FuzzFromEnv(f *testing.F) {
 			require.Contains(t, err.Error(), variable)
 			return
 		}
-		cfg.CountTokens = func(string, string) (int, error) { return 0, nil }
+		cfg.CountTokens = func(_, text string) (int, error) { return len(text), nil }
 		_, err = New(cfg)
 		require.NoError(t, err)
 	})

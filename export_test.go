@@ -1,7 +1,12 @@
 package aiguard
 
+import "net/http"
+
 // SetRoom bounds the answers held to so many bytes, as a MemoryLimit does that the test's own heap might be over.
 func SetRoom(g *Guard, bytes int64) { g.memory.room.size = bytes }
 
 // SetLeap sets the growth across a call that is told.
 func SetLeap(g *Guard, bytes int64) { g.memory.leap = bytes }
+
+// Pool is the transport that g owns.
+func Pool(g *Guard) *http.Transport { return g.pool.Transport }

@@ -561,7 +561,7 @@ func stream(create func(context.Context, openai.ChatCompletionRequest) (*openai.
 
 func response(create func(context.Context, openai.CreateResponseRequest) (openai.CreateResponseResponse, error)) request {
 	return func(ctx context.Context) (answer, error) {
-		resp, err := create(ctx, openai.CreateResponseRequest{Model: "fake-model", Input: "Say hello."})
+		resp, err := create(ctx, openai.CreateResponseRequest{Model: "fake-model", Input: "Say hello.", Store: new(bool)})
 		return answer{pieces: len(resp.Output)}, err
 	}
 }

@@ -14,14 +14,15 @@ import (
 // memory compares the live heap with a limit, at admission: no goroutine watches. It tells across which call the heap has
 // leapt, and has the room for buffered answers.
 type memory struct {
+	clock
 	limit int64 // of the live heap; 0: none
 	leap  int64 // growth across one call that is told
 
 	heap    atomic.Int64 // the last sample
-	sampled atomic.Int64 // when, in Unix nanoseconds
+	sampled atomic.Int64 // when, an instant; 0: never
 	mu      sync.Mutex   // one sampler at a time
 	over    atomic.Bool
-	told    atomic.Int64 // when a call was last named for a leap, in Unix nanoseconds
+	told    atomic.Int64 // when a call was last named for a leap, an instant; 0: never
 
 	room room
 }
@@ -40,7 +41,7 @@ const (
 	leapFactor = 64
 )
 
-func newMemory(limit int64) *memory {
+func newMemory(limit int64, clock clock) *memory {
 	switch {
 	case limit == Off:
 		limit = 0
@@ -49,7 +50,7 @@ func newMemory(limit int64) *memory {
 			limit = int64(memoryShare * float64(soft))
 		}
 	}
-	m := &memory{limit: limit, leap: leapUnlimited, room: room{size: math.MaxInt64}}
+	m := &memory{clock: clock, limit: limit, leap: leapUnlimited, room: room{size: math.MaxInt64}}
 	if limit > 0 {
 		m.leap, m.room.size = limit/leapShare, limit/roomShare
 	}
@@ -61,7 +62,7 @@ func (m *memory) check() (e *Error, crossed bool) {
 	if m.limit == 0 {
 		return nil, false
 	}
-	heap := m.sample(time.Now(), memorySample)
+	heap := m.sample(m.now(), memorySample)
 	if !m.refuses(heap) {
 		m.over.Store(false)
 		return nil, false
@@ -82,15 +83,15 @@ func (m *memory) refuses(heap int64) bool {
 }
 
 // sample reads the heap unless the last reading is younger than age.
-func (m *memory) sample(now time.Time, age time.Duration) int64 {
-	if now.UnixNano()-m.sampled.Load() < int64(age) || !m.mu.TryLock() {
+func (m *memory) sample(now instant, age time.Duration) int64 {
+	if !due(&m.sampled, now, age) || !m.mu.TryLock() {
 		return m.heap.Load()
 	}
 	defer m.mu.Unlock()
 	s := [1]metrics.Sample{{Name: heapMetric}}
 	metrics.Read(s[:])
 	m.heap.Store(int64(s[0].Value.Uint64()))
-	m.sampled.Store(now.UnixNano())
+	m.sampled.Store(int64(now))
 	return m.heap.Load()
 }
 
@@ -115,7 +116,7 @@ func (c *call) tellLeap(ctx context.Context) {
 	default:
 		age = 0 // such a call is rare, and dearer than a sample
 	}
-	now := time.Now()
+	now := m.now()
 	heap := m.sample(now, age)
 	growth := heap - c.heap
 	if growth < m.leap || !m.tell(now) {
@@ -134,7 +135,14 @@ func (c *call) tellLeap(ctx context.Context) {
 }
 
 // tell reports whether it is time to name a call again.
-func (m *memory) tell(now time.Time) bool {
+func (m *memory) tell(now instant) bool {
 	last := m.told.Load()
-	return now.UnixNano()-last >= int64(leapEvery) && m.told.CompareAndSwap(last, now.UnixNano())
+	return due(&m.told, now, leapEvery) && m.told.CompareAndSwap(last, int64(now))
+}
+
+// due reports whether what last happened at that instant is old enough at now, or has never happened. The wall clock would not
+// do: set back, it would stop the sampling.
+func due(last *atomic.Int64, now instant, age time.Duration) bool {
+	at := last.Load()
+	return at == 0 || int64(now)-at >= int64(age)
 }

@@ -365,3 +365,54 @@ func TestMemorySpikeIsNotLaidAtTheDoorOfASmallCall(t *testing.T) {
 		require.Empty(t, rec.all(aiguard.EventMemorySpike))
 	})
 }
+
+// Programs keep responses for their headers. A closed stream must not keep its buffers, whoever reads or has read it.
+func TestClosedStreamLetsGoOfItsBuffers(t *testing.T) {
+	const streams, size = 20, 500 << 10
+	srv := aiguardtest.NewServer(t)
+	event := `{"choices":[{"index":0,"delta":{"content":"` + strings.Repeat("x", size) + `"}}]}`
+	srv.SetDefault(aiguardtest.HangAfter(aiguardtest.Events(event, event)))
+	g := newGuard(t, aiguard.Config{MaxConcurrent: streams})
+	client := &http.Client{Transport: g.Transport(nil)}
+	for name, leave := range map[string]func(body io.ReadCloser){
+		"read": func(body io.ReadCloser) {
+			_, err := io.CopyN(io.Discard, body, size+size/2)
+			require.NoError(t, err)
+			require.NoError(t, body.Close())
+		},
+		"unread": func(body io.ReadCloser) { require.NoError(t, body.Close()) },
+		"being read": func(body io.ReadCloser) {
+			read := make(chan error)
+			go func() { _, err := io.Copy(io.Discard, body); read <- err }()
+			settles(t, "the reader waits for a third event", func() bool { return g.Stats().InFlight > 0 })
+			require.NoError(t, body.Close())
+			require.Error(t, <-read)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var kept []io.ReadCloser
+			before := liveHeap()
+			for range streams {
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, srv.URL+"/chat/completions", strings.NewReader(`{"model":"m","stream":true,"messages":[]}`))
+				require.NoError(t, err)
+				req.Header.Set("Content-Type", "application/json")
+				resp, err := client.Do(req)
+				require.NoError(t, err)
+				leave(resp.Body)
+				kept = append(kept, resp.Body)
+			}
+			client.CloseIdleConnections()
+			settles(t, "the server is done", func() bool { return srv.Active() == 0 })
+			require.Less(t, liveHeap()-before, int64(2*size), "of %d streams", len(kept))
+			runtime.KeepAlive(kept)
+		})
+	}
+}
+
+func liveHeap() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}

@@ -62,6 +62,19 @@ func (p *prompt) addJSON(v any) {
 // maxTextOverhead is what CountTokens may add to each text. A token is a byte at least, so that most prompts need no count.
 const maxTextOverhead = 8
 
+// countReaches finds a counter that stops counting below MaxPromptTokens, and so would let every prompt pass: it counts a text
+// that has more tokens than that by any measure. A counter that fails does not tell; it may not know the model "".
+func (c *Config) countReaches() (n, of int, ok bool) {
+	const words = "a1 "  // two tokens or more; a count of bytes may take four for a token
+	const most = 1 << 17 // tokens: counting must not hold up a start
+	if c.MaxPromptTokens <= 0 || c.CountTokens == nil {
+		return 0, 0, true
+	}
+	of = min(c.MaxPromptTokens, most)
+	n, err := c.CountTokens("", strings.Repeat(words, 2*(of+1)))
+	return n, of, err != nil || n > of
+}
+
 func (g *Guard) checkTexts(s *settings, texts []string, ids int) error {
 	cfg := &g.cfg
 	if limit := g.promptLimit(s); limit != Off && ids+sum(texts, length) > limit { // characters <= bytes: most prompts need no count

@@ -111,6 +111,7 @@ func TestTokensAreCountedForTheModelAndSummed(t *testing.T) {
 			return len(text), nil
 		},
 	})
+	models, texts = nil, nil // without what New has counted
 	require.NoError(t, g.CheckPrompt("gpt-4o", "12345", "67890"))
 	assert.Equal(t, []string{"gpt-4o", "gpt-4o"}, models)
 	assert.Equal(t, []string{"12345", "67890"}, texts)
@@ -128,10 +129,13 @@ func TestTokensAreCountedForTheModelAndSummed(t *testing.T) {
 }
 
 func TestCharactersAreCheckedBeforeTokens(t *testing.T) {
-	g := newGuard(t, aiguard.Config{MaxPromptChars: 5, MaxPromptTokens: 5, CountTokens: func(string, string) (int, error) {
-		t.Error("a tokenizer must not be fed an oversized prompt")
-		return 0, nil
+	counted := 0
+	g := newGuard(t, aiguard.Config{MaxPromptChars: 5, MaxPromptTokens: 5, CountTokens: func(_, text string) (int, error) {
+		counted++
+		return len(text), nil
 	}})
+	counted = 0 // without what New has counted
+	defer func() { assert.Zero(t, counted, "a tokenizer must not be fed an oversized prompt") }()
 	assert.ErrorIs(t, g.CheckPrompt("m", "123456"), aiguard.ErrPromptTooLarge)
 }
 
@@ -156,6 +160,7 @@ func TestClientCountsTokensOfItsRequestsModel(t *testing.T) {
 		models = append(models, model)
 		return len(text), nil
 	}})
+	models = nil // without what New has counted
 	_, err := chat(t.Context(), c.With(aiguard.Call{Model: "another"}))
 	e := facts(t, err, aiguard.ErrPromptTooLarge)
 	assert.EqualValues(t, len(chatRequest.Messages[0].Content), e.Size)

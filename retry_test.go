@@ -417,12 +417,32 @@ func TestStateCreatingRequestsAreRetriedOnlyIfNothingCanHaveHappened(t *testing.
 					require.NotEmpty(t, aiguard.KindOf(err))
 				}
 
+				for name, store := range map[string]*bool{"stored": new(true), "stored for want of a word": nil} {
+					for way, ask := range map[string]func(context.Context, openai.CreateResponseRequest) error{
+						"Client": func(ctx context.Context, r openai.CreateResponseRequest) error {
+							_, err := c.CreateResponse(ctx, r)
+							return err
+						},
+						"Transport": func(ctx context.Context, r openai.CreateResponseRequest) error {
+							oc := openai.DefaultConfig("sk-secret-key")
+							oc.BaseURL, oc.HTTPClient = srv.URL, &http.Client{Transport: c.Guard().Transport(srv.Transport())}
+							_, err := openai.NewClientWithConfig(oc).CreateResponse(ctx, r)
+							return err
+						},
+					} {
+						srv.Reset()
+						srv.SetDefault(aiguardtest.Text("ok"))
+						srv.Enqueue(tc.reply)
+						_ = ask(t.Context(), openai.CreateResponseRequest{Model: "m", Input: "x", Store: store})
+						require.Equal(t, tc.times, srv.Count(), "%s, %s", name, way)
+					}
+				}
 				srv.Reset()
 				srv.SetDefault(aiguardtest.Text("ok"))
 				srv.Enqueue(tc.reply)
-				store := true
-				_, _ = c.CreateResponse(t.Context(), openai.CreateResponseRequest{Model: "m", Input: "x", Store: &store})
-				require.Equal(t, tc.times, srv.Count(), "store makes a response one of them")
+				_, err = c.CreateResponse(t.Context(), openai.CreateResponseRequest{Model: "m", Input: "x", Store: new(false)})
+				require.NoError(t, err)
+				require.Equal(t, 2, srv.Count(), "one that is not stored is inference")
 
 				// The same through Do, which must not repeat what the transport would not.
 				srv.Reset()

@@ -3,6 +3,7 @@ package aiguard
 import (
 	"context"
 	"math"
+	"net/http"
 	"strings"
 	"time"
 
@@ -147,6 +148,134 @@ func (r *route) notYet(state provider.State, wait time.Duration) *Error {
 		e.Phase = phasePace
 	}
 	return e
+}
+
+// closedRoute refuses a call whose route is down, or will not be open in time.
+func (l *limiter) closedRoute(ctx context.Context, c *call, r *route, now instant) error {
+	if r == &l.routes.nameless {
+		return nil
+	}
+	state, until := r.state.State(provider.Instant(now), c.tokens)
+	switch state {
+	case provider.Down:
+		return l.down(r, now)
+	case provider.Paused, provider.Paced:
+		wait := time.Duration(instant(until) - now)
+		if end := c.admission(ctx, now); end != 0 && instant(until) > end || c.planB && (state == provider.Paused || l.planB != Off && wait > l.planB) {
+			return r.notYet(state, wait)
+		}
+	}
+	return nil
+}
+
+// down is what the guard answers in the stead of a provider that is not there.
+func (l *limiter) down(r *route, now instant) *Error {
+	_, probe := r.state.State(provider.Instant(now), 0)
+	return &Error{Kind: ErrUnavailable, Phase: phaseOutage, RetryAfter: max(time.Duration(instant(probe)-now), 0), judged: true}
+}
+
+// judge notes what the attempt says about its provider, and reports whether the route has gone down or come back.
+func (l *limiter) judge(p *permit, o provider.Outcome) (turned turn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	turned = l.apply(p, o, now)
+	l.next(now)
+	return turned
+}
+
+// turn is a change of a route that operators want to hear of.
+type turn int8
+
+const (
+	noTurn turn = iota
+	wentDown
+	cameBack
+)
+
+func (l *limiter) apply(p *permit, o provider.Outcome, now instant) (turned turn) {
+	r := p.route
+	if r == &l.routes.nameless || o == (provider.Outcome{}) {
+		return noTurn
+	}
+	before := r.state.DownSince()
+	r.state.Judge(provider.Instant(now), &p.sending, o, r.line.Waiting() > 0)
+	switch after := r.state.DownSince(); {
+	case before == 0 && after != 0:
+		turned = wentDown
+		l.dismissAll(r, now, routeDown)
+	case before != 0 && after == 0:
+		turned = cameBack
+	}
+	if o.Limited {
+		l.dismissAll(r, now, routePaused)
+	}
+	l.refresh(r, now)
+	return turned
+}
+
+// dismissAll ends the wait at a route of those who would wait for it in vain.
+func (l *limiter) dismissAll(r *route, now instant, f fate) {
+	open := instant(r.state.PausedUntil(provider.Instant(now)))
+	for w := r.line.Oldest(); w != nil; {
+		due := w
+		w = w.Behind()
+		if f == routeDown || due.Value.until != 0 && due.Value.until < open {
+			l.dismiss(due.Value, f)
+		}
+	}
+}
+
+// tell notes what an answer's headers say of the provider's rate limits.
+func (l *limiter) tell(p *permit, h http.Header) {
+	requests, tokens, ok := provider.Limits(h)
+	if !ok {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	p.route.state.Tell(provider.Instant(now), &p.sending, requests, tokens)
+	l.refresh(p.route, now)
+	l.next(now)
+}
+
+// wantsUsage reports whether somebody asks for the tokens that calls take.
+func (c *core) wantsUsage() bool {
+	return c.cfg.OnEvent != nil || c.cfg.TokensPerMinute > 0 || c.limiter.shared.Load()
+}
+
+// linger counts a Do that waits, without a slot, for the pause of a route that a call inside it has met. It reports false
+// if as many wait there as may.
+func (l *limiter) linger(r *route) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.maxQueue != Off && r.line.Waiting()+r.lingering >= l.maxQueue {
+		return false
+	}
+	r.lingering++
+	l.waiting.Add(1)
+	return true
+}
+
+func (l *limiter) endLinger(r *route) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r.lingering--
+	l.waiting.Add(-1)
+}
+
+// retry takes the token of a retry.
+func (l *limiter) retry(r *route) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := provider.Instant(l.now())
+	if !r.state.Budget.Has(now) || !l.budget.Has(now) {
+		return false
+	}
+	r.state.Budget.Take()
+	l.budget.Take()
+	return true
 }
 
 // outcome is what the end of an attempt says about its provider.

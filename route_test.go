@@ -358,7 +358,7 @@ func TestPaceOfTheProvidersHeadersIsKept(t *testing.T) {
 			defer mu.Unlock()
 			now := time.Now()
 			tokens, at = min(tokens+now.Sub(at).Seconds(), 10), now
-			if tokens < 1 {
+			if tokens < 1-1e-6 {
 				refused++
 				return retryAfter(1)
 			}

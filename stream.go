@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"sync"
 	"sync/atomic"
 
 	"github.com/aiguard-go/aiguard/internal/answer"
@@ -30,11 +31,12 @@ type stream struct {
 	sized  int // what of it is asked for
 
 	progress answer.Progress
-	any      bool   // an event has come
-	await    bool   // the next fetch begins a wait of the reader
-	out      []byte // what the reader has not fetched yet
-	buf      []byte // out's memory
-	err      error  // what follows out
+	any      bool       // an event has come
+	await    bool       // the next fetch begins a wait of the reader
+	out      []byte     // what the reader has not fetched yet
+	buf      []byte     // out's memory
+	err      error      // what follows out
+	using    sync.Mutex // held by a Read over all of the above
 
 	// What Close and expired share with Read, which may be in another goroutine.
 	reading, closed, whole, over atomic.Bool
@@ -157,6 +159,9 @@ func (s *stream) arrived() {
 // Read hands on whole events, or bytes. While it waits for the next one the idle bound runs; one that has come with
 // others before it needs no wait.
 func (s *stream) Read(p []byte) (int, error) {
+	defer s.forget()
+	s.using.Lock()
+	defer s.using.Unlock()
 	if s.closed.Load() {
 		return 0, http.ErrBodyReadAfterClose
 	}
@@ -344,18 +349,28 @@ func (s *stream) failure(err error) error {
 // another goroutine reads.
 func (s *stream) Close() error {
 	s.closed.Store(true)
-	if s.events != nil && s.whole.Load() {
+	if s.whole.Load() {
 		s.finish(io.EOF)
 	} else {
 		s.finish(errLeft)
 	}
+	s.forget()
 	return nil
+}
+
+// forget lets go of the buffers of a stream that has been closed, since its response may be kept. If a Read is under way, which
+// Close does not wait for, that forgets them at its end.
+func (s *stream) forget() {
+	if s.closed.Load() && s.using.TryLock() {
+		s.events, s.buf, s.out = nil, nil, nil
+		s.using.Unlock()
+	}
 }
 
 // expired runs when the context of the stream has ended: the caller's, or by a bound.
 func (s *stream) expired() {
 	err := s.failure(context.Canceled)
-	if s.events != nil && s.whole.Load() && s.w.caller.Err() == nil {
+	if s.whole.Load() && s.w.caller.Err() == nil {
 		err = io.EOF
 	}
 	e, ok := err.(*Error)

@@ -264,7 +264,7 @@ func (c *call) watch(ctx context.Context, phase string) *watch {
 }
 
 func (w *watch) start(d time.Duration, b timeBound) {
-	w.bound, w.timer = b, time.AfterFunc(d, func() { w.cancel(w.call.timeoutError(b)) })
+	w.bound, w.timer = b, time.AfterFunc(max(d, 1), func() { w.cancel(w.call.timeoutError(b)) })
 }
 
 // limit replaces the bound by one that ends d from now (Off: none). If the old one has run out it is returned: the

@@ -5,21 +5,17 @@ import (
 	"compress/flate"
 	"compress/gzip"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"math"
 	"mime"
 	"net"
 	"net/http"
 	"net/http/httptrace"
 	"reflect"
-	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -36,13 +32,10 @@ const (
 	maxErrorBytes  = 64 << 10 // the body of a failure status
 	maxHeaderBytes = 64 << 10
 
-	connectTimeout   = 10 * time.Second // dial and TLS handshake, if CallTimeout is not shorter
-	errorBodyTimeout = 5 * time.Second  // for the body of a failure: its status is known already
-	bytesPerToken    = 4                // of a request, before its usage is known
+	errorBodyTimeout = 5 * time.Second // for the body of a failure: its status is known already
+	bytesPerToken    = 4               // of a request, before its usage is known
 	drainTimeout     = 50 * time.Millisecond
 	drainBytes       = 64 << 10
-
-	streamWindow = 256 << 10 // what an HTTP/2 peer may send ahead of a slow reader; net/http's 4 MiB add up
 )
 
 // Transport returns a RoundTripper that gives every request sent through base the bounds of g: for any SDK that takes an
@@ -64,99 +57,6 @@ type transport struct {
 	guard      *Guard
 	base       http.RoundTripper // nil: the guard's pool
 	eventLines bool              // hand on the event: lines of a stream
-}
-
-// pool is the transport a guard owns. It knows its connections: CloseIdleConnections passes over one of HTTP/2 whose last
-// request is just being cancelled, and then nothing would close it for IdleConnTimeout.
-type pool struct {
-	*http.Transport
-	mu     sync.Mutex
-	conns  map[*poolConn]struct{}
-	closed bool
-}
-
-func newPool(cfg *Config) *pool {
-	connect := connectLimit(cfg)
-	idle := int(cfg.MaxConcurrent)
-	if idle == Off {
-		idle = 100
-	}
-	dialer := &net.Dialer{Timeout: connect, KeepAlive: 15 * time.Second}
-	p := &pool{conns: make(map[*poolConn]struct{})}
-	p.Transport = &http.Transport{
-		Proxy: http.ProxyFromEnvironment,
-		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			conn, err := dialer.DialContext(ctx, network, addr)
-			if err != nil {
-				return nil, err
-			}
-			return p.add(conn)
-		},
-		TLSHandshakeTimeout:    connect,
-		ForceAttemptHTTP2:      true,
-		MaxIdleConns:           max(100, idle),
-		MaxIdleConnsPerHost:    idle,
-		IdleConnTimeout:        90 * time.Second,
-		MaxResponseHeaderBytes: maxHeaderBytes,
-		HTTP2: &http.HTTP2Config{
-			SendPingTimeout: connect, PingTimeout: connect / 2,
-			MaxReceiveBufferPerStream: streamWindow,
-		},
-	}
-	return p
-}
-
-func (p *pool) add(conn net.Conn) (net.Conn, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		conn.Close()
-		return nil, net.ErrClosed
-	}
-	c := &poolConn{Conn: conn, pool: p}
-	p.conns[c] = struct{}{}
-	return c, nil
-}
-
-// close ends all connections, for good: whatever used them has ended or been cancelled.
-func (p *pool) close() {
-	p.mu.Lock()
-	p.closed = true
-	conns := slices.Collect(maps.Keys(p.conns))
-	p.mu.Unlock()
-	p.CloseIdleConnections()
-	for _, c := range conns {
-		c.Close()
-	}
-}
-
-type poolConn struct {
-	net.Conn
-	pool  *pool
-	ended atomic.Bool // a Read has failed: net/http calls headers that were cut "malformed", without their cause
-}
-
-func (c *poolConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	if err != nil {
-		c.ended.Store(true)
-	}
-	return n, err
-}
-
-func (c *poolConn) Close() error {
-	c.pool.mu.Lock()
-	delete(c.pool.conns, c)
-	c.pool.mu.Unlock()
-	return c.Conn.Close()
-}
-
-// connectLimit bounds what net/http goes on with after the call is over: no longer than the call itself.
-func connectLimit(cfg *Config) time.Duration {
-	if cfg.CallTimeout == Off {
-		return connectTimeout
-	}
-	return min(connectTimeout, cfg.CallTimeout)
 }
 
 // CloseIdleConnections lets http.Client.CloseIdleConnections reach the base.
@@ -249,7 +149,8 @@ func (t *transport) newExchange(req *http.Request) *exchange {
 	case http.MethodGet, http.MethodHead, http.MethodOptions:
 		x.safe = true
 	case http.MethodPost:
-		x.safe = x.endpoint.Inference() && !k.Creates
+		// That API stores an answer unless it is told not to.
+		x.safe = x.endpoint.Inference() && !k.Creates && (x.endpoint != answer.Responses || k.Transient)
 	}
 	x.settings = t.guard.request(req.Context(), k.op, k.Model, req.URL.Host, req.URL.Path)
 	return x
@@ -443,12 +344,7 @@ func (t *connTrace) hooks() *httptrace.ClientTrace {
 		GotConn: func(i httptrace.GotConnInfo) {
 			t.got.Store(true)
 			t.reused.Store(i.Reused)
-			conn := i.Conn
-			if secure, ok := conn.(*tls.Conn); ok {
-				conn = secure.NetConn()
-			}
-			own, _ := conn.(*poolConn)
-			t.conn.Store(own)
+			t.conn.Store(used(i.Conn))
 		},
 		GotFirstResponseByte: func() { t.replied.Store(true) },
 	}

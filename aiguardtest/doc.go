@@ -178,13 +178,22 @@
 // and is down for a while. Answers take as long as they would:
 //
 //	fake.SetDefault(aiguardtest.NewProvider(aiguardtest.ProviderConfig{
-//		Capacity:    5,               // requests at full speed
-//		RPM:         360,             // then 429 with Retry-After
-//		OutageAfter: 2 * time.Minute, // for a minute
-//		OutageFor:   time.Minute,
+//		Capacity:         5,               // requests at full speed
+//		RPM:              360,             // then 429 with Retry-After
+//		RateLimitHeaders: true,            // x-ratelimit-remaining-requests and so on
+//		OutageAfter:      2 * time.Minute, // for a minute
+//		OutageFor:        time.Minute,
 //	}).Reply(aiguardtest.Text("Paris")))
 //
 // For many thousand requests it is an http.RoundTripper too, without a server.
+//
+// # Proxies
+//
+// A [Proxy] accepts connections and falls silent where its [ProxyFault] says:
+//
+//	proxy := aiguardtest.NewProxy(t, aiguardtest.ProxyNoConnect)
+//	client := &http.Client{Transport: &http.Transport{Proxy: http.ProxyURL(proxy.URL)}}
+//	_, err := client.Post("https://api.example.com/v1/chat/completions", "application/json", body)
 //
 // # Transports
 //

@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"context"
 	"io"
+	"maps"
 	"math"
 	"net"
 	"net/http"
@@ -50,10 +51,23 @@ type ProviderConfig struct {
 	// seconds, when there is a token again. They take none.
 	RPM int
 
+	// RateLimitHeaders makes every answer and every 429 describe the bucket of
+	// RPM as OpenAI does, as it was when the request came: in
+	// x-ratelimit-limit-requests how many requests it holds, in
+	// x-ratelimit-remaining-requests how many are left, and in
+	// x-ratelimit-reset-requests the time until it is full again, such as
+	// "120ms" or "6m0s". The bucket then holds all the requests of a minute, as
+	// OpenAI's does.
+	RateLimitHeaders bool
+
 	// The provider is down for OutageFor, from OutageAfter after NewProvider:
 	// it loses what it has in progress, then refuses connections, and in the
 	// second half answers 503.
 	OutageAfter, OutageFor time.Duration
+
+	// RetryAfter makes the provider answer every request with a 429 that asks
+	// for this wait, in whole seconds, however long the client has waited.
+	RetryAfter time.Duration
 
 	// Work is how long the answer to a request takes at full speed. It is
 	// called once for each request, from many goroutines. nil: a second.
@@ -95,15 +109,15 @@ type Provider struct {
 	shared float64 // the work that a job would have got that is there since the start: seconds
 	at     time.Time
 	next   *time.Timer // to the next end of a job
-	tokens float64
-	filled time.Time
+	rate   bucket      // of RPM
 }
 
 // job is a request at the provider.
 type job struct {
 	Served
 	retryAfter time.Duration
-	err        error // the connection's
+	header     http.Header // of the rate limit
+	err        error       // the connection's
 
 	finish float64       // the provider's shared work at which it is done
 	done   chan struct{} // closed when it is over; nil: refused
@@ -113,8 +127,12 @@ type job struct {
 // NewProvider returns a provider that is up, unless its outage begins at once.
 func NewProvider(config ProviderConfig) *Provider {
 	now := time.Now()
-	p := &Provider{config: config, start: now, at: now, filled: now}
-	p.tokens = p.bucket()
+	p := &Provider{config: config, start: now, at: now}
+	if rpm := float64(config.RPM); config.RateLimitHeaders {
+		p.rate = newBucket(rpm, rpm, now)
+	} else {
+		p.rate = newBucket(max(rpm/burstOfRPM, 1), rpm, now)
+	}
 	p.next = time.AfterFunc(time.Hour, p.tick)
 	p.next.Stop()
 	return p
@@ -167,11 +185,17 @@ func (p *Provider) RoundTrip(hr *http.Request) (*http.Response, error) {
 func (j *job) reply(next Reply) Reply {
 	switch j.Status {
 	case http.StatusTooManyRequests:
-		return JSON(j.Status, rateLimited, "Retry-After", strconv.Itoa(int(math.Ceil(j.retryAfter.Seconds()))))
+		next = JSON(j.Status, rateLimited, "Retry-After", strconv.Itoa(int(math.Ceil(j.retryAfter.Seconds()))))
 	case http.StatusServiceUnavailable:
-		return JSON(j.Status, unavailable)
+		next = JSON(j.Status, unavailable)
 	}
-	return next
+	if j.header == nil {
+		return next
+	}
+	return func(w http.ResponseWriter, r *Request) {
+		maps.Copy(w.Header(), j.header)
+		next(w, r)
+	}
 }
 
 // serve returns when the request was refused, its work is done, or its client
@@ -214,7 +238,13 @@ func (p *Provider) arrive(j *job) {
 		j.Status = http.StatusServiceUnavailable
 		return
 	}
-	if j.retryAfter = p.take(); j.retryAfter > 0 {
+	if j.retryAfter = p.config.RetryAfter; j.retryAfter <= 0 {
+		j.retryAfter = p.rate.take(j.From)
+	}
+	if p.config.RateLimitHeaders && p.config.RPM > 0 {
+		j.header = p.rate.header()
+	}
+	if j.retryAfter > 0 {
 		j.Status = http.StatusTooManyRequests
 		return
 	}
@@ -231,24 +261,6 @@ func (p *Provider) arrive(j *job) {
 // down reports whether the outage is on, at a time after the start.
 func (p *Provider) down(at time.Duration) bool {
 	return at >= p.config.OutageAfter && at-p.config.OutageAfter < p.config.OutageFor
-}
-
-// bucket is how many tokens the rate limit's holds.
-func (p *Provider) bucket() float64 { return max(float64(p.config.RPM)/burstOfRPM, 1) }
-
-// take takes a token of the rate limit, or says when there will be one.
-func (p *Provider) take() time.Duration {
-	if p.config.RPM <= 0 {
-		return 0
-	}
-	now, rpm := time.Now(), float64(p.config.RPM)
-	p.tokens = min(p.tokens+now.Sub(p.filled).Minutes()*rpm, p.bucket())
-	p.filled = now
-	if p.tokens >= 1 {
-		p.tokens--
-		return 0
-	}
-	return time.Duration((1 - p.tokens) / rpm * float64(time.Minute))
 }
 
 // speed is how fast each of the jobs in progress advances.
@@ -278,7 +290,7 @@ func (p *Provider) plan() {
 	if crash := p.config.OutageAfter - p.at.Sub(p.start); crash > 0 && p.config.OutageFor > 0 {
 		next = min(next, crash)
 	}
-	p.next.Reset(next)
+	p.next.Reset(max(next, 1)) // a zero duration crashes the race detector of Go 1.26.8 in a synctest bubble
 }
 
 // tick ends the jobs that are done, and in the outage all.

@@ -157,6 +157,66 @@ func TestProviderTellsRequestsBeyondTheRateLimitWhenToComeBack(t *testing.T) {
 	})
 }
 
+// limits is what the headers of an answer tell of the rate limit: how many requests it holds, has left, and when it is full.
+func limits(t *testing.T, r *http.Response) (limit, remaining, reset string) {
+	t.Helper()
+	for name, into := range map[string]*string{"limit": &limit, "remaining": &remaining, "reset": &reset} {
+		values := r.Header.Values("x-ratelimit-" + name + "-requests")
+		require.Len(t, values, 1, name)
+		*into = values[0]
+	}
+	return limit, remaining, reset
+}
+
+func TestProviderDescribesItsRateLimitInHeaders(t *testing.T) {
+	inBubble(t, aiguardtest.ProviderConfig{RPM: 30, RateLimitHeaders: true}, func(t *testing.T, p *simulated) {
+		ask := func(work time.Duration, status int, remaining, reset string) {
+			t.Helper()
+			r, err := p.ask(t.Context(), work)
+			require.NoError(t, err)
+			require.Equal(t, status, r.StatusCode)
+			gotLimit, gotRemaining, gotReset := limits(t, r)
+			require.Equal(t, []string{"30", remaining, reset}, []string{gotLimit, gotRemaining, gotReset})
+		}
+		ask(time.Second, 200, "29", "2s")            // as it was when the request came
+		ask(1980*time.Millisecond, 200, "28", "3s")  // after a second another half has come in
+		ask(20*time.Millisecond, 200, "28", "3.02s") // and after 1.98 s nearly one
+		time.Sleep(time.Minute)                      // full again, and no fuller
+		p.times(t, 29, 0)                            // one is left
+		ask(20*time.Millisecond, 200, "0", "1m0s")   // the last
+		ask(0, 429, "0", "59.98s")                   // a refusal takes none
+		time.Sleep(1960 * time.Millisecond)          // 2 s after the last one
+		ask(time.Millisecond, 200, "0", "1m0s")      // a token has come in
+		require.Equal(t, 200, p.served[len(p.served)-1].Status)
+	})
+}
+
+func TestProviderSendsRateLimitHeadersOnlyIfTold(t *testing.T) {
+	for _, cfg := range []aiguardtest.ProviderConfig{{RPM: 30}, {RateLimitHeaders: true}} {
+		inBubble(t, cfg, func(t *testing.T, p *simulated) {
+			r, err := p.ask(t.Context(), time.Second)
+			require.NoError(t, err)
+			for name := range r.Header {
+				require.NotContains(t, strings.ToLower(name), "ratelimit")
+			}
+		})
+	}
+}
+
+func TestProviderWithRetryAfterRefusesEveryRequest(t *testing.T) {
+	inBubble(t, aiguardtest.ProviderConfig{RetryAfter: 1500 * time.Millisecond}, func(t *testing.T, p *simulated) {
+		for range 3 {
+			start := time.Now()
+			r, err := p.ask(t.Context(), time.Second)
+			require.NoError(t, err)
+			require.Equal(t, http.StatusTooManyRequests, r.StatusCode)
+			require.Equal(t, "2", r.Header.Get("Retry-After"), "rounded up")
+			require.Equal(t, 20*time.Millisecond, time.Since(start))
+			time.Sleep(2 * time.Second)
+		}
+	})
+}
+
 func TestProviderRefusesWhatItHasNoRoomFor(t *testing.T) {
 	inBubble(t, aiguardtest.ProviderConfig{MaxActive: 2}, func(t *testing.T, p *simulated) {
 		var calls sync.WaitGroup
@@ -241,7 +301,8 @@ func TestProviderAnswersWithoutAServer(t *testing.T) {
 
 func TestProviderIsAReplyOfAServer(t *testing.T) {
 	eachPipe(t, func(t *testing.T, s *aiguardtest.Server, c *http.Client) {
-		p := aiguardtest.NewProvider(aiguardtest.ProviderConfig{Capacity: 1, MaxActive: 2, OutageAfter: time.Minute, OutageFor: time.Minute})
+		p := aiguardtest.NewProvider(aiguardtest.ProviderConfig{Capacity: 1, MaxActive: 2, RPM: 60, RateLimitHeaders: true,
+			OutageAfter: time.Minute, OutageFor: time.Minute})
 		s.SetDefault(p.Reply(aiguardtest.Text("Paris")))
 		start := time.Now()
 		var calls sync.WaitGroup
@@ -257,6 +318,8 @@ func TestProviderIsAReplyOfAServer(t *testing.T) {
 		r, _, err := post(t.Context(), s, c, chatBody)
 		require.NoError(t, err)
 		assert.Equal(t, http.StatusServiceUnavailable, r.StatusCode)
+		_, remaining, reset := limits(t, r)
+		assert.Equal(t, []string{"57", "3s"}, []string{remaining, reset})
 		calls.Wait()
 
 		ctx, leave := context.WithTimeout(t.Context(), time.Second/2)

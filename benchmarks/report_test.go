@@ -114,15 +114,21 @@ func TestMemoryIsThatOfTheWorstFault(t *testing.T) {
 	require.Error(t, err)
 }
 
-func TestChartShowsEveryContender(t *testing.T) {
+func TestChartNeedsTheHandWrittenPeer(t *testing.T) {
+	err := drawCost(filepath.Join(t.TempDir(), "cost.svg"), cost.Results{})
+	require.EqualError(t, err, "Do: no sec/op of hand")
+}
+
+func TestChartShowsTheRatioToHandInEachRow(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "cost.svg")
 	require.NoError(t, drawCost(file, invented(1e-6, 3e-6)))
 	text, err := os.ReadFile(file)
 	require.NoError(t, err)
-	for _, name := range contender.Chatting {
+	for _, name := range drawn {
 		require.Contains(t, string(text), name)
 	}
-	require.Equal(t, 4, strings.Count(string(text), "1 µs</text>"), "aiguard's in each panel")
+	require.Contains(t, string(text), "takes 0.33 to 0.33 times as long")
+	require.Equal(t, len(drawnRows), strings.Count(string(text), ": 0.33 ×</text>"))
 	for d := xml.NewDecoder(bytes.NewReader(text)); ; {
 		_, err := d.Token()
 		if errors.Is(err, io.EOF) {

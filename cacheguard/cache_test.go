@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -353,6 +354,65 @@ func TestNoAccountSeesAnothersAnswers(t *testing.T) {
 	}
 }
 
+type tenantKey struct{}
+
+// tenants is a base that adds the credentials of the tenant in the request's context, where the cache does not see them.
+type tenants struct{ base http.RoundTripper }
+
+func (b tenants) RoundTrip(req *http.Request) (*http.Response, error) {
+	tenant, _ := req.Context().Value(tenantKey{}).(string)
+	req = req.Clone(req.Context())
+	req.Header.Set("Authorization", "Bearer "+tenant)
+	return b.base.RoundTrip(req)
+}
+
+func TestCredentialsAddedBehindTheCacheAreDeclaredOrNothingIsShared(t *testing.T) {
+	tenantOf := func(req *http.Request) string {
+		tenant, _ := req.Context().Value(tenantKey{}).(string)
+		return tenant
+	}
+	for name, tc := range map[string]struct {
+		scope    func(*http.Request) string
+		requests int
+	}{
+		"undeclared": {nil, 12},
+		"declared":   {tenantOf, 3},
+		"unknown":    {func(*http.Request) string { return "" }, 12},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				srv := aiguardtest.NewServer(t, aiguardtest.Pipe())
+				g, err := aiguard.New(aiguard.Config{MaxConcurrent: 20})
+				require.NoError(t, err)
+				base := srv.Transport()
+				cache := newTransport(t, g.Transport(tenants{base}), cacheguard.Config{Scope: tc.scope})
+				t.Cleanup(func() { require.NoError(t, g.Close()); base.CloseIdleConnections() })
+				w := &world{cache, g, srv}
+				srv.Handle(func(r *aiguardtest.Request) aiguardtest.Reply {
+					return aiguardtest.After(time.Second, aiguardtest.Text("for "+r.Header.Get("Authorization")))
+				})
+				ask := []string{"a", "b", "c", "a", "b", "c"}
+				for range 2 { // coalesced, then kept
+					for i, a := range all(len(ask), func(i int) answer {
+						return w.chat(context.WithValue(t.Context(), tenantKey{}, ask[i]), certain, "Authorization", "")
+					}) {
+						require.NoError(t, a.err)
+						require.Contains(t, a.body, "for Bearer "+ask[i]+`"`)
+					}
+				}
+				require.Equal(t, tc.requests, srv.Count())
+			})
+		})
+	}
+}
+
+func TestIgnoredCredentialNeedsAScope(t *testing.T) {
+	_, err := cacheguard.New(http.DefaultTransport, cacheguard.Config{IgnoreHeaders: []string{"authorization"}})
+	require.EqualError(t, err, `cacheguard: Config.IgnoreHeaders has "authorization", which tells accounts apart; set Config.Scope to ignore it`)
+	newTransport(t, http.DefaultTransport, cacheguard.Config{IgnoreHeaders: []string{"authorization"},
+		Scope: func(*http.Request) string { return "all" }})
+}
+
 func TestSampledAnswersAreKeptIfAsked(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{Sampled: true}, func(t *testing.T, w *world) {
 		assert.Equal(t, missHit, w.sources(t, 2, func() answer { return w.chat(t.Context(), dice) }))
@@ -505,4 +565,41 @@ func TestNewNamesWhatIsWrong(t *testing.T) {
 	require.PanicsWithValue(t, "cacheguard: With: Call.TTL is -1s; want 0 or more", func() {
 		cacheguard.With(t.Context(), cacheguard.Call{TTL: -time.Second})
 	})
+}
+
+// Programs keep responses for their headers. Closed, they must not keep what was in them.
+func TestClosedAnswerIsLetGo(t *testing.T) {
+	const answers, size = 20, 900 << 10
+	big := `{"choices":[{"index":0,"message":{"role":"assistant","content":"` + strings.Repeat("x", size) + `"},"finish_reason":"stop"}]}`
+	cache := newTransport(t, roundTripper(func(*http.Request) (*http.Response, error) {
+		return reply("application/json", strings.NewReader(big)), nil
+	}), cacheguard.Config{})
+	w := &world{cache: cache}
+	var kept []*http.Response
+	ask := func(close func(*http.Response)) {
+		for range answers {
+			resp, err := cache.RoundTrip(newRequest(t.Context(), "https://provider.invalid/v1/chat/completions", dice)) // which is not kept
+			require.NoError(t, err)
+			close(resp)
+			kept = append(kept, resp)
+		}
+		w.settle(t)
+	}
+	before := liveHeap()
+	ask(func(resp *http.Response) {
+		_, err := io.Copy(io.Discard, resp.Body)
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+	})
+	ask(func(resp *http.Response) { require.NoError(t, resp.Body.Close()) }) // unread
+	require.Less(t, liveHeap()-before, int64(size), "of %d answers", len(kept))
+	runtime.KeepAlive(kept)
+}
+
+func liveHeap() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }

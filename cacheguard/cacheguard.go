@@ -34,9 +34,23 @@
 // Same method, URL, JSON and headers; the parts go into a SHA-256 sum, and only that is kept: no key, no prompt. In the
 // JSON the order of an object's fields, white space between tokens and the way a string is escaped don't matter; numbers
 // are compared as they are written, so 1 and 1.0 are two requests, and large integers are never rounded. All headers
-// count, Authorization and its kin above all, so that no account sees another's answers; only those that cannot matter
-// don't (User-Agent, trace context, request and idempotency ids, X-Stainless-*), and what IgnoreHeaders adds. Answers are
-// kept as they are: who can read the Store can read them.
+// count, except those that cannot matter (User-Agent, trace context, request and idempotency ids, X-Stainless-*), and what
+// IgnoreHeaders adds. Answers are kept as they are: who can read the Store can read them.
+//
+// # Whose answers they are
+//
+// WARNING: the cache sees a request as the SDK made it. Credentials that are added behind the cache are not in the key: by
+// an oauth2 transport, by a signer, by a base that takes the tenant's key from the context. Without a declaration, one
+// tenant could get the answers of another. So a request is kept and coalesced only if it says whose it is:
+//
+//   - It carries a credential itself: Authorization, Proxy-Authorization, Cookie, Api-Key, X-Api-Key, X-Goog-Api-Key, or key
+//     or api-key in the query. A placeholder such as "Bearer none" counts, and the cache cannot tell.
+//
+//   - Or Config.Scope names the account. Set it whenever anything behind the cache adds or replaces credentials:
+//
+//     cacheguard.Config{Scope: func(req *http.Request) string { return tenantOf(req.Context()) }}
+//
+// All other requests go straight to the provider, and Stats.Passed counts them.
 //
 // # Coalescing
 //
@@ -98,6 +112,11 @@ type Config struct {
 	MaxRequestBytes int64         // of a request's body; a larger one goes straight on. 1 MiB
 	IgnoreHeaders   []string      // request headers that make no difference, besides those that never do. None
 
+	// Scope names the account whose answers req may get. Requests of different scopes never share an answer. "" means
+	// unknown: the request goes straight to the provider. It must be safe for concurrent use. Default: the request's own
+	// credentials, see "Whose answers they are".
+	Scope func(req *http.Request) string
+
 	Store         Store         // where answers are kept, instead of in memory: then MaxBytes means nothing. None
 	LookupTimeout time.Duration // of that Store. 50ms
 }
@@ -114,6 +133,11 @@ func (c *Config) validate() error {
 	nonNegative("MaxEntryBytes", c.MaxEntryBytes, c.MaxEntryBytes)
 	nonNegative("MaxRequestBytes", c.MaxRequestBytes, c.MaxRequestBytes)
 	nonNegative("LookupTimeout", int64(c.LookupTimeout), c.LookupTimeout)
+	for _, name := range c.IgnoreHeaders {
+		if c.Scope == nil && slices.Contains(credentials, http.CanonicalHeaderKey(name)) {
+			errs = append(errs, fmt.Errorf("cacheguard: Config.IgnoreHeaders has %q, which tells accounts apart; set Config.Scope to ignore it", name))
+		}
+	}
 	return errors.Join(errs...)
 }
 
@@ -209,7 +233,7 @@ func New(next http.RoundTripper, cfg Config) (*Transport, error) {
 	t := &Transport{next: next, cfg: cfg, ignore: ignored(cfg.IgnoreHeaders),
 		flights: map[flightKey]*flight{}, running: map[*flight]struct{}{}}
 	if cfg.Store != nil {
-		t.store = &bounded{store: cfg.Store, lookup: cfg.LookupTimeout, failures: &t.failures}
+		t.store = &bounded{born: time.Now(), store: cfg.Store, lookup: cfg.LookupTimeout, failures: &t.failures}
 		return t, nil
 	}
 	m, err := newMemory(cfg.MaxBytes)

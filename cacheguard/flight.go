@@ -48,6 +48,7 @@ type flight struct {
 	buf     []byte
 	base    int64
 	err     error // how the answer ended, io.EOF if well; nil: not yet
+	landed  bool  // run is over: nobody joins any more
 }
 
 func newFlight(t *Transport, q *request) *flight {
@@ -65,6 +66,7 @@ func (f *flight) run(ctx context.Context) {
 	defer func() {
 		f.t.unlist(f)
 		f.end(errNoAnswer)
+		f.land()
 		f.cancel()
 		f.t.mu.Lock()
 		delete(f.t.running, f)
@@ -143,6 +145,22 @@ func (f *flight) end(err error) {
 	if f.err == nil {
 		f.err = err
 		f.change()
+	}
+}
+
+// land notes that run is over.
+func (f *flight) land() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.landed = true
+	f.forget()
+}
+
+// forget lets go of the answer when nobody is left to read it: a closed reader keeps its flight, and its response may be
+// kept. f's lock is held.
+func (f *flight) forget() {
+	if f.landed && len(f.readers) == 0 {
+		f.buf = nil
 	}
 }
 
@@ -270,6 +288,7 @@ func (r *reader) leave() {
 	if f.sealed {
 		f.change() // it no longer holds the window
 	}
+	f.forget()
 	f.mu.Unlock()
 	if last {
 		f.t.unlist(f)
@@ -381,12 +400,16 @@ func (r *reader) next(p []byte) (n int, changed <-chan struct{}, err error) {
 // Close leaves the flight. It is safe to call while another goroutine reads.
 func (r *reader) Close() error {
 	r.stop()
+	r.close() // first: nobody may read an answer that is forgotten
 	r.leave()
+	return nil
+}
+
+func (r *reader) close() {
 	r.f.mu.Lock()
 	defer r.f.mu.Unlock()
 	if !r.closed {
 		r.closed = true
 		close(r.closing)
 	}
-	return nil
 }

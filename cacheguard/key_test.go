@@ -159,6 +159,7 @@ func TestHostInTheRequestMakesTheKey(t *testing.T) {
 	of := func(query, host string) key {
 		req, err := http.NewRequest(http.MethodPost, chatURL+query, strings.NewReader(plainBody))
 		require.NoError(t, err)
+		req.Header.Set("Authorization", "Bearer sk-one")
 		req.Header.Set("Content-Type", "application/json")
 		req.Host = host
 		q, err := tr.read(req, Call{})
@@ -173,6 +174,7 @@ func TestRequestIsLeftAsItWas(t *testing.T) {
 	tr := newKeyer(t, Config{})
 	req, err := http.NewRequest(http.MethodPost, chatURL, strings.NewReader(plainBody))
 	require.NoError(t, err)
+	req.Header.Set("Authorization", "Bearer sk-one")
 	req.Header.Set("Content-Type", "application/json")
 	closed := &closeable{Reader: strings.NewReader(plainBody)}
 	req.Body = closed
@@ -194,6 +196,7 @@ func TestBodyOfAnotherLengthThanAnnouncedIsForNextToJudge(t *testing.T) {
 	for length, want := range map[int64]mode{5: apart, 500: apart, -1: cached, int64(len(plainBody)): cached} {
 		req, err := http.NewRequest(http.MethodPost, chatURL, strings.NewReader(plainBody))
 		require.NoError(t, err)
+		req.Header.Set("Authorization", "Bearer sk-one")
 		req.Header.Set("Content-Type", "application/json")
 		req.ContentLength = length
 		q, err := tr.read(req, Call{})
@@ -211,6 +214,7 @@ func TestBodyThatFailsIsTheCallersError(t *testing.T) {
 	tr := newKeyer(t, Config{})
 	req, err := http.NewRequest(http.MethodPost, chatURL, strings.NewReader(plainBody))
 	require.NoError(t, err)
+	req.Header.Set("Authorization", "Bearer sk-one")
 	req.Header.Set("Content-Type", "application/json")
 	body := &closeable{Reader: io.MultiReader(strings.NewReader("{"), failure{})}
 	req.Body = body
@@ -359,6 +363,7 @@ func BenchmarkHit(b *testing.B) {
 			body := `{"temperature":0,"messages":[{"role":"user","content":"` + strings.Repeat("x", size) + `"}]}`
 			ask := func() {
 				req, _ := http.NewRequestWithContext(b.Context(), http.MethodPost, chatURL, strings.NewReader(body))
+				req.Header.Set("Authorization", "Bearer sk-one")
 				req.Header.Set("Content-Type", "application/json")
 				resp, err := tr.RoundTrip(req)
 				require.NoError(b, err)

@@ -53,6 +53,10 @@ func (t *Transport) read(req *http.Request, call Call) (*request, error) {
 	if call.Bypass || !t.concerns(req) {
 		return q, nil
 	}
+	scope, ok := t.scope(req)
+	if !ok {
+		return q, nil
+	}
 	read := bytes.NewBuffer(make([]byte, 0, max(req.ContentLength, 0)+bytes.MinRead))
 	if _, err := read.ReadFrom(io.LimitReader(req.Body, t.cfg.MaxRequestBytes+1)); err != nil {
 		req.Body.Close()
@@ -79,11 +83,11 @@ func (t *Transport) read(req *http.Request, call Call) (*request, error) {
 	q.endpoint = answer.EndpointOf(req.URL.Path)
 	facts := answer.ReadRequest(plain) // of the plain form: "st\u006fre" is a name too
 	q.stream = facts.Stream || strings.Contains(req.Header.Get("Accept"), "text/event-stream")
-	if facts.Creates || q.endpoint == answer.Responses && !storesNothing(plain) {
+	if facts.Creates || q.endpoint == answer.Responses && !facts.Transient {
 		return q, nil
 	}
 	q.send.ContentLength = int64(len(body))
-	q.key = t.sum(req, plain)
+	q.key = t.sum(req, scope, plain)
 	switch {
 	case !call.Sampled && !t.cfg.Sampled && samples(q.endpoint, plain):
 		q.mode = coalesced
@@ -117,14 +121,22 @@ func (t *Transport) concerns(req *http.Request) bool {
 	return err == nil && media == "application/json"
 }
 
-// storesNothing reports whether a request to /responses says so: that API stores an answer unless it is told not to.
-func storesNothing(plain []byte) bool {
-	for name, value := range jsonscan.Members(plain) {
-		if string(name) == "store" {
-			return string(value) == "false"
+// credentials are headers that tell accounts apart.
+var credentials = []string{"Authorization", "Proxy-Authorization", "Cookie", "Api-Key", "X-Api-Key", "X-Goog-Api-Key"}
+
+// scope returns whose answers req may get, as far as its headers and URL do not say so, or false if nobody says so.
+func (t *Transport) scope(req *http.Request) (scope string, ok bool) {
+	if t.cfg.Scope != nil {
+		scope = t.cfg.Scope(req)
+		return scope, scope != ""
+	}
+	for _, name := range credentials {
+		if req.Header.Get(name) != "" {
+			return "", true
 		}
 	}
-	return false
+	query := req.URL.Query()
+	return "", query.Get("key") != "" || query.Get("api-key") != ""
 }
 
 // samples reports whether the same request may well get another answer.
@@ -161,10 +173,11 @@ func ignored(more []string) map[string]bool {
 
 // sum is the key of req, whose body in its plain form is given. Each part goes in behind its length, so that no two
 // requests run together to the same bytes.
-func (t *Transport) sum(req *http.Request, plain []byte) key {
+func (t *Transport) sum(req *http.Request, scope string, plain []byte) key {
 	b := make([]byte, 0, len(plain)+1024)
 	part := func(p string) { b = append(binary.AppendUvarint(b, uint64(len(p))), p...) }
-	part("cacheguard 1")
+	part("cacheguard 2")
+	part(scope)
 	part(req.Method)
 	part(req.URL.String())
 	part(req.Host)

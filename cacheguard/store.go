@@ -57,7 +57,8 @@ type bounded struct {
 	store    Store
 	lookup   time.Duration
 	failures *atomic.Int64
-	until    atomic.Int64 // end of the pause in Unix nanoseconds; 0: none
+	born     time.Time    // with its monotonic reading: the wall clock may be set back
+	until    atomic.Int64 // end of the pause in nanoseconds since born; 0: none
 }
 
 func (b *bounded) Get(ctx context.Context, name string) ([]byte, error) {
@@ -73,7 +74,7 @@ func (b *bounded) Set(ctx context.Context, name string, entry []byte, ttl time.D
 
 // within runs use for limit at most. One that does not heed its context is left to itself.
 func (b *bounded) within(ctx context.Context, limit time.Duration, use func(context.Context) ([]byte, error)) ([]byte, error) {
-	now := time.Now().UnixNano()
+	now := int64(time.Since(b.born))
 	if until := b.until.Load(); until != 0 && (now < until || !b.until.CompareAndSwap(until, now+int64(storePause))) {
 		return nil, errPaused
 	}
@@ -99,7 +100,7 @@ func (b *bounded) within(ctx context.Context, limit time.Duration, use func(cont
 		b.until.Store(0)
 	case ctx.Err() == nil: // the callers' end is no failure
 		b.failures.Add(1)
-		b.until.Store(time.Now().UnixNano() + int64(storePause))
+		b.until.Store(int64(time.Since(b.born) + storePause))
 	}
 	return r.entry, r.err
 }

@@ -18,13 +18,15 @@ import (
 type answer struct {
 	w     http.ResponseWriter
 	ctl   *http.ResponseController // of w
-	limit limit
+	limit *limit
+	ctx   *limited // the handler's
 
 	header http.Header // the handler's, which may change while we answer in its place
 
 	uses     sync.RWMutex // read-locked while the handler uses w: a deadline it sets may have to end its own Write
 	state    atomic.Int32
 	hijacked atomic.Bool
+	lost     atomic.Bool // the client has left while it was informed
 }
 
 // States of an answer, in their order.
@@ -34,8 +36,8 @@ const (
 	over            // the handler may no longer use w
 )
 
-func newAnswer(w http.ResponseWriter, l limit) *answer {
-	a := &answer{w: w, ctl: http.NewResponseController(w), limit: l, header: w.Header().Clone()}
+func newAnswer(w http.ResponseWriter, l *limit, ctx *limited) *answer {
+	a := &answer{w: w, ctl: http.NewResponseController(w), limit: l, ctx: ctx, header: w.Header().Clone()}
 	if a.header == nil {
 		a.header = http.Header{}
 	}
@@ -63,16 +65,36 @@ func (a *answer) await() {
 	defer a.uses.Unlock()
 }
 
+// answerLate answers in place of a handler that has not begun by the limit, and no longer can.
+func (a *answer) answerLate(x *exchange) {
+	if !a.lost.Load() {
+		x.answerLate(a.w, a.limit.reason())
+	}
+}
+
 // abort ends the connection, or in HTTP/2 the stream, so that nobody takes what was sent for a whole answer. The deadlines
 // free a handler that is blocked reading or writing, and keep the server from reading the rest of the body first.
 func (a *answer) abort(x *exchange) {
-	a.state.Store(over)
+	if a.state.Swap(over) == begun {
+		a.flushLast()
+	}
 	past := time.Unix(1, 0)
 	_ = a.ctl.SetReadDeadline(past) // a server without deadlines waits for the client
 	_ = a.ctl.SetWriteDeadline(past)
 	a.await()
-	x.log.LogAttrs(context.Background(), levelFailed, "httpguard: answer ended at the time limit", x.attrs(a.limit.err)...)
+	x.log.LogAttrs(context.Background(), levelFailed, "httpguard: answer ended at the time limit", x.attrs(a.limit.reason())...)
 	panic(http.ErrAbortHandler)
+}
+
+// flushLast sends what the handler has written and not flushed. If the handler is writing now the client does not read.
+func (a *answer) flushLast() {
+	if !a.uses.TryLock() {
+		return
+	}
+	defer a.uses.Unlock()
+	if a.ctl.SetWriteDeadline(time.Now().Add(LastWord)) == nil { // or nobody could end the flush
+		_ = a.ctl.Flush()
+	}
 }
 
 // use runs f, which uses w, unless the request is over.
@@ -88,7 +110,7 @@ func (a *answer) use(f func() error) error {
 // why is the error of a use that came too late.
 func (a *answer) why() error {
 	if a.limit.over() {
-		return a.limit.err
+		return a.limit.reason()
 	}
 	return errReturned
 }
@@ -118,6 +140,9 @@ func (a *answer) begin() error {
 
 // sendHeader gives w the handler's header.
 func (a *answer) sendHeader() {
+	if a.lost.Load() {
+		return
+	}
 	header := a.w.Header()
 	clear(header)
 	maps.Copy(header, a.header)
@@ -148,6 +173,12 @@ func (a *answer) inform(status int) {
 	before := a.w.Header().Clone()
 	a.sendHeader()
 	a.w.WriteHeader(status)
+	if a.ctx.Context.Err() != nil {
+		// A stream of HTTP/2 that its client has reset does not wait for its header to be written: net/http may still be
+		// reading it, and nobody reads another.
+		a.lost.Store(true)
+		return
+	}
 	clear(a.w.Header())
 	maps.Copy(a.w.Header(), before)
 }
@@ -170,8 +201,20 @@ func (a *answer) FlushError() error {
 		if err := a.begin(); err != nil {
 			return err
 		}
-		return a.ctl.Flush()
+		err := a.ctl.Flush()
+		if err == nil {
+			a.limit.progress()
+		}
+		return err
 	})
+}
+
+// CloseNotify implements http.CloseNotifier, which is deprecated, for frameworks that cannot do without: gin's Context.Stream
+// panics. It tells of the end of the request's context.
+func (a *answer) CloseNotify() <-chan bool {
+	left := make(chan bool, 1)
+	context.AfterFunc(a.ctx, func() { left <- true })
+	return left
 }
 
 func (a *answer) Hijack() (conn net.Conn, rw *bufio.ReadWriter, err error) {

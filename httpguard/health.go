@@ -16,7 +16,7 @@ const DefaultSaturatedAfter = 10 * time.Second
 
 // HealthConfig is what Health needs to know: nothing.
 type HealthConfig struct {
-	// SaturatedAfter is for how long all slots are taken and calls are waiting until /readyz says so. 10s;
+	// SaturatedAfter is for how long calls must have been waiting for slots until /readyz says so. 10s;
 	// aiguard.Off: it never does
 	SaturatedAfter time.Duration
 }
@@ -25,9 +25,11 @@ type HealthConfig struct {
 //
 //   - /livez is 200 while the process serves requests.
 //   - /readyz is 200 with status "ok", or 503 with status "unavailable" and all reasons that hold: "draining" after
-//     Shutdown or Close, "over_memory" above the memory limit, "paused" while a provider's Retry-After is
-//     waited out, and "saturated" when for SaturatedAfter all slots have been taken and calls been waiting. Either
-//     comes with the guard's Stats.
+//     Shutdown or Close, "over_memory" above the memory limit, and "saturated" when for SaturatedAfter calls have been
+//     waiting for slots. Either comes with the guard's Stats.
+//
+// A provider that has asked for a pause is no reason: other models still answer, and every instance of the service waits for
+// the same provider. The Stats have paused_until.
 //
 // No goroutine watches: saturation is measured from the first /readyz probe that finds it, and one that does not starts
 // anew. With probes further apart than SaturatedAfter it takes two. A probe never makes a call to the provider.
@@ -66,8 +68,7 @@ func (h *health) ready(w http.ResponseWriter, _ *http.Request) {
 	}{
 		{"draining", st.Draining},
 		{"over_memory", st.OverMemory},
-		{"paused", st.PausedUntil.After(now)},
-		{"saturated", h.saturated(st.Waiting > 0 && st.InFlight >= st.MaxConcurrent, now)},
+		{"saturated", h.saturated(h.full(st, now), now)},
 	} {
 		if r.holds {
 			reasons = append(reasons, r.name)
@@ -79,6 +80,21 @@ func (h *health) ready(w http.ResponseWriter, _ *http.Request) {
 		body.Status, status = "unavailable", http.StatusServiceUnavailable
 	}
 	report(w, status, body)
+}
+
+// full reports whether calls wait for slots, and not for the end of a provider's pause or outage. Heavy calls may wait although
+// some slots are left.
+func (h *health) full(st aiguard.Stats, now time.Time) bool {
+	if st.Waiting == 0 || st.InFlight == 0 || st.MaxConcurrent == aiguard.Off {
+		return false
+	}
+	waiting := st.Waiting
+	for _, r := range h.guard.Routes() {
+		if r.PausedUntil.After(now) || !r.DownSince.IsZero() {
+			waiting -= r.Waiting
+		}
+	}
+	return waiting > 0
 }
 
 func (h *health) saturated(full bool, now time.Time) bool {

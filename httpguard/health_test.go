@@ -47,7 +47,7 @@ func TestReadyzNamesEachReason(t *testing.T) {
 			"none":     {},
 			"draining": {prepare: func(g *aiguard.Guard) { assert.NoError(t, g.Close()) }, reasons: []string{"draining"}},
 			"memory":   {cfg: aiguard.Config{MemoryLimit: 1}, reasons: []string{"over_memory"}},
-			"paused":   {prepare: pause, reasons: []string{"paused"}},
+			"paused":   {prepare: pause},
 			"all at once": {
 				cfg: aiguard.Config{MemoryLimit: 1},
 				prepare: func(g *aiguard.Guard) {
@@ -85,13 +85,13 @@ func pause(g *aiguard.Guard) {
 	})
 }
 
-func TestPauseEnds(t *testing.T) {
+func TestPauseIsToldAndNoReason(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(t, aiguard.Config{})
 		pause(g)
 		h := httpguard.Health(g, httpguard.HealthConfig{})
 		ready := probe(t, h, "/readyz")
-		assert.Equal(t, []string{"paused"}, ready.Reasons)
+		assert.Equal(t, http.StatusOK, ready.code, "another model may answer")
 		until, err := time.Parse(time.RFC3339Nano, ready.Stats["paused_until"].(string))
 		require.NoError(t, err)
 		time.Sleep(time.Until(until) + 1)
@@ -142,20 +142,52 @@ func TestSaturationIsToldAfterItHasLasted(t *testing.T) {
 }
 
 func TestWaitingForTheEndOfAPauseIsNotSaturation(t *testing.T) {
+	for name, limit := range map[string]int64{"default": 0, "without a limit": aiguard.Off} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newGuard(t, aiguard.Config{MaxConcurrent: limit, QueueTimeout: aiguard.Off})
+				pause(g)
+				wait := func(op string, f func()) {
+					go func() {
+						_, _ = aiguard.Do(t.Context(), g.With(aiguard.Call{Op: op}), func(context.Context) (int, error) { f(); return 0, nil })
+					}()
+					synctest.Wait()
+				}
+				done := make(chan struct{})
+				wait("another", func() { <-done })
+				wait("ask", func() {})
+				st := g.Stats()
+				require.Equal(t, []int64{1, 1}, []int64{st.InFlight, st.Waiting})
+				h := httpguard.Health(g, httpguard.HealthConfig{})
+				assert.Empty(t, probe(t, h, "/readyz").Reasons)
+				time.Sleep(2 * httpguard.DefaultSaturatedAfter)
+				require.EqualValues(t, 1, g.Stats().Waiting)
+				assert.Empty(t, probe(t, h, "/readyz").Reasons)
+				close(done)
+				time.Sleep(time.Minute)
+			})
+		})
+	}
+}
+
+// Heavy calls may leave slots that none of them fits into.
+func TestCallsThatWaitBesideARestAreSaturation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGuard(t, aiguard.Config{QueueTimeout: aiguard.Off})
-		pause(g)
-		go func() {
-			_, _ = aiguard.Do(t.Context(), g.With(aiguard.Call{Op: "ask"}), func(context.Context) (int, error) { return 0, nil })
-		}()
+		g := newGuard(t, aiguard.Config{MaxConcurrent: 10, CallTimeout: aiguard.Off, QueueTimeout: aiguard.Off, TotalTimeout: aiguard.Off})
+		done := make(chan struct{})
+		defer close(done)
+		for range 2 {
+			go func() {
+				_, _ = aiguard.Do(t.Context(), g.With(aiguard.Call{Weight: 8}), func(context.Context) (int, error) { <-done; return 0, nil })
+			}()
+		}
 		synctest.Wait()
-		require.EqualValues(t, 1, g.Stats().Waiting)
+		st := g.Stats()
+		require.Equal(t, []int64{8, 1}, []int64{st.InFlight, st.Waiting})
 		h := httpguard.Health(g, httpguard.HealthConfig{})
-		assert.Equal(t, []string{"paused"}, probe(t, h, "/readyz").Reasons)
-		time.Sleep(2 * httpguard.DefaultSaturatedAfter)
-		require.EqualValues(t, 1, g.Stats().Waiting)
-		assert.Equal(t, []string{"paused"}, probe(t, h, "/readyz").Reasons)
-		time.Sleep(time.Minute)
+		assert.Empty(t, probe(t, h, "/readyz").Reasons)
+		time.Sleep(httpguard.DefaultSaturatedAfter)
+		assert.Equal(t, []string{"saturated"}, probe(t, h, "/readyz").Reasons)
 	})
 }
 
@@ -169,7 +201,7 @@ func TestReadyzHasEveryStat(t *testing.T) {
 	assert.EqualValues(t, 5, stats["max_concurrent"])
 	assert.EqualValues(t, 2, stats["calls"])
 	assert.EqualValues(t, 2, stats["failed"])
-	assert.EqualValues(t, 1<<40, stats["memory_limit"])
+	assert.EqualValues(t, int64(1<<40), stats["memory_limit"])
 	assert.Positive(t, stats["heap_bytes"])
 	assert.EqualValues(t, 0, stats["wait_time"])
 	assert.Equal(t, false, stats["draining"])

@@ -38,17 +38,27 @@ const (
 	DefaultMaxBodyBytes = 1 << 20
 )
 
-// LastWord is how much longer than Config.Timeout a handler may write that had begun its answer: time for a last
+// LastWord is how much longer than its time limit a handler may write that had begun its answer: time for a last
 // server-sent event that says what happened.
 const LastWord = time.Second
+
+// TimeoutHeader is the request header in which a client says how long it will wait for the whole answer: in seconds, such
+// as 20 or 1.5, or as a duration, such as 1500ms. It only shortens a request's time limit, also with Timeout Off, where
+// it ends the handler's context alone. A value that is not a positive duration is ignored.
+const TimeoutHeader = "X-Request-Timeout"
 
 // Config is what Middleware needs to know: nothing. In each field zero means the default stated there, aiguard.Off (-1)
 // no such bound.
 type Config struct {
-	// Timeout is for a whole request, from its arrival, the queue included. 55s
+	// Timeout is for a whole request, from its arrival, the queue included. Each Flush of the handler that succeeds gives a
+	// streamed answer as much time again, so that it is not cut while it makes progress. 55s
 	//
 	// An http.Server's WriteTimeout has to be longer, or it cuts the answer that tells the client.
 	Timeout time.Duration
+
+	// StreamTimeout is for a whole request whose answer is streamed. With Timeout here too, no progress extends that. The
+	// guard's StreamTimeout
+	StreamTimeout time.Duration
 
 	// MaxConcurrent is how many requests are handled at once. 4 times the guard's; none where the guard has none
 	MaxConcurrent int
@@ -77,11 +87,13 @@ type Config struct {
 //   - If the handler has written nothing, the client gets 504 at that moment. Nothing that the handler writes
 //     later is sent, and its place in MaxConcurrent stays taken until it returns.
 //   - If it has begun its answer, that answer is never completed: HTTP/1 clients see the connection end too early,
-//     HTTP/2 clients a reset of the stream, at the latest LastWord after Timeout, even if the handler ends its answer
-//     itself in that time. So nobody takes a half answer for a whole one, and an event stream can say why it ends.
+//     HTTP/2 clients a reset of the stream, at the latest LastWord after the limit, even if the handler ends its answer
+//     itself in that time. So nobody takes a half answer for a whole one, and an event stream can say why it ends: what it
+//     writes then is sent, flushed or not.
+//   - A handler that streams, which is one that flushes, moves the limit with each Flush, up to StreamTimeout.
 //   - A hijacked connection belongs to the handler; only its context ends.
 //
-// The handler's context ends at Timeout with an *aiguard.Error of kind ErrTimeout as its cause, and when the client
+// The handler's context ends at that limit with an *aiguard.Error of kind ErrTimeout as its cause, and when the client
 // leaves, which net/http notices in HTTP/1 once the request's body was read. Reading a body of unknown length beyond
 // MaxBodyBytes fails with an *http.MaxBytesError, for which Error answers 413. http.Server.Shutdown does not wait for
 // a handler that has outlived its request.
@@ -95,11 +107,11 @@ type Config struct {
 //
 // Middleware panics if g is nil or a field of cfg is out of range, naming the field, its value and what is allowed.
 func Middleware(g *aiguard.Guard, cfg Config) func(http.Handler) http.Handler {
-	capacity := g.Config().MaxConcurrent
+	limits := g.Config()
 	if err := cfg.validate(); err != nil {
 		panic(err.Error())
 	}
-	cfg.setDefaults(capacity)
+	cfg.setDefaults(&limits)
 	places := newPlaces(cfg.MaxConcurrent, cfg.MaxQueue, cfg.QueueTimeout)
 	return func(next http.Handler) http.Handler {
 		if next == nil {
@@ -123,6 +135,7 @@ func (c *Config) validate() error {
 		}
 	}
 	check(c.Timeout >= aiguard.Off, "Timeout", c.Timeout, "duration")
+	check(c.StreamTimeout >= aiguard.Off, "StreamTimeout", c.StreamTimeout, "duration")
 	check(c.MaxConcurrent >= aiguard.Off, "MaxConcurrent", c.MaxConcurrent, "number")
 	check(c.MaxQueue >= aiguard.Off, "MaxQueue", c.MaxQueue, "number")
 	check(c.QueueTimeout >= aiguard.Off, "QueueTimeout", c.QueueTimeout, "duration")
@@ -130,12 +143,14 @@ func (c *Config) validate() error {
 	return errors.Join(errs...)
 }
 
-// setDefaults needs the guard's capacity.
-func (c *Config) setDefaults(capacity int64) {
+// setDefaults takes some from the guard's settings.
+func (c *Config) setDefaults(limits *aiguard.Config) {
+	capacity := limits.MaxConcurrent
 	if capacity != aiguard.Off {
 		capacity *= DefaultConcurrency
 	}
 	c.Timeout = cmp.Or(c.Timeout, DefaultTimeout)
+	c.StreamTimeout = cmp.Or(c.StreamTimeout, limits.StreamTimeout)
 	c.MaxConcurrent = cmp.Or(c.MaxConcurrent, int(capacity))
 	c.MaxQueue = cmp.Or(c.MaxQueue, DefaultMaxQueue)
 	c.QueueTimeout = cmp.Or(c.QueueTimeout, DefaultQueueTimeout)
@@ -154,17 +169,16 @@ type handler struct {
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := newExchange(w, r)
 	x.page, x.log = h.cfg.Page, h.cfg.Logger
-	ctx := context.WithValue(r.Context(), exchangeKey{}, x)
-	limit := limit{at: time.Now().Add(h.cfg.Timeout)}
-	if h.cfg.Timeout != aiguard.Off {
-		// "task" is the phase of many calls together, and the message for it fits.
-		limit.err = &aiguard.Error{Kind: aiguard.ErrTimeout, Op: x.route, Phase: "task", Limit: h.cfg.Timeout}
+	r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x))
+	var limit *limit
+	waiting := r.Context()
+	if waits := patience(r, h.cfg.Timeout); h.cfg.Timeout != aiguard.Off || waits > 0 {
+		limit = newLimit(&h.cfg, x.route, waits)
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadlineCause(ctx, limit.at, limit.err)
+		waiting, cancel = context.WithDeadlineCause(waiting, limit.at, limit.err)
 		defer cancel()
 	}
-	r = r.WithContext(ctx)
-	if err := h.admit(r, x); err != nil {
+	if err := h.admit(waiting, r, x); err != nil {
 		x.answerWith(w, err)
 		return
 	}
@@ -173,6 +187,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(nil, r.Body, h.cfg.MaxBodyBytes)
 	}
 	if h.cfg.Timeout == aiguard.Off {
+		r = r.WithContext(waiting)
 		defer h.leave(r, time.Now())
 		h.next.ServeHTTP(w, r)
 		return
@@ -181,7 +196,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // admit refuses what must not or cannot begin now, and else takes a place, for leave to give back.
-func (h *handler) admit(r *http.Request, x *exchange) error {
+func (h *handler) admit(ctx context.Context, r *http.Request, x *exchange) error {
 	if bound := h.cfg.MaxBodyBytes; bound != aiguard.Off && r.ContentLength > bound {
 		return &http.MaxBytesError{Limit: bound}
 	}
@@ -191,7 +206,7 @@ func (h *handler) admit(r *http.Request, x *exchange) error {
 	case st.OverMemory:
 		return &aiguard.Error{Kind: aiguard.ErrOverloaded, Op: x.route, Phase: "memory", Size: st.HeapBytes, Max: st.MemoryLimit}
 	}
-	return h.places.enter(r.Context(), x.route)
+	return h.places.enter(ctx, x.route)
 }
 
 // leave ends what admit and the handler have begun. The server removes the files of a form only if it was parsed in the

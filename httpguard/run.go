@@ -8,18 +8,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"time"
-
-	"github.com/aiguard-go/aiguard"
 )
-
-// limit is the time limit of one request.
-type limit struct {
-	at  time.Time
-	err *aiguard.Error // the cause of the end of the request's context
-}
-
-// over reports whether the time is over. It goes by the clock: the context may have ended before, for another reason.
-func (l limit) over() bool { return !time.Now().Before(l.at) }
 
 // outcome is how a handler ended.
 type outcome struct {
@@ -30,9 +19,11 @@ type outcome struct {
 
 // runWithin runs the handler in its own goroutine and answers in its place if it has not begun by the limit. HTTP/2
 // leaves no other way to complete an answer: a stream ends when ServeHTTP returns.
-func (h *handler) runWithin(l limit, w http.ResponseWriter, r *http.Request, x *exchange) {
-	ctx := r.Context()
-	a := newAnswer(w, l)
+func (h *handler) runWithin(l *limit, w http.ResponseWriter, r *http.Request, x *exchange) {
+	ctx, end := l.context(r.Context())
+	defer end(nil)
+	r = r.WithContext(ctx)
+	a := newAnswer(w, l, ctx)
 	x.answer = a
 	done, gone := make(chan outcome), make(chan struct{})
 	defer close(gone)
@@ -53,20 +44,23 @@ func (h *handler) runWithin(l limit, w http.ResponseWriter, r *http.Request, x *
 		out.returned = true
 	}()
 
-	timer := time.NewTimer(time.Until(l.at))
-	defer timer.Stop()
-	select {
-	case out := <-done:
-		finish(out, a, x)
-		return
-	case <-timer.C:
-		<-ctx.Done() // at its own pace: our return would cancel it, without the cause
+	for left := l.left(); left > 0; left = l.left() { // again where a stream has moved it
+		timer := time.NewTimer(left)
+		select {
+		case out := <-done:
+			timer.Stop()
+			finish(out, a, x)
+			return
+		case <-timer.C:
+		}
 	}
+	end(l.reason())
 	if a.take() {
-		x.answerLate(w, l.err)
+		a.answerLate(x)
 		return
 	}
-	timer.Reset(LastWord)
+	timer := time.NewTimer(LastWord)
+	defer timer.Stop()
 	select {
 	case out := <-done:
 		finish(out, a, x)
@@ -86,7 +80,7 @@ func finish(out outcome, a *answer, x *exchange) {
 	case out.panicked != nil && out.panicked != http.ErrAbortHandler:
 		panic(out.panicked)
 	case out.cut && untouched && out.returned:
-		x.answerLate(a.w, a.limit.err)
+		a.answerLate(x)
 	case out.cut && !hijacked:
 		a.abort(x)
 	case !out.returned:

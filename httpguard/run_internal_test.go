@@ -13,15 +13,17 @@ import (
 
 // A handler that returns at the limit may be noticed before or after the timer: the outcome is the same.
 func TestReturnAfterTheLimitIsNoAnswer(t *testing.T) {
-	late := limit{at: time.Now(), err: &aiguard.Error{Kind: aiguard.ErrTimeout}}
 	for _, begun := range []bool{false, true} {
 		w := httptest.NewRecorder()
-		a := newAnswer(w, late)
+		l := &limit{at: time.Now(), err: &aiguard.Error{Kind: aiguard.ErrTimeout}}
+		ctx, cancel := l.context(t.Context())
+		defer cancel(nil)
+		a := newAnswer(w, l, ctx)
 		if begun {
-			a.limit.at = time.Now().Add(time.Hour)
+			l.at = time.Now().Add(time.Hour)
 			_, err := a.Write([]byte("half"))
 			assert.NoError(t, err)
-			a.limit = late
+			l.at = time.Now()
 		}
 		end := func() {
 			finish(outcome{returned: true, cut: true}, a, newExchange(w, httptest.NewRequest("GET", "/", nil)))

@@ -2,6 +2,7 @@ package sqlstore_test
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"sync/atomic"
 	"testing"
@@ -196,8 +197,10 @@ func TestProcessesThatShareADatabaseRunEachOperationOnceToOneEnd(t *testing.T) {
 		for _, op := range seen {
 			ends[op.Status]++
 			in := input{Token: op.Name}
-			if op.Input != nil {
-				require.NoError(t, json.Unmarshal(op.Input, &in))
+			var given sql.NullString
+			require.NoError(t, s.DB().QueryRowContext(t.Context(), "SELECT input FROM aiguard_operations WHERE id = $1", op.ID).Scan(&given))
+			if given.Valid {
+				require.NoError(t, json.Unmarshal([]byte(given.String), &in))
 			}
 			require.LessOrEqual(t, op.Attempts, 1, "%+v", op)
 			require.LessOrEqual(t, ran[in.Token], op.Attempts, "%+v", op)

@@ -78,7 +78,7 @@ func migrate(ctx context.Context, db *sql.DB, d dialect) error {
 		err = upgrade(ctx, db, d)
 	}
 	if err != nil {
-		return fmt.Errorf("sqlstore: prepare the %s schema: %w", d.name, err)
+		return fmt.Errorf("prepare the %s schema: %w", d.name, err)
 	}
 	return nil
 }

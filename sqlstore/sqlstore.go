@@ -21,6 +21,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"modernc.org/sqlite"
@@ -44,17 +45,23 @@ type Store struct {
 
 var _ task.Store = (*Store)(nil)
 
-// SQLite opens the database in the file at path, which is made, for its owner alone to read, if there is none.
+// SQLite opens the database in the file at path, which is made, for its owner alone to read, if there is none; its folder must
+// exist. ":memory:" and "file:" names are refused, since what is in memory is not shared: use task.NewMemory.
 // The processes that share it must run on one machine: SQLite's locks do not hold on a network's file system.
 // A write is on the disk when it returns. ctx bounds the opening, not the Store; Close it when no Runner uses it any more.
-func SQLite(ctx context.Context, path string) (*Store, error) {
+func SQLite(ctx context.Context, path string) (_ *Store, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("sqlstore: open SQLite file %q: %w", path, err)
+		}
+	}()
 	db, err := openSQLite(path, "journal_mode(wal)", "synchronous(full)")
 	if err != nil {
-		return nil, fmt.Errorf("sqlstore: open SQLite: %w", err)
+		return nil, err
 	}
 	reads, err := openSQLite(path, "query_only(true)")
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("sqlstore: open SQLite: %w", err), db.Close())
+		return nil, errors.Join(err, db.Close())
 	}
 	closeBoth := func() error { return errors.Join(reads.Close(), db.Close()) }
 	// SQLite has one writer at a time. Here the next one waits in order; at the file it would poll, and might starve.
@@ -62,7 +69,7 @@ func SQLite(ctx context.Context, path string) (*Store, error) {
 	db.SetMaxOpenConns(1)
 	reads.SetMaxOpenConns(maxReaders)
 	if err := ping(ctx, db); err != nil {
-		return nil, errors.Join(fmt.Errorf("sqlstore: open SQLite: %w", err), closeBoth())
+		return nil, errors.Join(err, closeBoth())
 	}
 	if err := migrate(ctx, db, sqliteDialect); err != nil {
 		return nil, errors.Join(err, closeBoth())
@@ -71,7 +78,10 @@ func SQLite(ctx context.Context, path string) (*Store, error) {
 }
 
 func openSQLite(path string, pragmas ...string) (*sql.DB, error) {
-	path, err := filepath.Abs(path) // what SQLite takes for special, such as :memory:, is a file too
+	if path == "" || path == ":memory:" || strings.HasPrefix(path, "file:") {
+		return nil, errors.New("want the path of a file; for operations in memory use task.NewMemory")
+	}
+	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
 	}
@@ -95,12 +105,19 @@ func openSQLite(path string, pragmas ...string) (*sql.DB, error) {
 // create makes the file, if there is none. It never opens the file itself: on closing it the system would forget the locks that
 // another Store of this process has on it.
 func create(path string) error {
-	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+	switch info, err := os.Stat(path); {
+	case err == nil && info.IsDir():
+		return errors.New("it is a folder; want a file")
+	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".sqlstore-*") // for its owner alone
-	if err != nil {
-		return err
+	folder := filepath.Dir(path)
+	f, err := os.CreateTemp(folder, ".sqlstore-*") // for its owner alone
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("the folder %q does not exist: %w", folder, fs.ErrNotExist)
+	case err != nil:
+		return fmt.Errorf("cannot write to the folder %q: %w", folder, err)
 	}
 	defer func() { _ = os.Remove(f.Name()) }()
 	if err := f.Close(); err != nil {
@@ -139,7 +156,7 @@ func Postgres(ctx context.Context, db *sql.DB) (*Store, error) {
 		return nil, errors.New("sqlstore: Postgres: want a database, not nil")
 	}
 	if err := migrate(ctx, db, postgresDialect); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("sqlstore: %w", err)
 	}
 	return &Store{db: db, reads: db, dialect: postgresDialect, close: func() error { return nil }}, nil
 }

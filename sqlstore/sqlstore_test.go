@@ -206,18 +206,42 @@ func locksOn(t *testing.T, path string) (found []string) {
 	return found
 }
 
-func TestSQLiteTakesEveryPathForAFile(t *testing.T) {
+func TestSQLiteTakesThePathOfAFileAlone(t *testing.T) {
 	t.Chdir(t.TempDir())
-	for _, path := range []string{":memory:", "file:x?mode=memory", "relative.db", "a b&c=d.db"} {
+	for _, path := range []string{"relative.db", "a b&c=d.db", "memory", ":x"} {
 		openStore(t, database{File: path})
 		_, err := os.Stat(path)
 		require.NoError(t, err)
 	}
-	_, err := sqlstore.SQLite(t.Context(), filepath.Join("no such folder", "x.db"))
+	for _, path := range []string{"", ":memory:", "file:x.db", "file:x?mode=memory", "file::memory:?cache=shared"} {
+		_, err := sqlstore.SQLite(t.Context(), path)
+		require.EqualError(t, err, fmt.Sprintf("sqlstore: open SQLite file %q: want the path of a file; for operations in memory use task.NewMemory", path))
+	}
+	made, err := filepath.Glob("*memory*")
+	require.NoError(t, err)
+	require.NotContains(t, made, ":memory:")
+}
+
+func TestSQLiteNamesThePathThatItCannotOpen(t *testing.T) {
+	t.Chdir(t.TempDir())
+	missing := filepath.Join(t.TempDir(), "no such folder")
+	_, err := sqlstore.SQLite(t.Context(), filepath.Join(missing, "x.db"))
 	require.ErrorIs(t, err, os.ErrNotExist)
+	require.ErrorContains(t, err, fmt.Sprintf("the folder %q does not exist", missing))
+
 	require.NoError(t, os.WriteFile("letter.txt", []byte("this is no database, but a text that is long enough"), 0o600))
 	_, err = sqlstore.SQLite(t.Context(), "letter.txt")
 	require.ErrorContains(t, err, "not a database")
+	require.ErrorContains(t, err, `"letter.txt"`)
+
+	_, err = sqlstore.SQLite(t.Context(), filepath.Join("letter.txt", "x.db"))
+	require.ErrorContains(t, err, `"letter.txt/x.db"`)
+	_, err = sqlstore.SQLite(t.Context(), ".")
+	require.EqualError(t, err, `sqlstore: open SQLite file ".": it is a folder; want a file`)
+
+	// No root is needed to be kept from this one.
+	_, err = sqlstore.SQLite(t.Context(), "/proc/self/x.db")
+	require.ErrorContains(t, err, `"/proc/self"`)
 }
 
 func TestSQLiteWaitsForAnotherWriterAsLongAsItsContext(t *testing.T) {
@@ -244,4 +268,30 @@ func TestPostgresWantsADatabaseThatAnswers(t *testing.T) {
 	defer db.Close()
 	_, err = sqlstore.Postgres(t.Context(), db)
 	require.ErrorContains(t, err, "PostgreSQL schema")
+}
+
+// After a failover a pool may hold sessions of what is now a standby, which refuse every write for ever.
+func TestPostgresLeavesReadOnlySessions(t *testing.T) {
+	d := newPostgres(t)
+	s := openStore(t, d)
+	const sessions = 2 // that database/sql keeps idle
+	var stale []*sql.Conn
+	for range sessions {
+		conn, err := s.DB().Conn(t.Context())
+		require.NoError(t, err)
+		_, err = conn.ExecContext(t.Context(), "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+		require.NoError(t, err)
+		stale = append(stale, conn)
+	}
+	for _, conn := range stale {
+		require.NoError(t, conn.Close())
+	}
+	require.Equal(t, sessions, s.DB().Stats().Idle)
+	require.NoError(t, s.Renew(t.Context(), "owner", time.Hour))
+	add(t, s, "a", task.Pending, time.Time{})
+	require.Equal(t, task.Pending, get(t, s, "a").Status)
+
+	// A server that takes no writes at all is an error, and no loop.
+	readOnly := openStore(t, database{DSN: d.DSN + " default_transaction_read_only=on"})
+	require.ErrorContains(t, readOnly.Renew(t.Context(), "owner", time.Hour), "25006")
 }

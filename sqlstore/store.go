@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,8 +14,15 @@ import (
 	"github.com/aiguard-go/aiguard/task"
 )
 
-const columns = `id, name, status, error_code, error_message, progress, progress_note, result, created_at, started_at, finished_at,
+const (
+	columns = `id, name, status, error_code, error_message, progress, progress_note, result, created_at, started_at, finished_at,
 	attempts, revision, cancel_requested, owner, input`
+
+	// Inputs are large, and only who takes operations over needs them.
+	withInput    = `SELECT ` + columns + ` FROM aiguard_operations`
+	withoutInput = `SELECT id, name, status, error_code, error_message, progress, progress_note, result, created_at, started_at, finished_at,
+	attempts, revision, cancel_requested, owner, NULL FROM aiguard_operations`
+)
 
 // Create implements task.Store.
 func (s *Store) Create(ctx context.Context, op task.Operation) error {
@@ -30,7 +38,7 @@ func (s *Store) Create(ctx context.Context, op task.Operation) error {
 
 // Get implements task.Store.
 func (s *Store) Get(ctx context.Context, id string) (task.Operation, error) {
-	op, err := scan(s.reads.QueryRowContext(ctx, `SELECT `+columns+` FROM aiguard_operations WHERE id = $1`, id))
+	op, err := scan(s.reads.QueryRowContext(ctx, withoutInput+` WHERE id = $1`, id))
 	if errors.Is(err, sql.ErrNoRows) {
 		err = task.ErrNotFound
 	}
@@ -50,7 +58,7 @@ func (s *Store) List(ctx context.Context, q task.Query) ([]task.Operation, error
 		c.and(`status IN (` + list(&c, q.Statuses) + `)`)
 	}
 	limit := cmp.Or(max(q.Limit, 0), task.DefaultLimit)
-	found, err := s.find(ctx, &c, `ORDER BY created_at DESC, id DESC LIMIT `+c.arg(limit))
+	found, err := s.find(ctx, withoutInput, &c, `ORDER BY created_at DESC, id DESC LIMIT `+c.arg(limit))
 	return found, failed("list", err)
 }
 
@@ -107,7 +115,7 @@ func (s *Store) Orphans(ctx context.Context, names []string, limit int) ([]task.
 		mine += ` OR name IN (` + list(&c, names) + `)`
 	}
 	c.and(`(` + mine + `)`)
-	found, err := s.find(ctx, &c, `ORDER BY created_at, id LIMIT `+c.arg(max(limit, 0)))
+	found, err := s.find(ctx, withInput, &c, `ORDER BY created_at, id LIMIT `+c.arg(max(limit, 0)))
 	return found, failed("find orphans", err)
 }
 
@@ -125,15 +133,54 @@ func (s *Store) DeleteFinished(ctx context.Context, before time.Time) (deleted i
 // exec runs a statement and says how many rows it has changed.
 func (s *Store) exec(ctx context.Context, query string, args ...any) (int64, error) {
 	result, err := s.db.ExecContext(ctx, query, args...)
+	if isReadOnly(err) {
+		return s.execElsewhere(ctx, query, args...)
+	}
 	if err != nil {
 		return 0, err
 	}
 	return result.RowsAffected()
 }
 
+// execElsewhere runs a statement that has met a read-only session. After a failover of PostgreSQL all sessions in the pool may be
+// those of a server that is now a standby, and the pool would keep them: they are closed, one by one, until one can write.
+func (s *Store) execElsewhere(ctx context.Context, query string, args ...any) (rows int64, err error) {
+	for left := s.db.Stats().OpenConnections; left >= 0; left-- {
+		rows, err = s.execOrClose(ctx, query, args...)
+		if !isReadOnly(err) {
+			break
+		}
+	}
+	return rows, err
+}
+
+// execOrClose runs a statement in one session, and closes that if it is read-only.
+func (s *Store) execOrClose(ctx context.Context, query string, args ...any) (int64, error) {
+	conn, err := s.db.Conn(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close() // it only goes back to the pool
+	result, err := conn.ExecContext(ctx, query, args...)
+	if isReadOnly(err) {
+		_ = conn.Raw(func(any) error { return driver.ErrBadConn }) // how database/sql is told to close one
+	}
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+// isReadOnly reports whether a server takes no writes in this session.
+func isReadOnly(err error) bool {
+	const readOnlyTransaction = "25006"
+	var state interface{ SQLState() string } // the errors of pgx and of lib/pq
+	return errors.As(err, &state) && state.SQLState() == readOnlyTransaction
+}
+
 // find returns the operations that meet c.
-func (s *Store) find(ctx context.Context, c *condition, orderAndLimit string) (found []task.Operation, err error) {
-	rows, err := s.reads.QueryContext(ctx, `SELECT `+columns+` FROM aiguard_operations`+c.where()+` `+orderAndLimit, c.args...)
+func (s *Store) find(ctx context.Context, selection string, c *condition, orderAndLimit string) (found []task.Operation, err error) {
+	rows, err := s.reads.QueryContext(ctx, selection+c.where()+` `+orderAndLimit, c.args...)
 	if err != nil {
 		return nil, err
 	}

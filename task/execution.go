@@ -24,7 +24,9 @@ type execution struct {
 	r   *Runner
 	fn  func(context.Context) (any, error)
 	ctx context.Context // the values of whoever started it
-	end context.CancelCauseFunc
+
+	submitted bool // another process can run it
+	end       context.CancelCauseFunc
 
 	turn, stuck, left bool      // is one of MaxRunning, is one of Stats.Stuck, has given back its place: r.mu's
 	since             time.Time // its turn came
@@ -44,7 +46,7 @@ type execution struct {
 type executionKey struct{}
 
 func newExecution(ctx context.Context, r *Runner, op Operation, fn func(context.Context) (any, error)) *execution {
-	x := &execution{r: r, op: op, fn: fn, writing: make(chan struct{}, 1), changed: make(chan struct{})}
+	x := &execution{r: r, op: op, fn: fn, submitted: op.Input != nil, writing: make(chan struct{}, 1), changed: make(chan struct{})}
 	x.ctx, x.end = context.WithCancelCause(ctx)
 	return x
 }
@@ -91,7 +93,7 @@ func (x *execution) run() {
 // begin makes the operation Running, unless it has ended before its turn.
 func (x *execution) begin() bool {
 	switch cause := context.Cause(x.ctx); {
-	case cause == ErrInterrupted && x.op.Input != nil:
+	case cause == ErrInterrupted && x.submitted:
 		x.decide()
 		x.write("release", func(op *Operation) bool {
 			mine := op.Owner == x.r.owner
@@ -316,17 +318,27 @@ func SetProgress(ctx context.Context, percent int, note string) {
 	defer x.mu.Unlock()
 	x.percent, x.note = min(max(percent, 0), 100), clean(note)
 	if x.saving == nil && !x.decided {
-		x.saving = time.AfterFunc(max(progressInterval-time.Since(x.saved), 0), x.saveProgress)
+		// Never a duration of zero: with it two operations at once crash the race detector of Go 1.26.8 in a synctest bubble.
+		x.saving = time.AfterFunc(max(progressInterval-time.Since(x.saved), 1), x.saveProgress)
 	}
 }
 
-// clean makes a text fit for every store: some refuse what is no UTF-8, and the character 0.
+// clean makes a text fit for every store, some of which refuse what is no UTF-8, and the character 0. It stops reading where it
+// has enough.
 func clean(s string) string {
-	s = strings.ReplaceAll(strings.ToValidUTF8(s, ""), "\x00", "")
-	if r := []rune(s); len(r) > maxNoteRunes {
-		return string(r[:maxNoteRunes])
+	var kept strings.Builder
+	n := 0
+	for i, r := range s {
+		_, size := utf8.DecodeRuneInString(s[i:])
+		if r == 0 || r == utf8.RuneError && size == 1 {
+			continue
+		}
+		if n++; n > maxNoteRunes {
+			break
+		}
+		kept.WriteRune(r)
 	}
-	return s
+	return kept.String()
 }
 
 func (x *execution) latest() (percent int, note string) {

@@ -175,6 +175,7 @@ func TestDeleteCancels(t *testing.T) {
 			return nil, ctx.Err()
 		})
 		pending := start(t, r, untilEnd)
+		synctest.Wait()
 		_, v := b.answer("DELETE", pending.ID, http.StatusOK)
 		require.Equal(t, "cancelled", v["status"])
 		b.answer("DELETE", running.ID, http.StatusAccepted)

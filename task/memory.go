@@ -33,8 +33,15 @@ type Memory struct {
 	mu         sync.Mutex
 	operations map[string]*list.Element // of created
 	created    list.List                // of *Operation, the newest last
-	finished   list.List                // of the IDs of those that are final, the last to finish last
+	finished   list.List                // of ended, those that are final, the last to finish last
 	leases     map[string]time.Time
+}
+
+// ended is an operation that is over. Its age is measured here, since its FinishedAt may come from a wall clock that has been set
+// since.
+type ended struct {
+	id string
+	at time.Time
 }
 
 // NewMemory makes a Memory. The zero MemoryConfig is valid; a field out of range is an error that names it.
@@ -67,7 +74,7 @@ func (m *Memory) Create(ctx context.Context, op Operation) error {
 	op = clone(op)
 	m.operations[op.ID] = m.created.PushBack(&op)
 	if op.Status.Final() {
-		m.finished.PushBack(op.ID)
+		m.finished.PushBack(ended{op.ID, time.Now()})
 	}
 	return nil
 }
@@ -84,7 +91,7 @@ func (m *Memory) Get(ctx context.Context, id string) (Operation, error) {
 	if !ok {
 		return Operation{}, ErrNotFound
 	}
-	return clone(*e.Value.(*Operation)), nil
+	return withoutInput(*e.Value.(*Operation)), nil
 }
 
 // List implements Store.
@@ -98,7 +105,7 @@ func (m *Memory) List(ctx context.Context, q Query) (found []Operation, err erro
 	limit := cmp.Or(max(q.Limit, 0), DefaultLimit)
 	for e := m.created.Back(); e != nil && len(found) < limit; e = e.Prev() {
 		if op := e.Value.(*Operation); q.Match(*op) {
-			found = append(found, clone(*op))
+			found = append(found, withoutInput(*op))
 		}
 	}
 	return found, nil
@@ -119,11 +126,13 @@ func (m *Memory) Update(ctx context.Context, op Operation) error {
 	if old.Revision != op.Revision-1 || !old.Status.MayBecome(op.Status) {
 		return ErrConflict
 	}
-	op = clone(op)
-	op.Name, op.Input, op.CreatedAt = old.Name, old.Input, old.CreatedAt
+	op = withoutInput(op)
+	op.Name, op.CreatedAt = old.Name, old.CreatedAt
 	e.Value = &op
-	if op.Status.Final() {
-		m.finished.PushBack(op.ID)
+	if !op.Status.Final() {
+		op.Input = old.Input
+	} else {
+		m.finished.PushBack(ended{op.ID, time.Now()})
 	}
 	m.forget()
 	return nil
@@ -167,19 +176,24 @@ func (m *Memory) Orphans(ctx context.Context, names []string, limit int) (found 
 // forget removes finished operations that are too many or too old.
 func (m *Memory) forget() {
 	for e := m.finished.Front(); e != nil; e = m.finished.Front() {
-		created := m.operations[e.Value.(string)]
+		finished := e.Value.(ended)
 		over := m.maxOperations != aiguard.Off && len(m.operations) > m.maxOperations
-		old := m.maxAge != aiguard.Off && time.Since(created.Value.(*Operation).FinishedAt) > m.maxAge
+		old := m.maxAge != aiguard.Off && time.Since(finished.at) > m.maxAge
 		if !over && !old {
 			return
 		}
-		m.created.Remove(created)
+		m.created.Remove(m.operations[finished.id])
 		m.finished.Remove(e)
-		delete(m.operations, e.Value.(string))
+		delete(m.operations, finished.id)
 	}
 }
 
 func clone(op Operation) Operation {
 	op.Result, op.Input = bytes.Clone(op.Result), bytes.Clone(op.Input)
+	return op
+}
+
+func withoutInput(op Operation) Operation {
+	op.Result, op.Input = bytes.Clone(op.Result), nil
 	return op
 }

@@ -122,3 +122,23 @@ func TestMemoryBoundsWhatItKeeps(t *testing.T) {
 		require.Len(t, remembered(t, m), row.kept)
 	}
 }
+
+// The wall clock may be set while operations run: their own times then say nothing of their age.
+func TestMemoryMeasuresAgeWithoutTheWallClock(t *testing.T) {
+	for name, set := range map[string]time.Duration{"back": -24 * time.Hour, "forward": 24 * time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m, err := task.NewMemory(task.MemoryConfig{MaxAge: time.Minute})
+				require.NoError(t, err)
+				op := create(t, m, "a")
+				op.Status, op.FinishedAt = task.Failed, time.Now().Add(-set) // by the clock as it was
+				op.Revision++
+				require.NoError(t, m.Update(t.Context(), op))
+				time.Sleep(time.Minute)
+				require.Equal(t, []string{"a"}, remembered(t, m))
+				time.Sleep(time.Microsecond)
+				require.Empty(t, remembered(t, m))
+			})
+		})
+	}
+}

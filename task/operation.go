@@ -63,7 +63,7 @@ type Operation struct {
 	CancelRequested bool `json:"cancel_requested"` // its owner has been asked to cancel it
 
 	Owner string          `json:"-"` // the Runner that has it; "": nobody's, to be taken over
-	Input json.RawMessage `json:"-"` // of Submit; nil: only its owner can run it
+	Input json.RawMessage `json:"-"` // of Submit, in what Store.Orphans returns; nil: only its owner can run it
 }
 
 // MarshalJSON writes null for what an operation does not have yet.

@@ -96,6 +96,38 @@ func TestTenThousandTasksEndInOneFinalStateEach(t *testing.T) {
 	})
 }
 
+// TestManyTasksReportProgressAtTheSameInstant crashed the race detector of Go 1.26.8 when SetProgress used timers of zero duration:
+// SIGSEGV in runtime.(*timer).modify, or a CHECK of ThreadSanitizer. In a synctest bubble the runtime runs such a timer in
+// the thread that sets it, but with a race context that the whole bubble shares. Any zero duration given to time.AfterFunc,
+// time.NewTimer, time.After or Timer.Reset can do that; one nanosecond cannot.
+func TestManyTasksReportProgressAtTheSameInstant(t *testing.T) {
+	const tasks = 5000
+	synctest.Test(t, func(t *testing.T) {
+		r := newRunner(t, newMemory(t), task.Config{MaxRunning: aiguard.Off})
+		report, finish := make(chan struct{}), make(chan struct{})
+		for range tasks {
+			_, err := r.Start(t.Context(), "report", func(ctx context.Context) (any, error) {
+				<-report
+				task.SetProgress(ctx, 50, "half")
+				<-finish
+				return nil, nil
+			})
+			require.NoError(t, err)
+		}
+		synctest.Wait()
+		close(report)
+		time.Sleep(time.Second)
+		stored, err := r.List(t.Context(), task.Query{Limit: tasks})
+		require.NoError(t, err)
+		require.Len(t, stored, tasks)
+		for _, op := range stored {
+			require.Equal(t, 50, op.Progress)
+		}
+		close(finish)
+		require.NoError(t, r.Shutdown(t.Context()))
+	})
+}
+
 func heap() float64 {
 	var m runtime.MemStats
 	runtime.GC()

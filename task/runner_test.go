@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -403,5 +405,109 @@ func TestShutdownMarksWhatIsLeftAsInterrupted(t *testing.T) {
 			require.Equal(t, "The service was restarted before this was done. Please try again.", op.ErrorMessage)
 		}
 		time.Sleep(time.Minute)
+	})
+}
+
+func TestSubmitBoundsItsInput(t *testing.T) {
+	inVirtualTime(t, task.Config{}, func(t *testing.T, r *task.Runner) {
+		task.Register(r, "length", func(_ context.Context, in string) (int, error) { return len(in), nil })
+		const most = 1<<20 - 2 // and its quotes
+		op, err := r.Submit(t.Context(), "length", strings.Repeat("x", most))
+		require.NoError(t, err)
+		n, err := task.Result[int](wait(t, r, op.ID))
+		require.NoError(t, err)
+		require.Equal(t, most, n)
+
+		_, err = r.Submit(t.Context(), "length", strings.Repeat("x", most+1))
+		var e *aiguard.Error
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, &aiguard.Error{Kind: aiguard.ErrPromptTooLarge, Op: "length", Phase: "task", Size: 1<<20 + 1, Max: 1 << 20}, e)
+		require.Equal(t, http.StatusRequestEntityTooLarge, aiguard.HTTPStatus(err))
+		require.EqualValues(t, 1, r.Stats().Started)
+	})
+}
+
+// weighed is a store whose answers are weighed.
+type weighed struct {
+	task.Store
+	inputs atomic.Int64 // bytes of inputs that it has handed out
+}
+
+func (w *weighed) weigh(ops ...task.Operation) {
+	for _, op := range ops {
+		w.inputs.Add(int64(len(op.Input)))
+	}
+}
+
+func (w *weighed) Get(ctx context.Context, id string) (task.Operation, error) {
+	op, err := w.Store.Get(ctx, id)
+	w.weigh(op)
+	return op, err
+}
+
+func (w *weighed) List(ctx context.Context, q task.Query) ([]task.Operation, error) {
+	ops, err := w.Store.List(ctx, q)
+	w.weigh(ops...)
+	return ops, err
+}
+
+func (w *weighed) Orphans(ctx context.Context, names []string, limit int) ([]task.Operation, error) {
+	ops, err := w.Store.Orphans(ctx, names, limit)
+	w.weigh(ops...)
+	return ops, err
+}
+
+// Whoever asks for an operation, and each round of the lease, would else cost as much as what was submitted.
+func TestInputIsNotReadAgainButToTakeItOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &weighed{Store: newMemory(t)}
+		r := newRunner(t, store, task.Config{MaxRunning: 1})
+		work := func(ctx context.Context, _ string) (any, error) { sleep(ctx, time.Hour); return nil, ctx.Err() }
+		task.Register(r, "work", work)
+		var last task.Operation
+		for range 10 {
+			var err error
+			last, err = r.Submit(t.Context(), "work", strings.Repeat("x", 1000))
+			require.NoError(t, err)
+		}
+		time.Sleep(3 * task.DefaultLease)
+		for range 10 {
+			get(t, r, last.ID)
+			_, err := r.List(t.Context(), task.Query{})
+			require.NoError(t, err)
+		}
+		require.Zero(t, store.inputs.Load())
+
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		require.Error(t, r.Shutdown(ctx))
+		require.EqualValues(t, 9, r.Stats().Released, "what waits is left to others, with its input")
+		other := newRunner(t, store, task.Config{MaxRunning: 20})
+		task.Register(other, "work", func(context.Context, string) (int, error) { return 7, nil })
+		time.Sleep(2 * task.DefaultLease)
+		n, err := task.Result[int](wait(t, other, last.ID))
+		require.NoError(t, err)
+		require.Equal(t, 7, n)
+		require.Positive(t, store.inputs.Load())
+	})
+}
+
+// Anybody can ask for any id. A database may refuse to look for such a text, and that is no failure of the store.
+func TestTextThatIsNoIDIsNotFoundWithoutTheStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &flakyStore{Memory: newMemory(t)}
+		r := newRunner(t, store, task.Config{})
+		synctest.Wait()
+		broken := errors.New("invalid byte sequence")
+		store.err.Store(&broken)
+		defer store.err.Store(nil)
+		for _, id := range []string{"", "a\x00b", "\xff", "a b", "a\nb", "é", strings.Repeat("x", 129)} {
+			_, err := r.Get(t.Context(), id)
+			require.ErrorIs(t, err, task.ErrNotFound, "%q", id)
+			_, err = r.Wait(t.Context(), id)
+			require.ErrorIs(t, err, task.ErrNotFound, "%q", id)
+			_, err = r.Cancel(t.Context(), id)
+			require.ErrorIs(t, err, task.ErrNotFound, "%q", id)
+		}
 	})
 }

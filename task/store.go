@@ -12,15 +12,15 @@ type Store interface {
 	// Create adds op. It fails with ErrExists if there is one with its ID.
 	Create(ctx context.Context, op Operation) error
 
-	// Get returns an operation, or ErrNotFound.
+	// Get returns an operation without its Input, or ErrNotFound.
 	Get(ctx context.Context, id string) (Operation, error)
 
-	// List returns the operations that q asks for, the newest first.
+	// List returns the operations that q asks for without their Input, the newest first.
 	List(ctx context.Context, q Query) ([]Operation, error)
 
 	// Update replaces the operation with op's ID, if its Revision is op's less one and its Status.MayBecome op's; else it
 	// fails with ErrConflict, or ErrNotFound. Two concurrent Updates from one Revision never both succeed. ID, Name,
-	// Input and CreatedAt stay as they are.
+	// Input and CreatedAt stay as they are; a final operation may lose its Input.
 	Update(ctx context.Context, op Operation) error
 
 	// Renew keeps the operations of owner from being orphans until lease from now, by the store's clock, has passed.
@@ -28,7 +28,8 @@ type Store interface {
 	Renew(ctx context.Context, owner string, lease time.Duration) error
 
 	// Orphans returns at most limit operations, the oldest first, that are not final and whose Owner has no lease: those
-	// that are Running, those without Input, and those with a Name in names.
+	// that are Running, those without Input, and those with a Name in names. They have their Input, which is up to 1 MiB: a
+	// Runner asks for it only here, to take them over.
 	Orphans(ctx context.Context, names []string, limit int) ([]Operation, error)
 }
 

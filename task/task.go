@@ -42,6 +42,8 @@ const (
 	maxNameBytes   = 100
 	maxNoteRunes   = 200
 	maxResultBytes = 1 << 20
+	maxInputBytes  = 1 << 20
+	maxIDBytes     = 128
 
 	storeTimeout     = 5 * time.Second        // one call of the Store
 	progressInterval = 500 * time.Millisecond // between two writes of an operation's progress
@@ -166,7 +168,7 @@ func Register[In, Out any](r *Runner, name string, fn func(context.Context, In) 
 }
 
 // Submit begins, like Start, an operation that the handler registered under its name runs with input, which
-// is kept as JSON. While it is Pending, a process that has registered the name too takes it over from one that crashed or
+// is kept as JSON, at most 1 MiB: a larger one fails with an *aiguard.Error of kind aiguard.ErrPromptTooLarge. While it is Pending, a process that has registered the name too takes it over from one that crashed or
 // was shut down.
 func (r *Runner) Submit(ctx context.Context, name string, input any) (Operation, error) {
 	handle := r.handler(name)
@@ -176,6 +178,9 @@ func (r *Runner) Submit(ctx context.Context, name string, input any) (Operation,
 	in, err := json.Marshal(input)
 	if err != nil {
 		return Operation{}, fmt.Errorf("task: Submit: a %T cannot be kept as JSON", input)
+	}
+	if len(in) > maxInputBytes {
+		return Operation{}, &aiguard.Error{Kind: aiguard.ErrPromptTooLarge, Op: name, Phase: "task", Size: int64(len(in)), Max: maxInputBytes}
 	}
 	return r.start(ctx, Operation{Name: name, Input: in}, handle.with(in))
 }
@@ -234,9 +239,23 @@ func checkName(name string) error {
 	return nil
 }
 
-// Get returns the operation as it is in the store, or ErrNotFound.
+// Get returns the operation as it is in the store, without its Input, or ErrNotFound.
 func (r *Runner) Get(ctx context.Context, id string) (Operation, error) {
+	if !isID(id) {
+		return Operation{}, ErrNotFound
+	}
 	return r.store.Get(ctx, id)
+}
+
+// isID reports whether id may be one of an operation. Anybody can ask for one; a store need not look for what it would not
+// even take, such as a NUL.
+func isID(id string) bool {
+	for i := range len(id) {
+		if id[i] <= ' ' || id[i] > '~' {
+			return false
+		}
+	}
+	return id != "" && len(id) <= maxIDBytes
 }
 
 // List returns the operations that q asks for, of all processes that share the store, the newest first.
@@ -262,7 +281,7 @@ func (r *Runner) next(ctx context.Context, id string, revision int64) (Operation
 		if x := r.find(id); x != nil {
 			changed = x.changes()
 		}
-		op, err := r.store.Get(ctx, id)
+		op, err := r.Get(ctx, id)
 		if err != nil || op.Revision > revision || op.Status.Final() {
 			return op, err
 		}
@@ -285,7 +304,7 @@ func (r *Runner) Cancel(ctx context.Context, id string) (Operation, error) {
 	if x := r.find(id); x != nil {
 		return x.cancel(ctx)
 	}
-	op, err := r.store.Get(ctx, id)
+	op, err := r.Get(ctx, id)
 	if err != nil {
 		return Operation{}, err
 	}

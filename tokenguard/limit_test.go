@@ -155,3 +155,15 @@ func TestTimeGrowsWithTheText(t *testing.T) {
 		assert.Less(t, whole, 30*part+100*time.Millisecond, "%q: %v for an eighth", unit, part) // quadratic would be 64 times
 	}
 }
+
+// The limit is written twice, and must be the same.
+func TestLimitThatReachesLessFarThanTheGuardsIsAMistake(t *testing.T) {
+	_, err := aiguard.New(aiguard.Config{MaxPromptTokens: 500, CountTokens: tokenguard.Limit(100)})
+	require.ErrorContains(t, err, "want one that reaches MaxPromptTokens (500)")
+	for _, max := range []int{1, 100, 8000, 200_000} {
+		_, err = aiguard.New(aiguard.Config{MaxPromptTokens: max, CountTokens: tokenguard.Limit(max)})
+		require.NoError(t, err, "%d", max)
+	}
+	_, err = aiguard.New(aiguard.Config{MaxPromptTokens: 500, CountTokens: tokenguard.Count})
+	require.NoError(t, err)
+}

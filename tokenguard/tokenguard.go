@@ -65,8 +65,9 @@ func CountMessages(model string, messages []openai.ChatCompletionMessage) (int, 
 // it, but for the three tokens that prime the reply, and requests with names, tools or several parts in a message
 // come out higher.
 //
-// A text of more than max tokens is not counted to its end: the counter then returns some number over max that is no
-// more than the text has. Text that must be over the limit, as no token is long enough, is not counted at all.
+// aiguard.New refuses a counter that reaches less far than MaxPromptTokens. A text of more than max tokens is not
+// counted to its end: the counter then returns some number over max that is no more than the text has. Text that must
+// be over the limit, as no token is long enough, is not counted at all.
 func Limit(max int) func(model, text string) (int, error) {
 	return func(model, text string) (int, error) {
 		m := modelOf(model)

@@ -1,95 +1,96 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
 	"math"
-	"slices"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
-	"gonum.org/v1/plot/vg"
 
 	"github.com/aiguard-go/aiguard/benchmarks/internal/chart"
+	peers "github.com/aiguard-go/aiguard/benchmarks/internal/contender"
 )
 
-// drawChart draws goodput, requests with an outage, and how long an answer takes, over the load.
-func drawChart(path string, results [][]result) error {
-	useful := newPlot("Goodput", "% of what the provider can do")
-	useful.Y.Min, useful.Y.Max = 0, 110
-	useful.Y.Tick.Marker = ticks{0, 25, 50, 75, 100}.marker()
-
-	sent := newPlot("Requests per answer, with an outage", "requests")
-	sent.Y.Min, sent.Y.Max = 1, 200
-	sent.Y.Scale = plot.LogScale{}
-	sent.Y.Tick.Marker = ticks{1, 2, 5, 10, 20, 50, 100}.marker()
-
-	took := newPlot("Time of answered calls, median", "seconds")
-	took.Y.Min, took.Y.Max = 0, 45
-	took.Y.Tick.Marker = ticks{0, 10, 20, 30, 40}.marker()
-
-	names := chart.New("")
-	names.HideAxes()
-	names.Legend.Top, names.Legend.Left = true, true
-	names.Legend.ThumbnailWidth, names.Legend.Padding = 36, 6
-	names.Legend.XOffs, names.Legend.YOffs = 16, -24
-
-	order := make([]int, len(contenders)) // broad lines below narrow ones, so that both are seen where they are the same
-	for j, c := range contenders {
-		order[j] = j
-		style := chart.StyleOf(c.name)
-		names.Legend.Add(c.name, &plotter.Line{LineStyle: style.Line()}, &plotter.Scatter{GlyphStyle: style.Glyph()})
-	}
-	slices.SortStableFunc(order, func(a, b int) int {
-		return cmp.Compare(chart.StyleOf(contenders[b].name).Width, chart.StyleOf(contenders[a].name).Width)
-	})
-	for _, j := range order {
-		style := chart.StyleOf(contenders[j].name)
-		for _, in := range []struct {
-			*plot.Plot
-			column
-			unit float64
-		}{{useful, goodput, 100}, {sent, inOutage, 1}, {took, p50, 1}} {
-			var at plotter.XYs
-			for k, load := range loads {
-				if v := in.of(results[j][k]); !math.IsInf(v, 0) && !math.IsNaN(v) { // there is none: off the chart
-					at = append(at, plotter.XY{X: load, Y: min(in.unit*v, in.Y.Max)})
-				}
-			}
-			if len(at) == 0 {
-				continue
-			}
-			line, marks, err := plotter.NewLinePoints(at)
-			if err != nil {
-				return err
-			}
-			line.LineStyle, marks.GlyphStyle = style.Line(), style.Glyph()
-			in.Add(line, marks)
-		}
-	}
-	return chart.Save(path, 9*vg.Inch, 6.6*vg.Inch, [][]*plot.Plot{{useful, sent}, {took, names}})
+// panel is a figure over the load.
+type panel struct {
+	*plot.Plot
+	column
+	unit float64 // of the axis, in units of the figure
 }
 
-func newPlot(title, y string) *plot.Plot {
+// drawChart draws goodput, requests with an outage, and how long an answer takes, over the load.
+func drawChart(path string, r *report) error {
+	useful := newPlot("Goodput, % of what the provider can do", 0, 110, 0, 25, 50, 75, 100)
+	sent := newPlot("Requests per answer, with an outage of a minute", 1, 200, 1, 2, 5, 10, 20, 50, 100)
+	sent.Y.Scale = plot.LogScale{}
+	took := newPlot("Median time of answered calls, in seconds", 0, 45, 0, 10, 20, 30, 40)
+	took.X.Label.Text = "load, × what the provider can do"
+
+	var names []string
+	var plots []*plot.Plot
+	for _, in := range []panel{{useful, goodput, 100}, {sent, inOutage, 1}, {took, p50, 1}} {
+		for _, c := range fits.clients { // ours is the broadest, and lies below the others
+			if err := in.draw(r, c.name); err != nil {
+				return err
+			}
+		}
+		plots = append(plots, in.Plot)
+	}
+	for _, c := range fits.clients {
+		names = append(names, c.name)
+	}
+	return chart.Save(path, finding(r), names, 185, plots)
+}
+
+// draw adds the line of a contender.
+func (p panel) draw(r *report, contender string) error {
+	var at plotter.XYs
+	for _, load := range fits.loads {
+		v := p.median(r.results[key{fits.name, contender, load}])
+		if !math.IsInf(v, 0) && !math.IsNaN(v) { // there is none: off the chart
+			at = append(at, plotter.XY{X: load, Y: min(p.unit*v, p.Y.Max)})
+		}
+	}
+	if len(at) == 0 {
+		return nil
+	}
+	line, marks, err := plotter.NewLinePoints(at)
+	if err != nil {
+		return err
+	}
+	style := chart.StyleOf(contender)
+	line.LineStyle, marks.GlyphStyle = style.Line(), style.Glyph()
+	p.Add(line, marks)
+	return nil
+}
+
+// finding says in a sentence what the picture shows.
+func finding(r *report) string {
+	ours := r.highest(fits, peers.Aiguard)
+	return fmt.Sprintf("At %d times its capacity, a provider behind aiguard\ngives %s of its answers, half of them within %.1f s",
+		highest, percent(min(goodput.median(ours), 1)), p50.median(ours))
+}
+
+// newPlot returns an empty panel, its vertical axis from low to high with these marks.
+func newPlot(title string, low, high float64, marks ...float64) *plot.Plot {
 	p := chart.New(title)
-	p.X.Label.Text, p.Y.Label.Text = "load, × what the provider can do", y
 	p.X.Min, p.X.Max = loads[0], loads[len(loads)-1]
 	p.X.Scale = plot.LogScale{}
-	p.X.Tick.Marker = ticks(loads).marker()
+	p.X.Tick.Marker = ticks(loads)
+	p.Y.Min, p.Y.Max = low, high
+	p.Y.Tick.Marker = ticks(marks)
 	grid := chart.Ink()
-	grid.A = 0x40
+	grid.A = 0x30
 	lines := plotter.NewGrid()
 	lines.Horizontal.Color, lines.Vertical.Color = grid, grid
 	p.Add(lines)
 	return p
 }
 
-// ticks are marks at these values.
-type ticks []float64
-
-func (t ticks) marker() plot.ConstantTicks {
+// ticks returns marks at these values.
+func ticks(values []float64) plot.ConstantTicks {
 	var marks plot.ConstantTicks
-	for _, v := range t {
+	for _, v := range values {
 		marks = append(marks, plot.Tick{Value: v, Label: fmt.Sprint(v)})
 	}
 	return marks

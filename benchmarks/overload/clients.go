@@ -27,12 +27,10 @@ type contender struct {
 }
 
 var contenders = []contender{
+	{peers.Aiguard, true, guarded},
 	{peers.Naive, false, naive},
 	{peers.OpenAI, false, official},
 	{peers.FailsafeBreaker, false, failsafe},
-	{peers.Aiguard, true, guarded},
-	{peers.Adaptive, true, adaptive},
-	{peers.ShortQueue, true, short},
 }
 
 // callTimeout and queueTimeout are the same for everybody who has such a bound: aiguard's defaults.
@@ -113,23 +111,9 @@ func failsafe(p http.RoundTripper, limit int) (func(context.Context) error, func
 	}, nothing
 }
 
-// guarded is aiguard with its defaults, but for the limit.
+// guarded is aiguard with its defaults, except for the limit.
 func guarded(p http.RoundTripper, limit int) (func(context.Context) error, func()) {
-	return guard(p, aiguard.Config{MaxConcurrent: int64(limit)})
-}
-
-// adaptive is the same with a limit that adapts.
-func adaptive(p http.RoundTripper, limit int) (func(context.Context) error, func()) {
-	return guard(p, aiguard.Config{MaxConcurrent: int64(limit), MinConcurrent: 1})
-}
-
-// short is the same with a queue in which nobody waits for long.
-func short(p http.RoundTripper, limit int) (func(context.Context) error, func()) {
-	return guard(p, aiguard.Config{MaxConcurrent: int64(limit), MinConcurrent: 1, MaxQueue: 20})
-}
-
-func guard(p http.RoundTripper, cfg aiguard.Config) (func(context.Context) error, func()) {
-	client, err := aiguard.NewClient(config(p), cfg)
+	client, err := aiguard.NewClient(config(p), aiguard.Config{MaxConcurrent: int64(limit)})
 	if err != nil {
 		panic(err)
 	}
@@ -137,4 +121,42 @@ func guard(p http.RoundTripper, cfg aiguard.Config) (func(context.Context) error
 		_, err := client.CreateChatCompletion(ctx, request)
 		return err
 	}, func() { client.Guard().Close() }
+}
+
+// withFallback asks two providers behind one guard with the same settings.
+func withFallback(p http.RoundTripper, limit int) (func(context.Context) error, func()) {
+	guard, err := aiguard.New(aiguard.Config{MaxConcurrent: int64(limit)})
+	if err != nil {
+		panic(err)
+	}
+	ask := func(host string) func(context.Context) (openai.ChatCompletionResponse, error) {
+		oc := config(p)
+		oc.BaseURL = "https://" + host + "/v1"
+		client := guard.Client(oc)
+		return func(ctx context.Context) (openai.ChatCompletionResponse, error) {
+			return client.CreateChatCompletion(ctx, request)
+		}
+	}
+	first, second := ask(firstHost), ask("second.example")
+	return func(ctx context.Context) error {
+		_, err := aiguard.Fallback(ctx, first, second)
+		return err
+	}, func() { guard.Close() }
+}
+
+// firstHost is where the first choice of withFallback is.
+const firstHost = "first.example"
+
+// direct is go-openai as it is.
+var direct = contender{peers.Bare, false, func(p http.RoundTripper, _ int) (func(context.Context) error, func()) {
+	client := raw(p)
+	return func(ctx context.Context) error {
+		_, err := client.CreateChatCompletion(ctx, request)
+		return err
+	}, nothing
+}}
+
+// withTenant says on whose behalf a call is made.
+func withTenant(ctx context.Context, tenant string) context.Context {
+	return aiguard.WithCall(ctx, aiguard.Call{Tenant: tenant})
 }

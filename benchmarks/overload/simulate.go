@@ -2,10 +2,10 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"net/http"
-	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -15,27 +15,31 @@ import (
 )
 
 const (
-	meanWork = time.Second     // of one answer, at full speed
-	patience = time.Minute     // a user who has waited that long has left; an answer would be of no use
-	warmUp   = time.Minute     // is not measured
-	grain    = 0.1             // seconds: how fine recovery is measured
-	window   = 2 * time.Second // over which it is averaged
-	sigma    = 0.5             // of the logarithm of the work in an answer
+	meanWork = time.Second // of one answer, at full speed
+	patience = time.Minute // a user who has waited that long has left; an answer would be of no use
+	warmUp   = time.Minute // is not measured
+	sigma    = 0.5         // of the logarithm of the work in an answer
 )
 
 // run is one simulation.
 type run struct {
 	provider aiguardtest.ProviderConfig
-	limit    int     // for clients that have one
-	load     float64 // as a multiple of what the provider can do
+	first    *aiguardtest.ProviderConfig // at firstHost; nil: there is none
+	limit    int                         // for clients that have one
+	load     float64                     // as a multiple of what the provider can do
 	until    time.Duration
 	seed     uint64
+
+	patience time.Duration // a user leaves after it
+	deadline bool          // the user's context has a deadline
+	tenants  bool          // users belong to tenants
 }
 
 // call is one user's.
 type call struct {
-	id   int
-	work time.Duration
+	id     int
+	work   time.Duration
+	tenant string
 
 	asked time.Duration // since the start
 	took  time.Duration
@@ -54,7 +58,7 @@ type journal struct {
 type served struct {
 	call     *call
 	from, to time.Duration // since the start
-	answered bool
+	status   int           // 0: the connection failed, or the client left
 }
 
 type ending int
@@ -65,29 +69,35 @@ const (
 	gaveUp          // left without either
 )
 
-// figures is what a run measured. Rates are in what the provider can do, shares are of calls.
-type figures struct {
-	goodput           float64
-	requestsPerAnswer float64
-	p50, p99          time.Duration // of answered calls
-	refused, gaveUp   float64
-	refusedAfter      time.Duration // p99
-	recovery          time.Duration // from the end of the outage; -1: not within the run
-}
-
 // simulate offers the load to a provider through a client, in virtual time. Users arrive at random (Poisson), whatever
 // became of those before them, and ask once. When they come and how much work their answers are follows from the
 // seed alone, so that every client meets the same users.
 func simulate(t *testing.T, r run, c contender) (f figures) {
 	synctest.Test(t, func(*testing.T) {
 		start := time.Now()
-		var j journal
-		ask, end := c.client(j.provider(r.provider, start), r.limit)
+		var j, firsts journal
+		p := hosts{"": j.provider(r.provider, start)}
+		if r.first != nil {
+			p[firstHost] = firsts.provider(*r.first, start)
+		}
+		ask, end := c.client(p, r.limit)
 		calls := offer(r, start, ask)
 		end()
-		f = r.measure(calls, j.served)
+		synctest.Wait()
+		f = r.measure(calls, j.served, firsts.served)
 	})
 	return f
+}
+
+// hosts are providers by host name; "" is for all others.
+type hosts map[string]http.RoundTripper
+
+func (h hosts) RoundTrip(r *http.Request) (*http.Response, error) {
+	p, ok := h[r.URL.Host]
+	if !ok {
+		p = h[""]
+	}
+	return p.RoundTrip(r)
 }
 
 // provider returns a provider whose work is that of the calls, and which writes the journal.
@@ -97,14 +107,18 @@ func (j *journal) provider(cfg aiguardtest.ProviderConfig, start time.Time) *aig
 	cfg.OnServed = func(s aiguardtest.Served) {
 		j.mu.Lock()
 		defer j.mu.Unlock()
-		j.served = append(j.served, served{of(s.Request), s.From.Sub(start), s.To.Sub(start), s.Status == http.StatusOK})
+		j.served = append(j.served, served{of(s.Request), s.From.Sub(start), s.To.Sub(start), s.Status})
 	}
 	return aiguardtest.NewProvider(cfg)
 }
 
 // answersPerSecond is what the provider can do at best.
 func (r run) answersPerSecond() float64 {
-	return min(float64(r.provider.Capacity)/meanWork.Seconds(), float64(r.provider.RPM)/60)
+	most := float64(r.provider.Capacity) / meanWork.Seconds()
+	if rpm := r.provider.RPM; rpm > 0 {
+		most = min(most, float64(rpm)/60)
+	}
+	return most
 }
 
 // outageEnd is when the outage is over.
@@ -125,12 +139,13 @@ func offer(r run, start time.Time, ask func(context.Context) error) (calls []*ca
 		c := &call{id: len(calls), asked: asked}
 		own := rand.New(rand.NewPCG(r.seed, uint64(c.id)<<32|uint64(r.load*1000)))
 		c.work = time.Duration(math.Exp(sigma*own.NormFloat64()-sigma*sigma/2) * float64(meanWork))
+		if r.tenants {
+			c.tenant = tenantOf(own)
+		}
 		calls = append(calls, c)
 		users.Go(func() {
-			// As a web server's: it ends when the user leaves, and says nothing about it before.
-			ctx, leave := context.WithCancel(context.WithValue(context.Background(), callKey{}, c))
+			ctx, leave := r.user(c)
 			defer leave()
-			defer time.AfterFunc(patience, leave).Stop()
 			err := ask(ctx)
 			c.took = time.Since(start) - c.asked
 			switch {
@@ -143,84 +158,26 @@ func offer(r run, start time.Time, ask func(context.Context) error) (calls []*ca
 	}
 }
 
-func (r run) measure(calls []*call, log []served) (f figures) {
-	var took, refusedAfter []time.Duration
-	var n, useful, gone float64
-	for _, c := range calls {
-		if c.asked < warmUp {
-			continue
-		}
-		n++
-		switch c.end {
-		case answered:
-			took = append(took, c.took)
-		case refused:
-			refusedAfter = append(refusedAfter, c.took)
-		case gaveUp:
-			gone++
-		}
+// user returns the context of a user. Without a deadline it is like that of a web server: it ends when the user leaves, and
+// says nothing about it before.
+func (r run) user(c *call) (context.Context, context.CancelFunc) {
+	ctx := context.WithValue(context.Background(), callKey{}, c)
+	if c.tenant != "" {
+		ctx = withTenant(ctx, c.tenant)
 	}
-	for _, c := range calls {
-		if at := c.asked + c.took; c.end == answered && at >= warmUp && at < r.until {
-			useful++
-		}
+	if r.deadline {
+		return context.WithTimeout(ctx, r.patience)
 	}
-	requests := 0.
-	for _, s := range log {
-		if s.from >= warmUp && s.from < r.until {
-			requests++
-		}
-	}
-	up := (r.until - warmUp - r.provider.OutageFor).Seconds()
-	f.goodput = useful / up / r.answersPerSecond()
-	f.requestsPerAnswer = requests / useful
-	f.p50, f.p99 = percentile(took, 0.5), percentile(took, 0.99)
-	f.refused, f.gaveUp = float64(len(refusedAfter))/n, gone/n
-	f.refusedAfter = percentile(refusedAfter, 0.99)
-	f.recovery = r.recovery(log)
-	return f
+	ctx, leave := context.WithCancel(ctx)
+	timer := time.AfterFunc(r.patience, leave)
+	return ctx, func() { timer.Stop(); leave() }
 }
 
-func percentile(d []time.Duration, q float64) time.Duration {
-	if len(d) == 0 {
-		return -1 // there is none
+// tenantOf draws the tenant of a user.
+func tenantOf(own *rand.Rand) string {
+	of := own.Float64() * (lightTenants*lightLoad + heavyLoad)
+	if of < heavyLoad {
+		return heavyTenant
 	}
-	slices.Sort(d)
-	return d[int(math.Ceil(q*float64(len(d))))-1]
-}
-
-// recovery is how long after the outage the provider was again doing 90% of the useful work that it did before: work is
-// useful if its answer reached a user in time. Counting work and not answers keeps the length of an answer out.
-func (r run) recovery(log []served) time.Duration {
-	if r.provider.OutageFor == 0 {
-		return 0
-	}
-	work := make([]float64, int((r.until+2*patience).Seconds()/grain))
-	for _, s := range log {
-		if !s.answered || s.call.end != answered {
-			continue
-		}
-		from, to := s.from.Seconds()/grain, s.to.Seconds()/grain
-		for i := int(from); i <= int(to) && i < len(work); i++ {
-			part := min(to, float64(i+1)) - max(from, float64(i))
-			work[i] += s.call.work.Seconds() * part / (to - from)
-		}
-	}
-	bin := func(d time.Duration) int { return int(math.Round(d.Seconds() / grain)) }
-	mean := func(from, to int) (sum float64) {
-		for _, w := range work[from:to] {
-			sum += w
-		}
-		return sum / float64(to-from)
-	}
-	before := mean(bin(warmUp), bin(r.provider.OutageAfter))
-	if before < 0.1*r.answersPerSecond()*meanWork.Seconds()*grain {
-		return -1 // nothing to recover to
-	}
-	for i := bin(r.outageEnd()); i+bin(window) <= bin(r.until); i++ {
-		if mean(i, i+bin(window)) >= 0.9*before {
-			return time.Duration(float64(i-bin(r.outageEnd())) * grain * float64(time.Second))
-		}
-	}
-	return -1
+	return fmt.Sprintf("light %d", int((of-heavyLoad)/lightLoad))
 }

@@ -182,6 +182,16 @@ func TestFlagsWinOverTheEnvironmentAndThatOverTheDefaults(t *testing.T) {
 	require.Equal(t, 30*time.Second, s.guard.Config().CallTimeout, "a real model may think before it begins")
 }
 
+func TestZeroIsNotTheDefault(t *testing.T) {
+	for flag, shown := range map[string]string{"call-timeout": "0s", "task-timeout": "0s", "max-concurrent": "0", "max-queue": "0"} {
+		_, err := parseSettings([]string{"-" + flag, "0"}, slog.New(slog.DiscardHandler), io.Discard)
+		require.EqualError(t, err, "-"+flag+" is "+shown+"; want more than 0")
+	}
+	t.Setenv("AIGUARD_NOPE", "1")
+	_, err := parseSettings(nil, slog.New(slog.DiscardHandler), io.Discard)
+	require.EqualError(t, err, "aiguard: AIGUARD_NOPE is no variable of aiguard; see FromEnv")
+}
+
 func TestHelpIsNoMistake(t *testing.T) {
 	var usage bytes.Buffer
 	_, err := parseSettings([]string{"-h"}, slog.New(slog.DiscardHandler), &usage)

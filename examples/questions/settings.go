@@ -64,8 +64,21 @@ func parseSettings(args []string, logger *slog.Logger, usage io.Writer) (setting
 	}
 	guard, guardErr := aiguard.New(cfg)
 	s.guard = guard
-	return s, errors.Join(envErr, flagErr, guardErr,
+	var zeroErr error
+	if envErr == nil { // else there are no settings, and all are 0
+		zeroErr = errors.Join(notZero("call-timeout", cfg.CallTimeout), notZero("task-timeout", cfg.TaskTimeout),
+			notZero("max-concurrent", cfg.MaxConcurrent), notZero("max-queue", cfg.MaxQueue))
+	}
+	return s, errors.Join(envErr, flagErr, zeroErr, guardErr,
 		notNegative("pace", s.pace), notNegative("drain-delay", s.drainDelay), notNegative("shutdown-timeout", s.shutdownTimeout))
+}
+
+// notZero keeps a 0 from the guard, which would take its default for it: nobody who types one means that.
+func notZero[T int | int64 | time.Duration](name string, v T) error {
+	if v == 0 {
+		return fmt.Errorf("-%s is %v; want more than 0", name, v)
+	}
+	return nil
 }
 
 func notNegative(name string, d time.Duration) error {

@@ -110,11 +110,11 @@ func TestUsageIsReadInEveryAPIsWords(t *testing.T) {
 }
 
 func TestRequestIsRead(t *testing.T) {
-	require.Equal(t, Request{Model: "m", Stream: true}, ReadRequest([]byte(`{"model":"m","messages":[{"stream":false}],"stream":true,"store":false}`)))
+	require.Equal(t, Request{Model: "m", Stream: true, Transient: true}, ReadRequest([]byte(`{"model":"m","messages":[{"stream":false}],"stream":true,"store":false}`)))
 	for _, creates := range []string{`{"store":true}`, `{"background":true}`, `{"conversation":"c"}`, `{"conversation":{"id":"c"}}`} {
 		require.True(t, ReadRequest([]byte(creates)).Creates, creates)
 	}
-	require.False(t, ReadRequest([]byte(`{"conversation":null,"store":null}`)).Creates)
+	require.Zero(t, ReadRequest([]byte(`{"conversation":null,"store":null}`)))
 }
 
 func TestProgressKnowsTheEnd(t *testing.T) {

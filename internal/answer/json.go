@@ -201,9 +201,10 @@ func Usage(body []byte) (input, output int64) {
 
 // Request is what the transport needs to know of a request's JSON body.
 type Request struct {
-	Model   string
-	Stream  bool
-	Creates bool // stores something at the provider: store, background or conversation
+	Model     string
+	Stream    bool
+	Creates   bool // stores something at the provider: store, background or conversation
+	Transient bool // says that it does not, with "store": false
 }
 
 // ReadRequest finds those in a body; one that is not a JSON object has none of them.
@@ -216,6 +217,7 @@ func ReadRequest(body []byte) (r Request) {
 			r.Stream = string(value) == "true"
 		case "store", "background":
 			r.Creates = r.Creates || string(value) == "true"
+			r.Transient = r.Transient || string(key) == "store" && string(value) == "false"
 		case "conversation":
 			r.Creates = r.Creates || string(value) != "null"
 		}

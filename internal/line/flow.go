@@ -16,12 +16,13 @@ type flow[T any] struct {
 	last    int64   // the last arrival
 	arrived int     // calls since the last admission
 	crowd   float64 // moving average of ln(1+arrived), over admissions
+	seen    float64 // the weight of the admissions in it: 0 at first, near to 1 after many
 }
 
 const (
 	calmDemand = 1.5  // arrivals for each admission below which an empty queue is calm
 	hope       = 0.03 // a waiter whose chance to be served is less should give up
-	crowdSpan  = 16   // admissions over which the demand is averaged
+	crowdSpan  = 32   // admissions over which the demand is averaged
 )
 
 // flow finds the tenant's flow; nil: it has none.
@@ -36,9 +37,15 @@ func (t *Tenant[T]) flow(r *Route[T], p Priority) *flow[T] {
 
 func (f *flow[T]) lane() *lane[T] { return &f.route.lanes[f.priority] }
 
-// demand is the number of calls that arrive for each one that is admitted. It is a geometric mean, so that one burst,
-// a batch that is submitted at once, is not taken for a steady stream.
-func (f *flow[T]) demand() float64 { return math.Expm1(f.crowd) }
+// demand is the number of calls that arrive for each one that is admitted, once many have been. It is a geometric mean, so
+// that one burst, a batch that is submitted at once, is not taken for a steady stream; calls that come at random have a
+// geometric mean of two thirds of the arithmetic one.
+func (f *flow[T]) demand() float64 { return 1.5 * math.Expm1(f.crowd) }
+
+// pressing reports whether more calls seem to arrive than are admitted, from as many admissions as there were.
+func (f *flow[T]) pressing() bool {
+	return f.seen == 0 || 1.5*math.Expm1(f.crowd/f.seen) >= calmDemand
+}
 
 // arrive notes a call, which may wait or not.
 func (f *flow[T]) arrive(now, overload int64) {
@@ -46,7 +53,7 @@ func (f *flow[T]) arrive(now, overload int64) {
 		if f.demand() < calmDemand {
 			f.calm = now
 		} else if now-f.last > overload {
-			f.calm, f.crowd, f.arrived = now, 0, 0
+			f.calm, f.crowd, f.seen, f.arrived = now, 0, 0, 0
 		}
 	}
 	f.last = now
@@ -56,11 +63,14 @@ func (f *flow[T]) arrive(now, overload int64) {
 // admitted notes that one of its calls was let in.
 func (f *flow[T]) admitted() {
 	f.crowd += (math.Log1p(float64(f.arrived)) - f.crowd) / crowdSpan
+	f.seen += (1 - f.seen) / crowdSpan
 	f.arrived = 0
 }
 
 // overloaded reports whether the queue has been in use for so long that waiting in turn would make every answer late.
-func (f *flow[T]) overloaded(now, overload int64) bool { return overload > 0 && now-f.calm > overload }
+func (f *flow[T]) overloaded(now, overload int64) bool {
+	return overload > 0 && now-f.calm > overload && f.pressing()
+}
 
 // next is the waiter of the flow to be served next.
 func (f *flow[T]) next(now, overload int64) *Waiter[T] {

@@ -191,6 +191,13 @@ func (l *Line[T]) Join(w *Waiter[T], r *Route[T], t *Tenant[T], p Priority, now,
 	return f.hopeless(now, l.Overload, slots)
 }
 
+// Refuse notes that a newcomer was refused: it is demand that the line did not see.
+func (l *Line[T]) Refuse(r *Route[T], t *Tenant[T], p Priority, now int64) {
+	if f := t.flow(r, p); f != nil {
+		f.arrive(now, l.Overload)
+	}
+}
+
 // Leave takes w out of the line.
 func (l *Line[T]) Leave(w *Waiter[T]) {
 	f := w.flow

@@ -253,7 +253,7 @@ func TestInOverloadWhoHasNoHopeIsToldSo(t *testing.T) {
 		}
 		b.next()
 	}
-	require.InDelta(t, 20, f().demand(), 4)
+	require.Greater(t, f().demand(), 20.)
 	require.LessOrEqual(t, f().length, 3)
 	require.Greater(t, hopeless, 1500)
 

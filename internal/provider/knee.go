@@ -13,6 +13,7 @@ import "time"
 // It compares rates and not times: how long an answer takes depends on what was asked.
 type knee struct {
 	step    step
+	most    float64 // that the limit may be
 	base    float64 // limit; 0: nothing is being looked for
 	trial   float64 // the limit that is being measured
 	rate    float64 // of answers at the base
@@ -39,6 +40,7 @@ const (
 	keepBase      = 2 * time.Minute
 	farAbove      = 1.8 // times the base: the first trial, which is easy to tell from it
 	justAbove     = 1.4 // the second
+	nearby        = 1.1 // no trial is nearer to the base
 
 	// Drops come again and again if one follows another this soon, but not without answers between.
 	againWithin  = time.Minute
@@ -46,8 +48,8 @@ const (
 )
 
 // look begins to look below a limit that was too high.
-func (k *knee) look(tooHigh float64) (limit float64) {
-	*k = knee{base: tooHigh / 2}
+func (k *knee) look(tooHigh, most float64) (limit float64) {
+	*k = knee{base: tooHigh / 2, most: most}
 	return k.try(atBase, k.base)
 }
 
@@ -85,9 +87,9 @@ func (k *knee) dropped(now Instant) float64 {
 		return k.trial
 	}
 	if k.step != above {
-		return k.look(k.trial)
+		return k.look(k.trial, k.most)
 	}
-	if nearer := (k.base + k.trial) / 2; nearer > 1.1*k.base {
+	if nearer := (k.base + k.trial) / 2; nearer >= nearby*k.base {
 		return k.try(above, nearer)
 	}
 	return k.notAbove(now)
@@ -98,20 +100,30 @@ func (k *knee) measured(now Instant, rate float64) float64 {
 	switch k.step {
 	case atBase:
 		k.rate = rate
-		return k.try(above, k.base*farAbove)
+		return k.higher(now, farAbove)
 	case above:
 		if !grows(k.rate, rate, k.base, k.trial) {
 			return k.notAbove(now)
 		}
 		k.base, k.rate, k.settled = k.trial, rate, true
-		return k.try(above, k.base*farAbove)
+		return k.higher(now, farAbove)
 	default:
 		if k.settled = grows(rate, k.rate, k.trial, k.base); k.settled {
-			return k.try(above, k.base*justAbove)
+			return k.higher(now, justAbove)
 		}
 		k.base, k.rate = k.trial, rate
 		return k.try(below, k.base/2)
 	}
+}
+
+// higher tries a limit so many times the base, or the most there may be.
+func (k *knee) higher(now Instant, times float64) float64 {
+	limit := min(k.base*times, k.most)
+	if limit < k.base*nearby {
+		k.trial = limit
+		return k.notAbove(now)
+	}
+	return k.try(above, limit)
 }
 
 // notAbove goes on where a trial above the base has brought nothing.
@@ -120,7 +132,7 @@ func (k *knee) notAbove(now Instant) float64 {
 	case !k.settled && k.base > 2:
 		return k.try(below, k.base/2)
 	case k.settled && k.trial > k.base*justAbove:
-		return k.try(above, k.base*justAbove)
+		return k.higher(now, justAbove)
 	}
 	k.settled, k.until = true, now+Instant(keepBase)
 	return k.try(keep, k.base)

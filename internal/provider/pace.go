@@ -12,6 +12,7 @@ type pace struct {
 	toldRequests, toldTokens bucket // by headers
 	learned                  learned
 	sentTokens               float64
+	flying, flyingTokens     float64 // requests that are not answered yet, and their tokens
 }
 
 // bucket is a token bucket. The zero bucket has no bound.
@@ -77,29 +78,40 @@ func (p *pace) send(now Instant, tokens float64) float64 {
 	p.toldTokens.take(now, tokens)
 	p.learned.take(now, 1)
 	p.sentTokens += tokens
+	p.flying++
+	p.flyingTokens += tokens
 	return p.sentTokens
 }
 
+// landed notes the end of a request of so many tokens.
+func (p *pace) landed(tokens float64) {
+	p.flying--
+	p.flyingTokens -= tokens
+}
+
 // learned is a rate of requests that is found out from 429s without headers. Between 429s the provider has taken as many
-// requests as it lets in: that rate is kept to, and raised slowly, since the limit may have been raised too. A provider
-// that refuses at random, whatever the rate, would be asked less and less: when the rate has been far below the best one
-// some times in a row the pace is dropped, and none is learned for a while.
+// requests as it lets in: that rate is kept to, and raised slowly, since the limit may have been raised too.
+//
+// A provider may refuse for another reason, at random or because of others' requests, and would be asked less and less. So
+// a rate far below an early one is taken for such a case: the pace is dropped, and none is learned for a while.
 type learned struct {
 	bucket
 	since   Instant // of the count; 0: there was no 429
 	answers float64
-	best    float64 // rate that was learned
-	lowered int     // times in a row that the rate was far below
+	early   float64 // the second rate: the first may have used up what the provider had saved
+	rates   int
+	low     int     // rates in a row that were too low
 	mute    Instant // nothing is learned until then
 }
 
 const (
-	learnAnswers = 10 // fewer say nothing
-	learnTries   = 5
-	learnedFall  = 0.8              // of the best rate: a limit that is raised and met again makes the rate vary by less
+	learnAnswers = 10               // fewer say nothing
 	learnWithin  = 20 * time.Second // a longer span may tell how much was asked for, and not how much was allowed
-	learnedRaise = 0.01             // a second
-	learnedFor   = 5 * time.Minute  // without another 429 the rate is forgotten
+	learnedLeast = 0.6              // of the early rate
+	learnedLow   = 3                // such rates in a row are too many
+	learnedRaise = 0.005            // a second
+	learnedBurst = time.Second
+	learnedFor   = 5 * time.Minute // without another 429 the rate is forgotten
 )
 
 func (l *learned) refused(now Instant) {
@@ -112,14 +124,18 @@ func (l *learned) refused(now Instant) {
 		return
 	}
 	rate := l.answers / float64(span)
-	if rate > learnedFall*l.best {
-		l.lowered = 0
-	} else if l.lowered++; l.lowered > learnTries {
+	if l.rates++; l.rates == 2 {
+		l.early = rate
+	}
+	if least := learnedLeast * l.early; rate >= least {
+		l.low = 0
+	} else if rate = least; l.low == learnedLow {
 		*l = learned{mute: now + Instant(learnedFor)}
 		return
+	} else {
+		l.low++
 	}
-	l.best = max(l.best, rate)
-	l.bucket = bucket{rate: rate, size: max(rate*float64(time.Second), 1), at: now}
+	l.bucket = bucket{rate: rate, size: max(rate*float64(learnedBurst), 1), at: now}
 	l.count(now)
 }
 
@@ -151,11 +167,14 @@ var Unknown = Told{-1, -1, -1}
 // Tell notes what the headers of the answer to s say. What they say was true when the provider counted s: what was sent
 // since is taken off, and what has been refilled since is added.
 func (r *Route) Tell(now Instant, s *Sending, requests, tokens Told) {
-	r.pace.toldRequests.told(now, s, requests, float64(r.sent-s.number))
-	r.pace.toldTokens.told(now, s, tokens, r.pace.sentTokens-s.tokens)
+	p := &r.pace
+	p.toldRequests.told(now, s, requests, float64(r.sent-s.number), p.flying)
+	p.toldTokens.told(now, s, tokens, p.sentTokens-s.tokens, p.flyingTokens)
 }
 
-func (b *bucket) told(now Instant, s *Sending, t Told, sentSince float64) {
+// told corrects the bucket. What is in flight may have overtaken s or have been overtaken by it, so that nobody knows
+// whether the provider has counted it: within these bounds the bucket keeps to its own count.
+func (b *bucket) told(now Instant, s *Sending, t Told, sentSince, flying float64) {
 	if t.Limit <= 0 || t.Remaining < 0 || s.number < b.number {
 		return
 	}
@@ -168,8 +187,13 @@ func (b *bucket) told(now Instant, s *Sending, t Told, sentSince float64) {
 		}
 		size = min(size, t.Remaining+rate*float64(t.Reset))
 	}
-	*b = bucket{rate: rate, size: max(size, 1), level: t.Remaining - sentSince, at: s.At, number: s.number}
-	b.level, b.at = b.levelAt(now), now
+	most := t.Remaining - sentSince + rate*float64(now-s.At)
+	level := most
+	if b.size != 0 {
+		level = min(max(b.levelAt(now), most-flying), most)
+	}
+	*b = bucket{rate: rate, size: max(size, 1), at: now, number: s.number}
+	b.level = min(level, b.size)
 }
 
 // Settle corrects the estimate of the tokens that a request takes.

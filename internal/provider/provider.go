@@ -44,6 +44,7 @@ type Sending struct {
 	done   bool
 	number int64   // of the request
 	tokens float64 // sent by then, its own included
+	own    float64 // tokens
 }
 
 // Outcome is what a request says about its provider. The zero Outcome says nothing: the caller left, or the request was
@@ -134,7 +135,7 @@ func (r *Route) Send(now Instant, weight int64, tokens float64, first bool) Send
 	}
 	r.sent++
 	r.window.inFlight += weight
-	s.tokens = r.pace.send(now, tokens)
+	s.own, s.tokens = tokens, r.pace.send(now, tokens)
 	s.number = r.sent
 	if first {
 		r.Budget.Pay()
@@ -185,6 +186,7 @@ func (r *Route) Done(now Instant, s *Sending) {
 		return
 	}
 	s.done = true
+	r.pace.landed(s.own)
 	r.window.inFlight -= s.Weight
 	if s.Probe { // nothing was learned
 		if r.outage.since != 0 {

@@ -57,11 +57,8 @@ func (w *window) answered(now Instant, weight int64, busy bool, cfg *Config) {
 	}
 }
 
-// set sets the limit, within its bounds; a knee beyond them is none.
+// set sets the limit, within its bounds.
 func (w *window) set(limit float64, cfg *Config) {
-	if limit >= cfg.Most {
-		w.knee = knee{}
-	}
 	w.limit = min(max(limit, cfg.Least), cfg.Most)
 	w.threshold = w.limit
 }
@@ -84,7 +81,7 @@ func (w *window) drop(now, sent Instant, limited bool, cfg *Config) {
 	case w.knee.base != 0:
 		w.set(w.knee.dropped(now), cfg)
 	case again:
-		w.set(w.knee.look(w.limit), cfg)
+		w.set(w.knee.look(w.limit, cfg.Most), cfg)
 	default:
 		w.set(w.limit*decrease, cfg)
 	}

@@ -105,8 +105,9 @@ func brief(v any) string {
 	return s
 }
 
-// holds says how the operation in the store differs from want.
+// holds says how the operation in the store differs from want, whose Input only Orphans returns.
 func holds(ctx context.Context, s task.Store, want task.Operation) error {
+	want.Input = nil
 	got, err := s.Get(ctx, want.ID)
 	if err != nil {
 		return fmt.Errorf("Get(%q): %w", want.ID, err)
@@ -117,6 +118,20 @@ func holds(ctx context.Context, s task.Store, want task.Operation) error {
 // stores creates op and says how it came back.
 func stores(ctx context.Context, s task.Store, op task.Operation) error {
 	return errors.Join(s.Create(ctx, op), holds(ctx, s, op))
+}
+
+// orphaned says how op, which has no lease, differs from what Orphans returns of it: with its Input.
+func orphaned(ctx context.Context, s task.Store, op task.Operation) error {
+	all, err := s.Orphans(ctx, []string{op.Name}, 1000)
+	if err != nil {
+		return fmt.Errorf("Orphans: %w", err)
+	}
+	for _, got := range all {
+		if got.ID == op.ID {
+			return same(fmt.Sprintf("Orphans: %q", op.ID), got, op)
+		}
+	}
+	return fmt.Errorf("Orphans: %q is missing", op.ID)
 }
 
 // creates creates the operations.
@@ -207,6 +222,9 @@ func listed(ctx context.Context, s task.Store, want ...task.Operation) error {
 		}
 		return m
 	}
+	for i := range want {
+		want[i].Input = nil
+	}
 	return same("List", byID(got), byID(want))
 }
 
@@ -222,25 +240,25 @@ func anyTextComesBack(ctx context.Context, s task.Store) error {
 		op := pending(text, i)
 		op.Name, op.ErrorMessage, op.ProgressNote, op.Owner, op.ErrorCode = text, text, text, text, aiguard.Kind(text)
 		op.Input, op.Result = in, in
-		errs = append(errs, err, stores(ctx, s, op), lists(ctx, s, task.Query{Name: text, Owner: text}, text))
+		errs = append(errs, err, stores(ctx, s, op), lists(ctx, s, task.Query{Name: text, Owner: text}, text), orphaned(ctx, s, op))
 	}
 	op := pending("big", 100)
-	op.Input, op.Result = big, big
-	return errors.Join(append(errs, stores(ctx, s, op))...)
+	op.Name, op.Input, op.Result = "big", big, big
+	return errors.Join(append(errs, stores(ctx, s, op), orphaned(ctx, s, op))...)
 }
 
 func nilAndEmptyJSONAreNotTheSame(ctx context.Context, s task.Store) error {
 	var errs []error
 	for i, raw := range []json.RawMessage{nil, {}, json.RawMessage(`null`), json.RawMessage(` `), json.RawMessage(`{"a":"\u0000"}`)} {
 		op := pending(fmt.Sprint(i), i)
-		op.Input, op.Result = raw, raw
+		op.Name, op.Input, op.Result = fmt.Sprint(i), raw, raw
 		updated := next(op, task.Pending)
 		updated.Result = json.RawMessage(`1`)
 		back := next(updated, task.Pending)
 		back.Result = raw
-		errs = append(errs, stores(ctx, s, op),
-			s.Update(ctx, updated), holds(ctx, s, updated),
-			s.Update(ctx, back), holds(ctx, s, back))
+		errs = append(errs, stores(ctx, s, op), orphaned(ctx, s, op),
+			s.Update(ctx, updated), holds(ctx, s, updated), orphaned(ctx, s, updated),
+			s.Update(ctx, back), holds(ctx, s, back), orphaned(ctx, s, back))
 	}
 	return errors.Join(errs...)
 }
@@ -260,7 +278,7 @@ func keepsAndHandsOutCopies(ctx context.Context, s task.Store) error {
 	created := fresh()
 	errs := []error{s.Create(ctx, created)}
 	spoil(created)
-	errs = append(errs, holds(ctx, s, fresh()))
+	errs = append(errs, holds(ctx, s, fresh()), orphaned(ctx, s, fresh()))
 
 	got, err := s.Get(ctx, "a")
 	spoil(got)
@@ -272,7 +290,7 @@ func keepsAndHandsOutCopies(ctx context.Context, s task.Store) error {
 
 	all, err = s.Orphans(ctx, []string{"questions"}, 10)
 	spoil(all...)
-	errs = append(errs, err, same("Orphans", idsOf(all), []string{"a"}), holds(ctx, s, fresh()))
+	errs = append(errs, err, same("Orphans", idsOf(all), []string{"a"}), holds(ctx, s, fresh()), orphaned(ctx, s, fresh()))
 
 	updated := next(fresh(), task.Running)
 	errs = append(errs, s.Update(ctx, updated))
@@ -342,12 +360,13 @@ func updateKeepsWhatNeverChanges(ctx context.Context, s task.Store) error {
 	op.Input = json.RawMessage(`1`)
 	changed := next(op, task.Running)
 	changed.Name, changed.Input, changed.CreatedAt = "other", json.RawMessage(`2`), epoch.Add(time.Hour)
+	kept := next(op, task.Running)
 	without := pending("b", 1)
 	given := next(without, task.Running)
 	given.Input = json.RawMessage(`2`)
 	return errors.Join(
-		s.Create(ctx, op), s.Update(ctx, changed), holds(ctx, s, next(op, task.Running)),
-		s.Create(ctx, without), s.Update(ctx, given), holds(ctx, s, next(without, task.Running)),
+		s.Create(ctx, op), s.Update(ctx, changed), holds(ctx, s, kept), orphaned(ctx, s, kept),
+		s.Create(ctx, without), s.Update(ctx, given), holds(ctx, s, next(without, task.Running)), orphaned(ctx, s, next(without, task.Running)),
 	)
 }
 

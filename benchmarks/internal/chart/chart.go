@@ -1,10 +1,9 @@
-// Package chart draws what the benchmarks found as SVG, in one style: on no background, in colours that are read on white
-// and on black.
+// Package chart draws what the benchmarks found as SVG, in one style. The background is part of the picture, so that a page
+// in dark mode does not change the contrast.
 //
-//	p, err := chart.Bars("Do around a no-op", []chart.Bar{{"aiguard", 0.4, "0.4 µs"}, …})
-//	err = chart.Save("cost.svg", 8*vg.Inch, 3*vg.Inch, [][]*plot.Plot{{p, …}})
-//
-// For curves, begin with New, and give each contender's line its Style.
+//	p := chart.New("Goodput")
+//	p.Add(line) // in chart.StyleOf("aiguard")
+//	err := chart.Save("goodput.svg", "aiguard is good", []string{"aiguard"}, 200, []*plot.Plot{p})
 package chart
 
 import (
@@ -12,11 +11,11 @@ import (
 	"image/color"
 	"os"
 	"path/filepath"
-	"slices"
+	"strings"
 
+	xfont "golang.org/x/image/font"
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/font"
-	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/text"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
@@ -29,8 +28,11 @@ const (
 	TextSize  = 11
 )
 
-// Ink is the colour of axes and words: its contrast is about the same on white and on black.
-func Ink() color.NRGBA { return color.NRGBA{0x76, 0x7f, 0x8a, 0xff} }
+// Ink is the colour of axes and words.
+func Ink() color.NRGBA { return color.NRGBA{0x42, 0x4a, 0x53, 0xff} }
+
+// Paper is the colour of the background.
+func Paper() color.NRGBA { return color.NRGBA{0xff, 0xff, 0xff, 0xff} }
 
 // New returns an empty plot in the style.
 func New(title string) *plot.Plot {
@@ -53,66 +55,63 @@ func style(s *text.Style, size font.Length) {
 	s.Font.Variant, s.Font.Size = "Sans", size
 }
 
-// Bar is a contender's figure, and the words beside it.
-type Bar struct {
-	Name  string
-	Value float64
-	Label string
+// The measures of a picture. A phone shows the width as 350 pixels: then text is 11 pixels high.
+const (
+	columnWidth  = vg.Length(400)
+	lineHeight   = vg.Length(20)
+	legendWidth  = columnWidth / legendColumns
+	legendSample = vg.Length(32)
+
+	legendColumns = 2
+)
+
+// Save draws the plots, each of the height given, one below the other into an SVG file, under a heading and a legend of these
+// contenders. The file's folder is made if need be.
+func Save(file, heading string, contenders []string, plotHeight vg.Length, plots []*plot.Plot) error {
+	lines := strings.Count(heading, "\n") + 1
+	rows := (len(contenders) + legendColumns - 1) / legendColumns
+	head := (vg.Length(lines+rows) + 1.4) * lineHeight
+	height := head + vg.Length(len(plots))*plotHeight
+	return save(file, columnWidth, height, func(c draw.Canvas) {
+		margin := vg.Length(10)
+		at := vg.Point{X: margin, Y: height - 0.9*lineHeight}
+		words := text.Style{YAlign: draw.YCenter, Handler: plot.DefaultTextHandler, Font: plot.DefaultFont}
+		title := words
+		style(&title, TitleSize)
+		style(&words, TextSize)
+		title.Font.Weight = xfont.WeightBold
+		for line := range strings.Lines(heading) {
+			c.FillText(title, at, strings.TrimSpace(line))
+			at.Y -= lineHeight
+		}
+		at.Y -= 0.3 * lineHeight
+		for i, name := range contenders {
+			at := vg.Point{X: margin + vg.Length(i%legendColumns)*legendWidth, Y: at.Y - vg.Length(i/legendColumns)*lineHeight}
+			end := at.Add(vg.Point{X: legendSample})
+			s := StyleOf(name)
+			c.StrokeLines(s.Line(), []vg.Point{at, end})
+			c.DrawGlyph(s.Glyph(), at.Add(vg.Point{X: legendSample / 2}))
+			c.FillText(words, end.Add(vg.Point{X: 6, Y: 1.5}), name)
+		}
+		column := make([][]*plot.Plot, len(plots))
+		for i, p := range plots {
+			column[i] = []*plot.Plot{p}
+		}
+		tiles := draw.Tiles{Rows: len(plots), Cols: 1, PadY: vg.Points(14),
+			PadTop: head + vg.Points(4), PadBottom: vg.Points(4), PadLeft: vg.Points(4), PadRight: vg.Points(8)}
+		for i, row := range plot.Align(column, tiles, c) {
+			plots[i].Draw(row[0])
+		}
+	})
 }
 
-// Bars returns a plot with a bar for each contender, the first on top.
-func Bars(title string, bars []Bar) (*plot.Plot, error) {
-	p := New(title)
-	bars = slices.Clone(bars)
-	slices.Reverse(bars) // the axis begins below
-	var names, words []string
-	var at plotter.XYs
-	for i, bar := range bars {
-		b, err := plotter.NewBarChart(plotter.Values{bar.Value}, 2*StyleOf(bar.Name).Width)
-		if err != nil {
-			return nil, err
-		}
-		style := StyleOf(bar.Name)
-		b.Horizontal, b.XMin, b.Color, b.LineStyle.Width = true, float64(i), style.Color, 0
-		end, err := plotter.NewScatter(plotter.XYs{{X: bar.Value, Y: float64(i)}})
-		if err != nil {
-			return nil, err
-		}
-		end.GlyphStyle = style.Glyph()
-		p.Add(b, end)
-		names, words = append(names, bar.Name), append(words, bar.Label)
-		at = append(at, end.XYs[0])
-		p.X.Max = max(p.X.Max, 1.35*bar.Value) // room for the words
-	}
-	labels, err := plotter.NewLabels(plotter.XYLabels{XYs: at, Labels: words})
-	if err != nil {
-		return nil, err
-	}
-	for i := range labels.TextStyle {
-		style(&labels.TextStyle[i], TextSize)
-		labels.TextStyle[i].YAlign = draw.YCenter
-	}
-	labels.Offset = vg.Point{X: 2 * glyphRadius, Y: 1.5} // beside the mark, at the height of the names
-	p.Add(labels)
-	p.NominalY(names...)
-	p.HideX() // the words say it
-	p.X.Min = 0
-	p.Y.LineStyle.Width = 0
-	return p, nil
-}
-
-// Save draws the plots as a grid into an SVG file, in a folder that is made if need be.
-func Save(file string, width, height vg.Length, plots [][]*plot.Plot) error {
+// save writes what paint draws on a sheet of paper.
+func save(file string, width, height vg.Length, paint func(draw.Canvas)) error {
 	canvas := vgsvg.New(width, height)
-	tiles := draw.Tiles{Rows: len(plots), Cols: len(plots[0]), PadX: vg.Points(18), PadY: vg.Points(14),
-		PadTop: vg.Points(4), PadBottom: vg.Points(4), PadLeft: vg.Points(4), PadRight: vg.Points(4)}
-	for i, row := range plot.Align(plots, tiles, draw.New(canvas)) {
-		for j, c := range row {
-			if plots[i][j] != nil {
-				plots[i][j].Draw(c)
-			}
-		}
-	}
+	sheet := draw.New(canvas)
+	sheet.SetColor(Paper())
+	sheet.Fill(sheet.Rectangle.Path())
+	paint(sheet)
 	var svg bytes.Buffer
 	if _, err := canvas.WriteTo(&svg); err != nil {
 		return err

@@ -50,10 +50,7 @@ const (
 	OneTenant       = "aiguard-one-tenant"  // aiguard without tenants and priorities, beside aiguard with them
 	Channel         = "channel"             // a buffered channel as a semaphore: the least that a goroutine can wait for
 
-	// Under overload alone.
-	Naive      = "go-openai, naive retries"
-	Adaptive   = "aiguard, adaptive limit"
-	ShortQueue = "aiguard, adaptive, queue of 20"
+	Naive = "go-openai, naive retries" // under overload alone
 )
 
 // Who can do what, for the benchmarks to compare.

@@ -53,6 +53,9 @@ const (
 
 // run prints the table, and returns what does not hold.
 func run(ctx context.Context, o options, out io.Writer) error {
+	if o.length <= 0 || !(o.times > 0) {
+		return fmt.Errorf("-for is %v and -times is %v; want more than 0", o.length, o.times)
+	}
 	s, err := startService(ctx, "-pace", pace.String(), "-max-concurrent", fmt.Sprint(maxConcurrent), "-max-queue", "10", "-drain-delay", "0s")
 	if err != nil {
 		return err

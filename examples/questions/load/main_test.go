@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -17,4 +18,21 @@ func TestServiceBearsTwentyTimesItsCapacity(t *testing.T) {
 	err := run(t.Context(), options{length: 3 * time.Second, times: 20}, &table)
 	t.Log("\n" + table.String())
 	require.NoError(t, err)
+}
+
+func TestServiceThatDoesNotStartIsAnError(t *testing.T) {
+	t.Setenv("AIGUARD_NOPE", "1")
+	err := run(t.Context(), options{length: time.Second, times: 1}, io.Discard)
+	require.ErrorContains(t, err, "the service did not start")
+	require.ErrorContains(t, err, "AIGUARD_NOPE is no variable of aiguard")
+
+	t.Setenv("PATH", "")
+	_, err = startService(t.Context())
+	require.ErrorContains(t, err, "go build")
+}
+
+func TestLoadWantsSomeOfIt(t *testing.T) {
+	for _, o := range []options{{}, {length: time.Second}, {length: -1, times: 1}, {length: time.Second, times: -1}} {
+		require.ErrorContains(t, run(t.Context(), o, io.Discard), "want more than 0")
+	}
 }

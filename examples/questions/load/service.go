@@ -23,44 +23,47 @@ type service struct {
 	pid int
 }
 
-func startService(ctx context.Context, flags ...string) (s *service, err error) {
+func startService(ctx context.Context, flags ...string) (*service, error) {
 	dir, err := os.MkdirTemp("", "questions")
 	if err != nil {
 		return nil, err
 	}
-	s = &service{dir: dir}
-	defer func() {
-		if err != nil {
-			s.kill()
-		}
-	}()
-	program := filepath.Join(dir, "questions")
+	s := &service{dir: dir}
+	if err := s.start(ctx, flags); err != nil {
+		s.kill()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *service) start(ctx context.Context, flags []string) error {
+	program := filepath.Join(s.dir, "questions")
 	if out, err := exec.CommandContext(ctx, "go", "build", "-o", program, "github.com/aiguard-go/aiguard/examples/questions").CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("go build: %w\n%s", err, out)
+		return fmt.Errorf("go build: %w\n%s", err, out)
 	}
 	s.cmd = exec.Command(program, flags...)
 	s.cmd.Env = append(os.Environ(), "OPENAI_API_KEY=")
-	log, err := os.Create(filepath.Join(dir, "log"))
+	log, err := os.Create(filepath.Join(s.dir, "log"))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer log.Close()
 	s.cmd.Stderr = log
 	stdout, err := s.cmd.StdoutPipe()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := s.cmd.Start(); err != nil {
-		return nil, err
+		return err
 	}
 	s.pid = s.cmd.Process.Pid
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	if err != nil {
 		why, _ := os.ReadFile(log.Name())
-		return nil, fmt.Errorf("the service did not start: %w\n%s", err, why)
+		return fmt.Errorf("the service did not start: %w\n%s", err, why)
 	}
 	s.url = strings.TrimPrefix(strings.TrimSpace(line), "listening on ")
-	return s, nil
+	return nil
 }
 
 // end tells the service to end, and reports how it did.
@@ -74,6 +77,7 @@ func (s *service) end() error {
 func (s *service) kill() {
 	if s.pid != 0 {
 		_ = s.cmd.Process.Kill() // it has ended, if all went well
+		_ = s.cmd.Wait()
 	}
 	_ = os.RemoveAll(s.dir)
 }
