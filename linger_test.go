@@ -44,3 +44,26 @@ func TestDosThatWaitForAPauseAreBoundedByMaxQueue(t *testing.T) {
 		require.Zero(t, c.Guard().Stats().Waiting)
 	})
 }
+
+func TestDoWithAnAlternativeDoesNotWaitForTheRouteOfACallInside(t *testing.T) {
+	for name, reply := range map[string]aiguardtest.Reply{"down": aiguardtest.Error(503, ""), "paused": retryAfter(2)} {
+		t.Run(name, func(t *testing.T) {
+			inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+				srv.SetDefault(reply)
+				for range 5 {
+					require.Error(t, askModel(t.Context(), c.With(aiguard.Call{Attempts: 1}), "a"))
+				}
+				start, sent := time.Now(), srv.Count()
+				text, err := aiguard.Fallback(t.Context(),
+					func(ctx context.Context) (string, error) {
+						return aiguard.Do(ctx, c.Guard(), func(ctx context.Context) (string, error) { return "a", askModel(ctx, c, "a") })
+					},
+					func(context.Context) (string, error) { return "b", nil })
+				require.NoError(t, err)
+				require.Equal(t, "b", text)
+				require.Zero(t, time.Since(start))
+				require.Equal(t, sent, srv.Count())
+			})
+		})
+	}
+}

@@ -317,6 +317,9 @@ func (c *call) outcome(ctx context.Context, err error) (o provider.Outcome) {
 // hopelessNow reports whether a call that has an alternative should not wait for this provider after e: it is down, or has
 // refused more than once since it last answered.
 func (c *call) hopelessNow(e *Error) bool {
+	if e.Phase == phaseOutage || e.Phase == phasePause {
+		return true // said by the guard, perhaps of the route of a call inside
+	}
 	l := c.limiter
 	l.mu.Lock()
 	defer l.mu.Unlock()

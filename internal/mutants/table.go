@@ -367,6 +367,8 @@ var mutations = []mutation{
 		file: "settings.go", old: "return max(total, s.Timeout+totalMargin)", new: "return total"},
 	{name: "Fallback waits for a provider that is down", run: "^TestFallbackIsNotKeptWaitingByItsFirstChoice$",
 		file: "retry.go", old: "case c.planB && c.hopelessNow(e):", new: "case false:"},
+	{name: "Do with an alternative waits for the route of a call inside", run: "^TestDoWithAnAlternativeDoesNotWaitForTheRouteOfACallInside$",
+		file: "route.go", old: "if e.Phase == phaseOutage || e.Phase == phasePause {", new: "if false {"},
 	{name: "Fallback waits for a pause", run: "^TestFallbackIsNotKeptWaitingByItsFirstChoice$",
 		file: "route.go", old: " || c.planB && (state == provider.Paused || l.planB != Off && wait > l.planB) {", new: " {"},
 	{name: "Retry.Patience ignored",
