@@ -283,8 +283,6 @@ var mutations = []mutation{
 		file: "internal/provider/provider.go", old: "since != 0 && s.At >= since {", new: "since != 0 {"},
 	{name: "caller's own timeout taken for an outage", run: "^TestWhatSaysNothingOfTheProviderIsNoOutage$",
 		file: "route.go", old: "e.Phase != phaseTotal && !c.shorter(e.Limit)", new: "e.Phase != phaseTotal"},
-	{name: "total taken for an outage",
-		file: "route.go", old: "e.Phase != phaseTotal && !c.shorter(e.Limit)", new: "!c.shorter(e.Limit)"},
 	{name: "waiters of a route that goes down wait on", run: "^TestWaitersOfARouteThatGoesDownAreToldAtOnce$",
 		file: "route.go", old: "\t\tl.dismissAll(r, now, routeDown)\n", new: ""},
 	{name: "waiters of a long pause wait on",
