@@ -346,7 +346,7 @@ var mutations = []mutation{
 	{name: "retries pay into their budget", in: "internal/provider", run: "^TestEveryCallPaysIntoItsRoutesBudgetOnce$",
 		file: "internal/provider/provider.go", old: "if first {", new: "if true {"},
 	{name: "call inside a Do is sent into a pause", run: "^TestPauseThatACallInsideADoMeetsCostsAnAttempt$",
-		file: "limiter.go", old: "\tcase provider.Paused, provider.Paced:\n\t\treturn r.notYet(state, time.Duration(instant(until)-now))\n", new: ""},
+		file: "limiter.go", old: "\tcase provider.Paused, provider.Paced:\n\t\treturn r.notYet(state, time.Duration(instant(until)-now))\n", new: "\tcase provider.Paused, provider.Paced:\n\t\t_ = until\n"},
 	{name: "what outlives its Do uses its slot", run: "^TestContextThatOutlivesItsDoIsNotInsideIt$",
 		file: "call.go", old: "for c.outer != nil && !c.outer.around(ctx) {", new: "for false {"},
 	{name: "Do of another guard hides the one around it", run: "^TestDosOfTwoGuardsInsideEachOtherDoNotBlock$",
