@@ -67,3 +67,30 @@ func TestDoWithAnAlternativeDoesNotWaitForTheRouteOfACallInside(t *testing.T) {
 		})
 	}
 }
+
+func TestWaitersOfARouteThatIsPausedForLongAreToldAtOnce(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{MaxConcurrent: 1}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.SetDefault(aiguardtest.After(time.Second, retryAfter(300)))
+		start := time.Now()
+		var calls sync.WaitGroup
+		for range 3 {
+			calls.Go(func() {
+				e := facts(t, askModel(t.Context(), c, "a"), aiguard.ErrRateLimited)
+				assert.Equal(t, time.Second, time.Since(start))
+				assert.Equal(t, 300*time.Second, e.RetryAfter)
+			})
+		}
+		calls.Wait()
+		require.Equal(t, 1, srv.Count())
+	})
+}
+
+func TestSettingsOfTheContextGoBeforeWithInDo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuard(t, aiguard.Config{}).With(aiguard.Call{Timeout: 5 * time.Second, Op: "work"})
+		ctx := aiguard.WithCall(t.Context(), aiguard.Call{Timeout: 2 * time.Second})
+		e := facts(t, do(ctx, g, func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }), aiguard.ErrTimeout)
+		require.Equal(t, 2*time.Second, e.Limit)
+		require.Equal(t, "work", e.Op)
+	})
+}
