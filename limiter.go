@@ -200,6 +200,9 @@ func (l *limiter) find(c *call, now instant) (*route, *tenant) {
 
 // refresh tells the line what room a route has now, and has the timer look again when that changes with time.
 func (l *limiter) refresh(r *route, now instant) {
+	if r == &l.routes.nameless {
+		return // it has room for everybody, always
+	}
 	if closed := r.state.Reopened(provider.Instant(now)); closed > 0 {
 		r.line.Reopened(int64(now), int64(closed))
 	}

@@ -360,6 +360,8 @@ func TestRouteReopensGradually(t *testing.T) {
 		srv.Enqueue(aiguardtest.Error(429, "rate_limit_exceeded", "Retry-After", "10"))
 		srv.SetDefault(aiguardtest.After(time.Second, aiguardtest.Text("Hello!")))
 		start := time.Now()
+		_, err := chat(t.Context(), c.With(aiguard.Call{Attempts: 1})) // whose own retry would come with jitter
+		require.ErrorIs(t, err, aiguard.ErrRateLimited)
 		var wg sync.WaitGroup
 		for range 60 {
 			wg.Go(func() { _, err := chat(t.Context(), c); require.NoError(t, err) })

@@ -152,6 +152,9 @@ func (r *route) notYet(state provider.State, wait time.Duration) *Error {
 
 // closedRoute refuses a call whose route is down, or will not be open in time.
 func (l *limiter) closedRoute(ctx context.Context, c *call, r *route, now instant) error {
+	if r == &l.routes.nameless {
+		return nil
+	}
 	state, until := r.state.State(provider.Instant(now), c.tokens)
 	switch state {
 	case provider.Down:
@@ -312,6 +315,9 @@ func (c *call) outcome(ctx context.Context, err error) (o provider.Outcome) {
 // hopelessNow reports whether a call that has an alternative should not wait for this provider after e: it is down, or has
 // refused more than once since it last answered.
 func (c *call) hopelessNow(e *Error) bool {
+	if e.Phase == phaseOutage || e.Phase == phasePause {
+		return true // said by the guard, perhaps of the route of a call inside
+	}
 	l := c.limiter
 	l.mu.Lock()
 	defer l.mu.Unlock()

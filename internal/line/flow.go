@@ -10,7 +10,6 @@ type flow[T any] struct {
 
 	oldest, newest *Waiter[T]
 	length         int
-	weight         int64
 	at             [2]int // in the heaps of its lane
 
 	calm    int64   // when its queue was last empty, with no more demand than is served
@@ -109,8 +108,9 @@ func (f *flow[T]) push(w *Waiter[T]) {
 	}
 	f.newest = w
 	f.length++
-	f.weight += w.Weight
 	n := f.lane()
+	n.length++
+	n.weight += w.Weight
 	if f.length == 1 {
 		n.byService.push(f, 0)
 		n.byLength.push(f, 1)
@@ -132,8 +132,9 @@ func (f *flow[T]) remove(w *Waiter[T]) {
 	}
 	w.older, w.newer = nil, nil
 	f.length--
-	f.weight -= w.Weight
 	n := f.lane()
+	n.length--
+	n.weight -= w.Weight
 	if f.length == 0 {
 		n.byService.remove(f)
 		n.byLength.remove(f)

@@ -72,6 +72,8 @@ type Waiter[T any] struct {
 type lane[T any] struct {
 	byService heap[T] // the flow to serve next first
 	byLength  heap[T] // the longest first
+	length    int     // calls
+	weight    int64   // theirs
 }
 
 // InFlight is the weight in flight.
@@ -95,7 +97,7 @@ func (l *Line[T]) Waiting() bool { return len(l.busy) > 0 }
 // Waits is the number of waiters with a priority.
 func (l *Line[T]) Waits(p Priority) (n int) {
 	for _, r := range l.busy {
-		n += r.lanes[p].length()
+		n += r.lanes[p].length
 	}
 	return n
 }
@@ -120,10 +122,8 @@ func (l *Line[T]) SetRoom(r *Route[T], room int64) {
 			sign = -1
 		}
 		for p := range r.lanes {
-			for _, f := range r.lanes[p].byService.flows {
-				l.ready[p] += sign * f.length
-				l.weight[p] += int64(sign) * f.weight
-			}
+			l.ready[p] += sign * r.lanes[p].length
+			l.weight[p] += int64(sign) * r.lanes[p].weight
 		}
 	}
 	r.room = room
@@ -398,7 +398,7 @@ func (l *Line[T]) Ahead(r *Route[T], t *Tenant[T], p Priority, now int64) (line,
 	}
 	for q := p + 1; q < priorities; q++ {
 		line += l.weight[q]
-		route += r.lanes[q].weight()
+		route += r.lanes[q].weight
 	}
 	own = len(r.lanes[p].byService.flows)
 	if f := t.flow(r, p); f == nil || f.length == 0 {
@@ -409,25 +409,11 @@ func (l *Line[T]) Ahead(r *Route[T], t *Tenant[T], p Priority, now int64) (line,
 	if l.ready[p] > 0 {
 		line += min(l.weight[p], int64(position*flows-1)*l.weight[p]/int64(l.ready[p]))
 	}
-	if n := r.lanes[p].length(); n > 0 {
-		w := r.lanes[p].weight()
+	if n := r.lanes[p].length; n > 0 {
+		w := r.lanes[p].weight
 		route += min(w, int64(position*own-1)*w/int64(n))
 	}
 	return line, route
-}
-
-func (n *lane[T]) weight() (sum int64) {
-	for _, f := range n.byService.flows {
-		sum += f.weight
-	}
-	return sum
-}
-
-func (n *lane[T]) length() (sum int) {
-	for _, f := range n.byService.flows {
-		sum += f.length
-	}
-	return sum
 }
 
 // Reopened tells that a route was closed to everybody for a time, by a pause. That its waiters are still there does not

@@ -223,6 +223,19 @@ func TestNewestGoesFirstInOverloadAndTheOldestGivesUp(t *testing.T) {
 	require.Equal(t, 3, b.next(), "calm again")
 }
 
+// Calls that have waited for the end of a pause are no overload.
+func TestPauseIsNoOverload(t *testing.T) {
+	b := newBench(1, 1, 1)
+	b.Overload = 10
+	b.SetRoom(b.routes[0], 0)
+	b.join(0, 0, Normal)
+	b.join(0, 0, Normal)
+	b.now = 100
+	b.SetRoom(b.routes[0], unbounded)
+	b.routes[0].Reopened(b.now, 100)
+	require.Equal(t, []int{0, 1}, b.order())
+}
+
 // With d arrivals for each admission a waiter with k newer ones before it is served with probability d^-k.
 func TestInOverloadWhoHasNoHopeIsToldSo(t *testing.T) {
 	b := newBench(1, 1, 1)
@@ -243,6 +256,12 @@ func TestInOverloadWhoHasNoHopeIsToldSo(t *testing.T) {
 	require.Greater(t, f().demand(), 20.)
 	require.LessOrEqual(t, f().length, 3)
 	require.Greater(t, hopeless, 1500)
+
+	b.order()
+	b.now += b.Overload + 1
+	b.join(0, 0, Normal)
+	b.join(0, 0, Normal)
+	require.Equal(t, []int{0, 1}, b.order(), "that was long ago")
 }
 
 // A batch is a burst and no stream: it loses nobody, however long it takes.
@@ -278,6 +297,7 @@ func TestLineDoesWhatAListWouldDo(t *testing.T) {
 		m := &model{b: b, service: make([]float64, len(b.tenants))}
 		for range 300 {
 			m.step(t, rng)
+			m.counts(t)
 		}
 	}
 }
@@ -365,6 +385,24 @@ func (m *model) step(t *testing.T, rng *rand.Rand) {
 		m.list = slices.DeleteFunc(m.list, func(o entry) bool { return o.w == e.w })
 		m.admit(e)
 	}
+}
+
+// counts checks what the line counts while calls come and go.
+func (m *model) counts(t *testing.T) {
+	var waits, ready [priorities]int
+	var readyWeight [priorities]int64
+	for _, e := range m.list {
+		waits[e.p]++
+		if m.b.routes[e.r].room > 0 {
+			ready[e.p]++
+			readyWeight[e.p] += e.w.Weight
+		}
+	}
+	for p := range priorities {
+		require.Equal(t, waits[p], m.b.Waits(p))
+	}
+	require.Equal(t, ready, m.b.ready)
+	require.Equal(t, readyWeight, m.b.weight)
 }
 
 func (m *model) admit(e entry) {

@@ -1,5 +1,5 @@
 // Command mutants disables the bounds of package aiguard, one at a time, in a copy of the module, and shows that at least
-// one of its tests fails for each:
+// one test fails for each:
 //
 //	go run ./internal/mutants                # all of table.go
 //	go run ./internal/mutants 'stream|slot'  # those whose name matches
@@ -26,7 +26,8 @@ import (
 // mutation breaks one bound: in file, old becomes new, and so do further edits where a bound is held twice.
 type mutation struct {
 	name     string // what is no longer so
-	run      string // the tests that should notice, for -run; "": all
+	in       string // the package whose tests should notice; "": the root's
+	run      string // the tests of it that should, for -run; "": all
 	file     string
 	old, new string // old occurs once in file
 	also     []edit
@@ -77,13 +78,20 @@ func run(ctx context.Context, args []string) error {
 	}
 
 	// Without this, everything would seem to be killed.
-	start := time.Now()
-	if r := test(ctx, dir, ""); ctx.Err() != nil {
-		return ctx.Err()
-	} else if r.outcome != survived {
-		return fmt.Errorf("the tests fail without any mutation (%s):\n%s", r.by, withoutPasses(r.output))
+	tested := map[string]bool{}
+	for _, m := range chosen {
+		if tested[m.in] {
+			continue
+		}
+		tested[m.in] = true
+		start := time.Now()
+		if r := test(ctx, dir, m.in, ""); ctx.Err() != nil {
+			return ctx.Err()
+		} else if r.outcome != survived {
+			return fmt.Errorf("the tests of ./%s fail without any mutation (%s):\n%s", m.in, r.by, withoutPasses(r.output))
+		}
+		fmt.Printf("passed    without a mutation in ./%s  %s\n", m.in, since(start))
 	}
-	fmt.Printf("passed    without a mutation  %s\n", since(start))
 
 	var survivors, broken int
 	for _, m := range chosen {
@@ -217,9 +225,9 @@ func try(ctx context.Context, dir string, m *mutation) (result, error) {
 		}
 		defer func() { _ = os.WriteFile(path, data, 0o644) }()
 	}
-	r := test(ctx, dir, m.run)
+	r := test(ctx, dir, m.in, m.run)
 	if r.outcome == survived && m.run != "" {
-		r = test(ctx, dir, "")
+		r = test(ctx, dir, m.in, "")
 		r.by += ", not " + m.run
 	}
 	return r, nil
@@ -239,13 +247,13 @@ type result struct {
 	output  []byte
 }
 
-// test runs the root package's tests, those that match pattern if there is one.
-func test(ctx context.Context, dir, pattern string) result {
+// test runs the tests of a package, those that match pattern if there is one.
+func test(ctx context.Context, dir, pkg, pattern string) result {
 	args := []string{"test", "-count=1", "-failfast", "-v", "-vet=off", "-timeout", timeout.String(), "-skip", skip}
 	if pattern != "" {
 		args = append(args, "-run", pattern)
 	}
-	cmd := exec.CommandContext(ctx, "go", append(args, ".")...)
+	cmd := exec.CommandContext(ctx, "go", append(args, "./"+pkg)...)
 	cmd.Dir = dir
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second

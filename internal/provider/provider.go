@@ -44,10 +44,10 @@ type Sending struct {
 	Weight int64
 	Probe  bool // into a pause or an outage
 	form   Form
+	done   bool
 	number int64   // of the request
 	tokens float64 // sent by then, its own included
 	own    float64 // tokens
-	done   bool
 }
 
 // Outcome is what a request says about its provider. The zero Outcome says nothing: the caller left, or the request was

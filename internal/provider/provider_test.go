@@ -369,6 +369,11 @@ func TestRetryBudgetIsAFractionOfCallsAboveAFloor(t *testing.T) {
 		b.Pay()
 	}
 	require.Equal(t, 3, spend(), "good times save up nothing")
+	for range 1000 {
+		b.Pay()
+	}
+	b.at = 0 // no time has been told of yet
+	require.Equal(t, 3, spend())
 	now += Instant(budgetRefill)
 	require.Equal(t, 1, spend(), "a quiet service may retry too")
 	now += 100 * Instant(budgetRefill)
@@ -392,13 +397,14 @@ func TestEveryCallPaysIntoItsRoutesBudgetOnce(t *testing.T) {
 }
 
 // sendAll sends as often as the route allows until the time is over.
-func (b *bench) sendAll(t *testing.T, for_ time.Duration, tokens float64) (n int) {
-	for end := b.now + Instant(for_); ; {
+func (b *bench) sendAll(t *testing.T, span time.Duration, tokens float64) (n int) {
+	for end := b.now + Instant(span); ; {
 		state, at := b.State(b.now, tokens)
 		for state == Open {
 			s := b.Send(b.now, 1, tokens, true)
 			b.Done(b.now, &s)
 			n++
+			require.Less(t, n, 1000, "nothing paces it")
 			state, at = b.State(b.now, tokens)
 		}
 		require.Equal(t, Paced, state)
