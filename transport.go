@@ -241,7 +241,9 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 	defer func() {
 		if !handedOver {
 			w.stop()
-			x.call.judge(ctx, err)
+			if err != nil { // a panic of base says nothing of the provider; whole has told of an answer
+				x.call.judge(ctx, err)
+			}
 			x.call.free()
 		}
 	}()
