@@ -227,6 +227,8 @@ func (c *call) enter(ctx context.Context) error {
 		err = c.limiter.enterNested(c, now)
 	} else if e := c.unfit(ctx); e != nil {
 		err = e
+	} else if c.limiter.custom != nil {
+		err = errQueue
 	} else {
 		err = c.limiter.enter(ctx, c, now)
 	}
@@ -260,26 +262,26 @@ func (c *call) unfit(ctx context.Context) *Error {
 	return e
 }
 
-// queue waits to be admitted and begins an attempt. Who waits here should need no more stack than the 2 KiB that a
+// queue waits to be admitted, in line or in the user's Limiter, and begins an attempt. Who waits here should need no more stack than the 2 KiB that a
 // goroutine begins with: the frames above and below it are few and small.
 func (c *call) queue(ctx context.Context) error {
-	joined := c.arrival()
+	c.emit(ctx, EventQueued, nil)
+	var joined instant
 	var err error
-	if c.limiter.custom != nil {
-		err = c.askLimiter(ctx, joined)
-	} else if c.waiter, err = c.limiter.join(ctx, c, joined); c.waiter != nil {
-		c.emit(ctx, EventQueued, nil)
-		if c.boundByTotal(joined) {
+	switch {
+	case c.waiter == nil:
+		joined = c.arrival()
+		err = c.askLimiter(ctx)
+	default:
+		if joined = c.waiter.joined; c.boundByTotal(joined) {
 			err = c.waitWithinTotal(ctx)
 		} else {
 			err = c.limiter.wait(ctx, c)
 		}
+		c.waiter = nil
 	}
 	now := c.now()
-	if c.waiter != nil {
-		c.waiter = nil
-		c.waited(time.Duration(now - joined))
-	}
+	c.waited(time.Duration(now - joined))
 	if err == nil {
 		c.begun(ctx, now)
 	}

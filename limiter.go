@@ -213,17 +213,19 @@ func (l *limiter) refresh(r *route, now instant) {
 	}
 }
 
-// enter admits a call if nobody is before it. errQueue: it has to wait; another error refuses it.
+// enter admits a call if nobody is before it, or puts it in line and returns errQueue. Another error refuses it.
 func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.closed {
+		return &Error{Kind: ErrClosed}
+	}
 	r, t := l.find(c, now)
 	if e := l.closedRoute(ctx, c, r, now); e != nil {
 		return e
 	}
-	p := c.Priority.line()
-	if l.custom != nil || !l.line.Take(&r.line, &t.line, p, c.Weight, l.cost(r, c), int64(now)) {
-		return errQueue
+	if !l.line.Take(&r.line, &t.line, c.Priority.line(), c.Weight, l.cost(r, c), int64(now)) {
+		return l.join(ctx, c, now)
 	}
 	l.grant(c, now)
 	return nil
@@ -273,54 +275,47 @@ func (l *limiter) cost(r *route, c *call) float64 {
 	return max(held, 1e-3) * float64(c.Weight)
 }
 
-// join puts a call in line, or admits it (a nil waiter) or refuses it.
-func (l *limiter) join(ctx context.Context, c *call, now instant) (*inLine, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		return nil, &Error{Kind: ErrClosed}
-	}
-	r, t := l.find(c, now)
-	if e := l.closedRoute(ctx, c, r, now); e != nil {
-		return nil, e
-	}
-	until := c.admission(ctx, now)
-	p := c.Priority.line()
-	w := &inLine{call: c, joined: now, until: until, over: make(chan struct{})}
-	w.Value, w.Weight = w, c.Weight
+// join puts a call in line, or admits it after all, or refuses it. Its frame is not below a call that waits.
+func (l *limiter) join(ctx context.Context, c *call, now instant) error {
+	r, t, p := c.permit.route, c.permit.tenant, c.Priority.line()
 	var gone *inLine
-	if l.full(r) && !l.line.Takes(&r.line, p, c.Weight) {
-		if d := l.line.Displaced(&r.line, &t.line, p, int64(now)); d != nil {
-			gone = d.Value
-		} else {
-			l.refused[p]++
-			t.refused++
-			l.line.Refuse(&r.line, &t.line, p, int64(now))
-			return nil, l.queueFull(r, c.Weight, now, t, c.Priority)
+	if l.full(r) {
+		d := l.line.Displaced(&r.line, &t.line, p, int64(now))
+		if d == nil {
+			return l.refuse(r, t, p, now, l.queueFull(r, c.Weight, now, t, c.Priority))
 		}
+		gone = d.Value
 	}
 	if e := l.late(ctx, c, r, t, now); e != nil {
-		l.refused[p]++
-		t.refused++
-		l.line.Refuse(&r.line, &t.line, p, int64(now))
-		return nil, e
+		return l.refuse(r, t, p, now, e)
 	}
 	if gone != nil {
 		l.dismiss(gone, displaced)
 	}
+	w := &inLine{call: c, joined: now, until: c.admission(ctx, now), over: make(chan struct{})}
+	w.Value, w.Weight = w, c.Weight
 	l.waiting.Add(1)
 	for n := l.line.Join(&w.Waiter, &r.line, &t.line, p, int64(now), l.slots(r)); n > 0; n-- {
 		l.dismiss(w.Eldest().Value, hopeless)
 	}
 	l.next(now)
 	if c.permit.held.Load() {
-		return nil, nil
+		return nil
 	}
 	l.refresh(r, now)
-	if l.patience != Off && w.fate == admitted {
+	if l.patience != Off {
 		l.wake(now.add(l.patience))
 	}
-	return w, nil
+	c.waiter = w
+	return errQueue
+}
+
+// refuse counts a refusal.
+func (l *limiter) refuse(r *route, t *tenant, p line.Priority, now instant, e *Error) error {
+	l.refused[p]++
+	t.refused++
+	l.line.Refuse(&r.line, &t.line, p, int64(now))
+	return e
 }
 
 // late refuses a call that is not expected to be admitted, or to be over, in what is left of its time.

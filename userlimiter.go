@@ -9,9 +9,7 @@ import (
 
 // askLimiter has the user's Limiter admit a call: its route opens first, and must still be open when the Limiter has let
 // the call in.
-func (c *call) askLimiter(ctx context.Context, joined instant) error {
-	c.emit(ctx, EventQueued, nil)
-	defer func() { c.waited(c.since(joined)) }()
+func (c *call) askLimiter(ctx context.Context) error {
 	for {
 		if err := c.passRoute(ctx); err != nil {
 			return err
@@ -29,11 +27,11 @@ func (c *call) askLimiter(ctx context.Context, joined instant) error {
 
 // passRoute waits until the call's route has room for it.
 func (c *call) passRoute(ctx context.Context) (err error) {
-	joined := c.now()
-	if c.waiter, err = c.limiter.join(ctx, c, joined); c.waiter == nil {
+	now := c.now()
+	if err = c.limiter.enter(ctx, c, now); err != errQueue {
 		return err
 	}
-	if c.boundByTotal(joined) {
+	if c.boundByTotal(now) {
 		err = c.waitWithinTotal(ctx)
 	} else {
 		err = c.limiter.wait(ctx, c)
