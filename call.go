@@ -46,13 +46,27 @@ type call struct {
 	queued, backoff, inFlight time.Duration
 	last                      *Error // why the attempt before failed
 
-	tokens               float64 // that a request is expected to take
-	used                 int64   // tokens of the answer
-	heap, prompt, answer int64   // bytes: live at the first attempt, sent and received by the last
-	race                 *race   // that the attempt takes part in; nil: none
+	heap int64 // live bytes at the first attempt
+	wire *wire // nil: a Do's
 
 	next, prev *call
 	cancel     context.CancelFunc // ends what the call is in right now
+}
+
+// wire is what is known besides of a call over HTTP.
+type wire struct {
+	tokens         float64 // that a request is expected to take
+	used           int64   // tokens of the answer
+	prompt, answer int64   // bytes sent and received by the last attempt
+	race           *race   // that the attempt takes part in; nil: none
+}
+
+// tokens is what a request of the call is expected to take.
+func (c *call) tokens() float64 {
+	if c.wire == nil {
+		return 0
+	}
+	return c.wire.tokens
 }
 
 func (g *Guard) newCall(ctx context.Context, s *settings) *call {
@@ -382,15 +396,16 @@ func (c *call) answered() {
 
 // free ends an attempt's hold on its slot; it does nothing the second time.
 func (c *call) free() {
-	more := 0.
-	if c.used > 0 {
-		more = float64(c.used) - c.tokens
+	used, more := int64(0), 0.
+	if w := c.wire; w != nil && w.used > 0 {
+		used, more = w.used, float64(w.used)-w.tokens
+		w.used = 0
 	}
-	took, turned, ok := c.limiter.finish(&c.permit, c.Priority.line(), c.verdict, c.used, more)
+	took, turned, ok := c.limiter.finish(&c.permit, c.Priority.line(), c.verdict, used, more)
 	if !ok {
 		return
 	}
-	c.verdict, c.admitted, c.used = provider.Outcome{}, 0, 0
+	c.verdict, c.admitted = provider.Outcome{}, 0
 	c.inFlight += took
 	if turned != noTurn {
 		c.turned = turned
@@ -468,7 +483,9 @@ func (c *call) lastFailure(err error) error {
 
 // succeed ends the call with an answer.
 func (c *call) succeed(ctx context.Context, u Usage) {
-	c.used = u.Input + u.Output
+	if c.wire != nil {
+		c.wire.used = u.Input + u.Output
+	}
 	_ = c.finishWith(ctx, nil, u)
 }
 

@@ -94,8 +94,8 @@ func (x *exchange) newRace(ctx context.Context) *race {
 		won: make(chan struct{}), firstOver: make(chan struct{}), secondOver: make(chan struct{})}
 	end, _ := c.attemptDeadline(phaseCall)
 	y.call = &call{core: c.core, settings: c.settings, outer: c.outer, start: c.start, deadline: end, attempts: c.attempts,
-		skipped: c.skipped, queued: c.queued, backoff: c.backoff, tokens: c.tokens, heap: c.heap, race: r}
-	c.race = r
+		skipped: c.skipped, queued: c.queued, backoff: c.backoff, heap: c.heap, wire: &y.wire}
+	y.wire.race, x.wire.race = r, r
 	return r
 }
 
@@ -148,7 +148,7 @@ func (r *race) runFirst(ctx context.Context) (*http.Response, error) {
 		c.attempts = r.second.call.attempts
 		c.inFlight += c.since(failed)
 	}
-	c.race = nil
+	c.wire.race = nil
 	r.returned = true
 	return nil, err
 }
@@ -213,11 +213,11 @@ func (r *race) rethrow() {
 // claim is called by an attempt that makes progress. It returns an error if another attempt of the request has done so
 // before; otherwise the other one is cancelled and over.
 func (c *call) claim() error {
-	r := c.race
+	r := c.wire.race
 	if r == nil {
 		return nil
 	}
-	c.race = nil
+	c.wire.race = nil
 	if !r.winner.CompareAndSwap(nil, c) {
 		return &Error{Kind: ErrClosed}
 	}

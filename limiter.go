@@ -237,7 +237,7 @@ func (l *limiter) enterNested(c *call, now instant) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r, _ := l.find(c, now)
-	switch state, until := r.state.State(provider.Instant(now), c.tokens); state {
+	switch state, until := r.state.State(provider.Instant(now), c.tokens()); state {
 	case provider.Down:
 		return l.down(r, now)
 	case provider.Paused, provider.Paced:
@@ -252,7 +252,7 @@ func (l *limiter) enterNested(c *call, now instant) error {
 func (l *limiter) grant(c *call, now instant) {
 	p := &c.permit
 	r := p.route
-	p.sending = r.state.Send(provider.Instant(now), c.Weight, c.tokens, c.attempts == 0)
+	p.sending = r.state.Send(provider.Instant(now), c.Weight, c.tokens(), c.attempts == 0)
 	if c.attempts == 0 {
 		l.budget.Pay()
 	}

@@ -111,7 +111,7 @@ func (c *call) tellLeap(ctx context.Context) {
 		if c.inFlight < memorySample {
 			return
 		}
-	case (c.prompt+c.answer)*leapFactor < m.leap:
+	case (c.wire.prompt+c.wire.answer)*leapFactor < m.leap:
 		return
 	default:
 		age = 0 // such a call is rare, and dearer than a sample
@@ -124,14 +124,24 @@ func (c *call) tellLeap(ctx context.Context) {
 	}
 	if c.cfg.OnEvent != nil {
 		ev := c.event(EventMemorySpike, nil)
-		ev.PromptBytes, ev.AnswerBytes, ev.HeapGrowth = c.prompt, c.answer, growth
+		ev.HeapGrowth = growth
+		ev.PromptBytes, ev.AnswerBytes = c.moved()
 		c.cfg.OnEvent(ctx, ev)
 	}
 	if c.cfg.Logger != nil {
+		prompt, answer := c.moved()
 		c.cfg.Logger.LogAttrs(ctx, slog.LevelWarn, "aiguard: memory spike", slog.String("op", short(c.Op)), slog.String("model", short(c.Model)),
-			slog.Int64("prompt_bytes", c.prompt), slog.Int64("answer_bytes", c.answer),
+			slog.Int64("prompt_bytes", prompt), slog.Int64("answer_bytes", answer),
 			slog.Int64("heap_growth", growth), slog.Int64("heap", heap))
 	}
+}
+
+// moved is the bytes that the last attempt has sent and received.
+func (c *call) moved() (prompt, answer int64) {
+	if c.wire == nil {
+		return 0, 0
+	}
+	return c.wire.prompt, c.wire.answer
 }
 
 // tell reports whether it is time to name a call again.

@@ -155,7 +155,7 @@ func (l *limiter) closedRoute(ctx context.Context, c *call, r *route, now instan
 	if r == &l.routes.nameless {
 		return nil
 	}
-	state, until := r.state.State(provider.Instant(now), c.tokens)
+	state, until := r.state.State(provider.Instant(now), c.tokens())
 	switch state {
 	case provider.Down:
 		return l.down(r, now)

@@ -557,7 +557,7 @@ func (s *stream) conclude(err error, abandoned bool) bool {
 	s.w.stop()
 	s.body.Close()
 	s.held.release()
-	c.answer = s.read.Load()
+	c.wire.answer = s.read.Load()
 	s.final = err
 	if err == io.EOF {
 		err = nil
@@ -566,7 +566,7 @@ func (s *stream) conclude(err error, abandoned bool) bool {
 	if p := s.usage.Load(); p != nil {
 		u = *p
 	}
-	c.used = u.Input + u.Output
+	c.wire.used = u.Input + u.Output
 	c.settle(ctx, err)
 	close(s.ended) // before the callbacks, which may call Close
 	if abandoned {

@@ -165,6 +165,7 @@ type exchange struct {
 	*transport
 	settings settings
 	call     *call // from run on
+	wire     wire
 	req      *http.Request
 	original *http.Request // req as the caller gave it
 	said     *Error        // the last refusal of the provider
@@ -200,7 +201,8 @@ func (x *exchange) run(ctx context.Context) (*http.Response, error) {
 	}
 	c := x.guard.newCall(ctx, &x.settings)
 	x.call = c
-	c.tokens = max(float64(x.req.ContentLength), 0) / bytesPerToken
+	c.wire = &x.wire
+	c.wire.tokens = max(float64(x.req.ContentLength), 0) / bytesPerToken
 	if err := c.begin(ctx); err != nil {
 		return nil, err
 	}
@@ -252,7 +254,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 		return nil, err
 	}
 	x.sent = true
-	x.call.prompt, x.call.answer = max(req.ContentLength, 0), 0
+	x.wire.prompt, x.wire.answer = max(req.ContentLength, 0), 0
 	resp, err := x.roundTripper().RoundTrip(req)
 	if err == nil {
 		err = mended(x.roundTripper(), resp)
@@ -591,7 +593,7 @@ func (x *exchange) read(w *watch, resp *http.Response, held *hold) ([]byte, erro
 		return nil, x.tooLarge(resp, phaseResponse, limit)
 	}
 	body, over, err := readCapped(w, resp.Body, resp.ContentLength, limit, held)
-	x.call.answer = int64(len(body))
+	x.wire.answer = int64(len(body))
 	switch {
 	case over:
 		return nil, x.tooLarge(resp, phaseResponse, limit)
