@@ -23,7 +23,7 @@
 // # Capacity
 //
 // MaxConcurrent calls (5) are in flight and MaxQueue (100) wait; the rest are refused at once with a RetryAfter, and so is
-// a call that is not expected to be served before its deadline. Who waits is served by priority, then fair share between
+// a call that is not expected to be served before its deadline. Waiting calls are served by priority, then fair share between
 // tenants, then arrival; under lasting overload the newest call of a tenant goes first. A slot is held while the provider
 // works: until a JSON answer is read or a stream has ended or is closed, not while backing off.
 //

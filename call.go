@@ -276,8 +276,8 @@ func (c *call) unfit(ctx context.Context) *Error {
 	return e
 }
 
-// queue waits to be admitted, in line or in the user's Limiter, and begins an attempt. Who waits here should need no more stack than the 2 KiB that a
-// goroutine begins with: the frames above and below it are few and small.
+// queue waits to be admitted, in line or in Config.Limiter, and begins an attempt. A call that waits here should need no
+// more stack than the 2 KiB that a goroutine begins with, so the frames above and below are few and small.
 func (c *call) queue(ctx context.Context) error {
 	c.emit(ctx, EventQueued, nil)
 	var joined instant

@@ -231,8 +231,8 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	return nil
 }
 
-// enterNested admits a call inside a Do at its route. It has a slot, and must neither hold that through a pause nor wait
-// for somebody who waits for the slot: the Do waits instead.
+// enterNested admits a call inside a Do at its route. The call uses the Do's slot. It must not hold the slot through a
+// pause, nor wait for a call that waits for the slot. So it fails at once, and the Do waits without its slot.
 func (l *limiter) enterNested(c *call, now instant) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -518,8 +518,7 @@ func (l *limiter) close() {
 	}
 }
 
-// wait takes a place in line and waits for a slot. Who waits here should need no more stack than the 2 KiB that a
-// goroutine begins with: the frames above and below it are few and small.
+// wait waits in line for a slot. Its frame is small: see call.queue.
 func (l *limiter) wait(ctx context.Context, c *call) error {
 	w := c.waiter
 	select {

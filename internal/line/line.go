@@ -231,7 +231,7 @@ func (l *Line[T]) Leave(w *Waiter[T]) {
 }
 
 // First is the waiter to be admitted next among those whose routes have room, or nil. It may have to wait for more
-// room: who comes after it must not overtake it, or large weights would starve.
+// room: no later waiter may overtake it, or large weights would starve.
 func (l *Line[T]) First(now int64) *Waiter[T] {
 	if l.since >= turn-1 {
 		if w := l.longest(); w != nil {

@@ -21,7 +21,7 @@ type bucket struct {
 	size   float64
 	level  float64
 	at     Instant
-	number int64 // of the request whose answer told of it
+	number int64 // of the request whose answer described the bucket last
 }
 
 // burst is how much of a minute's allowance may be used at once. Providers enforce a limit a minute in shorter spans.
@@ -139,7 +139,7 @@ func (l *learned) refused(now Instant) {
 	l.count(now)
 }
 
-// count begins to count anew.
+// count starts a new count.
 func (l *learned) count(now Instant) { l.since, l.answers = now, 0 }
 
 func (l *learned) answered(now Instant) {

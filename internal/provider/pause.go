@@ -9,7 +9,7 @@ type pause struct {
 	until    Instant
 	askAgain Instant // when the next probe may be sent
 	probing  bool    // one is under way
-	closed   bool    // Reopened has not told of its end
+	closed   bool    // Reopened has not reported its end
 	refusals int     // 429s since the last answer
 }
 
