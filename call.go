@@ -139,6 +139,14 @@ func (g *Guard) refuseIfCrowded(ctx context.Context, s *settings) error {
 	if l.maxQueue == Off || l.waiting.Load() < int64(l.maxQueue) {
 		return nil
 	}
+	return g.refuseInCrowd(ctx, s)
+}
+
+// refuseInCrowd is the rest of refuseIfCrowded. Its frame must not be below a call that waits.
+//
+//go:noinline
+func (g *Guard) refuseInCrowd(ctx context.Context, s *settings) error {
+	l := g.limiter
 	if l.fits(s.Weight) != nil || callctx.HoldsSlot(ctx) || ctx.Err() != nil || g.closing.Load() {
 		return nil // or for a reason of its own
 	}
@@ -279,22 +287,26 @@ func (c *call) unfit(ctx context.Context) *Error {
 // queue waits to be admitted, in line or in Config.Limiter, and begins an attempt. A call that waits here should need no
 // more stack than the 2 KiB that a goroutine begins with, so the frames above and below are few and small.
 func (c *call) queue(ctx context.Context) error {
-	c.emit(ctx, EventQueued, nil)
-	var joined instant
-	var err error
-	switch {
-	case c.waiter == nil:
-		joined = c.arrival()
-		err = c.askLimiter(ctx)
-	default:
-		if joined = c.waiter.joined; c.boundByTotal(joined) {
-			err = c.waitWithinTotal(ctx)
-		} else {
-			err = c.limiter.wait(ctx, c)
-		}
-		c.waiter = nil
+	if c.cfg.OnEvent != nil {
+		c.emit(ctx, EventQueued, nil)
 	}
+	if c.waiter == nil {
+		joined := c.arrival()
+		return c.dequeued(ctx, joined, c.askLimiter(ctx))
+	}
+	joined := c.waiter.joined
+	if c.boundByTotal(joined) {
+		return c.dequeued(ctx, joined, c.waitWithinTotal(ctx))
+	}
+	return c.dequeued(ctx, joined, c.limiter.wait(ctx, c))
+}
+
+// dequeued ends a wait, and begins the attempt if err is nil.
+//
+//go:noinline
+func (c *call) dequeued(ctx context.Context, joined instant, err error) error {
 	now := c.now()
+	c.waiter = nil
 	c.waited(time.Duration(now - joined))
 	if err == nil {
 		c.begun(ctx, now)

@@ -213,7 +213,8 @@ func (l *limiter) refresh(r *route, now instant) {
 	}
 }
 
-// enter admits a call if nobody is before it, or puts it in line and returns errQueue. Another error refuses it.
+// enter admits a call if nobody is before it, or puts it in line and returns errQueue. Another error refuses it. It does
+// all that itself, because the goroutine of a call that waits keeps the stack that it needed for this.
 func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -224,11 +225,41 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	if e := l.closedRoute(ctx, c, r, now); e != nil {
 		return e
 	}
-	if !l.line.Take(&r.line, &t.line, c.Priority.line(), c.Weight, l.cost(r, c), int64(now)) {
-		return l.join(ctx, c, now)
+	p := c.Priority.line()
+	if l.line.Take(&r.line, &t.line, p, c.Weight, l.cost(r, c), int64(now)) {
+		l.grant(c, now)
+		return nil
 	}
-	l.grant(c, now)
-	return nil
+	var gone *inLine
+	if l.full(r) {
+		d := l.line.Displaced(&r.line, &t.line, p, int64(now))
+		if d == nil {
+			return l.refuse(r, t, p, now, l.queueFull(r, c.Weight, now, t, c.Priority))
+		}
+		gone = d.Value
+	}
+	if e := l.late(ctx, c, r, t, now); e != nil {
+		return l.refuse(r, t, p, now, e)
+	}
+	if gone != nil {
+		l.dismiss(gone, displaced)
+	}
+	w := &inLine{call: c, joined: now, until: c.admission(ctx, now), over: make(chan struct{})}
+	w.Value, w.Weight = w, c.Weight
+	l.waiting.Add(1)
+	for n := l.line.Join(&w.Waiter, &r.line, &t.line, p, int64(now), l.slots(r)); n > 0; n-- {
+		l.dismiss(w.Eldest().Value, hopeless)
+	}
+	l.next(now)
+	if c.permit.held.Load() {
+		return nil
+	}
+	l.refresh(r, now)
+	if l.patience != Off {
+		l.wake(now.add(l.patience))
+	}
+	c.waiter = w
+	return errQueue
 }
 
 // enterNested admits a call inside a Do at its route. The call uses the Do's slot. It must not hold the slot through a
@@ -273,41 +304,6 @@ func (l *limiter) cost(r *route, c *call) float64 {
 		held = l.held
 	}
 	return max(held, 1e-3) * float64(c.Weight)
-}
-
-// join puts a call in line, or admits it after all, or refuses it. Its frame is not below a call that waits.
-func (l *limiter) join(ctx context.Context, c *call, now instant) error {
-	r, t, p := c.permit.route, c.permit.tenant, c.Priority.line()
-	var gone *inLine
-	if l.full(r) {
-		d := l.line.Displaced(&r.line, &t.line, p, int64(now))
-		if d == nil {
-			return l.refuse(r, t, p, now, l.queueFull(r, c.Weight, now, t, c.Priority))
-		}
-		gone = d.Value
-	}
-	if e := l.late(ctx, c, r, t, now); e != nil {
-		return l.refuse(r, t, p, now, e)
-	}
-	if gone != nil {
-		l.dismiss(gone, displaced)
-	}
-	w := &inLine{call: c, joined: now, until: c.admission(ctx, now), over: make(chan struct{})}
-	w.Value, w.Weight = w, c.Weight
-	l.waiting.Add(1)
-	for n := l.line.Join(&w.Waiter, &r.line, &t.line, p, int64(now), l.slots(r)); n > 0; n-- {
-		l.dismiss(w.Eldest().Value, hopeless)
-	}
-	l.next(now)
-	if c.permit.held.Load() {
-		return nil
-	}
-	l.refresh(r, now)
-	if l.patience != Off {
-		l.wake(now.add(l.patience))
-	}
-	c.waiter = w
-	return errQueue
 }
 
 // refuse counts a refusal.

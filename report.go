@@ -106,6 +106,8 @@ func (c *call) event(t EventType, err error) Event {
 }
 
 // emit tells OnEvent alone. Where there is none it costs no stack, of which an Event takes much.
+//
+//go:noinline
 func (c *call) emit(ctx context.Context, t EventType, err error) {
 	if c.cfg.OnEvent != nil {
 		c.emitWith(ctx, t, err, Usage{})

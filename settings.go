@@ -107,10 +107,17 @@ func (c *core) settle(own Call) settings {
 
 // do returns the settings of a Do made with ctx.
 func (g *Guard) do(ctx context.Context) *settings {
-	in, _ := ctx.Value(scopeKey{}).(*scope)
-	if in == nil {
-		return &g.call
+	if in, _ := ctx.Value(scopeKey{}).(*scope); in != nil {
+		return g.scoped(in)
 	}
+	return &g.call
+}
+
+// scoped returns the settings of a Do within a scope. Its frame is large, and must not be part of do's: a call that waits
+// keeps the stack that it has needed.
+//
+//go:noinline
+func (g *Guard) scoped(in *scope) *settings {
 	s := g.settle(g.own.over(in.call))
 	s.planB = in.planB
 	return &s
