@@ -256,6 +256,9 @@ func TestOutageTakesItsRouteDownUntilAProbeIsAnswered(t *testing.T) {
 		require.NoError(t, askModel(t.Context(), c, "a"))
 		require.Len(t, rec.all(aiguard.EventUp), 1)
 		require.True(t, routeOf(t, c.Guard(), "a").DownSince.IsZero())
+		for range 3 {
+			require.NoError(t, askModel(t.Context(), c, "a"))
+		}
 		require.EqualValues(t, 5, routeOf(t, c.Guard(), "a").Limit, "an outage says nothing of the capacity")
 	})
 }

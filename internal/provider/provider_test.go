@@ -237,7 +237,11 @@ func TestOutageLeavesTheLimitAsItWas(t *testing.T) {
 			continue
 		}
 		b.ask(answered)
-		require.Equal(t, 100., b.Limit(), name)
+		require.Equal(t, 51., b.Limit(), "%s: half at once", name)
+		for range 49 {
+			b.ask(answered)
+		}
+		require.Equal(t, 100., b.Limit(), "%s: and one more for each answer", name)
 	}
 }
 

@@ -100,9 +100,10 @@ func (w *window) reopen(before float64, cfg *Config) {
 	w.before = 0
 }
 
-// restore brings back the limit from before an outage, which says nothing about the provider's capacity.
+// restore goes back to the limit from before an outage, which says nothing about the provider's capacity: half of it at
+// once, and one more for each answer.
 func (w *window) restore() {
-	w.limit = max(w.limit, w.before)
-	w.threshold, w.before = w.limit, 0
+	w.threshold = max(w.limit, w.before)
+	w.limit, w.before = max(w.threshold/2, 1), 0
 	w.knee = knee{}
 }
