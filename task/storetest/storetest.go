@@ -124,14 +124,14 @@ func stores(ctx context.Context, s task.Store, op task.Operation) error {
 func orphaned(ctx context.Context, s task.Store, op task.Operation) error {
 	all, err := s.Orphans(ctx, []string{op.Name}, 1000)
 	if err != nil {
-		return fmt.Errorf("Orphans: %w", err)
+		return fmt.Errorf("orphans: %w", err)
 	}
 	for _, got := range all {
 		if got.ID == op.ID {
 			return same(fmt.Sprintf("Orphans: %q", op.ID), got, op)
 		}
 	}
-	return fmt.Errorf("Orphans: %q is missing", op.ID)
+	return fmt.Errorf("orphans: %q is missing", op.ID)
 }
 
 // creates creates the operations.
