@@ -98,7 +98,7 @@ type learned struct {
 	bucket
 	since   Instant // of the count; 0: there was no 429
 	answers float64
-	early   float64 // the second rate: the first may have used up what the provider had saved
+	early   float64 // the lowest of the first rates, which may have used up what the provider had saved
 	rates   int
 	low     int     // rates in a row that were too low
 	mute    Instant // nothing is learned until then
@@ -107,6 +107,7 @@ type learned struct {
 const (
 	learnAnswers = 10               // fewer say nothing
 	learnWithin  = 20 * time.Second // a longer span may tell how much was asked for, and not how much was allowed
+	learnedEarly = 4                // rates
 	learnedLeast = 0.6              // of the early rate
 	learnedLow   = 3                // such rates in a row are too many
 	learnedRaise = 0.005            // a second
@@ -124,7 +125,7 @@ func (l *learned) refused(now Instant) {
 		return
 	}
 	rate := l.answers / float64(span)
-	if l.rates++; l.rates == 2 {
+	if l.rates++; l.rates == 1 || l.rates <= learnedEarly && rate < l.early {
 		l.early = rate
 	}
 	if least := learnedLeast * l.early; rate >= least {
