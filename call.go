@@ -501,6 +501,14 @@ func (c *call) succeed(ctx context.Context, u Usage) {
 	_ = c.finishWith(ctx, nil, u)
 }
 
+// returned ends a Do whose fn has succeeded. It is not part of do, whose frame is below a call that waits.
+//
+//go:noinline
+func (c *call) returned(ctx context.Context) {
+	_ = c.finishWith(ctx, nil, Usage{})
+	c.leap(ctx)
+}
+
 // finish ends the call with err, which it returns with the facts filled in.
 func (c *call) finish(ctx context.Context, err error) error {
 	_ = c.finishWith(ctx, err, Usage{})
@@ -585,8 +593,7 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 		}
 		if err == nil {
 			if v, err = attempt(ctx, c, fn); err == nil {
-				c.succeed(ctx, Usage{})
-				c.leap(ctx)
+				c.returned(ctx)
 				return v, nil
 			}
 		}
@@ -596,6 +603,9 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 	}
 }
 
+// wrapped is do inside the middleware.
+//
+//go:noinline
 func wrapped[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error)) (v T, err error) {
 	err = g.wrap(ctx, g.do(ctx).Call, func(ctx context.Context) (err error) {
 		v, err = do(ctx, g, fn, true)
