@@ -27,7 +27,8 @@ func testEnv(name string) bool {
 	return false
 }
 
-// FromEnv returns the defaults with the AIGUARD_ variables of the environment over them:
+// FromEnv returns the defaults with the AIGUARD_ variables of the environment over them. TotalTimeout, MinConcurrent and
+// MaxBackground, whose defaults depend on other fields, stay zero where nothing is set:
 //
 //	AIGUARD_CALL_TIMEOUT, AIGUARD_STREAM_IDLE_TIMEOUT, AIGUARD_STREAM_TIMEOUT, AIGUARD_QUEUE_TIMEOUT,
 //	AIGUARD_TOTAL_TIMEOUT, AIGUARD_TASK_TIMEOUT                        a duration such as 30s, or off
@@ -108,7 +109,7 @@ func fromEnv(environ []string) (Config, error) {
 	if len(mistakes) > 0 {
 		return Config{}, errors.Join(mistakes...)
 	}
-	cfg.setDefaults()
+	cfg.setIndependentDefaults()
 	return cfg, nil
 }
 
@@ -124,6 +125,13 @@ func (c *Config) tellAliases() {
 func (c Config) validateWithCounter() error {
 	c.CountTokens = func(_, text string) (int, error) { return len(text), nil }
 	return c.validate()
+}
+
+// setIndependentDefaults is setDefaults without the defaults that depend on other fields: a program may still set those.
+func (c *Config) setIndependentDefaults() {
+	own := *c
+	c.setDefaults()
+	c.TotalTimeout, c.MinConcurrent, c.MaxBackground = own.TotalTimeout, own.MinConcurrent, own.MaxBackground
 }
 
 // inEnvironment puts variables in the place of fields.

@@ -13,11 +13,26 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// What a program sets after FromEnv must not contradict a default that was derived from something else.
+func TestFromEnvLeavesRoomForWhatTheProgramSets(t *testing.T) {
+	for name, change := range map[string]func(*Config){
+		"one slot":   func(c *Config) { c.MaxConcurrent = 1 },
+		"no limit":   func(c *Config) { c.MaxConcurrent = Off },
+		"long calls": func(c *Config) { c.CallTimeout = 10 * time.Minute },
+	} {
+		cfg, err := fromEnv(nil)
+		require.NoError(t, err)
+		change(&cfg)
+		_, err = New(cfg)
+		require.NoError(t, err, name)
+	}
+}
+
 func TestFromEnvIsTheDefaultsWithoutVariables(t *testing.T) {
 	cfg, err := fromEnv([]string{"PATH=/bin", "AIGUARD_STRESS=30s", "AIGUARD_CALL_TIMEOUT=", "AIGUARDIAN=x"})
 	require.NoError(t, err)
 	var defaults Config
-	defaults.setDefaults()
+	defaults.setIndependentDefaults()
 	require.Equal(t, defaults, cfg)
 	_, err = New(cfg)
 	require.NoError(t, err)
@@ -71,7 +86,7 @@ func TestEveryPlainFieldHasAVariable(t *testing.T) {
 
 func TestFromEnvKnowsTheNamesThatServicesHave(t *testing.T) {
 	var defaults Config
-	defaults.setDefaults()
+	defaults.setIndependentDefaults()
 	for entry, change := range map[string]func(*Config){
 		"MAX_CONCURRENT_AI_REQUESTS=12": func(c *Config) { c.MaxConcurrent = 12 },
 		"AI_MODEL_MAX_TOKENS=800":       func(c *Config) { c.MaxOutputTokens = 800 },
@@ -84,7 +99,6 @@ func TestFromEnvKnowsTheNamesThatServicesHave(t *testing.T) {
 	} {
 		want := defaults
 		change(&want)
-		want.MaxBackground = want.MaxConcurrent - 1
 		cfg, err := fromEnv([]string{entry})
 		require.NoError(t, err, entry)
 		cfg.aliases = nil
