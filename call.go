@@ -361,7 +361,7 @@ func (c *call) ends(ctx context.Context) instant {
 	return end
 }
 
-// admission is when a call that begins to wait now must have been admitted; 0: there is no bound.
+// admission returns the latest time at which a call that starts to wait now may be admitted; 0: no limit.
 func (c *call) admission(ctx context.Context, now instant) instant {
 	end := c.ends(ctx)
 	if c.cfg.QueueTimeout != Off {

@@ -63,7 +63,7 @@ type permit struct {
 	tenant  *tenant
 	sending provider.Sending
 	cost    float64 // charged to the tenant in advance
-	release func()  // of the user's Limiter
+	release func()  // gives back what Config.Limiter granted; nil: nothing
 }
 
 // inLine is a call's place in line.
@@ -116,9 +116,6 @@ func (l *limiter) fits(weight int64) *Error {
 // crowded refuses a call that would find no place in a full queue, or returns nil. It makes nothing of the call: under
 // overload that is most of what a guard does.
 func (l *limiter) crowded(s *settings) *Error {
-	if l.maxQueue == Off || l.waiting.Load() < int64(l.maxQueue) {
-		return nil
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now, r, t := l.now(), l.routes.peek(s), l.tenants.peek(s.Tenant)

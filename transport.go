@@ -243,7 +243,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 	defer func() {
 		if !handedOver {
 			w.stop()
-			if err != nil { // a panic of base says nothing of the provider; whole has told of an answer
+			if err != nil { // after a panic err is nil, and whole has judged a complete answer itself
 				x.call.judge(ctx, err)
 			}
 			x.call.free()

@@ -2,7 +2,7 @@ package dialect
 
 import "strings"
 
-// What no dialect knows is passed through, and not judged: only its name is made up.
+// An endpoint that no dialect knows is passed through and not judged. It gets a name for logs from its path.
 
 // NameOf names an operation by the first part of its path behind the version: "models", "files".
 func NameOf(path string) string {

@@ -149,7 +149,7 @@ func (r *Route) Send(now Instant, weight int64, tokens float64, first bool) Send
 // Judge notes what became of a request. busy says that others wait for the route.
 func (r *Route) Judge(now Instant, s *Sending, o Outcome, busy bool) {
 	if o.Answered || o.Found || o.Limited {
-		// What was sent before and is answered now shows that there was no outage, but too much to do.
+		// An answer to a request sent before the outage shows that the provider was overloaded, not down.
 		if since := r.outage.over(); since != 0 && s.At >= since {
 			r.window.restore()
 		}
