@@ -122,12 +122,12 @@ func TestNamesOfOthersAreLoggedOnce(t *testing.T) {
 
 	cfg, err = fromEnv(append(environ, "AIGUARD_ALIASES=false"))
 	require.NoError(t, err)
-	require.Equal(t, DefaultTotalTimeout, cfg.TotalTimeout)
-	require.EqualValues(t, DefaultMaxConcurrent, cfg.MaxConcurrent)
-	require.Equal(t, 20, cfg.MaxOutputTokens)
 	cfg.Logger = logger
-	_, err = New(cfg)
+	g, err = New(cfg)
 	require.NoError(t, err)
+	require.Equal(t, DefaultTotalTimeout, g.Config().TotalTimeout)
+	require.EqualValues(t, DefaultMaxConcurrent, g.Config().MaxConcurrent)
+	require.Equal(t, 20, g.Config().MaxOutputTokens)
 	require.Equal(t, 1, strings.Count(out.String(), "\n"), "nothing was read")
 
 	_, err = fromEnv([]string{"AIGUARD_ALIASES=none"})
