@@ -14,7 +14,7 @@ var (
 	converse = api{op: "converse", refusal: messageError, framing: Frames, ends: finished, member: converseMember, event: converseEvent,
 		output: output{within: []string{"inferenceConfig"}, names: []string{"maxTokens"}}}
 	// invoke is for models of other makers than Anthropic: their answers are not judged.
-	invoke       = api{op: "invoke", refusal: messageError, framing: Frames, member: invokeMember, event: invokeEvent}
+	invoke       = api{op: "invoke", refusal: messageError, framing: Frames, untyped: true, member: invokeMember, event: invokeEvent}
 	invokeClaude = api{op: "invoke", refusal: messageError, framing: Frames, ends: marked, member: messagesMember, event: invokeMessagesEvent,
 		output: output{names: []string{"max_tokens"}}}
 )
@@ -124,17 +124,22 @@ func (q *query) converseBlock(c *jsonscan.Cursor) {
 				}
 			}
 		case "guardContent":
-			q.strings(c)
+			for key := range c.Members() {
+				if string(key) != "text" {
+					continue
+				}
+				for key := range c.Members() {
+					if string(key) == "text" {
+						q.text(c)
+					}
+				}
+			}
 		}
 	}
 }
 
 func invokeMember(q *query, key []byte, c *jsonscan.Cursor) {
-	switch string(key) {
-	case "image", "images", "inputImage":
-	default:
-		q.strings(c)
-	}
+	q.walkMember(key, c.Value())
 }
 
 // converseEvent reads the payload of a frame that is called name, or a whole answer.

@@ -16,7 +16,7 @@ var (
 		output: output{names: []string{"max_tokens"}}}
 	responses = api{op: "responses", ends: marked, member: responseMember, event: responseEvent,
 		output: output{names: []string{"max_output_tokens"}}}
-	embeddings  = api{op: "embeddings", member: embeddingMember, event: listEvent("data")}
+	embeddings  = api{op: "embeddings", untyped: true, member: embeddingMember, event: listEvent("data")}
 	moderations = api{op: "moderations", member: embeddingMember, event: listEvent("results")}
 	images      = api{op: "images", ends: finished, member: imageMember, event: imageEvent}
 	runs        = api{op: "threads", ends: marked, marks: true, creates: true, event: runEvent}
