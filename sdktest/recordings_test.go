@@ -2,6 +2,7 @@ package sdktest
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -64,7 +65,13 @@ func TestRecordedAnswersArriveAsTheyWere(t *testing.T) {
 		require.NoError(t, err, r.name)
 		_, again := r.exchange(t)
 
-		g := newGuard(t, aiguard.Config{MaxPromptChars: aiguard.Off, Retry: aiguard.Retry{MaxAttempts: 1}})
+		var usage aiguard.Usage
+		g := newGuard(t, aiguard.Config{MaxPromptChars: aiguard.Off, Retry: aiguard.Retry{MaxAttempts: 1},
+			OnEvent: func(_ context.Context, e aiguard.Event) {
+				if e.Type == aiguard.EventDone {
+					usage = e.Usage
+				}
+			}})
 		resp, err := g.Transport(played{again}).RoundTrip(sent)
 		name := fmt.Sprintf("%s, exchange %d: %s %s, %d", r.name, i, sent.Method, sent.URL.Path, recorded.StatusCode)
 		if !assert.NoError(t, err, name) {
@@ -76,6 +83,9 @@ func TestRecordedAnswersArriveAsTheyWere(t *testing.T) {
 		assert.NoError(t, resp.Body.Close())
 		assert.Equal(t, recorded.StatusCode, resp.StatusCode, name)
 		assert.Equal(t, meaning(media, want), meaning(media, got), name)
+		if dialect.Of(sent.Method, sent.URL.Path, "").Known() && reportsUsage(want) {
+			assert.Positive(t, usage.Input, "%s: tokens in", name)
+		}
 
 		key := fmt.Sprintf("%-45s %-25s", sent.URL.Host, endpoint(sent))
 		of := table[key]
@@ -96,6 +106,12 @@ func TestRecordedAnswersArriveAsTheyWere(t *testing.T) {
 	for _, key := range slices.Sorted(maps.Keys(table)) {
 		t.Logf("%s %4d answers %4d streams %4d failures", key, table[key].answers, table[key].streams, table[key].failures)
 	}
+}
+
+// reportsUsage reports whether an answer says how many tokens it took.
+func reportsUsage(body []byte) bool {
+	return bytes.Contains(body, []byte(`"prompt_tokens"`)) || bytes.Contains(body, []byte(`"input_tokens"`)) ||
+		bytes.Contains(body, []byte(`"promptTokenCount"`)) || bytes.Contains(body, []byte(`"prompt_eval_count"`))
 }
 
 // kinds are what a person calls the recorded failures: missing keys, models without access, and rate limits. The 404 is the

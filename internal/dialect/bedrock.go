@@ -207,9 +207,9 @@ func (s *Stream) converseUsage(c *jsonscan.Cursor) {
 			plain = number(c.Value())
 		case "outputTokens":
 			s.usage.Output = number(c.Value())
-		case "cacheReadInputTokens":
+		case "cacheReadInputTokens", "cacheReadInputTokenCount": // Nova's
 			s.usage.CacheRead = number(c.Value())
-		case "cacheWriteInputTokens":
+		case "cacheWriteInputTokens", "cacheWriteInputTokenCount":
 			s.usage.CacheWrite = number(c.Value())
 		}
 	}
@@ -248,6 +248,27 @@ func invokeEvent(s *Stream, name, data []byte) {
 	s.err = !s.answer && exception(name)
 	s.any, s.progress = !s.err, !s.err
 	s.cut = true // nobody knows
+	if !s.answer {
+		data = s.payload(data)
+	}
+	c := jsonscan.Read(data)
+	s.invokeUsage(&c)
+}
+
+// invokeUsage reads the usage that the makers of models report, and that Bedrock adds to the end of a stream.
+func (s *Stream) invokeUsage(c *jsonscan.Cursor) {
+	for key := range c.Members() {
+		switch string(key) {
+		case "usage":
+			s.converseUsage(c)
+		case "metadata", "amazon-bedrock-invocationMetrics":
+			s.invokeUsage(c)
+		case "prompt_token_count", "inputTextTokenCount", "inputTokenCount":
+			s.usage.Input = max(s.usage.Input, number(c.Value()))
+		case "generation_token_count", "outputTokenCount":
+			s.usage.Output = max(s.usage.Output, number(c.Value()))
+		}
+	}
 }
 
 // bedrockErrors has the exceptions of the service.
