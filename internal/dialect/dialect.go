@@ -38,6 +38,7 @@ type api struct {
 	plain   bool // an answer may be text or bytes instead of JSON
 	creates bool // makes something at the provider, whatever the request says
 	marks   bool // [DONE] is the mark of a stream's end
+	untyped bool // the parts of a prompt that carry media have no type, but a name that says so
 
 	member func(q *query, key []byte, c *jsonscan.Cursor) // reads a member of a request
 	output output                                         // where a request limits its output
