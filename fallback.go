@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: the next alternative after a failure.
+
 import (
 	"context"
 	"errors"
@@ -54,7 +57,7 @@ func try[T any](ctx context.Context, alternative func(context.Context) (T, error
 	s := scopeOf(ctx)
 	if planB := others > 0; planB != s.planB {
 		s.planB = planB
-		ctx = context.WithValue(ctx, scopeKey{}, &s)
+		ctx = context.WithValue(ctx, scopeKey{}, s)
 	}
 	deadline, ok := ctx.Deadline()
 	if others == 0 || !ok {
@@ -62,7 +65,7 @@ func try[T any](ctx context.Context, alternative func(context.Context) (T, error
 	}
 	left := time.Until(deadline)
 	own := left - min(shareOfOthers, left/time.Duration(others+1))*time.Duration(others)
-	end := &Error{Kind: ErrTimeout, Phase: phaseShare, Limit: own}
+	end := &Error{Kind: ErrTimeout, Phase: PhaseShare, Limit: own}
 	actx, cancel := context.WithTimeoutCause(ctx, own, end)
 	defer cancel()
 	v, err := alternative(actx)

@@ -1,0 +1,151 @@
+package aiguard
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"reflect"
+	"strings"
+	"sync/atomic"
+	"syscall"
+)
+
+// connTrace notes how far a request came. Its hooks may run in net/http's goroutines.
+type connTrace struct {
+	trace                       httptrace.ClientTrace
+	asked, got, reused, replied atomic.Bool
+	conn                        atomic.Pointer[poolConn] // nil: not of the guard's own pool
+}
+
+func (t *connTrace) ended() bool {
+	c := t.conn.Load()
+	return c != nil && c.ended.Load()
+}
+
+func (t *connTrace) hooks() *httptrace.ClientTrace {
+	t.trace = httptrace.ClientTrace{
+		GetConn: func(string) { t.asked.Store(true) },
+		GotConn: func(i httptrace.GotConnInfo) {
+			t.got.Store(true)
+			t.reused.Store(i.Reused)
+			t.conn.Store(used(i.Conn))
+		},
+		GotFirstResponseByte: func() { t.replied.Store(true) },
+	}
+	return &t.trace
+}
+
+// unanswered classifies an attempt that brought no response.
+func (x *exchange) unanswered(w *watch, err error) error {
+	connected := x.conn.got.Load() || !x.conn.asked.Load() && !isDial(err)
+	if end := w.failure(err); end != nil {
+		if e := x.call.own(w.caller, end); e != nil {
+			return x.repeatable(e, connected)
+		}
+		return end
+	}
+	var own *Error
+	var ne net.Error
+	switch {
+	case errors.As(err, &own): // requestBody's
+		copied := *own
+		return &copied
+	case !x.conn.asked.Load() && !sendable(x.req.URL), refusedBeforehand(err):
+		return &Error{Kind: ErrMisconfigured, Phase: PhaseConnect, Err: err, retry: neverAsk}
+	case errors.As(err, &ne) && ne.Timeout():
+		e := &Error{Kind: ErrTimeout, Phase: PhaseConnect, Limit: connectLimit(&x.guard.cfg), Err: err}
+		if connected { // a limit of the user's own base
+			e.Phase, e.Limit = PhaseCall, x.call.since(x.call.admitted)
+		}
+		return x.repeatable(e, connected)
+	case x.conn.replied.Load() && !isConnectionLoss(err) && !x.conn.ended(), isProtocolError(err):
+		return &Error{Kind: ErrInvalidResponse, Phase: PhaseHeaders, Err: err, retry: neverAsk} // not HTTP, or too much of it
+	}
+	e := &Error{Kind: ErrUnavailable, Err: err}
+	if !connected {
+		e.Phase = PhaseConnect
+	} else if x.conn.reused.Load() && !x.conn.replied.Load() {
+		e.retry = retryAtOnce // the server closed a connection just as we took it from the pool
+	}
+	return x.repeatable(e, connected)
+}
+
+// repeatable notes on e what the request allows, beyond the kind: acted is false where the provider cannot have done
+// anything yet.
+func (x *exchange) repeatable(e *Error, acted bool) *Error {
+	switch {
+	case !x.replayable:
+		e.retry = neverAsk
+	case !acted:
+		e.retry = mayRetry
+	case !x.safe && e.retry != mayRetry && e.Kind != ErrRateLimited:
+		e.retry = neverAsk
+	}
+	return e
+}
+
+// sendable reports whether a URL has what every transport needs.
+func sendable(u *url.URL) bool {
+	return (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
+}
+
+// refusedBeforehand reports whether a base was refused what it needs before it sends anything, such as a fresh token: its
+// error has the response that says so. golang.org/x/oauth2's has that form.
+func refusedBeforehand(err error) bool {
+	for ; err != nil; err = errors.Unwrap(err) {
+		v := reflect.ValueOf(err)
+		if v.Kind() != reflect.Pointer || v.IsNil() || v.Elem().Kind() != reflect.Struct {
+			continue
+		}
+		field := v.Elem().FieldByName("Response")
+		if !field.IsValid() || !field.CanInterface() {
+			continue
+		}
+		if resp, _ := field.Interface().(*http.Response); resp != nil {
+			switch resp.StatusCode {
+			case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func isDial(err error) bool {
+	var op *net.OpError
+	var dns *net.DNSError
+	return errors.As(err, &op) && op.Op == "dial" || errors.As(err, &dns)
+}
+
+func isConnectionLoss(err error) bool {
+	var op *net.OpError
+	var reset streamError
+	if errors.As(err, &reset) {
+		return reset.Code != 1 // PROTOCOL_ERROR: what net/http could not follow
+	}
+	return errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
+		errors.Is(err, io.ErrClosedPipe) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+// streamError is the shape in which net/http lets errors.As find the reset of an HTTP/2 stream.
+type streamError struct {
+	StreamID, Code uint32
+	Cause          error
+}
+
+func (e streamError) Error() string { return fmt.Sprintf("stream reset with code %d", e.Code) }
+
+// isProtocolError reports whether net/http gave up on a peer whose HTTP/2 it cannot follow, headers beyond the cap among
+// them. It does not export the type of that error.
+func isProtocolError(err error) bool {
+	for ; err != nil; err = errors.Unwrap(err) {
+		if t := reflect.TypeOf(err); t.Kind() == reflect.Uint32 && strings.HasSuffix(t.Name(), "ConnectionError") {
+			return true
+		}
+	}
+	return false
+}
