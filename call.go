@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/aiguard-go/aiguard/internal/callctx"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 	"github.com/aiguard-go/aiguard/internal/provider"
 )
 
@@ -435,7 +436,7 @@ func (c *call) again(ctx context.Context, err error) error {
 	c.denied = false
 	c.tellTurn(ctx, err)
 	if ctx.Err() != nil {
-		if !is(err, ctx.Err()) {
+		if !errtree.Is(err, ctx.Err()) {
 			err = callctx.Err(ctx)
 		}
 		return c.finish(ctx, err)
@@ -655,6 +656,6 @@ func (c *call) explain(err error) error {
 
 // aboutContext reports whether err may be no more than a context's end.
 func aboutContext(err error) bool {
-	return is(err, context.Canceled) || is(err, context.DeadlineExceeded) || is(err, os.ErrDeadlineExceeded) ||
-		is(err, net.ErrClosed) || is(err, io.ErrUnexpectedEOF) || find[net.Error](err) != nil
+	return errtree.Is(err, context.Canceled) || errtree.Is(err, context.DeadlineExceeded) || errtree.Is(err, os.ErrDeadlineExceeded) ||
+		errtree.Is(err, net.ErrClosed) || errtree.Is(err, io.ErrUnexpectedEOF) || errtree.Has[net.Error](err)
 }

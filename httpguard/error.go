@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	_ "embed"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"html/template"
 	"log/slog"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // DefaultRetryAfter is the Retry-After of 429, 503 and 504 where nothing better is known.
@@ -177,10 +177,10 @@ func (x *exchange) problem(err error) Problem {
 		Type: "about:blank", Status: aiguard.HTTPStatus(err), Detail: aiguard.UserMessage(err), Code: string(aiguard.KindOf(err)),
 		RequestID: x.id, Repeatable: x.repeatable,
 	}
-	var body *http.MaxBytesError
+	body := errtree.Find[*http.MaxBytesError](err)
 	switch {
 	case p.Code != "":
-	case errors.As(err, &body):
+	case body != nil:
 		p.Status, p.Code = http.StatusRequestEntityTooLarge, codeBody
 		p.Detail = "Your request is too large: " + size(body.Limit) + " is the most we accept. Please shorten it and try again."
 	case p.Status == http.StatusGatewayTimeout:
