@@ -207,36 +207,3 @@ func (g *Guard) Close() error {
 	g.kill()
 	return nil
 }
-
-func (c *core) refuseNew() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closing.Load() {
-		return
-	}
-	c.closing.Store(true)
-	if c.active.next == &c.active {
-		close(c.idle)
-	}
-}
-
-func (c *core) kill() {
-	c.limiter.close()
-	for _, cancel := range c.cancels() {
-		cancel()
-	}
-	c.pool.close()
-}
-
-// cancels marks the guard as killed and collects how to end what is under way: to be called with no lock held.
-func (c *core) cancels() (cancels []context.CancelFunc) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.killed = true
-	for call := c.active.next; call != &c.active; call = call.next {
-		if call.cancel != nil {
-			cancels = append(cancels, call.cancel)
-		}
-	}
-	return cancels
-}

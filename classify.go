@@ -9,7 +9,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"reflect"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -230,4 +232,100 @@ func isContentPolicy(err error) bool {
 		f, ok := readForeign(err)
 		return ok && dialect.Classify(f.status, f.said) == dialect.ContentPolicy
 	})
+}
+
+// aboutContext reports whether err may be no more than a context's end.
+func aboutContext(err error) bool {
+	return errtree.Is(err, context.Canceled) || errtree.Is(err, context.DeadlineExceeded) || errtree.Is(err, os.ErrDeadlineExceeded) ||
+		errtree.Is(err, net.ErrClosed) || errtree.Is(err, io.ErrUnexpectedEOF) || errtree.Has[net.Error](err)
+}
+
+// kindOfProvider classifies a provider's failure: by what it says, then by its status. nameless is the kind where it has
+// neither: an error without a name inside a 200.
+func kindOfProvider(status int, f dialect.Failure, nameless Kind) Kind {
+	if k := kindOfClass(dialect.Classify(status, f)); k != "" {
+		return k
+	}
+	if status != 0 && status != http.StatusOK {
+		return kindOfStatus(status)
+	}
+	if n, err := strconv.Atoi(f.Code); err == nil && n >= 400 && n < 600 {
+		return kindOfStatus(n)
+	}
+	return nameless
+}
+
+func kindOfClass(c dialect.Class) Kind {
+	switch c {
+	case dialect.Quota:
+		return ErrQuota
+	case dialect.RateLimited:
+		return ErrRateLimited
+	case dialect.PromptTooLarge:
+		return ErrPromptTooLarge
+	case dialect.Unavailable:
+		return ErrUnavailable
+	case dialect.Unauthorized:
+		return ErrUnauthorized
+	case dialect.Misconfigured:
+		return ErrMisconfigured
+	case dialect.Rejected, dialect.ContentPolicy:
+		return ErrRejected
+	}
+	return ""
+}
+
+func kindOfStatus(status int) Kind {
+	switch {
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		return ErrUnauthorized
+	case status == http.StatusTooManyRequests:
+		return ErrRateLimited
+	case status == http.StatusPaymentRequired:
+		return ErrQuota
+	case status == http.StatusRequestEntityTooLarge:
+		return ErrPromptTooLarge
+	case status == http.StatusNotFound:
+		return ErrMisconfigured
+	case status == http.StatusRequestTimeout, status == http.StatusConflict, status >= 500:
+		return ErrUnavailable
+	case status >= 400:
+		return ErrRejected
+	}
+	return ErrInvalidResponse
+}
+
+// providerCause builds the error go-openai's users know from what a provider said: *openai.APIError where
+// it said anything in a known form, else *openai.RequestError.
+func providerCause(status int, f dialect.Failure, ok bool, body []byte) error {
+	text := ""
+	if status != 0 {
+		text = fmt.Sprintf("%d %s", status, http.StatusText(status))
+	}
+	if !ok {
+		return &openai.RequestError{HTTPStatus: text, HTTPStatusCode: status, Err: errors.New("no error object in the body"), Body: body}
+	}
+	e := &openai.APIError{Message: f.Message, Type: f.Type, HTTPStatus: text, HTTPStatusCode: status}
+	if f.Code != "" {
+		e.Code = f.Code
+	}
+	if n, err := strconv.Atoi(f.Code); err == nil && f.Number {
+		e.Code = n // as go-openai decodes it
+	}
+	if f.Param != "" {
+		e.Param = &f.Param
+	}
+	if f.InnerCode != "" {
+		e.InnerError = &openai.InnerError{Code: f.InnerCode}
+	}
+	return e
+}
+
+func apiFailure(e *openai.APIError) dialect.Failure {
+	f := dialect.Failure{Code: codeText(e.Code), Type: e.Type, Message: e.Message}
+	_, f.Number = e.Code.(int)
+	if e.InnerError != nil {
+		f.InnerCode = e.InnerError.Code
+	}
+	return f
 }

@@ -64,7 +64,7 @@ func try[T any](ctx context.Context, alternative func(context.Context) (T, error
 	}
 	left := time.Until(deadline)
 	own := left - min(shareOfOthers, left/time.Duration(others+1))*time.Duration(others)
-	end := &Error{Kind: ErrTimeout, Phase: phaseShare, Limit: own}
+	end := &Error{Kind: ErrTimeout, Phase: PhaseShare, Limit: own}
 	actx, cancel := context.WithTimeoutCause(ctx, own, end)
 	defer cancel()
 	v, err := alternative(actx)

@@ -19,7 +19,7 @@ func UserMessage(err error) string {
 	e, _ := by.(*Error)
 	switch k {
 	case ErrTimeout:
-		if e != nil && e.Phase == phaseTask {
+		if e != nil && e.Phase == PhaseTask {
 			return "This took longer than expected and was stopped. Please try again, or try with a smaller request."
 		}
 		return "The AI service took too long to answer. Please try again in a moment."
