@@ -281,6 +281,8 @@ var mutations = []mutation{
 		file: "internal/provider/window.go", old: "w.limit = max(w.limit, w.before)\n", new: ""},
 	{name: "overload taken for an outage", in: "internal/provider", run: "^TestOutageLeavesTheLimitAsItWas$",
 		file: "internal/provider/provider.go", old: "since != 0 && s.At >= since {", new: "since != 0 {"},
+	{name: "total taken for an outage", run: "^TestTimeThatTheCallerSetsIsNoOutage$",
+		file: "route.go", old: "e.Phase != PhaseTotal && !c.shorter(e.Limit)", new: "!c.shorter(e.Limit)"},
 	{name: "caller's own timeout taken for an outage", run: "^TestWhatSaysNothingOfTheProviderIsNoOutage$",
 		file: "route.go", old: "e.Phase != PhaseTotal && !c.shorter(e.Limit)", new: "e.Phase != PhaseTotal"},
 	{name: "waiters of a route that goes down wait on", run: "^TestWaitersOfARouteThatGoesDownAreToldAtOnce$",
