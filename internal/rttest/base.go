@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/url"
 	"reflect"
 )
 
@@ -67,6 +68,10 @@ var bases = []struct {
 	{"a response and an error", true, func(req *http.Request) (*http.Response, error) {
 		req.Body.Close()
 		return &http.Response{StatusCode: 200, Body: http.NoBody}, errors.New("broken")
+	}},
+	{"a typed nil as the error", true, func(req *http.Request) (*http.Response, error) {
+		req.Body.Close()
+		return nil, (*url.Error)(nil)
 	}},
 	{"edits its request", false, func(req *http.Request) (*http.Response, error) {
 		req.Body.Close()
