@@ -519,4 +519,12 @@ var mutations = []mutation{
 		file: "transport.go", old: "bounded, stop := callctx.Heed(req)", new: "bounded, stop := req, context.CancelFunc(func() {})"},
 	{name: "end of http.Client's Timeout taken for ours", run: "^TestTimeoutOfTheCallersClientIsTheCallersOwnEnd$",
 		file: "classify.go", old: "if isClientTimeout(err) {", new: "if false {"},
+
+	// The web edge.
+	{name: "body read on while the server takes over", in: "httpguard", run: "^TestClientThatNeverFinishesItsBodyLosesItsConnection$",
+		file: "httpguard/error.go", old: "\t\tbody.end(ctl)\n", new: ""},
+	{name: "rest of an unread body waited for", in: "httpguard", run: "^TestClientThatNeverFinishesItsBodyLosesItsConnection$",
+		file: "httpguard/body.go", old: "SetReadDeadline(time.Now().Add(answerTime))", new: "SetReadDeadline(time.Time{})"},
+	{name: "answer at the time limit, handler's as well", in: "httpguard", run: "^TestReturnAfterTheLimitIsNoAnswer$",
+		file: "httpguard/answer.go", old: "if !a.state.CompareAndSwap(untouched, over) {", new: "if a.state.Swap(over) == over {"},
 }
