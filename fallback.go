@@ -56,7 +56,7 @@ func try[T any](ctx context.Context, alternative func(context.Context) (T, error
 	s := scopeOf(ctx)
 	if planB := others > 0; planB != s.planB {
 		s.planB = planB
-		ctx = context.WithValue(ctx, scopeKey{}, &s)
+		ctx = context.WithValue(ctx, scopeKey{}, s)
 	}
 	deadline, ok := ctx.Deadline()
 	if others == 0 || !ok {
