@@ -527,4 +527,62 @@ var mutations = []mutation{
 		file: "httpguard/body.go", old: "SetReadDeadline(time.Now().Add(answerTime))", new: "SetReadDeadline(time.Time{})"},
 	{name: "answer at the time limit, handler's as well", in: "httpguard", run: "^TestReturnAfterTheLimitIsNoAnswer$",
 		file: "httpguard/answer.go", old: "if !a.state.CompareAndSwap(untouched, over) {", new: "if a.state.Swap(over) == over {"},
+
+	// Refusals before anything is made of a call.
+	{name: "weight above capacity told that the queue is full", run: "^TestWeightAboveCapacityIsRefusedAtOnce$",
+		file: "admission.go", old: "if l.fits(s.Weight) != nil || ", new: "if "},
+	{name: "call inside a Do refused at the door", file: "admission.go", old: " || callctx.HoldsSlot(ctx)", new: ""},
+	{name: "caller who has left told that the queue is full", file: "admission.go", old: " || ctx.Err() != nil || g.closing", new: " || g.closing"},
+	{name: "closed guard tells that the queue is full", file: "admission.go", old: " || g.closing.Load() {", new: " {"},
+	{name: "refusals at the door not counted", file: "limiter.go",
+		old: "\tl.refused[s.Priority.line()]++\n\tt.refused++\n\tl.line.Refuse(&r.line, &t.line, s.Priority.line(), int64(now))\n\treturn l.queueFull", new: "\treturn l.queueFull"},
+
+	// What the caller's context says.
+	{name: "settings of another guard's Do kept", file: "settings.go", old: "last != nil && last.guard == g {", new: "last != nil {"},
+	{name: "plan B forgotten in a Do", file: "settings.go", old: "\ts.planB = in.planB\n", new: ""},
+	{name: "time that is left not sent", run: "^TestTimeThatIsLeftTravelsInAHeader$",
+		file: "attempt.go", old: "ok && name != \"\" {", new: "ok && name == \"\" {"},
+	{name: "typed nils looked into", run: "TypedNil", file: "internal/errtree/errtree.go",
+		old: "return v.Kind() == reflect.Pointer && v.IsNil()", new: "return false"},
+	{name: "branch behind a typed nil left out", in: "internal/errtree", run: "^TestTypedNilsAreSkipped$",
+		file: "internal/errtree/errtree.go", old: "if Search(branch, match) {", new: "if IsNil(branch) {\n\t\t\t\t\treturn false\n\t\t\t\t}\n\t\t\t\tif Search(branch, match) {"},
+	{name: "cause that is a typed nil handed out", run: "^TestErrorHidesATypedNilFromErrorsIsAndAs$",
+		file: "errors.go", old: " || errtree.IsNil(e.Err) {", new: " {"},
+
+	// Dialects.
+	{name: "Anthropic's stream complete without its last event", run: "^TestEndsOfKnownStreams$",
+		file: "internal/dialect/anthropic.go", old: "ends: marked, member: messagesMember", new: "ends: anywhere, member: messagesMember"},
+	{name: "Anthropic's pause taken for a whole answer", run: "^Test(Ends|Usage|Only)",
+		file: "internal/dialect/anthropic.go", old: "case `\"refusal\"`, `\"pause_turn\"`:", new: "case `\"no such\"`:"},
+	{name: "Gemini's finish reason not needed", run: "^TestEndsOfKnownStreams$",
+		file: "internal/dialect/gemini.go", old: "framing: JSON, ends: finished, member: geminiMember", new: "framing: JSON, ends: anywhere, member: geminiMember"},
+	{name: "Gemini's unspecified finish reason taken for an end", file: "internal/dialect/gemini.go",
+		old: "case `\"FINISH_REASON_UNSPECIFIED\"`, \"null\"", new: "case \"null\""},
+	{name: "Bedrock's exceptions passed on", run: "^TestStreamsInFramesKnowTheirEnd$",
+		file: "internal/dialect/bedrock.go", old: "\tcase exception(name):\n\t\ts.err = true\n\t\treturn\n\tcase s.answer:\n\t\ts.any", new: "\tcase s.answer:\n\t\ts.any"},
+	{name: "Cohere's stream complete without its last event", run: "^TestEndsOfKnownStreams$",
+		file: "internal/dialect/cohere.go", old: "cohereChat = api{op: \"chat\", refusal: messageError, ends: marked", new: "cohereChat = api{op: \"chat\", refusal: messageError, ends: anywhere"},
+	{name: "Ollama's stream complete without done", run: "^TestEndsOfKnownStreams$",
+		file: "internal/dialect/ollama.go", old: "ollamaChat = api{op: \"chat\", refusal: ollamaError, framing: JSON, ends: marked", new: "ollamaChat = api{op: \"chat\", refusal: ollamaError, framing: JSON, ends: anywhere"},
+	{name: "input that Anthropic cached not counted", run: "^TestUsageHasCachedAndReasoningTokens$",
+		file: "internal/dialect/anthropic.go", old: "s.usage.CacheRead = number(value)", new: "_ = value"},
+	{name: "request that never fits taken for a rate limit", run: "^TestRequestOverTheRateLimitByItselfPausesNobody$",
+		file: "internal/dialect/failure.go", old: "limited && neverFits(f.Message):", new: "false:"},
+	{name: "usage limit of days waited for", in: "internal/dialect", run: "^TestRefusals",
+		file: "internal/dialect/failure.go", old: " && f.RetryAfter < longWindow:", new: ":"},
+
+	// Hedging, in detail.
+	{name: "hedge inside a Do", run: "^TestCallsThatAreNotHedged$", file: "hedge.go", old: "c.maxAttempts() > 1 && !c.nested &&", new: "c.maxAttempts() > 1 &&"},
+	{name: "second attempt hedged", run: "^TestSecondAttemptIsNotHedgedAndNorIsASecondTime$", file: "hedge.go", old: "return c.attempts == 1 && ", new: "return "},
+	{name: "failure of the first does not wait for the second", run: "^TestFailureOfTheFirstAttemptWaitsForItsHedge$",
+		file: "hedge.go", old: "\tif r.resp != nil {\n\t\treturn r.resp, nil\n\t}\n\treturn nil, err", new: "\treturn nil, err"},
+	{name: "attempts share the bytes of their body", run: "^TestAttemptsShareNeitherBodyNorHeaders$",
+		file: "hedge.go", old: "y.req = x.req.Clone(ctx)", new: "y.req = x.req"},
+
+	// Plan B, in detail.
+	{name: "misconfigured alternative ends Fallback", file: "fallback.go", old: "ErrPromptTooLarge, ErrResponseTooLarge, ErrMisconfigured:", new: "ErrPromptTooLarge, ErrResponseTooLarge:"},
+	{name: "share of an alternative taken for the caller's end", run: "^TestSilentProviderLeavesTheOthersTheirShareOfTheCallersTime$",
+		file: "fallback.go", old: "context.Cause(actx) == error(end) && KindOf(err) == \"\" {", new: "false {"},
+	{name: "guard's own failures not answered as responses", run: "^TestGuardsOwnFailuresAsResponses$",
+		file: "response.go", old: "case x.guard.cfg.FailuresAsResponses:", new: "case false:"},
 }
