@@ -19,7 +19,7 @@ var mutations = []mutation{
 		file: "userlimiter.go", old: "timeBound{PhaseQueue, c.cfg.QueueTimeout}", new: "timeBound{PhaseQueue, Off}"},
 	{name: "who waited too long is in the way",
 		file: "limiter.go", old: "\t\tl.refresh(route, now)\n\t}\n\tl.next(now)\n\tif next", new: "\t\tl.refresh(route, now)\n\t}\n\tif next"},
-	{name: "who has left is in the way", run: "^TestWaiterThatLeavesIsRemovedAtOnce$",
+	{name: "who has left is in the way", run: "^(TestWaiterThatLeavesIsRemovedAtOnce|TestWaiterOfTheAdaptiveLimitThatLeavesLetsTheNextIn)$",
 		file: "limiter.go", old: "if !l.line.Full() { // what", new: "if false { // what"},
 	{name: "TaskTimeout ignored", run: "^TestRunTaskIsBounded$",
 		file: "timeout.go", old: "limit = g.cfg.TaskTimeout", new: "limit = Off"},
