@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: how a call gets through line and route.
+
 import (
 	"context"
 	"errors"

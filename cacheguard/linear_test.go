@@ -47,7 +47,7 @@ func TestWorkForARequestGrowsWithItsBytes(t *testing.T) {
 				req.Header.Set("Content-Type", "application/json")
 				req.Header.Set("Authorization", "Bearer sk-one")
 				return len(text), func() {
-					_, err := tr.read(req, Call{})
+					_, err := tr.read(req, Policy{})
 					require.NoError(t, err)
 				}
 			})

@@ -50,7 +50,7 @@ func TestClientThatNeverFinishesItsBodyLosesItsConnection(t *testing.T) {
 				if tc.refused {
 					require.NoError(t, g.Shutdown(t.Context()))
 				}
-				tr, stop := pipe.Serve(&http.Server{Handler: httpguard.Handler(g, tc.handler, httpguard.Config{Timeout: timeout})}, false)
+				tr, stop := pipe.Serve(&http.Server{Handler: limited(t, g, tc.handler, httpguard.Config{Timeout: timeout})}, false)
 				defer stop()
 				conn, err := tr.DialContext(t.Context(), "tcp", "site")
 				require.NoError(t, err)

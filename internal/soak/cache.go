@@ -27,7 +27,7 @@ func (s *soak) cached(ctx context.Context, rng *rand.Rand) {
 		o.fault = f
 	}
 	o.req = request(fmt.Sprintf("%s#%d", o.fault, question%modelsAFault), fmt.Sprintf("soak:%d;", o.id))
-	ctx = cacheguard.With(ctx, cacheguard.Call{Sampled: true})
+	ctx = cacheguard.WithPolicy(ctx, cacheguard.Policy{Sampled: true})
 	oc := clientConfig(s.main.URL, nil)
 	hasty := rng.IntN(8) == 0
 	client := &http.Client{Transport: s.cache}

@@ -47,7 +47,7 @@ func startService(s *soak) (_ *service, err error) {
 	if v.folder, err = os.MkdirTemp("", "aiguard-soak-"); err != nil {
 		return nil, err
 	}
-	if v.store, err = sqlstore.SQLite(context.Background(), filepath.Join(v.folder, "tasks.db")); err != nil {
+	if v.store, err = sqlstore.OpenSQLite(context.Background(), filepath.Join(v.folder, "tasks.db")); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(v.folder))
 	}
 	v.runner, err = task.NewRunner(s.guard, v.store, task.Config{Grace: grace})
@@ -56,13 +56,20 @@ func startService(s *soak) (_ *service, err error) {
 	}
 	task.Register(v.runner, "ask", v.ask)
 
-	edge := httpguard.Middleware(s.guard, httpguard.Config{Timeout: edgeTimeout, MaxConcurrent: 40, QueueTimeout: time.Second})
+	edge, err := httpguard.Limit(s.guard, httpguard.Config{Timeout: edgeTimeout, MaxConcurrent: 40, QueueTimeout: time.Second})
+	if err != nil {
+		return nil, err
+	}
+	ready, err := httpguard.Readyz(s.guard, httpguard.HealthConfig{})
+	if err != nil {
+		return nil, err
+	}
 	mux := http.NewServeMux()
 	mux.Handle("POST /ask", edge(v.withTenant(v.serveAsk)))
 	mux.Handle("POST /stream", edge(v.withTenant(v.serveStream)))
 	mux.Handle("POST /tasks", edge(v.withTenant(v.serveSubmit)))
 	mux.Handle("/tasks/", http.StripPrefix("/tasks", task.Handler(v.runner)))
-	mux.Handle("/readyz", httpguard.Health(s.guard, httpguard.HealthConfig{}))
+	mux.Handle("GET /readyz", ready)
 
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
