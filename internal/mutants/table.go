@@ -531,7 +531,7 @@ var mutations = []mutation{
 	// Refusals before anything is made of a call.
 	{name: "weight above capacity told that the queue is full", run: "^TestWeightAboveCapacityIsRefusedAtOnce$",
 		file: "admission.go", old: "if l.fits(s.Weight) != nil || ", new: "if "},
-	{name: "call inside a Do refused at the door", file: "admission.go", old: " || callctx.HoldsSlot(ctx)", new: ""},
+	{name: "call inside a Do refused at the door", file: "admission.go", old: "callctx.HoldsSlot(ctx)", new: "callctx.HoldsSlot(context.Background())"},
 	{name: "caller who has left told that the queue is full", file: "admission.go", old: " || ctx.Err() != nil || g.closing", new: " || g.closing"},
 	{name: "closed guard tells that the queue is full", file: "admission.go", old: " || g.closing.Load() {", new: " {"},
 	{name: "refusals at the door not counted", file: "limiter.go",
