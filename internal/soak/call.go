@@ -11,9 +11,10 @@ import (
 	"strings"
 	"time"
 
+	openai "github.com/sashabaranov/go-openai"
+
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/aiguardtest"
-	openai "github.com/sashabaranov/go-openai"
 )
 
 // order is a call to make.

@@ -92,12 +92,6 @@ type soak struct {
 	first    string // failure
 }
 
-// provider is a fake one, with a guarded client of it.
-type provider struct {
-	*aiguardtest.Server
-	client *aiguard.Client
-}
-
 func run(ctx context.Context, d time.Duration, callers, visitors int, seed uint64) (passed bool) {
 	goroutines, heap := runtime.NumGoroutine(), liveHeap()
 	s := &soak{seed: seed, began: time.Now(), outcomes: map[string]int{}}

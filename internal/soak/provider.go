@@ -10,8 +10,15 @@ import (
 	"strings"
 	"time"
 
+	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
+
+// provider is a fake one, with a guarded client of it.
+type provider struct {
+	*aiguardtest.Server
+	client *aiguard.Client
+}
 
 // playFaults lets the second server's connections fail now and then.
 func (s *soak) playFaults(ctx context.Context) {
