@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/aiguard-go/aiguard/internal/callctx"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // timeBound is a bound of time as an Error tells of it.
@@ -84,7 +85,7 @@ func (c *call) sleep(ctx context.Context, d time.Duration) error {
 
 // notEcho is err unless it only repeats that we cancelled, for the reason why: the caller has not.
 func notEcho(err error, why *Error) error {
-	if is(err, context.Canceled) || why != nil && is(err, why) {
+	if errtree.Is(err, context.Canceled) || why != nil && errtree.Is(err, why) {
 		return nil
 	}
 	return err
