@@ -75,3 +75,7 @@ cover: ## Print the coverage of every module
 .PHONY: tidy
 tidy: ## Tidy every go.mod
 	$(call in-each,go mod tidy)
+
+.PHONY: release
+release: ## Release every module as VERSION (v0.3.0); DRY=1 checks and prints the plan, and changes nothing
+	@cd internal/release && go run . -version '$(VERSION)' $(if $(DRY),-dry)
