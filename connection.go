@@ -42,6 +42,7 @@ func (t *connTrace) hooks() *httptrace.ClientTrace {
 // unanswered classifies an attempt that brought no response.
 func (x *exchange) unanswered(w *watch, err error) error {
 	connected := x.conn.got.Load() || !x.conn.asked.Load() && !isDial(err)
+	x.call.billed = connected
 	if end := w.failure(err); end != nil {
 		if e := x.call.own(w.caller, end); e != nil {
 			return x.repeatable(e, connected)
@@ -53,8 +54,10 @@ func (x *exchange) unanswered(w *watch, err error) error {
 	switch {
 	case errors.As(err, &own): // requestBody's
 		copied := *own
+		x.call.billed = false
 		return &copied
 	case !x.conn.asked.Load() && !sendable(x.req.URL), refusedBeforehand(err):
+		x.call.billed = false
 		return &Error{Kind: ErrMisconfigured, Phase: PhaseConnect, Err: err, retry: neverAsk}
 	case errors.As(err, &ne) && ne.Timeout():
 		e := &Error{Kind: ErrTimeout, Phase: PhaseConnect, Limit: connectLimit(&x.guard.cfg), Err: err}
@@ -116,9 +119,8 @@ func refusedBeforehand(err error) bool {
 }
 
 func isDial(err error) bool {
-	var op *net.OpError
-	var dns *net.DNSError
-	return errors.As(err, &op) && op.Op == "dial" || errors.As(err, &dns)
+	op := find[*net.OpError](err)
+	return op != nil && op.Op == "dial" || find[*net.DNSError](err) != nil
 }
 
 func isConnectionLoss(err error) bool {

@@ -55,6 +55,7 @@ func attempt[T any](ctx context.Context, c *call, fn func(context.Context) (T, e
 	defer c.free()
 	actx := c.attemptContext(ctx)
 	defer actx.end()
+	c.billed = true
 	if v, err = fn(actx); err != nil {
 		err = actx.explain(err)
 	}
