@@ -6,8 +6,9 @@ import "context"
 // runs.
 type Budget interface {
 	// Reserve is asked before an attempt waits for a slot, with the most tokens that it is expected to use. An error refuses
-	// the attempt: one with a Kind keeps it, any other is ErrBudget. ctx is the caller's, and ends after QueueTimeout at the
-	// latest.
+	// the attempt: one with a Kind keeps it, any other is ErrBudget. Logs show its type alone, unless it or an error in it
+	// has a method LogText() string, which returns what they may show. ctx is the caller's, and ends after QueueTimeout at
+	// the latest.
 	//
 	// settle is called once for each reservation, with no lock held and at the end of the attempt: however that ends, in any
 	// goroutine, and after ctx may have ended. used is one of these:

@@ -197,7 +197,7 @@ func timedOut(err net.Error) bool {
 // quote a prompt, net/http quotes a malformed answer, and a URL may have a key in it.
 func describe(err error) string {
 	if own := find[logTexter](err); own != nil {
-		return short(own.LogText())
+		return printable(own.LogText(), maxLogText)
 	}
 	_, by, _ := classify(err)
 	switch by := by.(type) {
@@ -228,6 +228,8 @@ func describe(err error) string {
 	}
 	return reason(err)
 }
+
+const maxLogText = 512 // bytes
 
 // logTexter is an error of a Budget that knows what a log may say of it.
 type logTexter interface {

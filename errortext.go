@@ -221,9 +221,12 @@ func identifier(s string) string {
 }
 
 // short bounds a text to 128 bytes of printable characters.
-func short(s string) string {
-	if len(s) > 128 {
-		s = strings.ToValidUTF8(s[:125], "") + "..."
+func short(s string) string { return printable(s, 128) }
+
+// printable bounds a text to so many bytes of printable characters.
+func printable(s string, most int) string {
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most-3], "") + "..."
 	}
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
