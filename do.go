@@ -23,7 +23,7 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 	if err := c.begin(ctx); err != nil {
 		return v, err
 	}
-	defer c.end()
+	defer c.end(ctx)
 	for {
 		if err = c.enter(ctx); err == errQueue {
 			err = c.queue(ctx)
@@ -79,6 +79,7 @@ func (c *call) explain(err error) error {
 			e.Err = err // the words fn put around it
 		}
 		c.attempts += int32(max(inner.Attempts-1, 0))
+		e.told = inner.judged
 		return &e
 	}
 	if k != "" {

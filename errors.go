@@ -57,6 +57,7 @@ type Error struct {
 	retry    verdict
 	refusal  *refusal // what the provider answered, if that is what failed
 	judged   bool     // a route has been told
+	told     bool     // its pause, by a call inside the Do
 	route    *route   // that is not open yet: phases pause and pace
 	expected bool     // phase queue: refused without waiting for Limit
 	outrun   bool     // phase queue: newer calls went first

@@ -116,6 +116,7 @@ func number(s string, unit time.Duration) time.Duration {
 func (c *call) again(ctx context.Context, err error) error {
 	denied := c.denied
 	c.denied = false
+	c.attemptDone(ctx, err, Usage{})
 	c.tellTurn(ctx, err)
 	if ctx.Err() != nil {
 		if !is(err, ctx.Err()) {
@@ -131,7 +132,7 @@ func (c *call) again(ctx context.Context, err error) error {
 		return c.finish(ctx, c.lastFailure(e))
 	case denied:
 		c.skipped++ // what the guard has said in the provider's stead counts as an attempt
-	case e.Kind == ErrRateLimited && e.route == nil:
+	case e.Kind == ErrRateLimited && e.route == nil && !e.told:
 		c.report(ctx, EventPaused, e, c.pauseAfter(e))
 	}
 	delay, ok := c.plan(ctx, e)

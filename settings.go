@@ -11,16 +11,18 @@ import (
 // settings are what is known of a call before it begins. Calls may share them.
 type settings struct {
 	Call
-	host, path string        // of the route; "": a Do's
-	usual      time.Duration // the timeout of an attempt without the caller's own: of the model, or of Config
-	source     string        // the setting that Timeout comes from, for the error when it runs out
-	planB      bool          // an alternative of Fallback, but not the last
+	host, path  string        // of the route; "": a Do's
+	usual       time.Duration // the timeout of an attempt without the caller's own: of the model, or of Config
+	source      string        // the setting that Timeout comes from, for the error when it runs out
+	planB       bool          // an alternative of Fallback, but not the last
+	alternative int32         // which one; 0: the first, or none
 }
 
 // scope is what a context says of the calls made with it.
 type scope struct {
-	call  Call
-	planB bool
+	call        Call
+	planB       bool
+	alternative int32
 }
 
 type scopeKey struct{}
@@ -119,21 +121,21 @@ func (g *Guard) do(ctx context.Context) *settings {
 //go:noinline
 func (g *Guard) scoped(in *scope) *settings {
 	s := g.settle(g.own.over(in.call))
-	s.planB = in.planB
+	s.planB, s.alternative = in.planB, in.alternative
 	return &s
 }
 
 // request returns the settings of a call that a request makes: With may rename it, but its model is a fact.
 func (g *Guard) request(ctx context.Context, op, model, host, path string) settings {
-	own, planB := Call{Op: op}.over(g.own), false
+	own, from := Call{Op: op}.over(g.own), scope{}
 	if in, _ := ctx.Value(scopeKey{}).(*scope); in != nil {
-		own, planB = own.over(in.call), in.planB
+		own, from = own.over(in.call), *in
 	}
 	if model != "" {
 		own.Model = model
 	}
 	s := g.settle(own)
-	s.host, s.path, s.planB = host, path, planB
+	s.host, s.path, s.planB, s.alternative = host, path, from.planB, from.alternative
 	return s
 }
 

@@ -209,7 +209,7 @@ func (s *stream) open() error {
 	}
 	c.answered()
 	c.tellTurn(s.w.caller, nil)
-	c.emit(s.w.caller, EventFirstEvent, nil)
+	c.firstEvent(s.w.caller)
 	c.over = true // from here on the call is the stream's to end
 	s.resp.Body = s
 	if s.events != nil {

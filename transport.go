@@ -187,11 +187,14 @@ func (x *exchange) run(ctx context.Context) (*http.Response, error) {
 	c := x.guard.newCall(ctx, &x.settings)
 	x.call = c
 	c.wire = &x.wire
+	if c.trail != nil {
+		c.trail.endpoint = x.endpoint.Op()
+	}
 	c.wire.tokens = max(float64(x.req.ContentLength), 0) / bytesPerToken
 	if err := c.begin(ctx); err != nil {
 		return nil, err
 	}
-	defer c.end()
+	defer c.end(ctx)
 	if limit := c.cfg.MaxRequestBytes; limit != Off && x.req.ContentLength > limit {
 		return nil, c.finish(ctx, requestTooLarge(x.req.ContentLength, limit))
 	}

@@ -354,7 +354,7 @@ var mutations = []mutation{
 	{name: "With goes before WithCall in Do", run: "^TestSettingsOfTheContextGoBeforeWithInDo$",
 		file: "settings.go", old: "s := g.settle(g.own.over(in.call))", new: "s := g.settle(in.call.over(g.own))"},
 	{name: "With goes before WithCall over HTTP", run: "^TestSettingsOfTheContextGoBeforeWithBeforeModelsBeforeConfig$",
-		file: "settings.go", old: "own, planB = own.over(in.call), in.planB", new: "own, planB = in.call.over(own), in.planB"},
+		file: "settings.go", old: "own, from = own.over(in.call), *in", new: "own, from = in.call.over(own), *in"},
 	{name: "Models goes before With", run: "^TestSettingsOfTheContextGoBeforeWithBeforeModelsBeforeConfig$",
 		file: "settings.go", old: "s.Call = model.over(own)", new: "s.Call = own.over(model)"},
 	{name: "WithCall forgets the context's own", run: "^TestContextsAddUp$",
@@ -517,4 +517,14 @@ var mutations = []mutation{
 		file: "transport.go", old: "bounded, stop := callctx.Heed(req)", new: "bounded, stop := req, context.CancelFunc(func() {})"},
 	{name: "end of http.Client's Timeout taken for ours", run: "^TestTimeoutOfTheCallersClientIsTheCallersOwnEnd$",
 		file: "classify.go", old: "if isClientTimeout(err) {", new: "if false {"},
+
+	// Events.
+	{name: "the end of an attempt is told twice", run: "^TestEachMomentIsToldExactlyOnceOnEveryPath$",
+		file: "trail.go", old: "\tc.trail.attempt = 0\n\tif e :=", new: "\tif e :="},
+	{name: "a panic ends a call without an event", run: "^TestEachMomentIsToldExactlyOnceOnEveryPath$",
+		file: "call.go", old: "c.unwound(ctx)", new: "_ = ctx"},
+	{name: "the end of a hedge is not told", run: "^TestBothAttemptsOfAHedgedCallAreToldToTheirEnd$",
+		file: "hedge.go", old: "\t\t\tc.attemptDone(ctx, err, Usage{})\n", new: ""},
+	{name: "an event has the error that the call goes on with", run: "^TestAnAttemptsErrorInAnEventIsACopy$",
+		file: "trail.go", old: "ev.Err = &copied", new: "_ = copied"},
 }
