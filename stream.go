@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 
 	"github.com/aiguard-go/aiguard/internal/awsframe"
+	"github.com/aiguard-go/aiguard/internal/callctx"
 	"github.com/aiguard-go/aiguard/internal/dialect"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 	"github.com/aiguard-go/aiguard/internal/jsonseq"
@@ -42,6 +43,9 @@ type stream struct {
 	events events // nil: plain bytes
 	held   hold
 	sized  int // what of it is asked for
+
+	watcher callctx.Progress // nil: nobody wants to know
+	latest  instant          // when the last event was handed on, for watcher
 
 	progress dialect.Stream
 	used     dialect.Usage
@@ -210,6 +214,9 @@ func (s *stream) open() error {
 	c.answered()
 	c.tellTurn(s.w.caller, nil)
 	c.firstEvent(s.w.caller)
+	if s.events != nil && len(c.cfg.Middleware) > 0 {
+		s.watcher, s.latest = callctx.ProgressOf(s.w.caller), c.now()
+	}
 	c.over = true // from here on the call is the stream's to end
 	s.resp.Body = s
 	if s.events != nil {
