@@ -43,12 +43,24 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 // wrapped is do inside the middleware.
 //
 //go:noinline
-func wrapped[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error)) (v T, err error) {
-	err = g.wrap(ctx, g.do(ctx).Call, func(ctx context.Context) (err error) {
-		v, err = do(ctx, g, fn, true)
-		return err
-	})
-	return v, err
+func wrapped[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error)) (T, error) {
+	w := &wrappedDo[T]{g: g, fn: fn}
+	w.call = w
+	err := g.wrap(ctx, g.do(ctx).Call, &w.once)
+	return w.v, err
+}
+
+// wrappedDo is a Do inside the middleware.
+type wrappedDo[T any] struct {
+	once
+	g  *Guard
+	fn func(context.Context) (T, error)
+	v  T
+}
+
+func (w *wrappedDo[T]) run(ctx context.Context) (err error) {
+	w.v, err = do(ctx, w.g, w.fn, true)
+	return err
 }
 
 func attempt[T any](ctx context.Context, c *call, fn func(context.Context) (T, error)) (v T, err error) {
