@@ -89,7 +89,7 @@ type core struct {
 	ids      atomic.Uint64 // the last CallID; its random start keeps those of several guards apart
 	repeats  repeats
 
-	mu      sync.Mutex
+	mu      sync.Mutex  // guards the ring and the limiter: a call enters and leaves both at once
 	active  call        // head of the ring of calls and tasks under way
 	closing atomic.Bool // no new ones; set with mu held
 	killed  bool        // those under way are cancelled
@@ -110,8 +110,9 @@ func New(cfg Config) (*Guard, error) {
 	cfg.Middleware = slices.Clone(cfg.Middleware)
 	cfg.Models = maps.Clone(cfg.Models)
 	clock := newClock()
-	c := &core{clock: clock, cfg: cfg, ownTotal: ownTotal, models: newModels(cfg.Models), limiter: newLimiter(&cfg, clock),
+	c := &core{clock: clock, cfg: cfg, ownTotal: ownTotal, models: newModels(cfg.Models),
 		memory: newMemory(cfg.MemoryLimit, clock), pool: newPool(&cfg), idle: make(chan struct{})}
+	c.limiter = newLimiter(&cfg, clock, &c.mu)
 	c.repeats.seed = maphash.MakeSeed()
 	c.ids.Store(rand.Uint64())
 	c.active.next, c.active.prev = &c.active, &c.active

@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: the error of a call that failed.
+
 import (
 	"context"
 	"time"
@@ -54,14 +57,14 @@ type Error struct {
 
 	Err error // the cause: *openai.APIError, *openai.RequestError, a net or context error…
 
-	retry    verdict
 	refusal  *refusal // what the provider answered, if that is what failed
-	judged   bool     // a route has been told
-	told     bool     // its pause, by a call inside the Do
 	route    *route   // that is not open yet: phases pause and pace
-	expected bool     // phase queue: refused without waiting for Limit
-	outrun   bool     // phase queue: newer calls went first
 	setting  string   // that allows more
+	retry    verdict
+	judged   bool // a route has been told
+	told     bool // its pause, by a call inside the Do
+	expected bool // phase queue: refused without waiting for Limit
+	outrun   bool // phase queue: newer calls went first
 }
 
 // verdict is what the layer that saw a failure knows about repeating it, beyond its Kind.

@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: the next alternative after a failure.
+
 import (
 	"context"
 	"errors"
@@ -54,7 +57,7 @@ func try[T any](ctx context.Context, alternative func(context.Context) (T, error
 	s := scopeOf(ctx)
 	if planB := others > 0; planB != s.planB || s.alternative != int32(n) {
 		s.planB, s.alternative = planB, int32(n)
-		ctx = context.WithValue(ctx, scopeKey{}, &s)
+		ctx = context.WithValue(ctx, scopeKey{}, s)
 	}
 	deadline, ok := ctx.Deadline()
 	if others == 0 || !ok {

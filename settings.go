@@ -5,6 +5,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -23,6 +24,13 @@ type scope struct {
 	call        Call
 	planB       bool
 	alternative int32
+	last        atomic.Pointer[scopedSettings] // of the last Do: a context may serve many
+}
+
+// scopedSettings are what a scope comes to for the Dos of one Guard.
+type scopedSettings struct {
+	guard *Guard
+	settings
 }
 
 type scopeKey struct{}
@@ -36,13 +44,14 @@ func WithCall(ctx context.Context, c Call) context.Context {
 	c.mustBeValid("WithCall")
 	s := scopeOf(ctx)
 	s.call = s.call.over(c)
-	return context.WithValue(ctx, scopeKey{}, &s)
+	return context.WithValue(ctx, scopeKey{}, s)
 }
 
-// scopeOf is a copy of the context's scope.
-func scopeOf(ctx context.Context) (s scope) {
+// scopeOf returns a copy of the context's scope.
+func scopeOf(ctx context.Context) *scope {
+	s := new(scope)
 	if in, _ := ctx.Value(scopeKey{}).(*scope); in != nil {
-		s = *in
+		s.call, s.planB, s.alternative = in.call, in.planB, in.alternative
 	}
 	return s
 }
@@ -120,22 +129,30 @@ func (g *Guard) do(ctx context.Context) *settings {
 //
 //go:noinline
 func (g *Guard) scoped(in *scope) *settings {
-	s := g.settle(g.own.over(in.call))
+	if last := in.last.Load(); last != nil && last.guard == g {
+		return &last.settings
+	}
+	s := &scopedSettings{guard: g, settings: g.settle(g.own.over(in.call))}
 	s.planB, s.alternative = in.planB, in.alternative
-	return &s
+	in.last.Store(s)
+	return &s.settings
 }
 
 // request returns the settings of a call that a request makes: With may rename it, but its model is a fact.
 func (g *Guard) request(ctx context.Context, op, model, host, path string) settings {
-	own, from := Call{Op: op}.over(g.own), scope{}
-	if in, _ := ctx.Value(scopeKey{}).(*scope); in != nil {
-		own, from = own.over(in.call), *in
+	own := Call{Op: op}.over(g.own)
+	in, _ := ctx.Value(scopeKey{}).(*scope)
+	if in != nil {
+		own = own.over(in.call)
 	}
 	if model != "" {
 		own.Model = model
 	}
 	s := g.settle(own)
-	s.host, s.path, s.planB, s.alternative = host, path, from.planB, from.alternative
+	s.host, s.path = host, path
+	if in != nil {
+		s.planB, s.alternative = in.planB, in.alternative
+	}
 	return s
 }
 

@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: the answer of an attempt that is a stream.
+
 import (
 	"bytes"
 	"context"

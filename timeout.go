@@ -104,10 +104,10 @@ type attemptContext struct {
 	over   bool
 }
 
-func (c *call) attemptContext(ctx context.Context) *attemptContext {
-	deadline, _ := c.attemptDeadline(PhaseCall)
-	c.encloses.Store(int64(deadline))
-	return &attemptContext{Context: ctx, call: c, deadline: deadline}
+func (a *attemptContext) begin(ctx context.Context, c *call) {
+	a.Context, a.call = ctx, c
+	a.deadline, _ = c.attemptDeadline(PhaseCall)
+	c.encloses.Store(int64(a.deadline))
 }
 
 // attemptDeadline is when the attempt that has just been admitted must be over, and by which bound; 0: never.

@@ -52,7 +52,7 @@ func TestWorkForARequestGrowsWithItsBytes(t *testing.T) {
 					req.Header.Set("Content-Type", "application/json")
 					req.Header.Set("Authorization", "Bearer sk-one")
 					before, start := allocated(), time.Now()
-					_, err = tr.read(req, Call{})
+					_, err = tr.read(req, Policy{})
 					took, bytes = min(took, time.Since(start)), allocated()-before
 					require.NoError(t, err)
 				}

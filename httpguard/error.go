@@ -43,7 +43,7 @@ type Problem struct {
 // and 504 without one, except for a quota, which no short wait restores. The request id is that of a response header
 // X-Request-Id already set, else the request's if it looks like one, else random.
 //
-// Call it before anything is written. In a handler of Middleware it knows the Page and Logger given there, and if the
+// Call it before anything is written. In a handler behind Limit it knows the Page and Logger given there, and if the
 // answer has begun (which it sees where Timeout is not Off) it panics with http.ErrAbortHandler, so that the half of it
 // does not look whole. It panics if err is nil.
 func Error(w http.ResponseWriter, r *http.Request, err error) {

@@ -136,7 +136,7 @@ func NewRunner(g *aiguard.Guard, store Store, cfg Config) (*Runner, error) {
 
 // Start begins an operation and returns it, Pending, at once. fn gets a context with the values of ctx, but not its
 // end: that of the guard's TaskTimeout, of Cancel, or of Shutdown. What it returns is kept as JSON, at most 1 MiB.
-// An error becomes the operation's error code (its aiguard.KindOf, or ErrInternal) and message (its aiguard.UserMessage).
+// An error becomes the operation's error code (its aiguard.KindOf, or KindInternal) and message (its aiguard.UserMessage).
 //
 // Start fails with an *aiguard.Error of kind aiguard.ErrOverloaded, and a RetryAfter, when MaxPending operations wait, and of
 // kind aiguard.ErrClosed after Shutdown.

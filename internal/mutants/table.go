@@ -354,7 +354,7 @@ var mutations = []mutation{
 	{name: "With goes before WithCall in Do", run: "^TestSettingsOfTheContextGoBeforeWithInDo$",
 		file: "settings.go", old: "s := g.settle(g.own.over(in.call))", new: "s := g.settle(in.call.over(g.own))"},
 	{name: "With goes before WithCall over HTTP", run: "^TestSettingsOfTheContextGoBeforeWithBeforeModelsBeforeConfig$",
-		file: "settings.go", old: "own, from = own.over(in.call), *in", new: "own, from = in.call.over(own), *in"},
+		file: "settings.go", old: "own = own.over(in.call)", new: "own = in.call.over(own)"},
 	{name: "Models goes before With", run: "^TestSettingsOfTheContextGoBeforeWithBeforeModelsBeforeConfig$",
 		file: "settings.go", old: "s.Call = model.over(own)", new: "s.Call = own.over(model)"},
 	{name: "WithCall forgets the context's own", run: "^TestContextsAddUp$",
