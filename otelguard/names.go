@@ -115,8 +115,8 @@ var (
 	limit          = instrument{"aiguard.limit", "{weight}", "Weight that may be in flight at present.", nil}
 	buffered       = instrument{"aiguard.buffered", "By", "Answers held until their callers have read or closed them.", nil}
 	routeInFlight  = instrument{"aiguard.route.in_flight", "{weight}", "Weight of a route's calls in flight.", nil}
-	routePaused    = instrument{"aiguard.route.paused", "1", "1 while the provider has asked for a pause of the route.", nil}
-	routeDown      = instrument{"aiguard.route.down", "1", "1 while the route is down.", nil}
+	routePaused    = instrument{"aiguard.route.paused", "{route}", "1 while the provider has asked for a pause of the route.", nil}
+	routeDown      = instrument{"aiguard.route.down", "{route}", "1 while the route is down.", nil}
 	tenantInFlight = instrument{"aiguard.tenant.in_flight", "{weight}", "Weight of a tenant's calls in flight.", nil}
 	tenantWaiting  = instrument{"aiguard.tenant.waiting", "{call}", "Calls of a tenant that wait.", nil}
 )
