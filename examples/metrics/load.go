@@ -61,8 +61,10 @@ func play(ctx context.Context, s *service) {
 			ask(n, strings.Repeat("Why? ", 5000))
 		case 30:
 			ask(n, hangs)
-		case 60:
-			ask(n, breaks)
+		case 60: // enough of them in a row for an outage
+			for range 8 {
+				ask(n, breaks)
+			}
 		case 80:
 			for i := range 40 {
 				ask(i, "Why are there tides?")
