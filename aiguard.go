@@ -89,6 +89,7 @@ type core struct {
 	ids      atomic.Uint64 // the last CallID; its random start keeps those of several guards apart
 	repeats  repeats
 	recent   recent
+	storm    storm
 
 	mu      sync.Mutex  // guards the ring and the limiter: a call enters and leaves both at once
 	active  call        // head of the ring of calls and tasks under way
