@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: how a call gets through line and route.
+
 import (
 	"context"
 	"errors"
@@ -30,7 +33,7 @@ func (g *Guard) refuseInCrowd(ctx context.Context, s *settings) error {
 	if e == nil {
 		return nil
 	}
-	if !g.silent() {
+	if !g.silent() || g.recent.on.Load() {
 		return g.refuse(ctx, s, e)
 	}
 	g.calls.Add(1)
@@ -52,6 +55,13 @@ var errQueue = errors.New("aiguard: no slot is free")
 // enter begins an attempt if a slot is free, or with that of the Do around it.
 func (c *call) enter(ctx context.Context) error {
 	now := c.arrival()
+	if c.cfg.Budget != nil {
+		if err := c.reserve(ctx); err != nil {
+			c.denied = true
+			return err
+		}
+		now = c.now()
+	}
 	var err error
 	if c.shared() != nil {
 		err = c.limiter.enterNested(c, now)

@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: the entry for a function.
+
 import (
 	"context"
 	"errors"
@@ -66,6 +69,7 @@ func attempt[T any](ctx context.Context, c *doing, fn func(context.Context) (T, 
 	}
 	actx.begin(ctx, &c.call)
 	defer actx.end()
+	c.billed = true
 	if v, err = fn(actx); err != nil {
 		err = actx.explain(err)
 	}

@@ -1,14 +1,19 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: the next alternative after a failure.
+
 import (
 	"context"
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // Fallback returns the value of the first alternative that succeeds. It goes on to the next after a failure that
-// another model could cure: timeout, overloaded, rate limited, quota, unavailable, misconfigured, truncated, invalid response, prompt or
+// another model could cure: timeout, overloaded, rate limited, quota, budget, unavailable, misconfigured, truncated, invalid response, prompt or
 // response too large. It stops once ctx has ended, when the request was rejected or unauthorized, and at a Final error.
 //
 // Each alternative but the last knows that there is another: its guarded calls fail at once while their route is down or
@@ -80,11 +85,11 @@ func curable(err error) bool {
 		return false
 	}
 	switch KindOf(err) {
-	case ErrTimeout, ErrOverloaded, ErrRateLimited, ErrQuota, ErrUnavailable, ErrTruncated, ErrInvalidResponse,
+	case ErrTimeout, ErrOverloaded, ErrRateLimited, ErrQuota, ErrBudget, ErrUnavailable, ErrTruncated, ErrInvalidResponse,
 		ErrPromptTooLarge, ErrResponseTooLarge, ErrMisconfigured:
 		return true
 	case "":
-		return is(err, context.DeadlineExceeded) // the alternative's own: the caller is still here
+		return errtree.Is(err, context.DeadlineExceeded) // the alternative's own: the caller is still here
 	}
 	return false
 }
@@ -102,7 +107,7 @@ func Final(err error) error {
 type finalError struct{ error }
 
 func isFinal(err error) bool {
-	return find[*finalError](err) != nil
+	return errtree.Has[*finalError](err)
 }
 
 func (e *finalError) Unwrap() error { return e.error }

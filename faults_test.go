@@ -388,6 +388,7 @@ func (p promise) keeps(t *testing.T, srv *aiguardtest.Server, g *aiguard.Guard, 
 	}
 	a, err := bounded(t, least, most, call)
 	require.Zero(t, g.Stats().InFlight, "the slot is free when the call is over")
+	p.settles(t, g.Config().Budget.(*ledger), attempts)
 
 	if strings.HasSuffix(p.text, "…") {
 		require.True(t, strings.HasPrefix(a.text, strings.TrimSuffix(p.text, "…")), "got %.100q", a.text)
@@ -414,6 +415,7 @@ func (p promise) keeps(t *testing.T, srv *aiguardtest.Server, g *aiguard.Guard, 
 func (p promise) failsAsPromised(t *testing.T, err error, attempts int) {
 	t.Helper()
 	e := facts(t, err, p.kind)
+	require.Equal(t, p.billable(), e.MayBeBilled, "may be billed")
 	require.Contains(t, strings.Split(p.phase, "|"), e.Phase)
 	require.Equal(t, p.status, e.StatusCode)
 	require.Equal(t, attempts, e.Attempts)
@@ -449,6 +451,34 @@ func (p promise) failsAsPromised(t *testing.T, err error, attempts int) {
 	require.NotContains(t, aiguard.UserMessage(err), "PROVIDER")
 	require.NotEmpty(t, aiguard.UserMessage(err))
 	require.GreaterOrEqual(t, aiguard.HTTPStatus(err), 400)
+}
+
+// settles checks what each attempt has used for the budget: what the answer says, nothing where nothing can have been, and
+// else an estimate.
+func (p promise) settles(t *testing.T, l *ledger, attempts int) {
+	t.Helper()
+	entries := l.all()
+	require.Len(t, entries, attempts)
+	for i, e := range entries {
+		switch {
+		case p.kind != "" && !p.billable():
+			require.Equal(t, aiguard.Usage{}, e.used)
+		case p.kind != "" || e.used.Estimated:
+			require.True(t, e.used.Estimated)
+			require.Equal(t, !p.large, e.used.Input > 0, "a picture has no text")
+			require.Positive(t, e.used.Output)
+		default:
+			require.Equal(t, aiguard.Usage{Input: 1, Output: 2}, e.used, "attempt %d", i)
+		}
+	}
+}
+
+// billable reports whether the provider may charge for the attempts of a call that fails: unless it has refused them, or
+// they were never sent. Behind a gateway that has stopped waiting it may still work.
+func (p promise) billable() bool {
+	refused := p.status >= 300 && p.status != http.StatusGatewayTimeout
+	unsent := p.unseen && p.again == always
+	return !refused && !unsent
 }
 
 // createsOnce proves that what creates something is not created twice.
@@ -596,8 +626,11 @@ func settles(t *testing.T, what string, ok func() bool) {
 func newFaultServer(t *testing.T, proto string) *aiguardtest.Server {
 	t.Helper()
 	var opts []aiguardtest.Option
-	if proto == "HTTP2" {
+	if strings.HasPrefix(proto, "HTTP2") {
 		opts = append(opts, aiguardtest.TLS())
+	}
+	if strings.HasSuffix(proto, overPipes) {
+		opts = append(opts, aiguardtest.Pipe())
 	}
 	return aiguardtest.NewServer(t, opts...)
 }
@@ -627,6 +660,18 @@ func connect(t *testing.T, srv *aiguardtest.Server, base http.RoundTripper) {
 // connection, no goroutine.
 func guarded(t *testing.T, fault aiguardtest.Fault, proto string, cfg aiguard.Config, tune ...func(*http.Transport)) (*aiguard.Client, *aiguardtest.Server) {
 	t.Helper()
+	g, base, srv := guardedServer(t, fault, proto, cfg, tune...)
+	oc := openai.DefaultConfig("sk-secret-key")
+	oc.BaseURL = srv.URL
+	if base != nil {
+		oc.HTTPClient = &http.Client{Transport: base}
+	}
+	return g.Client(oc), srv
+}
+
+// guardedServer is guarded for any client: it returns what the guard is to send through, nil for its own pool.
+func guardedServer(t *testing.T, fault aiguardtest.Fault, proto string, cfg aiguard.Config, tune ...func(*http.Transport)) (*aiguard.Guard, *http.Transport, *aiguardtest.Server) {
+	t.Helper()
 	for _, d := range []*time.Duration{&cfg.CallTimeout, &cfg.StreamIdleTimeout, &cfg.StreamTimeout} {
 		if *d == 0 {
 			*d = patience
@@ -636,14 +681,14 @@ func guarded(t *testing.T, fault aiguardtest.Fault, proto string, cfg aiguard.Co
 		cfg.Retry.BaseDelay = time.Millisecond
 	}
 	cfg.Retry.Budget = aiguard.Off
+	cfg.Budget = newLedger(t)
 	srv := newFaultServer(t, proto)
 	left := leavesNoGoroutine()
 	g, err := aiguard.New(cfg)
 	require.NoError(t, err)
-	oc := openai.DefaultConfig("sk-secret-key")
-	oc.BaseURL = srv.URL
 	closeIdle := func() {}
-	if base := baseFor(srv, fault, proto, cfg); base != nil {
+	base := baseFor(srv, fault, proto, cfg)
+	if base != nil {
 		closeIdle = base.CloseIdleConnections
 		for _, f := range tune {
 			f(base)
@@ -651,7 +696,6 @@ func guarded(t *testing.T, fault aiguardtest.Fault, proto string, cfg aiguard.Co
 		if !aboutConnecting(fault) {
 			connect(t, srv, base)
 		}
-		oc.HTTPClient = &http.Client{Transport: base}
 	}
 	srv.Play(fault)
 	t.Cleanup(func() {
@@ -668,7 +712,7 @@ func guarded(t *testing.T, fault aiguardtest.Fault, proto string, cfg aiguard.Co
 		}
 		settles(t, "no connection is left", func() bool { open, _ := srv.Conns(); return open == 0 })
 	})
-	return g.Client(oc), srv
+	return g, base, srv
 }
 
 // aboutConnecting: before such a fault there must be no connection.

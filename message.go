@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // UserMessage returns a sentence in English that is safe to show to a user, whatever err is: it never
@@ -35,6 +37,11 @@ func UserMessage(err error) string {
 		return "The AI service is receiving too many requests. Please try again" + inAWhile(e)
 	case ErrQuota:
 		return "The AI service is not available to us right now. Please try again later."
+	case ErrBudget:
+		if e != nil && e.RetryAfter > 0 {
+			return "The usage limit is reached for now. Please try again" + inAWhile(e)
+		}
+		return "This request has used all that it may use, and was stopped."
 	case ErrUnavailable:
 		return "The AI service is temporarily unavailable. Please try again" + inAWhile(e)
 	case ErrUnauthorized:
@@ -50,9 +57,9 @@ func UserMessage(err error) string {
 		return "The AI service gave an answer we could not use. Please try again."
 	}
 	switch {
-	case is(err, context.Canceled):
+	case errtree.Is(err, context.Canceled):
 		return "The request was cancelled."
-	case is(err, context.DeadlineExceeded):
+	case errtree.Is(err, context.DeadlineExceeded):
 		return "The request took too long. Please try again in a moment."
 	}
 	return "Something went wrong. Please try again later."
@@ -76,7 +83,8 @@ func inAWhile(e *Error) string {
 
 // HTTPStatus returns the status a web service answers with when a call failed with err: 200 for nil, 499
 // (client closed request) for the caller's own cancellation, 504 for its own deadline, 500 for what KindOf
-// does not know. For ErrOverloaded and ErrRateLimited send Error.RetryAfter along, as Retry-After.
+// does not know. ErrBudget is 429 if its RetryAfter says when a window ends, else 403. For ErrOverloaded, ErrRateLimited and
+// ErrBudget send Error.RetryAfter along, as Retry-After.
 func HTTPStatus(err error) int {
 	if err == nil {
 		return http.StatusOK
@@ -91,6 +99,11 @@ func HTTPStatus(err error) int {
 		return http.StatusRequestEntityTooLarge
 	case ErrRateLimited:
 		return http.StatusTooManyRequests
+	case ErrBudget:
+		if e, ok := by.(*Error); ok && e.RetryAfter > 0 {
+			return http.StatusTooManyRequests
+		}
+		return http.StatusForbidden
 	case ErrUnavailable:
 		if providerStatus(by) == http.StatusServiceUnavailable {
 			return http.StatusServiceUnavailable
@@ -107,9 +120,9 @@ func HTTPStatus(err error) int {
 		return http.StatusBadRequest
 	}
 	switch {
-	case is(err, context.Canceled):
+	case errtree.Is(err, context.Canceled):
 		return 499 // nginx's "client closed request"; net/http has no name for it
-	case is(err, context.DeadlineExceeded):
+	case errtree.Is(err, context.DeadlineExceeded):
 		return http.StatusGatewayTimeout
 	}
 	return http.StatusInternalServerError

@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: what a call tells events and logs.
+
 import (
 	"context"
 	"log/slog"
@@ -53,7 +56,7 @@ type Usage struct {
 	Input, Output         int64
 	CacheRead, CacheWrite int64 // of the input: read from the provider's cache, and written to it
 	Reasoning             int64 // of the output
-	Estimated             bool  // not what the answer said, but a guess
+	Estimated             bool  // a guess, because no answer said it; only a Budget gets those
 }
 
 // tell counts the call's end, and tells OnEvent and the log.
@@ -80,6 +83,9 @@ func (c *call) tell(ctx context.Context, err error, u Usage) {
 	if c.cfg.OnEvent != nil {
 		c.emitWith(ctx, t, err, u)
 	}
+	if e != nil && c.recent.on.Load() {
+		c.recent.record(c, e)
+	}
 	if e != nil && !c.nested { // the Do around it has the last word
 		c.log(ctx, t, e)
 	}
@@ -97,6 +103,7 @@ func (c *call) fill(e *Error) {
 		e.Host = c.host
 	}
 	e.Attempts, e.Queued, e.Backoff, e.InFlight = int(c.attempts), c.queued, c.backoff, c.inFlight
+	e.MayBeBilled = e.MayBeBilled || c.mayBill
 }
 
 // event is this moment of the call.

@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: whether and when to try again.
+
 import (
 	"context"
 	"math"
@@ -10,6 +13,7 @@ import (
 	"time"
 
 	"github.com/aiguard-go/aiguard/internal/callctx"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // maxBudget is more than anybody's fraction.
@@ -23,7 +27,7 @@ func (c *call) plan(ctx context.Context, e *Error) (delay time.Duration, ok bool
 	switch {
 	case c.shared() != nil: // the Do around this call retries, once it has given its slot back
 		return 0, false
-	case tries >= c.maxAttempts(), !r.allows(e), isFinal(e):
+	case tries >= c.maxAttempts(), !r.allows(e), isFinal(e), r.Unbilled && e.MayBeBilled:
 		return 0, false
 	case c.planB && c.hopelessNow(e):
 		return 0, false
@@ -116,9 +120,12 @@ func number(s string, unit time.Duration) time.Duration {
 func (c *call) again(ctx context.Context, err error) error {
 	denied := c.denied
 	c.denied = false
+	if denied {
+		c.free() // what was reserved for the attempt
+	}
 	c.tellTurn(ctx, err)
 	if ctx.Err() != nil {
-		if !is(err, ctx.Err()) {
+		if !errtree.Is(err, ctx.Err()) {
 			err = callctx.Err(ctx)
 		}
 		return c.finish(ctx, err)

@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: the answer of an attempt that is a stream.
+
 import (
 	"bytes"
 	"context"
@@ -43,6 +46,7 @@ type stream struct {
 	events events // nil: plain bytes
 	held   hold
 	sized  int // what of it is asked for
+	shell  int // bytes of the last event that are not text
 
 	progress dialect.Stream
 	used     dialect.Usage
@@ -60,6 +64,7 @@ type stream struct {
 	// What Close and expired share with Read, which may be in another goroutine.
 	reading, closed, whole, over atomic.Bool
 	usage                        atomic.Pointer[Usage]
+	said                         atomic.Int64  // bytes of text, for a Budget
 	stop                         func() bool   // of context.AfterFunc; for Read and Close
 	ended                        chan struct{} // closed when final is there
 	final                        error
@@ -102,7 +107,8 @@ func (s *stream) frame() error {
 	case first == 0 && s.x.endpoint.Framing() == dialect.Frames:
 		s.events = awsframe.NewReader(body, maxEvent, dialect.MaxShape)
 		return nil
-	case first == '{' && (lines || s.x.endpoint.Framing() == dialect.JSON), first == '[' && s.x.endpoint.Framing() == dialect.JSON:
+	case first == 0 && s.x.endpoint.Framing() == dialect.JSON && media != "text/event-stream", // blanks, and more of them
+		first == '{' && (lines || s.x.endpoint.Framing() == dialect.JSON), first == '[' && s.x.endpoint.Framing() == dialect.JSON:
 		s.events = jsonseq.NewReader(body, maxEvent, dialect.MaxShape)
 		return nil
 	case first == '{' && media == "text/event-stream": // an error, or a whole answer; the reader takes it for data

@@ -45,6 +45,8 @@ var failures = []struct {
 	{"rate limited", &aiguard.Error{Kind: aiguard.ErrRateLimited, RetryAfter: 30 * time.Second}, 429, "rate_limited", "30"},
 	{"raw 429", &openai.APIError{HTTPStatusCode: 429, Message: providerWords}, 429, "rate_limited", "10"},
 	{"quota", aiguard.ErrQuota, 503, "quota_exceeded", ""},
+	{"budget of a window", &aiguard.Error{Kind: aiguard.ErrBudget, RetryAfter: 90 * time.Minute}, 429, "budget_exceeded", "5400"},
+	{"budget of a run", &aiguard.Error{Kind: aiguard.ErrBudget}, 403, "budget_exceeded", ""},
 	{"unavailable", &aiguard.Error{Kind: aiguard.ErrUnavailable, StatusCode: 500, RetryAfter: time.Second}, 502, "unavailable", "1"},
 	{"provider's 503", &aiguard.Error{Kind: aiguard.ErrUnavailable, StatusCode: 503}, 503, "unavailable", "10"},
 	{"unauthorized", aiguard.ErrUnauthorized, 502, "unauthorized", ""},
@@ -305,7 +307,7 @@ func TestPageIsReplaceable(t *testing.T) {
 				r.Header.Set("Accept", browser)
 				r.Header.Set("X-Request-Id", "id-1")
 				w := httptest.NewRecorder()
-				httpguard.Handler(newGuard(t, c.guard), failing, httpguard.Config{Page: own, Timeout: timeout}).ServeHTTP(w, r)
+				limited(t, newGuard(t, c.guard), failing, httpguard.Config{Page: own, Timeout: timeout}).ServeHTTP(w, r)
 				assert.Contains(t, w.Body.String(), c.want)
 				nonce := regexp.MustCompile(`nonce="(\w+)"`).FindStringSubmatch(w.Body.String())
 				require.NotNil(t, nonce)
@@ -322,7 +324,7 @@ func TestPageThatFailsIsReplacedByTheBuiltInOne(t *testing.T) {
 	r.Header.Set("Accept", browser)
 	w := httptest.NewRecorder()
 	cfg := httpguard.Config{Page: broken, Logger: slog.New(slog.NewTextHandler(&logged, nil))}
-	httpguard.Handler(newGuard(t, aiguard.Config{MemoryLimit: 1}), ok, cfg).ServeHTTP(w, r)
+	limited(t, newGuard(t, aiguard.Config{MemoryLimit: 1}), ok, cfg).ServeHTTP(w, r)
 	assert.NotContains(t, w.Body.String(), "half a page")
 	checkPage(t, w.Result(), w.Body.String())
 	assert.Contains(t, logged.String(), "Config.Page failed")
@@ -334,7 +336,7 @@ func TestLogHasTheRequestIDAndTheFactsAndNothingElse(t *testing.T) {
 		failing := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { httpguard.Error(w, r, f.err) })
 		cfg := httpguard.Config{Logger: slog.New(slog.NewTextHandler(&logged, nil))}
 		mux := http.NewServeMux()
-		mux.Handle("GET /ask", httpguard.Handler(newGuard(t, aiguard.Config{}), failing, cfg))
+		mux.Handle("GET /ask", limited(t, newGuard(t, aiguard.Config{}), failing, cfg))
 		r := httptest.NewRequest("GET", "/ask?q=secret", nil)
 		r.Header.Set("X-Request-Id", "id-1")
 		mux.ServeHTTP(httptest.NewRecorder(), r)
@@ -356,7 +358,7 @@ func TestNeitherFormShowsASecretInAnyField(t *testing.T) {
 	cause := fmt.Errorf("answering %s: %w", secret, &openai.APIError{Code: secret + " key", Type: secret + " type", Message: secret, HTTPStatusCode: 400})
 	for _, kind := range []aiguard.Kind{
 		aiguard.ErrTimeout, aiguard.ErrOverloaded, aiguard.ErrClosed, aiguard.ErrPromptTooLarge, aiguard.ErrResponseTooLarge,
-		aiguard.ErrTruncated, aiguard.ErrRateLimited, aiguard.ErrQuota, aiguard.ErrUnavailable, aiguard.ErrUnauthorized,
+		aiguard.ErrTruncated, aiguard.ErrRateLimited, aiguard.ErrQuota, aiguard.ErrBudget, aiguard.ErrUnavailable, aiguard.ErrUnauthorized,
 		aiguard.ErrRejected, aiguard.ErrInvalidResponse, "",
 	} {
 		e := &aiguard.Error{Kind: kind, Op: secret, Model: secret, Phase: secret, RequestID: secret, Err: cause}
