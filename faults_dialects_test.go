@@ -20,8 +20,8 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// This file keeps the promises of faults_test.go in the other APIs, with net/http as the client. A fault then has the form of
-// the API. What it becomes is the same, but for the differences below.
+// This file keeps the promises of faults_test.go in the other APIs, with net/http as the client. A fault then has the form
+// of the API. What it becomes is the same, but for the differences below.
 
 // wireAPI is an operation of an API as it is called without an SDK.
 type wireAPI struct {

@@ -83,8 +83,9 @@
 //
 // The list below describes OpenAI's form. Other APIs have their own: Anthropic's
 // stop_reason and message_stop instead of finish_reason and [DONE], for example,
-// or an empty piece of text as a ping where there are no comments. An API without
-// a fault plays the nearest that it has. For Anthropic, FaultInsufficientQuota is
+// or an empty piece of text as a ping where there are no comments. Gemini's
+// FaultStreamErrorEvent is an error in a line of its own, without "data:". An API
+// without a fault plays the nearest that it has. For Anthropic, FaultInsufficientQuota is
 // its 400 for a credit balance that is too low. For Ollama, whose errors are texts
 // without a code, it is a plain 429.
 //
