@@ -128,6 +128,9 @@ func (api wireAPI) refused(resp *http.Response) error {
 	if err != nil {
 		return err
 	}
+	if !bytes.Contains(body, []byte(aiguardtest.ProviderText)) {
+		return errors.New("the provider's words are lost")
+	}
 	said := &stainlessError{StatusCode: resp.StatusCode, Response: resp, Message: string(body)}
 	if e := aiguard.Explain(said); e != nil && resp.Header.Get("X-Should-Retry") == "false" {
 		return e // of the guard
