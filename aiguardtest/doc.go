@@ -26,11 +26,11 @@
 // part that is listed here does not matter, so every client can use
 // [Server].URL as its base URL:
 //
-//	/v1/messages                            Anthropic, an event stream
+//	/v1/messages                            Anthropic; streams are server-sent events
 //	/models/{model}:generateContent         Gemini
-//	/models/{model}:streamGenerateContent   Gemini, a JSON array; with ?alt=sse an event stream
-//	/api/chat, /api/generate                Ollama, JSON lines unless "stream" is false
-//	all others                              OpenAI, an event stream
+//	/models/{model}:streamGenerateContent   Gemini; a JSON array, or with ?alt=sse server-sent events
+//	/api/chat, /api/generate                Ollama; JSON lines unless "stream" is false
+//	all others                              OpenAI; streams are server-sent events
 //
 // Replies and faults have the form of the API: an [Error] that Anthropic's SDK
 // gets is Anthropic's, and a stream that breaks for Ollama's client is of JSON
