@@ -36,3 +36,25 @@ func TestOnlyAnswersThatEndedByThemselvesAreWhole(t *testing.T) {
 		}
 	}
 }
+
+// A stream that says that it goes on, or nothing, is not complete when it ends there.
+func TestEventWithoutAReasonDoesNotEndAStream(t *testing.T) {
+	for path, events := range map[string][]string{
+		"/v1beta/models/g:streamGenerateContent": {
+			`{"candidates":[{"content":{"parts":[{"text":"Hi"}]},"finishReason":"FINISH_REASON_UNSPECIFIED"}]}`,
+			`{"candidates":[{"content":{"parts":[{"text":"Hi"}]},"finishReason":null}]}`,
+			`{"candidates":[{"content":{"parts":[{"text":"Hi"}]},"finishReason":""}]}`,
+		},
+		"/v1/messages":  {`{"type":"message_delta","delta":{"stop_reason":"end_turn"}}`, `{"type":"content_block_stop"}`},
+		"/v2/chat":      {`{"type":"content-end","index":0}`, `{"type":"content-delta","delta":{"message":{"content":{"text":"Hi"}}}}`},
+		"/api/chat":     {`{"message":{"content":"Hi"},"done":false}`, `{"message":{"content":"Hi"}}`},
+		"/api/generate": {`{"response":"Hi","done":false}`},
+	} {
+		for _, event := range events {
+			s := post(path).Follow()
+			_, failed := s.Event(nil, []byte(event))
+			require.False(t, failed, event)
+			require.False(t, s.Complete(true, false), event)
+		}
+	}
+}

@@ -564,7 +564,7 @@ var mutations = []mutation{
 		file: "internal/dialect/ollama.go", old: "\t\t\ts.cut = s.answer && !s.done\n", new: ""},
 	{name: "Gemini's finish reason not needed", run: "^TestEndsOfKnownStreams$",
 		file: "internal/dialect/gemini.go", old: "framing: JSON, ends: finished, member: geminiMember", new: "framing: JSON, ends: anywhere, member: geminiMember"},
-	{name: "Gemini's unspecified finish reason taken for an end", file: "internal/dialect/gemini.go",
+	{name: "Gemini's unspecified finish reason taken for an end", in: "internal/dialect", run: "^TestEventWithoutAReasonDoesNotEndAStream$", file: "internal/dialect/gemini.go",
 		old: "case `\"FINISH_REASON_UNSPECIFIED\"`, \"null\"", new: "case \"null\""},
 	{name: "Bedrock's exceptions passed on", run: "^TestStreamsInFramesKnowTheirEnd$",
 		file: "internal/dialect/bedrock.go", old: "\tcase exception(name):\n\t\ts.err = true\n\t\treturn\n\tcase s.answer:\n\t\ts.any", new: "\tcase s.answer:\n\t\ts.any"},
