@@ -271,6 +271,32 @@ func TestErrorsOfOtherSDKsAreClassifiedByTheirShape(t *testing.T) {
 	require.Equal(t, 503, aiguard.HTTPStatus(&stainlessError{Response: response(503)}), "a provider's own 503")
 }
 
+// Where an API has no code for a failure, the words of its error tell, as they do on the wire.
+func TestErrorsOfOtherSDKsAreClassifiedByTheirWordsToo(t *testing.T) {
+	const tooLong = "The input token count (1048577) exceeds the maximum number of tokens allowed (1048576). " + secret
+	reason := []map[string]any{{"@type": "x"}, {"reason": "API_KEY_INVALID"}}
+	for name, c := range map[string]struct {
+		err  error
+		kind aiguard.Kind
+	}{
+		"genai":           {genaiError{Code: 400, Status: "INVALID_ARGUMENT", Message: tooLong}, aiguard.ErrPromptTooLarge},
+		"genai, a reason": {genaiError{Code: 400, Status: "INVALID_ARGUMENT", Message: secret, Details: reason}, aiguard.ErrUnauthorized},
+		"Ollama":          {ollamaError{StatusCode: 400, ErrorMessage: "the input length exceeds the context length"}, aiguard.ErrPromptTooLarge},
+		"openai-go": {&stainlessError{StatusCode: 400, Type: "BadRequestError", Message: "This model's maximum context length is 4096 tokens.",
+			Response: &http.Response{StatusCode: 400}}, aiguard.ErrPromptTooLarge},
+		"fork of go-openai": {&forkError{HTTPStatusCode: 402, Code: "invalid_request_error", Message: "Insufficient Balance"}, aiguard.ErrQuota},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.Equal(t, c.kind, aiguard.KindOf(c.err))
+			for form, text := range printed(aiguard.Explain(c.err)) {
+				require.NotContains(t, text, secret, form)
+			}
+		})
+	}
+	wait := []map[string]any{{"retryDelay": "soon"}, {"retryDelay": "30s"}}
+	require.Equal(t, 30*time.Second, aiguard.Explain(genaiError{Code: 429, Status: "RESOURCE_EXHAUSTED", Details: wait}).RetryAfter)
+}
+
 func TestErrorTextTellsOperatorsWhatCameAndFromWhere(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{Retry: aiguard.Retry{MaxAttempts: 1}}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
 		for words, reply := range map[string]aiguardtest.Reply{

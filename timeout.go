@@ -212,7 +212,7 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 		panic("aiguard: RunTask: nil fn")
 	}
 	c := g.newCall(ctx, &g.call)
-	c.deadline = 0 // TotalTimeout is for calls
+	c.task, c.deadline = true, 0 // TotalTimeout is for calls
 	if !c.register() {
 		return &Error{Kind: ErrClosed, Op: c.Op, Model: c.Model, Phase: PhaseTask}
 	}
