@@ -584,8 +584,6 @@ var mutations = []mutation{
 	{name: "second attempt hedged", run: "^TestSecondAttemptIsNotHedgedAndNorIsASecondTime$", file: "hedge.go", old: "return c.attempts == 1 && ", new: "return "},
 	{name: "failure of the first does not wait for the second", run: "^TestFailureOfTheFirstAttemptWaitsForItsHedge$",
 		file: "hedge.go", old: "\tif r.resp != nil {\n\t\treturn r.resp, nil\n\t}\n\treturn nil, err", new: "\treturn nil, err"},
-	{name: "attempts share the bytes of their body", run: "^TestAttemptsShareNeitherBodyNorHeaders$",
-		file: "hedge.go", old: "y.req = x.req.Clone(ctx)", new: "y.req = x.req"},
 
 	// Plan B, in detail.
 	{name: "misconfigured alternative ends Fallback", file: "fallback.go", old: "ErrPromptTooLarge, ErrResponseTooLarge, ErrMisconfigured:", new: "ErrPromptTooLarge, ErrResponseTooLarge:"},
