@@ -40,8 +40,8 @@ stress: ## Run the random-action test for STRESS (30s)
 	AIGUARD_STRESS=$(STRESS) go test $(RACE) -count=1 -run Stress .
 
 .PHONY: soak
-soak: ## Mix all faults with abandoned streams and cancelled callers for SOAK (30s)
-	go run ./internal/soak -for $(SOAK)
+soak: ## Run a whole service with all faults, dialects and hostile clients for SOAK (30s)
+	cd internal/soak && go run . -for $(SOAK)
 
 .PHONY: mutants
 mutants: ## Disable each bound in turn and see a test fail

@@ -88,7 +88,7 @@ func (x *exchange) judge(resp *http.Response, body []byte) (end int, u Usage, er
 	}
 	switch {
 	case errors.Is(err, jsonscan.ErrTooBig):
-		return 0, u, x.tooLarge(resp, phaseShape, int64(dialect.MaxShape.Containers))
+		return 0, u, x.tooLarge(resp, PhaseJSONShape, int64(dialect.MaxShape.Containers))
 	case errors.Is(err, jsonscan.ErrIncomplete):
 		return 0, u, x.broken(resp, io.ErrUnexpectedEOF)
 	case err != nil:

@@ -148,11 +148,6 @@ type Call struct {
 	EndsWithoutFinish bool          // this model's streams may end cleanly without a finish reason. false
 }
 
-// Middleware wraps a call: it must call next, once, with ctx or one derived from it, and return its error, or refuse
-// the call with an error of its own. For a stream, next returns at the first event and the rest of the stream
-// lives in the same ctx: do not cancel it on return. RunTask, which only gives time, has no middleware.
-type Middleware func(ctx context.Context, call Call, next func(context.Context) error) error
-
 // over returns c with the non-zero fields of top.
 func (c Call) over(top Call) Call {
 	return Call{

@@ -92,7 +92,7 @@ func (x *exchange) newRace(ctx context.Context) *race {
 	}
 	r := &race{first: x, second: &y, began: c.admitted,
 		won: make(chan struct{}), firstOver: make(chan struct{}), secondOver: make(chan struct{})}
-	end, _ := c.attemptDeadline(phaseCall)
+	end, _ := c.attemptDeadline(PhaseCall)
 	y.call = &call{core: c.core, settings: c.settings, outer: c.outer, start: c.start, deadline: end, attempts: c.attempts,
 		skipped: c.skipped, queued: c.queued, backoff: c.backoff, heap: c.heap, wire: &y.wire}
 	y.wire.race, x.wire.race = r, r

@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: the line, whose turn it is.
+
 import (
 	"context"
 	"math"
@@ -39,7 +42,8 @@ type limiter struct {
 	waiting             atomic.Int64 // calls in line or waiting for a route
 	waitCount, waitTime atomic.Int64
 
-	mu       sync.Mutex
+	mu       *sync.Mutex // core.mu
+	waiters  sync.Pool   // of *inLine
 	line     line.Line[*inLine]
 	routes   routes
 	tenants  tenants
@@ -72,7 +76,7 @@ type inLine struct {
 	call   *call
 	joined instant
 	until  instant       // when the call must be admitted at the latest; 0: no bound
-	over   chan struct{} // closed when it is decided what becomes of it:
+	over   chan struct{} // receives once it is decided what becomes of the call:
 	fate   fate
 }
 
@@ -88,8 +92,8 @@ const (
 	shutOut
 )
 
-func newLimiter(cfg *Config, c clock) *limiter {
-	l := &limiter{clock: c, capacity: cfg.MaxConcurrent, maxQueue: cfg.MaxQueue, custom: cfg.Limiter, patience: cfg.QueueTimeout, planB: cfg.Retry.Patience}
+func newLimiter(cfg *Config, c clock, mu *sync.Mutex) *limiter {
+	l := &limiter{clock: c, mu: mu, capacity: cfg.MaxConcurrent, maxQueue: cfg.MaxQueue, custom: cfg.Limiter, patience: cfg.QueueTimeout, planB: cfg.Retry.Patience}
 	l.line.Capacity, l.line.MaxBackground = cfg.MaxConcurrent, cfg.MaxBackground
 	if l.custom != nil {
 		l.line.Capacity, l.line.MaxBackground = Off, Off
@@ -108,7 +112,7 @@ func newLimiter(cfg *Config, c clock) *limiter {
 // fits refuses what can never be admitted.
 func (l *limiter) fits(weight int64) *Error {
 	if l.custom == nil && l.line.Capacity != Off && weight > l.line.Capacity {
-		return &Error{Kind: ErrOverloaded, Phase: phaseWeight, Size: weight, Max: l.line.Capacity}
+		return &Error{Kind: ErrOverloaded, Phase: PhaseWeight, Size: weight, Max: l.line.Capacity}
 	}
 	return nil
 }
@@ -141,46 +145,7 @@ func (l *limiter) full(r *route) bool {
 
 func (l *limiter) queueFull(r *route, weight int64, now instant, t *tenant, p Priority) *Error {
 	most := int64(l.maxQueue)
-	return &Error{Kind: ErrOverloaded, Phase: phaseQueue, Size: most, Max: most, RetryAfter: l.retryAfter(r, weight, now, t, p)}
-}
-
-// retryAfter is when it is worth coming again: when those who wait now will have been served.
-func (l *limiter) retryAfter(r *route, weight int64, now instant, t *tenant, p Priority) time.Duration {
-	const least, most = 100 * time.Millisecond, time.Minute
-	wait, known := l.expected(r, weight, now, t, p)
-	if !known {
-		return time.Second // nothing has finished yet
-	}
-	return min(max(wait, least), most)
-}
-
-// expected is how long a newcomer would wait for a slot, from its position, the service time observed and the current
-// limits. It is not known while no call has finished.
-func (l *limiter) expected(r *route, weight int64, now instant, t *tenant, p Priority) (wait time.Duration, known bool) {
-	before, atRoute := l.line.Ahead(&r.line, &t.line, p.line(), int64(now))
-	var seconds float64
-	if limit := l.line.Capacity; limit > 0 && l.held > 0 {
-		seconds, known = l.held*float64(before+weight)/float64(limit), true
-	}
-	if limit, held := r.state.Limit(), r.state.Held(); held > 0 && !math.IsInf(limit, 1) && r.line.Room() < weight {
-		seconds, known = max(seconds, held*float64(atRoute+weight)/max(limit, 1)), true
-	}
-	if until := r.state.PausedUntil(provider.Instant(now)); until != 0 {
-		seconds, known = max(seconds, time.Duration(until-provider.Instant(now)).Seconds()), true
-	}
-	if pace := r.state.RequestsPace(); pace > 0 && r.line.Room() <= 0 {
-		seconds, known = max(seconds, 60/pace*float64(r.line.Waiting()+1)), true
-	}
-	return time.Duration(min(seconds, 1e9) * float64(time.Second)), known
-}
-
-// slots is how many calls a route may have in flight.
-func (l *limiter) slots(r *route) int64 {
-	limit := r.state.Limit()
-	if l.line.Capacity >= 0 {
-		limit = min(limit, float64(l.line.Capacity))
-	}
-	return int64(min(limit, 1<<20))
+	return &Error{Kind: ErrOverloaded, Phase: PhaseQueue, Size: most, Max: most, RetryAfter: l.retryAfter(r, weight, now, t, p)}
 }
 
 // find looks the call's route and tenant up.
@@ -215,7 +180,7 @@ func (l *limiter) refresh(r *route, now instant) {
 func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed {
+	if l.closed || !c.enlist() {
 		return &Error{Kind: ErrClosed}
 	}
 	r, t := l.find(c, now)
@@ -241,14 +206,16 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	if gone != nil {
 		l.dismiss(gone, displaced)
 	}
-	w := &inLine{call: c, joined: now, until: c.admission(ctx, now), over: make(chan struct{})}
-	w.Value, w.Weight = w, c.Weight
+	w := l.waiter()
+	w.call, w.joined, w.until, w.Weight = c, now, c.admission(ctx, now), c.Weight
 	l.waiting.Add(1)
 	for n := l.line.Join(&w.Waiter, &r.line, &t.line, p, int64(now), l.slots(r)); n > 0; n-- {
 		l.dismiss(w.Eldest().Value, hopeless)
 	}
 	l.next(now)
 	if c.permit.held.Load() {
+		<-w.over
+		l.waiters.Put(w)
 		return nil
 	}
 	l.refresh(r, now)
@@ -264,6 +231,9 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 func (l *limiter) enterNested(c *call, now instant) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if !c.enlist() {
+		return &Error{Kind: ErrClosed}
+	}
 	r, _ := l.find(c, now)
 	switch state, until := r.state.State(provider.Instant(now), c.tokens()); state {
 	case provider.Down:
@@ -280,8 +250,16 @@ func (l *limiter) enterNested(c *call, now instant) error {
 func (l *limiter) grant(c *call, now instant) {
 	p := &c.permit
 	r := p.route
-	p.sending = r.state.Send(provider.Instant(now), c.Weight, c.tokens(), c.attempts == 0)
-	if c.attempts == 0 {
+	first := c.attempts == 0
+	if r != &l.routes.nameless {
+		p.sending = r.state.Send(provider.Instant(now), c.Weight, c.tokens(), first)
+	} else {
+		p.sending = provider.Sending{At: provider.Instant(now), Weight: c.Weight}
+		if first {
+			r.state.Budget.Pay()
+		}
+	}
+	if first {
 		l.budget.Pay()
 	}
 	if !p.nested {
@@ -294,41 +272,12 @@ func (l *limiter) grant(c *call, now instant) {
 	l.refresh(r, now)
 }
 
-// cost is the service that a call is expected to receive, in seconds of a slot.
-func (l *limiter) cost(r *route, c *call) float64 {
-	held := r.state.Held()
-	if held == 0 {
-		held = l.held
-	}
-	return max(held, 1e-3) * float64(c.Weight)
-}
-
 // refuse counts a refusal.
 func (l *limiter) refuse(r *route, t *tenant, p line.Priority, now instant, e *Error) error {
 	l.refused[p]++
 	t.refused++
 	l.line.Refuse(&r.line, &t.line, p, int64(now))
 	return e
-}
-
-// late refuses a call that is not expected to be admitted, or to be over, in what is left of its time.
-func (l *limiter) late(ctx context.Context, c *call, r *route, t *tenant, now instant) *Error {
-	wait, known := l.expected(r, c.Weight, now, t, c.Priority)
-	if !known {
-		return nil
-	}
-	end := c.admission(ctx, now)
-	if last := c.ends(ctx); last != 0 { // it must be over by then, too
-		last -= instant(r.state.Held() * float64(time.Second))
-		if end == 0 || last < end {
-			end = last
-		}
-	}
-	if end == 0 || now.add(wait) <= end {
-		return nil
-	}
-	return &Error{Kind: ErrOverloaded, Phase: phaseQueue, Limit: max(time.Duration(end-now), 1), expected: true,
-		RetryAfter: l.retryAfter(r, c.Weight, now, t, c.Priority)}
 }
 
 // next admits those whose turn it is.
@@ -339,14 +288,26 @@ func (l *limiter) next(now instant) {
 			return
 		}
 		l.grant(c, now)
-		l.leave(w.Value, now)
+		l.leave(w.Value)
 	}
 }
 
-// leave ends the wait of one who is out of the line.
-func (l *limiter) leave(w *inLine, now instant) {
+// leave ends the wait of one who is out of the line, and who may be gone when it returns.
+func (l *limiter) leave(w *inLine) {
 	l.waiting.Add(-1)
-	close(w.over)
+	w.over <- struct{}{}
+}
+
+// waiter makes a place in line, or uses one again.
+func (l *limiter) waiter() *inLine {
+	if w, _ := l.waiters.Get().(*inLine); w != nil {
+		*w = inLine{over: w.over}
+		w.Value = w
+		return w
+	}
+	w := &inLine{over: make(chan struct{}, 1)}
+	w.Value = w
+	return w
 }
 
 // dismiss ends a wait in vain.
@@ -357,7 +318,7 @@ func (l *limiter) dismiss(w *inLine, f fate) {
 		l.refused[w.call.Priority.line()]++
 		w.call.permit.tenant.refused++
 	}
-	l.leave(w, 0)
+	l.leave(w)
 }
 
 // abandon leaves the line for a caller who has left; what was granted in the same moment the permit has.
@@ -370,8 +331,10 @@ func (l *limiter) abandon(w *inLine) {
 	default:
 	}
 	l.line.Leave(&w.Waiter)
-	l.leave(w, 0)
-	l.next(l.now())
+	l.waiting.Add(-1)
+	if !l.line.Full() { // what left may have been too heavy, and in the way
+		l.next(l.now())
+	}
 }
 
 // denied is why a waiter was not admitted.
@@ -383,7 +346,7 @@ func (l *limiter) denied(c *call, w *inLine) *Error {
 	defer l.mu.Unlock()
 	now := l.now()
 	p := &c.permit
-	e := &Error{Kind: ErrOverloaded, Phase: phaseQueue}
+	e := &Error{Kind: ErrOverloaded, Phase: PhaseQueue}
 	switch w.fate {
 	case routeDown:
 		return l.down(p.route, now)
@@ -402,8 +365,10 @@ func (l *limiter) denied(c *call, w *inLine) *Error {
 }
 
 // finish gives back what an attempt holds, after noting what it says about its provider. tokens are those of the answer's
-// usage, and more how many of them were not expected; 0: nobody knows. ok is false if there is nothing to give back.
-func (l *limiter) finish(p *permit, pr line.Priority, o provider.Outcome, tokens int64, more float64) (took time.Duration, turned turn, ok bool) {
+// usage, and more how many of them were not expected; 0: nobody knows. After the last attempt the call leaves the ring. ok
+// is false if there is nothing to give back.
+func (l *limiter) finish(c *call, tokens int64, more float64, last bool) (took time.Duration, turned turn, ok bool) {
+	p := &c.permit
 	if !p.held.Load() {
 		return 0, noTurn, false
 	}
@@ -412,11 +377,16 @@ func (l *limiter) finish(p *permit, pr line.Priority, o provider.Outcome, tokens
 	if !p.held.CompareAndSwap(true, false) {
 		return 0, noTurn, false
 	}
+	if last {
+		c.strike()
+	}
 	now := l.now()
-	turned = l.apply(p, o, now)
+	turned = l.apply(p, c.verdict, now)
 	took = time.Duration(now - instant(p.sending.At))
 	r, t, weight := p.route, p.tenant, p.sending.Weight
-	r.state.Done(provider.Instant(now), &p.sending)
+	if r != &l.routes.nameless {
+		r.state.Done(provider.Instant(now), &p.sending)
+	}
 	r.state.Hold(took)
 	if more != 0 {
 		r.state.Settle(provider.Instant(now), more)
@@ -428,6 +398,7 @@ func (l *limiter) finish(p *permit, pr line.Priority, o provider.Outcome, tokens
 			l.perToken = provider.Average(l.perToken, service/float64(tokens))
 			service = l.perToken * float64(tokens)
 		}
+		pr := c.Priority.line()
 		t.inFlight -= weight
 		l.inFlight[pr] -= weight
 		l.line.Release(&t.line, pr, weight, service-p.cost)

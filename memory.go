@@ -71,7 +71,7 @@ func (m *memory) check() (e *Error, crossed bool) {
 }
 
 func memoryError(size, limit int64) *Error {
-	return &Error{Kind: ErrOverloaded, Phase: phaseMemory, Size: size, Max: limit, RetryAfter: time.Second}
+	return &Error{Kind: ErrOverloaded, Phase: PhaseMemory, Size: size, Max: limit, RetryAfter: time.Second}
 }
 
 // refuses reports whether calls are refused with such a heap: over the limit, or not far enough below since it was over.

@@ -260,7 +260,7 @@ func (x *exchange) lower(data []byte, r *dialect.Request, most int) {
 		}
 	}
 	if signed(x.req.Header) {
-		x.flaw = &Error{Kind: ErrMisconfigured, Op: x.settings.Op, Model: r.Model, Phase: phaseOutput, Max: int64(most)}
+		x.flaw = &Error{Kind: ErrMisconfigured, Op: x.settings.Op, Model: r.Model, Phase: PhaseOutput, Max: int64(most)}
 		return
 	}
 	closed := x.req.Body

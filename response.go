@@ -8,7 +8,12 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/dialect"
+	"github.com/aiguard-go/aiguard/internal/jsonscan"
+	"github.com/aiguard-go/aiguard/internal/provider"
 
 	"github.com/aiguard-go/aiguard/internal/callctx"
 )
@@ -28,7 +33,7 @@ func (x *exchange) outcome(ctx context.Context, err error) (*http.Response, erro
 	if !ok || !x.responses || ctx.Err() != nil && err == context.Cause(ctx) {
 		return nil, err
 	}
-	if e.Phase == phaseOutage && x.said != nil { // the guard has answered in the stead of the provider, which said this before
+	if e.Phase == PhaseOutage && x.said != nil { // the guard has answered in the stead of the provider, which said this before
 		copied := *e
 		e = &copied
 		e.StatusCode, e.RequestID, e.Err, e.refusal = x.said.StatusCode, x.said.RequestID, x.said.Err, x.said.refusal
@@ -96,7 +101,7 @@ func incomplete(req *http.Request) (err error) {
 func mended(base http.RoundTripper, resp *http.Response) error {
 	switch {
 	case resp == nil:
-		return &Error{Kind: ErrInvalidResponse, Phase: phaseHeaders, retry: neverAsk,
+		return &Error{Kind: ErrInvalidResponse, Phase: PhaseHeaders, retry: neverAsk,
 			Err: fmt.Errorf("aiguard: RoundTripper %T returned neither a response nor an error", base)}
 	case resp.Body == nil:
 		resp.Body = http.NoBody
@@ -120,4 +125,93 @@ func (x *exchange) bodiless(resp *http.Response) bool {
 		return x.req.Method == http.MethodGet
 	}
 	return resp.StatusCode == http.StatusNoContent && !x.endpoint.Known()
+}
+
+// refusal classifies a failure status. Its body may explain it, but does not hold it up.
+func (x *exchange) refusal(w *watch, resp *http.Response) error {
+	var body []byte
+	var over bool
+	if w.limit(x.timeLeft(errorBodyTimeout), timeBound{phase: PhaseErrorBody}) == nil {
+		held := hold{room: &x.guard.memory.room}
+		defer held.release()
+		body, over, _ = readCapped(w, resp.Body, resp.ContentLength, maxErrorBytes, &held)
+	}
+	if w.caller.Err() != nil {
+		return callctx.Err(w.caller)
+	}
+	f, said := dialect.Failure{}, false
+	if end, err := jsonscan.Check(body, dialect.MaxShape); err == nil {
+		f, said = dialect.Refusal(body[:end])
+	}
+	if exception, _, _ := strings.Cut(resp.Header.Get("X-Amzn-Errortype"), ":"); f.InnerCode == "" {
+		f.InnerCode = exception
+	}
+	e := x.errorOf(resp, kindOfProvider(resp.StatusCode, f, ErrUnavailable))
+	if resp.StatusCode == http.StatusNotFound && !x.endpoint.Known() && e.Kind == ErrMisconfigured && dialect.Classify(resp.StatusCode, f) == "" {
+		e.Kind = ErrRejected // what was asked for is not there
+	}
+	if e.RetryAfter = retryAfter(resp.Header, provider.Now(resp.Header)); e.RetryAfter == 0 {
+		e.RetryAfter = f.RetryAfter
+	}
+	e.Err = providerCause(resp.StatusCode, f, said, body)
+	if over && resp.Uncompressed { // a compressed error of this size is an attack, not an explanation
+		e.Kind, e.Phase, e.Max = ErrResponseTooLarge, PhaseErrorBody, maxErrorBytes
+	} else if resp.StatusCode >= 400 {
+		e.refusal = &refusal{resp, body}
+		x.said = e
+	}
+	switch resp.StatusCode {
+	case http.StatusServiceUnavailable, 529: // turned away: nothing was done
+		e.retry = onlyIf(e.Kind == ErrUnavailable, mayRetry)
+	}
+	switch resp.Header.Get("X-Should-Retry") {
+	case "true":
+		e.retry = onlyIf(e.Kind == ErrUnavailable || e.Kind == ErrRateLimited, mayRetry)
+	case "false":
+		e.retry = neverAsk
+	}
+	return x.repeatable(e, true)
+}
+
+func onlyIf(ok bool, v verdict) verdict {
+	if ok {
+		return v
+	}
+	return byKind
+}
+
+// timeLeft is d, or what is left of the attempt if that is less.
+func (x *exchange) timeLeft(d time.Duration) time.Duration {
+	if end, _ := x.call.attemptDeadline(PhaseErrorBody); end != 0 {
+		return max(min(d, -x.call.since(end)), 0)
+	}
+	return d
+}
+
+func (x *exchange) errorOf(resp *http.Response, k Kind) *Error {
+	return &Error{Kind: k, StatusCode: resp.StatusCode, RequestID: requestID(resp.Header)}
+}
+
+func requestID(h http.Header) string {
+	for _, name := range [...]string{"X-Request-Id", "Request-Id", "Apim-Request-Id"} {
+		if id := identifier(h.Get(name)); id != "" {
+			return id
+		}
+	}
+	return ""
+}
+
+// decoded reports whether the body comes as plain bytes, which caps can count: base undoes the compression it asked for.
+func (x *exchange) decoded(resp *http.Response) bool {
+	e := resp.Header.Get("Content-Encoding")
+	return e == "" || strings.EqualFold(e, "identity") || strings.EqualFold(e, "none")
+}
+
+func headerSize(h http.Header) (n int) {
+	for name, values := range h {
+		for _, v := range values {
+			n += len(name) + len(v) + 4
+		}
+	}
+	return n
 }

@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: whether and when to try again.
+
 import (
 	"context"
 	"math"
@@ -8,6 +11,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/callctx"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // maxBudget is more than anybody's fraction.
@@ -107,4 +113,87 @@ func number(s string, unit time.Duration) time.Duration {
 		return 0
 	}
 	return time.Duration(n * float64(unit))
+}
+
+// again decides, after an attempt that failed or was not admitted, about a further one and waits until it may begin; it
+// returns nil to go on, or the call's final error.
+func (c *call) again(ctx context.Context, err error) error {
+	denied := c.denied
+	c.denied = false
+	c.tellTurn(ctx, err)
+	if ctx.Err() != nil {
+		if !errtree.Is(err, ctx.Err()) {
+			err = callctx.Err(ctx)
+		}
+		return c.finish(ctx, err)
+	}
+	e, ok := err.(*Error)
+	switch {
+	case !ok:
+		return c.finish(ctx, err)
+	case denied && e.Phase != PhaseOutage:
+		return c.finish(ctx, c.lastFailure(e))
+	case denied:
+		c.skipped++ // what the guard has said in the provider's stead counts as an attempt
+	case e.Kind == ErrRateLimited && e.route == nil:
+		c.report(ctx, EventPaused, e, c.pauseAfter(e))
+	}
+	delay, ok := c.plan(ctx, e)
+	if !ok {
+		return c.finish(ctx, e)
+	}
+	c.last = e
+	c.retries.Add(1)
+	c.report(ctx, EventRetry, e, delay)
+	if err := c.backOff(ctx, e.route, delay); err != nil {
+		return c.finish(ctx, c.lastFailure(err))
+	}
+	return nil
+}
+
+// backOff waits before the next attempt. If that is for the pause of a route that a call inside this Do has met, the Do
+// counts among those who wait there.
+func (c *call) backOff(ctx context.Context, paused *route, delay time.Duration) error {
+	if paused != nil && paused.limiter == c.limiter {
+		if !c.limiter.linger(paused) {
+			return c.last
+		}
+		defer c.limiter.endLinger(paused)
+	}
+	before := c.now()
+	err := c.sleep(ctx, delay)
+	c.backoff += c.since(before)
+	return err
+}
+
+// lastFailure is what a call ends with that could not be repeated because of err: the failure before, the last real
+// one. The caller's own error and a closed guard come first.
+func (c *call) lastFailure(err error) error {
+	e, ok := err.(*Error)
+	if c.last == nil || !ok {
+		return err
+	}
+	if e.Kind == ErrClosed {
+		e.Err = c.last
+		return e
+	}
+	return c.last
+}
+
+func (c *call) maxAttempts() int {
+	if c.Attempts != 0 {
+		return c.Attempts
+	}
+	return c.cfg.Retry.MaxAttempts
+}
+
+// fits reports whether a delay from now on ends before the call must, and before a call with a plan B gives up.
+func (c *call) fits(ctx context.Context, d time.Duration) bool {
+	end := c.ends(ctx)
+	if c.planB && c.cfg.Retry.Patience != Off {
+		if until := c.start.add(c.cfg.Retry.Patience); end == 0 || until < end {
+			end = until
+		}
+	}
+	return end == 0 || c.now().add(d) < end
 }

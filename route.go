@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: the route, whether the provider is open.
+
 import (
 	"context"
 	"math"
@@ -78,14 +81,16 @@ func (rs *routes) init(cfg *Config, l *limiter) {
 // routeKey names the route of a call; ok is false for a Do without a name.
 func (s *settings) routeKey() (key routeKey, ok bool) {
 	switch {
+	case s.host == "" && s.Op == "" && s.Model == "":
+		return key, false
 	case s.host == "":
-		key = routeKey{"", cut(s.Op), cut(s.Model)}
+		return routeKey{"", cut(s.Op), cut(s.Model)}, true
 	case s.Model == "":
 		key = routeKey{cut(s.host), cut(s.path), ""}
 	default:
 		key = routeKey{cut(s.host), "", cut(s.Model)}
 	}
-	return key, key != routeKey{}
+	return key, true
 }
 
 // cut bounds what a map keeps of a text, in length and in memory.
@@ -143,9 +148,9 @@ func (rs *routes) peek(s *settings) *route {
 
 // notYet is what a call gets that cannot wait until its route is open.
 func (r *route) notYet(state provider.State, wait time.Duration) *Error {
-	e := &Error{Kind: ErrRateLimited, Phase: phasePause, RetryAfter: wait, route: r, judged: true}
+	e := &Error{Kind: ErrRateLimited, Phase: PhasePause, RetryAfter: wait, route: r, judged: true}
 	if state == provider.Paced {
-		e.Phase = phasePace
+		e.Phase = PhasePace
 	}
 	return e
 }
@@ -171,7 +176,7 @@ func (l *limiter) closedRoute(ctx context.Context, c *call, r *route, now instan
 // down is what the guard answers in the stead of a provider that is not there.
 func (l *limiter) down(r *route, now instant) *Error {
 	_, probe := r.state.State(provider.Instant(now), 0)
-	return &Error{Kind: ErrUnavailable, Phase: phaseOutage, RetryAfter: max(time.Duration(instant(probe)-now), 0), judged: true}
+	return &Error{Kind: ErrUnavailable, Phase: PhaseOutage, RetryAfter: max(time.Duration(instant(probe)-now), 0), judged: true}
 }
 
 // judge notes what the attempt says about its provider, and reports whether the route has gone down or come back.
@@ -290,7 +295,7 @@ func (c *call) outcome(ctx context.Context, err error) (o provider.Outcome) {
 		o.Limited, o.Dropped, o.Pause = true, true, c.pauseAfter(e)
 	case ErrTimeout:
 		// The total may have begun long before. A caller's own short timeout says nothing of the provider.
-		if e.Phase == phaseConnect || e.Phase != phaseTotal && !c.shorter(e.Limit) {
+		if e.Phase == PhaseConnect || e.Phase != PhaseTotal && !c.shorter(e.Limit) {
 			o.Lost, o.Dropped = true, true
 		}
 	case ErrUnavailable:
@@ -315,7 +320,7 @@ func (c *call) outcome(ctx context.Context, err error) (o provider.Outcome) {
 // hopelessNow reports whether a call that has an alternative should not wait for this provider after e: it is down, or has
 // refused more than once since it last answered.
 func (c *call) hopelessNow(e *Error) bool {
-	if e.Phase == phaseOutage || e.Phase == phasePause {
+	if e.Phase == PhaseOutage || e.Phase == PhasePause {
 		return true // said by the guard, perhaps of the route of a call inside
 	}
 	l := c.limiter

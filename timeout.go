@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/aiguard-go/aiguard/internal/callctx"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // timeBound is a bound of time as an Error tells of it.
@@ -20,9 +21,9 @@ type timeBound struct {
 func (c *call) timeoutError(b timeBound) *Error {
 	e := &Error{Kind: ErrTimeout, Op: c.Op, Model: c.Model, Phase: b.phase, Limit: b.limit}
 	switch b.phase {
-	case phaseCall, phaseFirstEvent:
+	case PhaseCall, PhaseFirstEvent:
 		e.setting = c.source
-	case phaseTotal:
+	case PhaseTotal:
 		e.setting = "TotalTimeout"
 	}
 	return e
@@ -33,7 +34,7 @@ func (c *call) earlier(now instant, b timeBound) (instant, timeBound) {
 	deadline := now.add(b.limit)
 	switch {
 	case c.deadline != 0 && (b.limit == Off || c.deadline < deadline):
-		return c.deadline, timeBound{phaseTotal, c.total(c.settings)}
+		return c.deadline, timeBound{PhaseTotal, c.total(c.settings)}
 	case b.limit == Off:
 		return 0, b
 	}
@@ -84,7 +85,7 @@ func (c *call) sleep(ctx context.Context, d time.Duration) error {
 
 // notEcho is err unless it only repeats that we cancelled, for the reason why: the caller has not.
 func notEcho(err error, why *Error) error {
-	if is(err, context.Canceled) || why != nil && is(err, why) {
+	if errtree.Is(err, context.Canceled) || why != nil && errtree.Is(err, why) {
 		return nil
 	}
 	return err
@@ -104,10 +105,10 @@ type attemptContext struct {
 	over   bool
 }
 
-func (c *call) attemptContext(ctx context.Context) *attemptContext {
-	deadline, _ := c.attemptDeadline(phaseCall)
-	c.encloses.Store(int64(deadline))
-	return &attemptContext{Context: ctx, call: c, deadline: deadline}
+func (a *attemptContext) begin(ctx context.Context, c *call) {
+	a.Context, a.call = ctx, c
+	a.deadline, _ = c.attemptDeadline(PhaseCall)
+	c.encloses.Store(int64(a.deadline))
 }
 
 // attemptDeadline is when the attempt that has just been admitted must be over, and by which bound; 0: never.
@@ -154,7 +155,7 @@ func (a *attemptContext) arm() context.Context {
 		a.cancel()
 		return a.armed
 	}
-	if deadline, b := a.call.attemptDeadline(phaseCall); deadline == 0 {
+	if deadline, b := a.call.attemptDeadline(PhaseCall); deadline == 0 {
 		a.armed, a.cancel = context.WithCancel(a.Context)
 	} else {
 		a.why = a.call.timeoutError(b)
@@ -211,16 +212,16 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 		panic("aiguard: RunTask: nil fn")
 	}
 	c := g.newCall(ctx, &g.call)
-	c.deadline = 0 // TotalTimeout is for calls
+	c.task, c.deadline = true, 0 // TotalTimeout is for calls
 	if !c.register() {
-		return &Error{Kind: ErrClosed, Op: c.Op, Model: c.Model, Phase: phaseTask}
+		return &Error{Kind: ErrClosed, Op: c.Op, Model: c.Model, Phase: PhaseTask}
 	}
 	defer c.unregister()
 	limit := g.own.Timeout
 	if limit == 0 {
 		limit = g.cfg.TaskTimeout
 	}
-	tctx, cancel, why := c.bound(ctx, ErrTimeout, timeBound{phaseTask, limit})
+	tctx, cancel, why := c.bound(ctx, ErrTimeout, timeBound{PhaseTask, limit})
 	defer cancel()
 	err := fn(context.WithValue(tctx, callctx.Key{}, c))
 	if tctx.Err() != nil && ctx.Err() == nil || why != nil && context.Cause(tctx) == error(why) {
@@ -291,7 +292,7 @@ func (w *watch) wait() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.idle == nil {
-		w.idle = time.AfterFunc(d, func() { w.cancel(&Error{Kind: ErrTimeout, Phase: phaseIdle, Limit: d}) })
+		w.idle = time.AfterFunc(d, func() { w.cancel(&Error{Kind: ErrTimeout, Phase: PhaseStreamIdle, Limit: d}) })
 		return
 	}
 	w.idle.Reset(d)
@@ -331,4 +332,24 @@ func (w *watch) failure(err error) error {
 		return callctx.Err(w.caller)
 	}
 	return nil
+}
+
+// ends is when the call must be over: the total's end or the caller's; 0: neither has one.
+func (c *call) ends(ctx context.Context) instant {
+	end := c.deadline
+	if d, ok := ctx.Deadline(); ok {
+		if own := c.instant(d); end == 0 || own < end {
+			end = own
+		}
+	}
+	return end
+}
+
+// left is what the attempt has left of its time; ok is false if it has no bound.
+func (c *call) left(ctx context.Context) (left time.Duration, ok bool) {
+	end, _ := c.attemptDeadline(PhaseCall)
+	if last := c.ends(ctx); last != 0 && (end == 0 || last < end) {
+		end = last
+	}
+	return -c.since(end), end != 0
 }

@@ -36,13 +36,14 @@ func (c *call) passRoute(ctx context.Context) (err error) {
 	} else {
 		err = c.limiter.wait(ctx, c)
 	}
+	c.limiter.waiters.Put(c.waiter)
 	c.waiter = nil
 	return err
 }
 
 // acquire waits in the user's Limiter.
 func (c *call) acquire(ctx context.Context) error {
-	wctx, cancel, why := c.bound(ctx, ErrOverloaded, timeBound{phaseQueue, c.cfg.QueueTimeout})
+	wctx, cancel, why := c.bound(ctx, ErrOverloaded, timeBound{PhaseQueue, c.cfg.QueueTimeout})
 	defer cancel()
 	release, err := c.limiter.ask(wctx, c)
 	switch {
@@ -58,7 +59,7 @@ func (c *call) acquire(ctx context.Context) error {
 	case KindOf(err) != "":
 		return c.explain(err)
 	}
-	return &Error{Kind: ErrOverloaded, Phase: phaseQueue, Err: err}
+	return &Error{Kind: ErrOverloaded, Phase: PhaseQueue, Err: err}
 }
 
 // ask calls the user's Limiter, if not too many calls wait in it.

@@ -1,0 +1,179 @@
+package aiguard
+
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: how a call gets through line and route.
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/aiguard-go/aiguard/internal/callctx"
+)
+
+// refuseIfCrowded refuses before anything is made of a call that would only find the queue full: under overload that
+// is most of what a guard does.
+func (g *Guard) refuseIfCrowded(ctx context.Context, s *settings) error {
+	l := g.limiter
+	if l.maxQueue == Off || l.waiting.Load() < int64(l.maxQueue) {
+		return nil
+	}
+	return g.refuseInCrowd(ctx, s)
+}
+
+// refuseInCrowd is the rest of refuseIfCrowded. Its frame must not be below a call that waits.
+//
+//go:noinline
+func (g *Guard) refuseInCrowd(ctx context.Context, s *settings) error {
+	l := g.limiter
+	if l.fits(s.Weight) != nil || callctx.HoldsSlot(ctx) || ctx.Err() != nil || g.closing.Load() {
+		return nil // or for a reason of its own
+	}
+	e := l.crowded(s)
+	if e == nil {
+		return nil
+	}
+	if !g.silent() || g.recent.on.Load() {
+		return g.refuse(ctx, s, e)
+	}
+	g.calls.Add(1)
+	g.refused.Add(1)
+	e.Op, e.Model = s.Op, s.Model
+	return e
+}
+
+// refuse counts and tells what never became a call.
+func (g *Guard) refuse(ctx context.Context, s *settings, err error) error {
+	c := g.newCall(ctx, s)
+	c.count()
+	return c.finish(ctx, err)
+}
+
+// errQueue is enter's: the call has to wait.
+var errQueue = errors.New("aiguard: no slot is free")
+
+// enter begins an attempt if a slot is free, or with that of the Do around it.
+func (c *call) enter(ctx context.Context) error {
+	now := c.arrival()
+	var err error
+	if c.shared() != nil {
+		err = c.limiter.enterNested(c, now)
+	} else if e := c.unfit(ctx); e != nil {
+		err = e
+	} else if c.limiter.custom != nil {
+		err = errQueue
+	} else {
+		err = c.limiter.enter(ctx, c, now)
+	}
+	if err == nil {
+		c.begun(ctx, now)
+	}
+	c.denied = err != nil
+	return err
+}
+
+// arrival is now, when an attempt is wanted: for the first one, when the call began, which spares a look at the clock.
+func (c *call) arrival() instant {
+	if c.attempts == 0 && c.queued == 0 && c.skipped == 0 {
+		return c.start
+	}
+	return c.now()
+}
+
+// unfit refuses a call that can never be admitted, or must not be now.
+func (c *call) unfit(ctx context.Context) *Error {
+	if c.attempts > 0 {
+		return nil
+	}
+	if e := c.limiter.fits(c.Weight); e != nil {
+		return e
+	}
+	e, crossed := c.memory.check()
+	if crossed {
+		c.report(ctx, EventMemorySpike, e, 0)
+	}
+	return e
+}
+
+// queue waits to be admitted, in line or in Config.Limiter, and begins an attempt. A call that waits here should need no
+// more stack than the 2 KiB that a goroutine begins with, so the frames above and below are few and small.
+func (c *call) queue(ctx context.Context) error {
+	if c.cfg.OnEvent != nil {
+		c.emit(ctx, EventQueued, nil)
+	}
+	if c.waiter == nil {
+		joined := c.arrival()
+		return c.dequeued(ctx, joined, c.askLimiter(ctx))
+	}
+	joined := c.waiter.joined
+	if c.boundByTotal(joined) {
+		return c.dequeued(ctx, joined, c.waitWithinTotal(ctx))
+	}
+	return c.dequeued(ctx, joined, c.limiter.wait(ctx, c))
+}
+
+// dequeued ends a wait, and begins the attempt if err is nil.
+//
+//go:noinline
+func (c *call) dequeued(ctx context.Context, joined instant, err error) error {
+	if c.waiter != nil {
+		c.limiter.waiters.Put(c.waiter)
+		c.waiter = nil
+	}
+	now := instant(c.permit.sending.At) // that of the grant, which spares a look at the clock
+	if err != nil {
+		now = c.now()
+	}
+	c.waited(time.Duration(now - joined))
+	if err == nil {
+		c.begun(ctx, now)
+	}
+	c.denied = err != nil
+	return err
+}
+
+// waited counts a wait to be admitted.
+func (c *call) waited(d time.Duration) {
+	c.queued += d
+	c.limiter.waitCount.Add(1)
+	c.limiter.waitTime.Add(int64(d))
+}
+
+// boundByTotal reports whether the total is over before the wait in line is.
+func (c *call) boundByTotal(joined instant) bool {
+	return c.deadline != 0 && (c.cfg.QueueTimeout == Off || c.deadline < joined.add(c.cfg.QueueTimeout))
+}
+
+// waitWithinTotal waits in line with a timer of its own.
+func (c *call) waitWithinTotal(ctx context.Context) error {
+	wctx, cancel, why := c.bound(ctx, ErrTimeout, timeBound{limit: Off})
+	defer cancel()
+	err := c.limiter.wait(wctx, c)
+	if err != nil && wctx.Err() != nil {
+		if _, ok := err.(*Error); !ok || error(why) == err {
+			return c.ended(ctx, wctx, why)
+		}
+	}
+	return err
+}
+
+// begun notes that an attempt is under way.
+func (c *call) begun(ctx context.Context, now instant) {
+	c.admitted = now
+	if c.attempts == 0 && !c.silent() { // for leap
+		c.heap = c.memory.sample(now, memorySample)
+	}
+	c.attempts++
+	c.emit(ctx, EventAdmitted, nil)
+}
+
+// admission returns the latest time at which a call that starts to wait now may be admitted; 0: no limit.
+func (c *call) admission(ctx context.Context, now instant) instant {
+	end := c.ends(ctx)
+	if c.cfg.QueueTimeout != Off {
+		if until := now.add(c.cfg.QueueTimeout); end == 0 || until < end {
+			end = until
+		}
+	}
+	return end
+}

@@ -1,0 +1,161 @@
+package aiguard
+
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: one attempt over HTTP.
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"strconv"
+)
+
+// attempt sends the request once and reads the answer, or opens the stream. The slot is free when it returns, and the
+// call over if it succeeded, except for a body that is handed over: that keeps both.
+func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
+	phase := PhaseCall
+	if x.stream {
+		phase = PhaseFirstEvent
+	}
+	w := x.call.watch(ctx, phase)
+	handedOver := false
+	defer func() {
+		if !handedOver {
+			w.stop()
+			if err != nil { // after a panic err is nil, and whole has judged a complete answer itself
+				x.call.judge(ctx, err)
+			}
+			x.call.free()
+		}
+	}()
+	req, err := x.request(w)
+	if err != nil {
+		return nil, err
+	}
+	x.sent = true
+	x.wire.prompt, x.wire.answer = max(req.ContentLength, 0), 0
+	resp, err := x.roundTripper().RoundTrip(req)
+	if err == nil {
+		err = mended(x.roundTripper(), resp)
+	} else if resp != nil && resp.Body != nil {
+		resp.Body.Close()
+	}
+	if err != nil {
+		return nil, x.unanswered(w, err)
+	}
+	body := resp.Body
+	defer func() {
+		if !handedOver {
+			body.Close()
+		}
+	}()
+	x.call.limiter.tell(&x.call.permit, resp.Header)
+	switch {
+	case resp.StatusCode == http.StatusSwitchingProtocols:
+		if err := x.upgrade(w, resp); err != nil {
+			return nil, err
+		}
+		handedOver = true
+		return resp, nil
+	case resp.StatusCode < 200, resp.StatusCode >= 400:
+		return nil, x.refusal(w, resp)
+	case x.bodiless(resp):
+		x.call.judge(ctx, nil)
+		x.call.succeed(ctx, Usage{})
+		resp.Body = http.NoBody
+		return resp, nil
+	case resp.StatusCode >= 300, headerSize(resp.Header) > maxHeaderBytes, !x.decoded(resp):
+		e := x.errorOf(resp, ErrInvalidResponse)
+		e.Phase, e.retry = PhaseHeaders, neverAsk
+		return nil, e
+	}
+	if x.isWhole(resp) {
+		return x.whole(w, resp)
+	}
+	s := newStream(x, w, resp)
+	defer func() {
+		if !handedOver {
+			s.held.release()
+		}
+	}()
+	switch err := s.open(); err {
+	case nil:
+		handedOver = true
+		return resp, nil
+	case errNoStream:
+		s.held.release()
+		return x.whole(w, resp)
+	default:
+		return nil, err
+	}
+}
+
+// request is the request of this attempt, with its own body.
+func (x *exchange) request(w *watch) (*http.Request, error) {
+	x.conn = new(connTrace)
+	req := x.req.WithContext(httptrace.WithClientTrace(w, x.conn.hooks()))
+	if x.req.GetBody != nil && (x.sent || x.seen) {
+		x.closeUnsent()
+		body, err := x.req.GetBody()
+		if err != nil {
+			return nil, &Error{Kind: ErrUnavailable, Err: err, retry: neverAsk}
+		}
+		req.Body = body
+	}
+	unknown := req.ContentLength <= 0 && req.Body != nil && req.Body != http.NoBody // net/http takes 0 for unknown too
+	if limit := x.guard.cfg.MaxRequestBytes; unknown && limit != Off {
+		req.Body = &requestBody{ReadCloser: req.Body, limit: limit}
+	}
+	if name := x.guard.cfg.DeadlineHeader; name != "" || !x.keepsRequests() || req.Header.Get("Accept-Encoding") != "" {
+		// A base may edit its request, although a RoundTripper must not: each attempt has its own URL and header.
+		url := *req.URL
+		req.URL, req.Header = &url, req.Header.Clone()
+		req.Header.Del("Accept-Encoding")
+		if left, ok := x.call.left(w.caller); ok && name != "" {
+			req.Header.Set(name, strconv.FormatFloat(max(left.Seconds(), 0), 'f', 3, 64))
+		}
+	}
+	return req, nil
+}
+
+// keepsRequests reports whether the base is known to leave its request as it is.
+func (t *transport) keepsRequests() bool {
+	switch t.base.(type) {
+	case nil, *http.Transport:
+		return true
+	}
+	return false
+}
+
+// requestBody stops a body of unknown length at the limit.
+type requestBody struct {
+	io.ReadCloser
+	read, limit int64
+}
+
+func (b *requestBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if b.read += int64(n); b.read > b.limit {
+		return 0, requestTooLarge(b.read, b.limit)
+	}
+	return n, err
+}
+
+func requestTooLarge(size, limit int64) *Error {
+	return &Error{Kind: ErrPromptTooLarge, Phase: PhaseRequest, Size: size, Max: limit}
+}
+
+// openBody returns the stream that a response's body is, if it is one.
+func openBody(resp *http.Response) (*stream, bool) {
+	if resp == nil {
+		return nil, false
+	}
+	switch body := resp.Body.(type) {
+	case *stream:
+		return body, true
+	case *upgraded:
+		return body.stream, true
+	}
+	return nil, false
+}

@@ -1,0 +1,153 @@
+package aiguard
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"reflect"
+	"strings"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/aiguard-go/aiguard/internal/errtree"
+)
+
+// connTrace notes how far a request came. Its hooks may run in net/http's goroutines.
+type connTrace struct {
+	trace                       httptrace.ClientTrace
+	asked, got, reused, replied atomic.Bool
+	conn                        atomic.Pointer[poolConn] // nil: not of the guard's own pool
+}
+
+func (t *connTrace) ended() bool {
+	c := t.conn.Load()
+	return c != nil && c.ended.Load()
+}
+
+func (t *connTrace) hooks() *httptrace.ClientTrace {
+	t.trace = httptrace.ClientTrace{
+		GetConn: func(string) { t.asked.Store(true) },
+		GotConn: func(i httptrace.GotConnInfo) {
+			t.got.Store(true)
+			t.reused.Store(i.Reused)
+			t.conn.Store(used(i.Conn))
+		},
+		GotFirstResponseByte: func() { t.replied.Store(true) },
+	}
+	return &t.trace
+}
+
+// unanswered classifies an attempt that brought no response.
+func (x *exchange) unanswered(w *watch, err error) error {
+	connected := x.conn.got.Load() || !x.conn.asked.Load() && !isDial(err)
+	if end := w.failure(err); end != nil {
+		if e := x.call.own(w.caller, end); e != nil {
+			return x.repeatable(e, connected)
+		}
+		return end
+	}
+	ne := errtree.Find[net.Error](err)
+	switch own := errtree.Find[*Error](err); {
+	case own != nil: // requestBody's
+		copied := *own
+		return &copied
+	case !x.conn.asked.Load() && !sendable(x.req.URL), refusedBeforehand(err):
+		return &Error{Kind: ErrMisconfigured, Phase: PhaseConnect, Err: err, retry: neverAsk}
+	case ne != nil && timedOut(ne):
+		e := &Error{Kind: ErrTimeout, Phase: PhaseConnect, Limit: connectLimit(&x.guard.cfg), Err: err}
+		if connected { // a limit of the user's own base
+			e.Phase, e.Limit = PhaseCall, x.call.since(x.call.admitted)
+		}
+		return x.repeatable(e, connected)
+	case x.conn.replied.Load() && !isConnectionLoss(err) && !x.conn.ended(), isProtocolError(err):
+		return &Error{Kind: ErrInvalidResponse, Phase: PhaseHeaders, Err: err, retry: neverAsk} // not HTTP, or too much of it
+	}
+	e := &Error{Kind: ErrUnavailable, Err: err}
+	if !connected {
+		e.Phase = PhaseConnect
+	} else if x.conn.reused.Load() && !x.conn.replied.Load() {
+		e.retry = retryAtOnce // the server closed a connection just as we took it from the pool
+	}
+	return x.repeatable(e, connected)
+}
+
+// repeatable notes on e what the request allows, beyond the kind: acted is false where the provider cannot have done
+// anything yet.
+func (x *exchange) repeatable(e *Error, acted bool) *Error {
+	switch {
+	case !x.replayable:
+		e.retry = neverAsk
+	case !acted:
+		e.retry = mayRetry
+	case !x.safe && e.retry != mayRetry && e.Kind != ErrRateLimited:
+		e.retry = neverAsk
+	}
+	return e
+}
+
+// sendable reports whether a URL has what every transport needs.
+func sendable(u *url.URL) bool {
+	return (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
+}
+
+// refusedBeforehand reports whether a base was refused what it needs before it sends anything, such as a fresh token: its
+// error has the response that says so. golang.org/x/oauth2's has that form.
+func refusedBeforehand(err error) bool {
+	for ; !errtree.IsNil(err); err = errors.Unwrap(err) {
+		v := reflect.ValueOf(err)
+		if v.Kind() != reflect.Pointer || v.Elem().Kind() != reflect.Struct {
+			continue
+		}
+		field := v.Elem().FieldByName("Response")
+		if !field.IsValid() || !field.CanInterface() {
+			continue
+		}
+		if resp, _ := field.Interface().(*http.Response); resp != nil {
+			switch resp.StatusCode {
+			case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func isDial(err error) bool {
+	op := errtree.Find[*net.OpError](err)
+	return op != nil && op.Op == "dial" || errtree.Has[*net.DNSError](err)
+}
+
+func isConnectionLoss(err error) bool {
+	if reset := errtree.Find[streamError](err); reset.StreamID != 0 {
+		return reset.Code != 1 // PROTOCOL_ERROR: what net/http could not follow
+	}
+	for _, loss := range []error{io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, io.ErrClosedPipe, syscall.ECONNRESET, syscall.EPIPE} {
+		if errtree.Is(err, loss) {
+			return true
+		}
+	}
+	return errtree.Has[*net.OpError](err)
+}
+
+// streamError is the shape in which net/http lets errors.As find the reset of an HTTP/2 stream.
+type streamError struct {
+	StreamID, Code uint32
+	Cause          error
+}
+
+func (e streamError) Error() string { return fmt.Sprintf("stream reset with code %d", e.Code) }
+
+// isProtocolError reports whether net/http gave up on a peer whose HTTP/2 it cannot follow, headers beyond the cap among
+// them. It does not export the type of that error.
+func isProtocolError(err error) bool {
+	for ; !errtree.IsNil(err); err = errors.Unwrap(err) {
+		if t := reflect.TypeOf(err); t.Kind() == reflect.Uint32 && strings.HasSuffix(t.Name(), "ConnectionError") {
+			return true
+		}
+	}
+	return false
+}

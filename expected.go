@@ -1,0 +1,77 @@
+package aiguard
+
+import (
+	"context"
+	"math"
+	"time"
+
+	"github.com/aiguard-go/aiguard/internal/provider"
+)
+
+// retryAfter is when it is worth coming again: when those who wait now will have been served.
+func (l *limiter) retryAfter(r *route, weight int64, now instant, t *tenant, p Priority) time.Duration {
+	const least, most = 100 * time.Millisecond, time.Minute
+	wait, known := l.expected(r, weight, now, t, p)
+	if !known {
+		return time.Second // nothing has finished yet
+	}
+	return min(max(wait, least), most)
+}
+
+// expected is how long a newcomer would wait for a slot, from its position, the service time observed and the current
+// limits. It is not known while no call has finished.
+func (l *limiter) expected(r *route, weight int64, now instant, t *tenant, p Priority) (wait time.Duration, known bool) {
+	before, atRoute := l.line.Ahead(&r.line, &t.line, p.line(), int64(now))
+	var seconds float64
+	if limit := l.line.Capacity; limit > 0 && l.held > 0 {
+		seconds, known = l.held*float64(before+weight)/float64(limit), true
+	}
+	if limit, held := r.state.Limit(), r.state.Held(); held > 0 && !math.IsInf(limit, 1) && r.line.Room() < weight {
+		seconds, known = max(seconds, held*float64(atRoute+weight)/max(limit, 1)), true
+	}
+	if until := r.state.PausedUntil(provider.Instant(now)); until != 0 {
+		seconds, known = max(seconds, time.Duration(until-provider.Instant(now)).Seconds()), true
+	}
+	if pace := r.state.RequestsPace(); pace > 0 && r.line.Room() <= 0 {
+		seconds, known = max(seconds, 60/pace*float64(r.line.Waiting()+1)), true
+	}
+	return time.Duration(min(seconds, 1e9) * float64(time.Second)), known
+}
+
+// late refuses a call that is not expected to be admitted, or to be over, in what is left of its time.
+func (l *limiter) late(ctx context.Context, c *call, r *route, t *tenant, now instant) *Error {
+	wait, known := l.expected(r, c.Weight, now, t, c.Priority)
+	if !known {
+		return nil
+	}
+	end := c.admission(ctx, now)
+	if last := c.ends(ctx); last != 0 { // it must be over by then, too
+		last -= instant(r.state.Held() * float64(time.Second))
+		if end == 0 || last < end {
+			end = last
+		}
+	}
+	if end == 0 || now.add(wait) <= end {
+		return nil
+	}
+	return &Error{Kind: ErrOverloaded, Phase: PhaseQueue, Limit: max(time.Duration(end-now), 1), expected: true,
+		RetryAfter: l.retryAfter(r, c.Weight, now, t, c.Priority)}
+}
+
+// slots is how many calls a route may have in flight.
+func (l *limiter) slots(r *route) int64 {
+	limit := r.state.Limit()
+	if l.line.Capacity >= 0 {
+		limit = min(limit, float64(l.line.Capacity))
+	}
+	return int64(min(limit, 1<<20))
+}
+
+// cost is the service that a call is expected to receive, in seconds of a slot.
+func (l *limiter) cost(r *route, c *call) float64 {
+	held := r.state.Held()
+	if held == 0 {
+		held = l.held
+	}
+	return max(held, 1e-3) * float64(c.Weight)
+}

@@ -1,0 +1,102 @@
+package aiguard
+
+import (
+	"context"
+)
+
+// register puts the call into the ring, for Close to cancel it and Shutdown to wait for it. It reports false if the guard
+// takes no more calls.
+func (c *call) register() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.enlist()
+}
+
+// enlist is register with mu held. While the guard shuts down, only calls inside a Do or RunTask that is still in the ring
+// are let in, so that the ring stays empty once it is.
+func (c *call) enlist() bool {
+	if c.next != nil {
+		return true
+	}
+	if c.killed || c.closing.Load() && !c.inside() {
+		return false
+	}
+	head := &c.active
+	c.prev, c.next = head.prev, head
+	c.prev.next, head.prev = c, c
+	return true
+}
+
+// inside reports whether a Do or RunTask of the same Guard that is in the ring is around the call.
+func (c *call) inside() bool {
+	for o := c.outer; o != nil; o = o.outer {
+		if o.core == c.core {
+			return o.next != nil
+		}
+	}
+	return false
+}
+
+func (c *call) unregister() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.strike()
+}
+
+// strike is unregister with mu held.
+func (c *call) strike() {
+	if c.next == nil {
+		return
+	}
+	c.prev.next, c.next.prev = c.next, c.prev
+	c.next, c.prev, c.cancel = nil, nil, nil
+	if c.closing.Load() && c.active.next == &c.active {
+		close(c.idle)
+	}
+}
+
+// onKill has Close call cancel from now on; a guard already closed calls it at once. So does lose.
+func (c *call) onKill(cancel context.CancelFunc) {
+	c.mu.Lock()
+	killed := c.killed || c.lost
+	if c.next != nil {
+		c.cancel = cancel
+	}
+	c.mu.Unlock()
+	if killed && cancel != nil {
+		cancel()
+	}
+}
+
+func (c *core) refuseNew() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closing.Load() {
+		return
+	}
+	c.closing.Store(true)
+	if c.active.next == &c.active {
+		close(c.idle)
+	}
+}
+
+func (c *core) kill() {
+	c.limiter.close()
+	for _, cancel := range c.cancels() {
+		cancel()
+	}
+	c.pool.close()
+}
+
+// cancels marks the guard as killed and collects how to end what is under way: to be called with no lock held.
+func (c *core) cancels() (cancels []context.CancelFunc) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.killed = true
+	for call := c.active.next; call != &c.active; call = call.next {
+		if call.cancel != nil {
+			cancels = append(cancels, call.cancel)
+		}
+	}
+	return cancels
+}
