@@ -39,6 +39,7 @@ type call struct {
 	denied   bool  // the attempt was not admitted
 	stale    bool  // has had its retry without backoff
 	over     bool  // finished, or handed over to a stream
+	task     bool  // a RunTask
 	gone     bool  // out of the ring, with nothing left to give back
 	nested   bool  // part of a Do, which counts
 	lost     bool  // to another attempt of its request

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // Fallback returns the value of the first alternative that succeeds. It goes on to the next after a failure that
@@ -87,7 +89,7 @@ func curable(err error) bool {
 		ErrPromptTooLarge, ErrResponseTooLarge, ErrMisconfigured:
 		return true
 	case "":
-		return is(err, context.DeadlineExceeded) // the alternative's own: the caller is still here
+		return errtree.Is(err, context.DeadlineExceeded) // the alternative's own: the caller is still here
 	}
 	return false
 }
@@ -105,7 +107,7 @@ func Final(err error) error {
 type finalError struct{ error }
 
 func isFinal(err error) bool {
-	return find[*finalError](err) != nil
+	return errtree.Has[*finalError](err)
 }
 
 func (e *finalError) Unwrap() error { return e.error }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/aiguard-go/aiguard/internal/callctx"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // timeBound is a bound of time as an Error tells of it.
@@ -84,7 +85,7 @@ func (c *call) sleep(ctx context.Context, d time.Duration) error {
 
 // notEcho is err unless it only repeats that we cancelled, for the reason why: the caller has not.
 func notEcho(err error, why *Error) error {
-	if is(err, context.Canceled) || why != nil && is(err, why) {
+	if errtree.Is(err, context.Canceled) || why != nil && errtree.Is(err, why) {
 		return nil
 	}
 	return err
@@ -211,7 +212,7 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 		panic("aiguard: RunTask: nil fn")
 	}
 	c := g.newCall(ctx, &g.call)
-	c.deadline = 0 // TotalTimeout is for calls
+	c.task, c.deadline = true, 0 // TotalTimeout is for calls
 	if !c.register() {
 		return &Error{Kind: ErrClosed, Op: c.Op, Model: c.Model, Phase: PhaseTask}
 	}

@@ -365,7 +365,7 @@ func (r *reader) count(hit bool) (source string) {
 
 // own returns err for this caller. Coalesced callers get a copy, so that none can modify another's error.
 func (r *reader) own(err error) error {
-	if e, ok := err.(*aiguard.Error); ok && !r.first {
+	if e, ok := err.(*aiguard.Error); ok && e != nil && !r.first {
 		copied := *e
 		return &copied
 	}

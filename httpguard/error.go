@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	_ "embed"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"html/template"
 	"log/slog"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // DefaultRetryAfter is the Retry-After of 429, 503 and 504 responses if the error has no better value.
@@ -111,22 +111,21 @@ func isIdentifier(s string) bool {
 	return s != "" && len(s) <= 128
 }
 
-// answerLate writes the error response at the time limit, when the handler may still read the request body. It closes
-// the connection, because to keep it the server would wait for the handler before it reads the rest of the body.
-func (x *exchange) answerLate(w http.ResponseWriter, err error) {
+// answerLate writes the error response at the time limit, when the handler may still use the request body. It closes
+// the connection, because to keep it the server would have to wait for the rest of the body.
+func (x *exchange) answerLate(w http.ResponseWriter, body *requestBody, err error) {
+	ctl := http.NewResponseController(w)
 	if x.http1 {
 		w.Header().Set("Connection", "close")
+		body.end(ctl)
 	}
 	// The handler may have set deadlines that have passed, and the client may be slow to read the response or to send
 	// its body.
-	ctl, deadline := http.NewResponseController(w), time.Now().Add(answerTime)
+	deadline := time.Now().Add(answerTime)
 	_ = ctl.SetReadDeadline(deadline)
 	_ = ctl.SetWriteDeadline(deadline)
 	x.answerWith(w, err)
 }
-
-// answerTime limits the rest of the exchange after a response at the time limit.
-const answerTime = 5 * time.Second
 
 // answerWith sends the error response.
 func (x *exchange) answerWith(w http.ResponseWriter, err error) {
@@ -180,10 +179,10 @@ func (x *exchange) problem(err error) Problem {
 		Type: "about:blank", Status: aiguard.HTTPStatus(err), Detail: aiguard.UserMessage(err), Code: string(aiguard.KindOf(err)),
 		RequestID: x.id, Repeatable: x.repeatable,
 	}
-	var body *http.MaxBytesError
+	body := errtree.Find[*http.MaxBytesError](err)
 	switch {
 	case p.Code != "":
-	case errors.As(err, &body):
+	case body != nil:
 		p.Status, p.Code = http.StatusRequestEntityTooLarge, codeBody
 		p.Detail = "Your request is too large. The limit is " + size(body.Limit) + ". Please shorten it and try again."
 	case p.Status == http.StatusGatewayTimeout:

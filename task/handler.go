@@ -3,12 +3,13 @@ package task
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"strconv"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 const (
@@ -140,7 +141,7 @@ func reply(w http.ResponseWriter, status int, op Operation) {
 // refuse sends the error response for an unknown ID or a failed store.
 func (r *Runner) refuse(w http.ResponseWriter, req *http.Request, err error) {
 	switch {
-	case errors.Is(err, ErrNotFound):
+	case errtree.Is(err, ErrNotFound):
 		problem(w, http.StatusNotFound, "There is no operation with this id.")
 	case req.Context().Err() != nil: // the client has disconnected
 	default:

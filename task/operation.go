@@ -3,12 +3,12 @@ package task
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // Status is the state of an operation. It starts as Pending. It may become Running, and both may become one of the
@@ -144,7 +144,7 @@ var (
 func failed(err error) failure {
 	switch {
 	case aiguard.KindOf(err) != "":
-	case errors.Is(err, context.DeadlineExceeded): // from a timeout in the function itself; the guard's timeout has a cause with a kind
+	case errtree.Is(err, context.DeadlineExceeded): // from the function's own timeout; the guard's has a cause with a kind
 		err = aiguard.ErrTimeout
 	default:
 		err = KindInternal

@@ -30,6 +30,7 @@ import (
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/internal/callctx"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // The defaults of Config.
@@ -217,7 +218,7 @@ func (r *Runner) start(ctx context.Context, op Operation, fn func(context.Contex
 		}
 		return r.store.Create(ctx, op)
 	})
-	if err != nil && !errors.Is(err, ErrExists) { // ErrExists: an earlier attempt was stored although it returned an error
+	if err != nil && !errtree.Is(err, ErrExists) { // ErrExists: an earlier attempt was stored although it returned an error
 		r.settle(x)
 		r.leave(x)
 		return Operation{}, fmt.Errorf("task: the operation could not be stored: %w", err)
