@@ -525,7 +525,7 @@ var mutations = []mutation{
 		file: "httpguard/error.go", old: "\t\tbody.end(ctl)\n", new: ""},
 	{name: "rest of an unread body waited for", in: "httpguard", run: "^TestClientThatNeverFinishesItsBodyLosesItsConnection$",
 		file: "httpguard/body.go", old: "SetReadDeadline(time.Now().Add(answerTime))", new: "SetReadDeadline(time.Time{})"},
-	{name: "answer at the time limit, handler's as well", in: "httpguard", run: "^TestReturnAfterTheLimitIsNoAnswer$",
+	{name: "answer at the time limit, handler's as well", in: "httpguard", run: "^TestReturnAfterTheLimitGetsTheErrorResponse$",
 		file: "httpguard/answer.go", old: "if !a.state.CompareAndSwap(untouched, over) {", new: "if a.state.Swap(over) == over {"},
 
 	// Refusals before anything is made of a call.
