@@ -29,7 +29,7 @@ func debugRequest(peer, host, accept string) *http.Request {
 	return r
 }
 
-func TestDebugAnswersItsOwnMachineOnly(t *testing.T) {
+func TestDebugAcceptsOnlyItsOwnMachine(t *testing.T) {
 	h := debugOf(t, newGuard(t, aiguard.Config{}), nil)
 	for name, c := range map[string]struct {
 		peer, host, header string

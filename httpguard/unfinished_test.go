@@ -16,9 +16,9 @@ import (
 	"github.com/aiguard-go/aiguard/internal/pipe"
 )
 
-// A client that never finishes its request's body must not keep its connection and the server's goroutine, though the
-// server has no timeouts of its own.
-func TestClientThatNeverFinishesItsBodyLosesItsConnection(t *testing.T) {
+// A client that never finishes its request body must not keep its connection or a goroutine of the server, even if
+// the server has no timeouts.
+func TestUnfinishedBodyClosesTheConnection(t *testing.T) {
 	const timeout, afterwards = 10 * time.Second, 6 * time.Second
 	decode := func(w http.ResponseWriter, r *http.Request) {
 		var v any
@@ -28,7 +28,7 @@ func TestClientThatNeverFinishesItsBodyLosesItsConnection(t *testing.T) {
 	}
 	for name, tc := range map[string]struct {
 		handler http.HandlerFunc
-		body    string // as far as it comes
+		body    string // the part that arrives
 		length  int
 		refused bool
 		status  int
@@ -63,13 +63,13 @@ func TestClientThatNeverFinishesItsBodyLosesItsConnection(t *testing.T) {
 				require.NoError(t, err, "the connection is still open after an hour")
 				require.Contains(t, string(answer), fmt.Sprintf("HTTP/1.1 %d ", tc.status))
 				require.LessOrEqual(t, time.Since(start), tc.within)
-				time.Sleep(20 * time.Second) // until the handler has returned
+				time.Sleep(20 * time.Second) // the handler returns
 			})
 		})
 	}
 }
 
-// readOn reads whatever errors come.
+// readOn keeps reading despite errors.
 func readOn(r io.Reader) {
 	for range 1000 {
 		if _, err := r.Read(make([]byte, 10)); err != nil {

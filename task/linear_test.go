@@ -15,8 +15,8 @@ import (
 	"github.com/aiguard-go/aiguard/task"
 )
 
-// What the users of a service can send to its operations must cost no more for each byte when there are more of them.
-func TestWorkForAnInputGrowsWithItsBytes(t *testing.T) {
+// The cost of everything that users can send to operations must be linear in its size.
+func TestInputCostIsLinear(t *testing.T) {
 	r := newRunner(t, newMemory(t), task.Config{})
 	task.Register(r, "any", func(context.Context, json.RawMessage) (any, error) { return nil, nil })
 	for name, input := range map[string]func(size int) string{
@@ -43,7 +43,7 @@ func TestWorkForAnInputGrowsWithItsBytes(t *testing.T) {
 	}
 }
 
-func TestWorkForAnIDGrowsWithItsBytes(t *testing.T) {
+func TestIDCostIsLinear(t *testing.T) {
 	h := task.Handler(newRunner(t, newMemory(t), task.Config{}))
 	for name, unit := range map[string]string{"letters": "A", "dots": "..", "escaped slashes": "%2f", "not printable": "%00", "not UTF-8": "%ff"} {
 		for _, behind := range []string{"", "/events"} {

@@ -521,9 +521,9 @@ var mutations = []mutation{
 		file: "classify.go", old: "if isClientTimeout(err) {", new: "if false {"},
 
 	// The web edge.
-	{name: "body read on while the server takes over", in: "httpguard", run: "^TestClientThatNeverFinishesItsBodyLosesItsConnection$",
+	{name: "body read on while the server takes over", in: "httpguard", run: "^TestUnfinishedBodyClosesTheConnection$",
 		file: "httpguard/error.go", old: "\t\tbody.end(ctl)\n", new: ""},
-	{name: "rest of an unread body waited for", in: "httpguard", run: "^TestClientThatNeverFinishesItsBodyLosesItsConnection$",
+	{name: "rest of an unread body waited for", in: "httpguard", run: "^TestUnfinishedBodyClosesTheConnection$",
 		file: "httpguard/body.go", old: "SetReadDeadline(time.Now().Add(answerTime))", new: "SetReadDeadline(time.Time{})"},
 	{name: "answer at the time limit, handler's as well", in: "httpguard", run: "^TestReturnAfterTheLimitGetsTheErrorResponse$",
 		file: "httpguard/answer.go", old: "if !a.state.CompareAndSwap(untouched, over) {", new: "if a.state.Swap(over) == over {"},
