@@ -56,7 +56,7 @@ type Usage struct {
 	Input, Output         int64
 	CacheRead, CacheWrite int64 // of the input: read from the provider's cache, and written to it
 	Reasoning             int64 // of the output
-	Estimated             bool  // not what the answer said, but a guess
+	Estimated             bool  // a guess, because no answer said it; only a Budget gets those
 }
 
 // tell counts the call's end, and tells OnEvent and the log.
@@ -103,6 +103,7 @@ func (c *call) fill(e *Error) {
 		e.Host = c.host
 	}
 	e.Attempts, e.Queued, e.Backoff, e.InFlight = int(c.attempts), c.queued, c.backoff, c.inFlight
+	e.MayBeBilled = e.MayBeBilled || c.mayBill
 }
 
 // event is this moment of the call.
