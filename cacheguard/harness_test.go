@@ -46,7 +46,7 @@ func newGuardedWorld(t testing.TB, srv *aiguardtest.Server, cfg cacheguard.Confi
 	t.Cleanup(func() {
 		require.NoError(t, cache.Close())
 		require.Zero(t, cache.Stats().InFlight)
-		require.Zero(t, g.Stats().InFlight, "slots left behind")
+		require.Zero(t, g.Stats().InFlight, "leaked slots")
 		require.NoError(t, g.Close())
 		base.CloseIdleConnections()
 	})

@@ -104,14 +104,14 @@ func TestKeyIncludesURLAndHeaders(t *testing.T) {
 	base, ok := keyOf(t, tr, http.MethodPost, chatURL, plainBody)
 	require.True(t, ok)
 	for name, headers := range map[string][]string{
-		"nothing":                {},
-		"user agent":             {"User-Agent", "x/1"},
-		"trace context":          {"Traceparent", "00-1", "Tracestate", "a=b", "Baggage", "c=d"},
-		"request ids":            {"X-Request-Id", "1", "X-Client-Request-Id", "2", "Idempotency-Key", "3"},
-		"what openai-go adds":    {"X-Stainless-Retry-Count", "0", "X-Stainless-Lang", "go"},
-		"a name not canonical":   {"x-request-id", "1"},
-		"what Config adds":       {"X-Tenant-Trace", "1"},
-		"not canonical, ignored": {"x-tenant-trace", "1"},
+		"nothing":                      {},
+		"user agent":                   {"User-Agent", "x/1"},
+		"trace context":                {"Traceparent", "00-1", "Tracestate", "a=b", "Baggage", "c=d"},
+		"request ids":                  {"X-Request-Id", "1", "X-Client-Request-Id", "2", "Idempotency-Key", "3"},
+		"headers of openai-go":         {"X-Stainless-Retry-Count", "0", "X-Stainless-Lang", "go"},
+		"a name in another case":       {"x-request-id", "1"},
+		"headers of Config":            {"X-Tenant-Trace", "1"},
+		"ignored name in another case": {"x-tenant-trace", "1"},
 	} {
 		k, ok := keyOf(t, tr, http.MethodPost, chatURL, plainBody, headers...)
 		require.True(t, ok)
@@ -303,7 +303,7 @@ func TestTruncatedOrCorruptEntryIsRejected(t *testing.T) {
 	_, ok := decode(append(bytes.Clone(good), 0), k)
 	require.False(t, ok)
 	_, ok = decode(good, key{9})
-	require.False(t, ok, "another request's")
+	require.False(t, ok, "an entry of another request")
 }
 
 func FuzzEntry(f *testing.F) {
@@ -342,7 +342,7 @@ func TestEndedFlightAdmitsNoCaller(t *testing.T) {
 	ended := false
 	f.cancel = func() {
 		ended = true
-		assert.Nil(t, f.admit(t.Context()), "left by all")
+		assert.Nil(t, f.admit(t.Context()), "all callers have left")
 	}
 	require.NoError(t, f.admit(t.Context()).Close())
 	require.True(t, ended)
@@ -351,7 +351,7 @@ func TestEndedFlightAdmitsNoCaller(t *testing.T) {
 	f.cancel = func() {}
 	r := f.admit(t.Context())
 	f.moveOn()
-	assert.Nil(t, f.admit(t.Context()), "its beginning is gone")
+	assert.Nil(t, f.admit(t.Context()), "its start was dropped")
 	require.NoError(t, r.Close())
 }
 

@@ -120,7 +120,7 @@ func TestFailingStoreDoesNotFailOrDelayCalls(t *testing.T) {
 		"broken": func(context.Context, string) error { return errors.New("broken") },
 		"slow":   func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() },
 		"deaf":   func(context.Context, string) error { time.Sleep(time.Minute); return nil },
-		"slow to write": func(ctx context.Context, use string) error {
+		"slow writes": func(ctx context.Context, use string) error {
 			if use == "set" {
 				<-ctx.Done()
 			}
@@ -143,7 +143,7 @@ func TestFailingStoreDoesNotFailOrDelayCalls(t *testing.T) {
 				assert.Equal(t, 100, w.srv.Count())
 				failures := w.cache.Stats().StoreFailures
 				time.Sleep(2 * time.Minute) // lets blocked goroutines and writes finish
-				if name == "slow to write" {
+				if name == "slow writes" {
 					failures = min(1, w.cache.Stats().StoreFailures)
 				}
 				assert.Positive(t, failures)
@@ -163,7 +163,7 @@ func TestFailedStoreIsPausedThenProbed(t *testing.T) {
 		assert.Equal(t, 1, s.used())
 		time.Sleep(999 * time.Millisecond)
 		require.NoError(t, w.chat(t.Context(), numbered(1)).err)
-		assert.Zero(t, s.used(), "left alone")
+		assert.Zero(t, s.used(), "the store is not used")
 
 		time.Sleep(2 * time.Millisecond)
 		s.setBefore(func(context.Context, string) error { time.Sleep(10 * time.Millisecond); return broken })
@@ -174,7 +174,7 @@ func TestFailedStoreIsPausedThenProbed(t *testing.T) {
 		s.setBefore(nil)
 		require.NoError(t, w.chat(t.Context(), numbered(2)).err)
 		synctest.Wait()
-		assert.Equal(t, 2, s.used(), "in use again")
+		assert.Equal(t, 2, s.used(), "the store is used again")
 		assert.Equal(t, "hit", w.chat(t.Context(), numbered(2)).source)
 	})
 }
@@ -193,13 +193,13 @@ func TestLeavingCallerIsNotAStoreFailure(t *testing.T) {
 
 func TestInvalidEntryIsAMiss(t *testing.T) {
 	for name, spoil := range map[string]func(entry, other []byte) []byte{
-		"flipped":     func(e, _ []byte) []byte { e[len(e)/2] ^= 1; return e },
-		"cut":         func(e, _ []byte) []byte { return e[:len(e)-1] },
-		"empty":       func(_, _ []byte) []byte { return []byte{} },
-		"text":        func(_, _ []byte) []byte { return []byte("hello") },
-		"version":     func(e, _ []byte) []byte { e[0]++; return e },
-		"another's":   func(_, o []byte) []byte { return o },
-		"with a tail": func(e, _ []byte) []byte { return append(e, 0) },
+		"flipped":            func(e, _ []byte) []byte { e[len(e)/2] ^= 1; return e },
+		"cut":                func(e, _ []byte) []byte { return e[:len(e)-1] },
+		"empty":              func(_, _ []byte) []byte { return []byte{} },
+		"text":               func(_, _ []byte) []byte { return []byte("hello") },
+		"version":            func(e, _ []byte) []byte { e[0]++; return e },
+		"another's":          func(_, o []byte) []byte { return o },
+		"with trailing data": func(e, _ []byte) []byte { return append(e, 0) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := &store{}

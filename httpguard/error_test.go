@@ -243,7 +243,7 @@ func TestResponseFormIsNegotiated(t *testing.T) {
 	r.Header["Accept"] = []string{"application/json;q=0.5", "text/html"}
 	w := httptest.NewRecorder()
 	httpguard.Error(w, r, aiguard.ErrClosed)
-	assert.Equal(t, "text/html; charset=utf-8", w.Header().Get("Content-Type"), "of several header lines")
+	assert.Equal(t, "text/html; charset=utf-8", w.Header().Get("Content-Type"), "several header lines")
 }
 
 func TestHeadHasNoBody(t *testing.T) {
@@ -298,8 +298,8 @@ func TestPageIsReplaceable(t *testing.T) {
 		guard aiguard.Config
 		want  string
 	}{
-		"for the limits":         {aiguard.Config{MemoryLimit: 1}, "<p>503 overloaded id-1 10</p>"},
-		"for Error in a handler": {aiguard.Config{}, "<p>503 quota_exceeded id-1 0</p>"},
+		"from Limit":              {aiguard.Config{MemoryLimit: 1}, "<p>503 overloaded id-1 10</p>"},
+		"from Error in a handler": {aiguard.Config{}, "<p>503 quota_exceeded id-1 0</p>"},
 	} {
 		for _, timeout := range []time.Duration{0, aiguard.Off} {
 			t.Run(name, func(t *testing.T) {

@@ -27,26 +27,26 @@ import (
 
 func TestTimeoutBeforeTheFirstByteGets504(t *testing.T) {
 	handlers := map[string]func(release chan struct{}) http.Handler{
-		"that ignores its context": func(release chan struct{}) http.Handler {
+		"ignores its context": func(release chan struct{}) http.Handler {
 			return http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release })
 		},
-		"that returns silently": func(chan struct{}) http.Handler {
+		"returns without a response": func(chan struct{}) http.Handler {
 			return http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 		},
-		"that answers itself, too late": func(chan struct{}) http.Handler {
+		"responds too late": func(chan struct{}) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				w.Header().Set("X-Own", "left over")
 				<-r.Context().Done()
 				_, _ = io.WriteString(w, "half an answ")
 			})
 		},
-		"that hands its error on": func(chan struct{}) http.Handler {
+		"passes its error to Error": func(chan struct{}) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				<-r.Context().Done()
 				httpguard.Error(w, r, context.Cause(r.Context()))
 			})
 		},
-		"that still reads the body": func(chan struct{}) http.Handler {
+		"still reads the body": func(chan struct{}) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
 		},
 	}
@@ -122,22 +122,22 @@ func TestResponseCutAtTheLimitNeverLooksComplete(t *testing.T) {
 			<-r.Context().Done()
 			time.Sleep(time.Minute)
 		},
-		"returns as its context ends": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+		"returns when its context ends": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
 		"returns a moment later": func(_ http.ResponseWriter, r *http.Request) {
 			<-r.Context().Done()
 			time.Sleep(httpguard.LastWord / 2)
 		},
-		"goes on writing": func(w http.ResponseWriter, _ *http.Request) {
+		"continues to write": func(w http.ResponseWriter, _ *http.Request) {
 			for range 100 {
 				_, _ = io.WriteString(w, "more")
 				time.Sleep(time.Second)
 			}
 		},
-		"passes its error on": func(w http.ResponseWriter, r *http.Request) {
+		"passes its error to Error": func(w http.ResponseWriter, r *http.Request) {
 			<-r.Context().Done()
 			httpguard.Error(w, r, context.Cause(r.Context()))
 		},
-		"does not stop reading": func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) },
+		"continues to read": func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) },
 	}
 	for name, rest := range handlers {
 		t.Run(name, func(t *testing.T) {

@@ -57,7 +57,7 @@ func TestReadyzNamesEachReason(t *testing.T) {
 			"memory":   {cfg: aiguard.Config{MemoryLimit: 1}, status: "unavailable", reasons: []string{"over_memory"}},
 			"paused":   {prepare: pause, status: "degraded", reasons: []string{"route_paused"}},
 			"down":     {prepare: outage, status: "degraded", reasons: []string{"route_down"}},
-			"all at once": {
+			"all reasons": {
 				cfg: aiguard.Config{MemoryLimit: 1 << 40},
 				prepare: func(g *aiguard.Guard) {
 					pause(g)
@@ -154,7 +154,7 @@ func TestSaturationIsReportedAfterSaturatedAfter(t *testing.T) {
 		synctest.Wait()
 		assert.False(t, saturated(), "the queue is empty")
 		call(second)
-		assert.False(t, saturated(), "measured anew")
+		assert.False(t, saturated(), "the measurement starts again")
 		time.Sleep(time.Hour)
 		assert.True(t, saturated())
 		assert.Equal(t, "ok", probe(t, never, "/readyz").Status)

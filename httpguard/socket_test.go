@@ -45,8 +45,8 @@ func overSockets(t *testing.T, h http.Handler, f func(t *testing.T, ask func(bod
 func TestClientStillSendingGetsTheTimeoutResponse(t *testing.T) {
 	handler := func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 	for name, cfg := range map[string]httpguard.Config{
-		"time":         {Timeout: 20 * time.Millisecond, MaxBodyBytes: aiguard.Off},
-		"size of body": {},
+		"time":      {Timeout: 20 * time.Millisecond, MaxBodyBytes: aiguard.Off},
+		"body size": {},
 	} {
 		t.Run(name, func(t *testing.T) {
 			edge := limited(t, newGuard(t, aiguard.Config{}), http.HandlerFunc(handler), cfg)

@@ -55,14 +55,14 @@ func TestCutStreamSendsTheLastEvent(t *testing.T) {
 		last   string
 		limit  string // reported as the limit
 	}{
-		"without progress": {httpguard.Config{Timeout: 10 * time.Second}, "", events(5, time.Minute), 10 * time.Second, "data: 0", "10s"},
-		"without more progress": {httpguard.Config{Timeout: 10 * time.Second}, "", func(w http.ResponseWriter, r *http.Request) {
+		"no progress": {httpguard.Config{Timeout: 10 * time.Second}, "", events(5, time.Minute), 10 * time.Second, "data: 0", "10s"},
+		"progress stops": {httpguard.Config{Timeout: 10 * time.Second}, "", func(w http.ResponseWriter, r *http.Request) {
 			events(3, 9*time.Second)(w, r)
 			events(1, time.Minute)(w, r)
 		}, 37 * time.Second, "data: 0", "10s"},
 		"at StreamTimeout":                            {httpguard.Config{StreamTimeout: 35 * time.Second, Timeout: 10 * time.Second}, "", events(100, 2*time.Second), 35 * time.Second, "data: 17", "35s"},
-		"at the guard's":                              {httpguard.Config{}, "", events(1000, 7*time.Second), time.Minute, "data: 8", "1m0s"},
-		"when its client would go":                    {httpguard.Config{}, "20", events(100, 3*time.Second), 20 * time.Second, "data: 6", "20s"},
+		"guard's StreamTimeout":                       {httpguard.Config{}, "", events(1000, 7*time.Second), time.Minute, "data: 8", "1m0s"},
+		"client's timeout":                            {httpguard.Config{}, "20", events(100, 3*time.Second), 20 * time.Second, "data: 6", "20s"},
 		"StreamTimeout is never shorter than Timeout": {httpguard.Config{Timeout: 10 * time.Second, StreamTimeout: 10 * time.Second}, "", events(100, 3*time.Second), 10 * time.Second, "data: 3", "10s"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -76,7 +76,7 @@ func TestCutStreamSendsTheLastEvent(t *testing.T) {
 				require.NoError(t, err)
 				defer resp.Body.Close()
 				body, err := io.ReadAll(resp.Body)
-				require.Error(t, err, "it does not look complete")
+				require.Error(t, err, "the stream does not look complete")
 				require.Equal(t, tc.took, time.Since(start))
 				require.Contains(t, string(body), tc.last+"\n\nevent: error\ndata: aiguard: timeout: task ran longer than "+tc.limit)
 			})
@@ -108,7 +108,7 @@ func TestDerivedContextsEndAtTheLimit(t *testing.T) {
 			assert.NoError(t, http.NewResponseController(w).Flush())
 			deadline, ok := within.Deadline()
 			assert.True(t, ok)
-			assert.Equal(t, httpguard.DefaultTimeout, time.Until(deadline), "it has moved")
+			assert.Equal(t, httpguard.DefaultTimeout, time.Until(deadline), "the deadline has moved")
 			<-within.Done()
 			<-longer.Done()
 			<-ended
@@ -180,7 +180,7 @@ func TestTimeoutHeaderIncludesTheQueueAndWorksWithoutATimeout(t *testing.T) {
 				first := ask("10")
 				synctest.Wait()
 				second := ask("4")
-				require.Equal(t, http.StatusGatewayTimeout, <-second, "in the queue")
+				require.Equal(t, http.StatusGatewayTimeout, <-second, "time in the queue counts")
 				require.Equal(t, 4*time.Second, time.Since(start))
 				<-first
 				require.Equal(t, 10*time.Second, time.Since(start))
@@ -208,7 +208,7 @@ func TestCloseNotifyReportsDisconnectAndLimit(t *testing.T) {
 		require.Error(t, s.do(ctx, http.MethodGet, "", nil).err)
 		require.Equal(t, 3*time.Second, (<-told).Sub(start))
 		require.Equal(t, http.StatusGatewayTimeout, s.get(t).StatusCode)
-		require.Equal(t, httpguard.DefaultTimeout, (<-told).Sub(start)-3*time.Second, "and of the limit")
+		require.Equal(t, httpguard.DefaultTimeout, (<-told).Sub(start)-3*time.Second, "the limit also ends the channel's wait")
 	})
 }
 

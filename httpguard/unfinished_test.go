@@ -34,15 +34,15 @@ func TestUnfinishedBodyClosesTheConnection(t *testing.T) {
 		status  int
 		within  time.Duration
 	}{
-		"read":                     {decode, `{"a"`, 100, false, 504, timeout + afterwards},
-		"read again and again":     {func(w http.ResponseWriter, r *http.Request) { readOn(r.Body) }, `{"a"`, 100, false, 504, timeout + afterwards},
-		"not read, context heeded": {func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, `{"a"`, 100, false, 504, timeout + afterwards},
+		"read":                        {decode, `{"a"`, 100, false, 504, timeout + afterwards},
+		"read repeatedly":             {func(w http.ResponseWriter, r *http.Request) { readOn(r.Body) }, `{"a"`, 100, false, 504, timeout + afterwards},
+		"not read, context respected": {func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, `{"a"`, 100, false, 504, timeout + afterwards},
 		"not read, context ignored": {func(w http.ResponseWriter, r *http.Request) { time.Sleep(20 * time.Second) }, `{"a"`, 100, false, 504,
 			timeout + afterwards},
-		"answered at once":                  {func(w http.ResponseWriter, r *http.Request) {}, `{"a"`, 100, false, 200, afterwards},
-		"refused at its first byte":         {decode, `x`, 100, false, 400, afterwards},
-		"refused unread":                    {decode, `{`, 100, true, 503, afterwards},
-		"refused unread, announced as huge": {decode, `{`, 100 << 20, false, 413, afterwards},
+		"response at once":                     {func(w http.ResponseWriter, r *http.Request) {}, `{"a"`, 100, false, 200, afterwards},
+		"rejected at its first byte":           {decode, `x`, 100, false, 400, afterwards},
+		"rejected unread":                      {decode, `{`, 100, true, 503, afterwards},
+		"rejected unread, huge Content-Length": {decode, `{`, 100 << 20, false, 413, afterwards},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -109,7 +109,7 @@ func TestCancelReachesOtherProcesses(t *testing.T) {
 		}
 		require.Eventually(t, func() bool { return get(t, s, ids["pending known 2"]).Status == task.Running }, slack, 10*time.Millisecond,
 			"the slots are free again")
-		require.Zero(t, get(t, s, ids["pending known"]).Attempts, "it was next, but cancelled")
+		require.Zero(t, get(t, s, ids["pending known"]).Attempts, "next in line, but cancelled")
 	})
 }
 

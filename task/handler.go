@@ -17,7 +17,7 @@ const (
 	writeTimeout = 10 * time.Second // for a client to receive one event
 )
 
-// Handler serves the operations of r:
+// Handler returns a handler that serves the operations of r:
 //
 //	GET    /{id}         the operation as JSON
 //	DELETE /{id}         cancels it: 200 and the operation if it is over, 202 while its function still runs

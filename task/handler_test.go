@@ -294,7 +294,7 @@ func TestDisconnectEndsTheEventStream(t *testing.T) {
 		leave()
 		synctest.Wait()
 		require.Zero(t, b.served.Load())
-		require.Equal(t, task.Succeeded, wait(t, r, op.ID).Status, "the operation goes on")
+		require.Equal(t, task.Succeeded, wait(t, r, op.ID).Status, "the operation continues")
 	})
 }
 
@@ -348,7 +348,7 @@ func TestFailedStoreGets503WithRetryAfter(t *testing.T) {
 		r := newRunner(t, store, task.Config{Logger: l.logger()})
 		b := browse(t, r, false)
 		op := start(t, r, steps)
-		broken := errors.New("the database is away")
+		broken := errors.New("the database is unavailable")
 		store.err.Store(&broken)
 		defer store.err.Store(nil)
 		for _, request := range [][2]string{{"GET", op.ID}, {"GET", op.ID + "/events"}} {
@@ -358,7 +358,7 @@ func TestFailedStoreGets503WithRetryAfter(t *testing.T) {
 			require.NotContains(t, v["detail"], "database")
 		}
 		require.EqualValues(t, 2, r.Stats().StoreErrors)
-		require.Contains(t, l.String(), "the database is away")
+		require.Contains(t, l.String(), "the database is unavailable")
 	})
 }
 

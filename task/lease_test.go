@@ -49,7 +49,7 @@ func TestOperationsOfACrashedProcessAreMarkedOrTakenOver(t *testing.T) {
 		b := newRunner(t, memory, task.Config{})
 		task.Register(b, "double", double)
 		time.Sleep(2 * task.DefaultLease)
-		require.Equal(t, task.Running, get(t, b, running.ID).Status, "a lives")
+		require.Equal(t, task.Running, get(t, b, running.ID).Status, "a is alive")
 		require.Zero(t, b.Stats().Interrupted)
 		crash()
 		crashed := time.Now()

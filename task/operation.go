@@ -11,15 +11,15 @@ import (
 	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
-// Status is the state of an operation. It starts as Pending. It may become Running, and both may become one of the
-// final statuses: Failed and Cancelled, or Succeeded after Running. A final status never changes.
+// Status is the state of an operation. A new operation is Pending and may become Running, Failed or Cancelled. A Running
+// operation may become Succeeded, Failed or Cancelled. These three are final and never change.
 type Status string
 
 // The statuses.
 const (
 	Pending   Status = "pending"   // waits for a slot
 	Running   Status = "running"   // its function runs
-	Succeeded Status = "succeeded" // with a result
+	Succeeded Status = "succeeded" // has a result
 	Failed    Status = "failed"    // has an error code and a message
 	Cancelled Status = "cancelled" // by Runner.Cancel
 )
@@ -123,7 +123,7 @@ func Result[T any](o Operation) (T, error) {
 		return v, fmt.Errorf("task: operation %s has no result: it is %s", o.ID, o.Status)
 	}
 	if err := json.Unmarshal(o.Result, &v); err != nil {
-		return v, fmt.Errorf("task: the result of operation %s is not a %T", o.ID, v)
+		return v, fmt.Errorf("task: the result of operation %s cannot be decoded as %T", o.ID, v)
 	}
 	return v, nil
 }

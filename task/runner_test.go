@@ -124,7 +124,7 @@ func TestSucceededOperationHasItsResult(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, []string{"Why?"}, v.Questions)
 		_, err = task.Result[int](op)
-		require.ErrorContains(t, err, "no int")
+		require.ErrorContains(t, err, "cannot be decoded as int")
 	})
 }
 

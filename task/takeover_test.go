@@ -29,7 +29,7 @@ func TestOperationCountsOnlyInTheRunnerThatRanIt(t *testing.T) {
 		time.Sleep(time.Minute) // the operation starts
 		synctest.Wait()
 		require.EqualValues(t, 1, other.Stats().Succeeded)
-		require.EqualValues(t, 1, other.Stats().Interrupted, "what ran")
+		require.EqualValues(t, 1, other.Stats().Interrupted, "operations that ran")
 		require.EqualValues(t, 0, late.Stats().Succeeded)
 		require.EqualValues(t, 1, late.Stats().Failed)
 		require.EqualValues(t, 1, late.Stats().Released)

@@ -179,7 +179,7 @@ func checkTrim(t *testing.T, r *rand.Rand) {
 		require.Greater(t, size(t, least), limit, "fails only if the messages to keep are too large")
 		return
 	}
-	require.LessOrEqual(t, size(t, got), limit, "it fits")
+	require.LessOrEqual(t, size(t, got), limit, "the result fits")
 	kept := make([]bool, len(all))
 	at := 0
 	for _, m := range got {

@@ -184,7 +184,7 @@ func TestProcessesShareAnswers(t *testing.T) {
 }
 
 func TestFrozenServerDelaysOneCallByTheLookupTimeout(t *testing.T) {
-	for name, heedsContext := range map[string]bool{"stops with its context": true, "stops with its own time-out": false} {
+	for name, heedsContext := range map[string]bool{"stops with its context": true, "stops with its own timeout": false} {
 		t.Run(name, func(t *testing.T) {
 			redisServer, provider := startServer(t), aiguardtest.NewServer(t)
 			client := redis.NewClient(&redis.Options{Addr: redisServer.addr, ContextTimeoutEnabled: heedsContext, ReadTimeout: 2 * time.Second})
@@ -199,7 +199,7 @@ func TestFrozenServerDelaysOneCallByTheLookupTimeout(t *testing.T) {
 				require.Equal(t, "miss", p.ask(t, i))
 			}
 			took := time.Since(start)
-			require.Less(t, took, time.Second, "10 calls; the time-outs of go-redis are 2 s and more")
+			require.Less(t, took, time.Second, "10 calls; go-redis's own timeouts are at least 2 s")
 			require.GreaterOrEqual(t, took, cacheguard.DefaultLookupTimeout)
 			require.EqualValues(t, 1, p.cache.Stats().StoreFailures)
 		})
