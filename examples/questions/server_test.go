@@ -171,9 +171,9 @@ func TestEachFaultHasAUserMessage(t *testing.T) {
 	}{
 		"timeout": {code: "timeout", message: "The AI service took too long to answer. Please try again in a moment.",
 			cfg: aiguard.Config{CallTimeout: 2 * time.Second}, within: 2 * time.Second},
-		"task timeout": {code: "timeout", cfg: aiguard.Config{CallTimeout: 2 * time.Second, TaskTimeout: time.Second},
+		"timeout of the task": {code: "timeout", cfg: aiguard.Config{CallTimeout: 2 * time.Second, TaskTimeout: time.Second},
 			message: "This took longer than expected and was stopped. Please try again, or try with a smaller request.", within: time.Second},
-		"slower than the task timeout": {code: "timeout", cfg: aiguard.Config{TaskTimeout: 4 * time.Second},
+		"slow beyond the task timeout": {code: "timeout", cfg: aiguard.Config{TaskTimeout: 4 * time.Second},
 			message: "This took longer than expected and was stopped. Please try again, or try with a smaller request.", within: 4 * time.Second},
 		"outage":    {code: "unavailable", message: "The AI service is temporarily unavailable. Please try again in a moment.", within: 2 * time.Second},
 		"ratelimit": {code: "rate_limited", message: "The AI service is receiving too many requests. Please try again in a second.", within: 3 * time.Second},
