@@ -43,6 +43,7 @@ import (
 	"context"
 	"hash/maphash"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -85,6 +86,7 @@ type core struct {
 	limiter  *limiter
 	memory   *memory
 	pool     *pool
+	ids      atomic.Uint64 // the last CallID; its random start keeps those of several guards apart
 	repeats  repeats
 	recent   recent
 
@@ -113,6 +115,7 @@ func New(cfg Config) (*Guard, error) {
 		memory: newMemory(cfg.MemoryLimit, clock), pool: newPool(&cfg), idle: make(chan struct{})}
 	c.limiter = newLimiter(&cfg, clock, &c.mu)
 	c.repeats.seed = maphash.MakeSeed()
+	c.ids.Store(rand.Uint64())
 	c.active.next, c.active.prev = &c.active, &c.active
 	return &Guard{core: c, call: c.settle(Call{})}, nil
 }

@@ -25,11 +25,12 @@ import (
 
 // wireAPI is an operation of an API as it is called without an SDK.
 type wireAPI struct {
-	whole, stream string // the paths
-	body          string // STREAM is true or false, and IMAGE the place of one
-	image         string // DATA is its bytes
-	text          string // what stands before a text of the answer
-	refusal       string // a pattern for the body of an error
+	whole, stream string        // the paths
+	body          string        // STREAM is true or false, and IMAGE the place of one
+	image         string        // DATA is its bytes
+	text          string        // what stands before a text of the answer
+	refusal       string        // a pattern for the body of an error
+	usage         aiguard.Usage // of a good answer
 }
 
 var wireAPIs = map[string]wireAPI{
@@ -39,6 +40,7 @@ var wireAPIs = map[string]wireAPI{
 		image:   `,{"type":"image","source":{"type":"base64","media_type":"image/png","data":"DATA"}}`,
 		text:    `"text":"`,
 		refusal: `^\{"type":"error","error":\{"type":"[a-z_]+","message":"[^"]+"\}\}$`,
+		usage:   aiguard.Usage{Input: 15, Output: 2},
 	},
 	"gemini": {
 		whole: "/v1beta/models/m:generateContent", stream: "/v1beta/models/m:streamGenerateContent?alt=sse",
@@ -46,12 +48,14 @@ var wireAPIs = map[string]wireAPI{
 		image:   `,{"inlineData":{"mimeType":"image/png","data":"DATA"}}`,
 		text:    `"text":"`,
 		refusal: `^\{"error":\{"code":\d+,"message":"[^"]+","status":"[A-Z_]+".*\}\}$`,
+		usage:   aiguard.Usage{Input: 11, Output: 2},
 	},
 	"gemini array": {
 		stream:  "/v1beta/models/m:streamGenerateContent",
 		body:    `{"contents":[{"role":"user","parts":[{"text":"Hi"}]}]}`,
 		text:    `"text":"`,
 		refusal: `^\[\{"error":\{"code":\d+,"message":"[^"]+","status":"[A-Z_]+".*\}\}\]$`,
+		usage:   aiguard.Usage{Input: 11, Output: 2},
 	},
 	"ollama chat": {
 		whole: "/api/chat", stream: "/api/chat",
@@ -59,6 +63,7 @@ var wireAPIs = map[string]wireAPI{
 		image:   `,"images":["DATA"]`,
 		text:    `"content":"`,
 		refusal: `^\{"error":"[^"]+"\}$`,
+		usage:   aiguard.Usage{Input: 8, Output: 2},
 	},
 	"ollama generate": {
 		whole: "/api/generate", stream: "/api/generate",
@@ -239,6 +244,7 @@ func TestFaultsOfEveryAPI(t *testing.T) {
 							if d.change != nil {
 								d.change(&p)
 							}
+							p.texts, p.usage = true, api.usage
 							api.prove(t, p, fault, proto)
 						}
 					})

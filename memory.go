@@ -99,7 +99,7 @@ func (m *memory) sample(now instant, age time.Duration) int64 {
 // growth: so it is read only where the call can have caused it, and told at most once a second. What moved over HTTP is
 // known, in bytes; a Do is taken for innocent when it was over before the next sample.
 func (c *call) leap(ctx context.Context) {
-	if c.heap != 0 { // admitted, and somebody listens
+	if c.trail != nil && c.trail.heap != 0 { // admitted, and somebody listens
 		c.tellLeap(ctx)
 	}
 }
@@ -118,7 +118,7 @@ func (c *call) tellLeap(ctx context.Context) {
 	}
 	now := m.now()
 	heap := m.sample(now, age)
-	growth := heap - c.heap
+	growth := heap - c.trail.heap
 	if growth < m.leap || !m.tell(now) {
 		return
 	}

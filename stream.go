@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 
 	"github.com/aiguard-go/aiguard/internal/awsframe"
+	"github.com/aiguard-go/aiguard/internal/callctx"
 	"github.com/aiguard-go/aiguard/internal/dialect"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 	"github.com/aiguard-go/aiguard/internal/jsonseq"
@@ -46,6 +47,9 @@ type stream struct {
 	held   hold
 	sized  int // what of it is asked for
 	shell  int // bytes of the last event that are not text
+
+	watcher callctx.Progress // nil: nobody wants to know
+	latest  instant          // when the last event was handed on, for watcher
 
 	progress dialect.Stream
 	used     dialect.Usage
@@ -215,7 +219,10 @@ func (s *stream) open() error {
 	}
 	c.answered()
 	c.tellTurn(s.w.caller, nil)
-	c.emit(s.w.caller, EventFirstEvent, nil)
+	c.firstEvent(s.w.caller)
+	if s.events != nil && len(c.cfg.Middleware) > 0 {
+		s.watcher, s.latest = callctx.ProgressOf(s.w.caller), c.now()
+	}
 	c.over = true // from here on the call is the stream's to end
 	s.resp.Body = s
 	if s.events != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/aiguard-go/aiguard/internal/dialect"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
@@ -37,6 +38,13 @@ func (s *stream) Read(p []byte) (int, error) {
 		return 0, s.err
 	}
 	return n, nil
+}
+
+// progressed tells the watcher of an event.
+func (s *stream) progressed() {
+	now := s.x.call.now()
+	s.watcher.Progressed(time.Duration(now - s.latest))
+	s.latest = now
 }
 
 func (s *stream) readBytes(p []byte) (int, error) {
@@ -89,6 +97,9 @@ func (s *stream) next() {
 			return
 		}
 		s.count(ev)
+		if s.watcher != nil && !ev.Done {
+			s.progressed()
+		}
 		if len(s.behind) > 0 {
 			s.behind = append(s.behind, s.out...)
 			s.out = s.behind

@@ -356,7 +356,7 @@ var mutations = []mutation{
 	{name: "With goes before WithCall in Do", run: "^TestSettingsOfTheContextGoBeforeWithInDo$",
 		file: "settings.go", old: "g.settle(g.own.over(in.call))", new: "g.settle(in.call.over(g.own))"},
 	{name: "With goes before WithCall over HTTP", run: "^TestSettingsOfTheContextGoBeforeWithBeforeModelsBeforeConfig$",
-		file: "settings.go", old: "own, planB = own.over(in.call), in.planB", new: "own, planB = in.call.over(own), in.planB"},
+		file: "settings.go", old: "own = own.over(in.call)", new: "own = in.call.over(own)"},
 	{name: "Models goes before With", run: "^TestSettingsOfTheContextGoBeforeWithBeforeModelsBeforeConfig$",
 		file: "settings.go", old: "s.Call = model.over(own)", new: "s.Call = own.over(model)"},
 	{name: "WithCall drops the context's settings", run: "^TestContextsAddUp$",
@@ -520,6 +520,16 @@ var mutations = []mutation{
 	{name: "http.Client's Timeout reported as the guard's", run: "^TestTimeoutOfTheCallersClientIsTheCallersOwnEnd$",
 		file: "classify.go", old: "if isClientTimeout(err) {", new: "if false {"},
 
+	// Events.
+	{name: "the end of an attempt is told twice", run: "^TestEachMomentIsToldExactlyOnceOnEveryPath$",
+		file: "trail.go", old: "\tc.trail.attempt = 0\n\tif e :=", new: "\tif e :="},
+	{name: "a panic ends a call without an event", run: "^TestEachMomentIsToldExactlyOnceOnEveryPath$",
+		file: "call.go", old: "c.unwound(ctx)", new: "_ = ctx"},
+	{name: "the end of a hedge is not told", run: "^TestBothAttemptsOfAHedgedCallAreToldToTheirEnd$",
+		file: "hedge.go", old: "\t\t\tc.attemptDone(ctx, err, Usage{})\n", new: ""},
+	{name: "an event has the error that the call goes on with", run: "^TestAnAttemptsErrorInAnEventIsACopy$",
+		file: "trail.go", old: "ev.Err = &copied", new: "_ = copied"},
+
 	// httpguard.
 	{name: "body read on while the server takes over", in: "httpguard", run: "^TestUnfinishedBodyClosesTheConnection$",
 		file: "httpguard/error.go", old: "\t\tbody.end(ctl)\n", new: ""},
@@ -539,7 +549,7 @@ var mutations = []mutation{
 
 	// The caller's context.
 	{name: "settings of another guard's Do kept", file: "settings.go", old: "last != nil && last.guard == g {", new: "last != nil {"},
-	{name: "alternatives ignored in a Do", file: "settings.go", old: "\ts.planB = in.planB\n", new: ""},
+	{name: "alternatives ignored in a Do", file: "settings.go", old: "\ts.planB, s.alternative = in.planB, in.alternative\n\tin.last", new: "\tin.last"},
 	{name: "remaining time not sent", run: "^TestTimeThatIsLeftTravelsInAHeader$",
 		file: "attempt.go", old: "ok && name != \"\" {", new: "ok && name == \"\" {"},
 	{name: "typed nils inspected", run: "TypedNil", file: "internal/errtree/errtree.go",
