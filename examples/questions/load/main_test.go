@@ -13,7 +13,7 @@ import (
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
 
-func TestServiceBearsTwentyTimesItsCapacity(t *testing.T) {
+func TestServiceHandlesTwentyTimesItsCapacity(t *testing.T) {
 	var table strings.Builder
 	err := run(t.Context(), options{length: 3 * time.Second, times: 20}, &table)
 	t.Log("\n" + table.String())
@@ -31,7 +31,7 @@ func TestServiceThatDoesNotStartIsAnError(t *testing.T) {
 	require.ErrorContains(t, err, "go build")
 }
 
-func TestLoadWantsSomeOfIt(t *testing.T) {
+func TestLoadNeedsPositiveFlags(t *testing.T) {
 	for _, o := range []options{{}, {length: time.Second}, {length: -1, times: 1}, {length: time.Second, times: -1}} {
 		require.ErrorContains(t, run(t.Context(), o, io.Discard), "want more than 0")
 	}
