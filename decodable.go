@@ -8,11 +8,11 @@ import (
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
-// decodable finds events that go-openai cannot decode: its streams return the decoder's error as it is. Most events have the
-// shape of another one, and are decoded here no more.
+// decodable finds events that go-openai cannot decode, because go-openai's streams return the decoder's raw error. It
+// decodes one event of each shape, since most events of a stream have the same shape.
 type decodable struct{ shapes map[uint64]struct{} }
 
-// maxShapes is how many shapes are remembered of a stream.
+// maxShapes is the number of shapes remembered per stream.
 const maxShapes = 64
 
 // check returns the error that go-openai would return for an event of a stream of op.
@@ -44,7 +44,7 @@ func (d *decodable) check(op string, data []byte) error {
 	return nil
 }
 
-// shapeOf is a hash of what decides whether JSON can be decoded: names, kinds of values and how they are nested.
+// shapeOf returns a hash of everything that decides whether JSON can be decoded: names, kinds of values and nesting.
 func shapeOf(data []byte) uint64 {
 	const prime = 1099511628211 // FNV-1a
 	h := uint64(14695981039346656037)
@@ -78,7 +78,7 @@ func shapeOf(data []byte) uint64 {
 					kind = 'e'
 				}
 			}
-			if i-start > 18 || kind == 'e' { // it may be out of range
+			if i-start > 18 || kind == 'e' { // may be out of range
 				for _, b := range data[start:i] {
 					add(b)
 				}

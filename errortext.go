@@ -10,8 +10,8 @@ import (
 	"unicode"
 )
 
-// Error returns one line for operators: what was called, which bound ran out or what the provider's
-// status was, the attempts and where the time went. The status reads "status code: 429", as in go-openai's errors.
+// Error returns one line for operators: the call, the limit that was reached or the provider's status, the attempts,
+// and where the time went. The status reads "status code: 429", as in go-openai's errors.
 func (e *Error) Error() string {
 	if e == nil {
 		return "<nil>"
@@ -48,7 +48,7 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// detail puts the bound of e.Phase into words.
+// detail describes the limit of e.Phase.
 func (e *Error) detail() string {
 	limit := e.Limit.String()
 	switch e.Phase {
@@ -120,7 +120,7 @@ func (e *Error) detail() string {
 	return ""
 }
 
-// allowance names the setting that would allow more.
+// allowance names the setting that allows more.
 func (e *Error) allowance() string {
 	if e.setting == "" {
 		return ""
@@ -136,7 +136,7 @@ func (e *Error) causeText() string {
 	return describe(e.Err)
 }
 
-// LogValue returns the facts as a group: no provider text, prompt or key.
+// LogValue returns the facts as a group, without text of the provider, the prompt or keys.
 func (e *Error) LogValue() slog.Value {
 	if e == nil {
 		return slog.Value{}
@@ -144,7 +144,7 @@ func (e *Error) LogValue() slog.Value {
 	return slog.GroupValue(e.attrs()...)
 }
 
-// MarshalJSON returns the facts of LogValue as an object; durations are in nanoseconds.
+// MarshalJSON returns the facts of LogValue as an object. Durations are in nanoseconds.
 func (e Error) MarshalJSON() ([]byte, error) {
 	facts := make(map[string]any)
 	for _, a := range e.attrs() {
@@ -153,7 +153,7 @@ func (e Error) MarshalJSON() ([]byte, error) {
 	return json.Marshal(facts)
 }
 
-// Format prints the text of Error for every verb, so that no verb prints Err, which may quote the provider.
+// Format prints the text of Error for every verb. Err is never printed, because it may quote the provider.
 func (e Error) Format(f fmt.State, verb rune) {
 	fmt.Fprintf(f, fmt.FormatString(f, verb), e.Error())
 }
@@ -192,7 +192,7 @@ func codeText(code any) string {
 		return ""
 	case int:
 		if c == 0 {
-			return "" // go-openai's reading of "code":null
+			return "" // go-openai decodes "code":null to this
 		}
 		return strconv.Itoa(c)
 	case string:
@@ -202,7 +202,7 @@ func codeText(code any) string {
 	}
 }
 
-// identifier lets a provider's code or type into a text only if it looks like one.
+// identifier returns s only if it looks like a provider's code, type or request ID.
 func identifier(s string) string {
 	if len(s) > 64 {
 		return ""
@@ -215,7 +215,7 @@ func identifier(s string) string {
 	return s
 }
 
-// short bounds a text to 128 bytes of printable characters.
+// short cuts a text to 128 bytes and replaces unprintable characters.
 func short(s string) string {
 	if len(s) > 128 {
 		s = strings.ToValidUTF8(s[:125], "") + "..."
@@ -228,7 +228,7 @@ func short(s string) string {
 	}, s)
 }
 
-// round keeps the digits of a duration that mean something to a reader.
+// round rounds a duration for display.
 func round(d time.Duration) time.Duration {
 	if d > time.Second {
 		return d.Round(time.Millisecond)

@@ -28,7 +28,7 @@ func (c *core) wrap(ctx context.Context, settings Call, last func(context.Contex
 	return errors.New("aiguard: a Middleware returned nil, but the call did not succeed")
 }
 
-// Middleware wraps a call: it must call next, once, with ctx or one derived from it, and return its error, or refuse
-// the call with an error of its own. For a stream, next returns at the first event and the rest of the stream
-// lives in the same ctx: do not cancel it on return. RunTask, which only gives time, has no middleware.
+// Middleware wraps a call. It calls next once, with ctx or a context derived from it, and returns next's error. To
+// reject the call, it returns its own error instead. For a stream, next returns at the first event and the rest of
+// the stream uses the same context, so do not cancel that context on return. RunTask does not run middleware.
 type Middleware func(ctx context.Context, call Call, next func(context.Context) error) error

@@ -20,7 +20,7 @@ import (
 	"github.com/aiguard-go/aiguard/internal/sse"
 )
 
-// errLeft ends a call whose caller closed its stream before the end.
+// errLeft ends a call whose caller closed its stream early.
 var errLeft = errors.New("aiguard: the stream was closed before its end")
 
 // events splits a body into events.
@@ -32,38 +32,39 @@ type events interface {
 	Size() int
 }
 
-// stream is a body that is handed over while the provider still writes it: events of an endpoint that a dialect knows, each
-// whole and judged; or else plain bytes. It holds the call and its slot until its end, its Close, or the end of its context.
+// stream is a body that is returned while the provider still writes it. For an endpoint that a dialect knows it
+// yields whole events, each checked. Otherwise it yields plain bytes. It holds the call and its slot until its end,
+// its Close, or the end of its context.
 type stream struct {
 	x      *exchange
 	w      *watch
 	resp   *http.Response
-	body   io.ReadCloser // the provider's
+	body   io.ReadCloser // the provider's body
 	read   atomic.Int64
-	peeked []byte // of the body, and not yet read
-	cause  error  // that came with it
+	peeked []byte // bytes of body already read but not yet used
+	cause  error  // error that came with peeked
 	events events // nil: plain bytes
 	held   hold
-	sized  int // what of it is asked for
+	sized  int // room asked for so far
 
 	progress dialect.Stream
 	used     dialect.Usage
 	decodes  decodable
-	single   bool       // a whole answer has come in the place of a stream
+	single   bool       // a whole answer came instead of a stream
 	any      bool       // an event has come
-	await    bool       // the next fetch begins a wait of the reader
-	out      []byte     // what the reader has not fetched yet
-	buf      []byte     // out's memory
-	behind   []byte     // events that brought the answer nowhere, and go on with the next that does
-	idle     []byte     // the last of those
-	err      error      // what follows out
-	using    sync.Mutex // held by a Read over all of the above
+	await    bool       // the next fetch starts a wait of the reader
+	out      []byte     // bytes that the reader has not fetched yet
+	buf      []byte     // memory of out
+	behind   []byte     // events without content, returned together with the next event that has some
+	idle     []byte     // the last event in behind
+	err      error      // the error after out
+	using    sync.Mutex // held by Read, guards all of the above
 
-	// What Close and expired share with Read, which may be in another goroutine.
+	// Close and expired share these with Read, which may run in another goroutine.
 	reading, closed, whole, over atomic.Bool
 	usage                        atomic.Pointer[Usage]
-	stop                         func() bool   // of context.AfterFunc; for Read and Close
-	ended                        chan struct{} // closed when final is there
+	stop                         func() bool   // of context.AfterFunc; used by Read and Close
+	ended                        chan struct{} // closed when final is set
 	final                        error
 }
 
@@ -72,7 +73,7 @@ func newStream(x *exchange, w *watch, resp *http.Response) *stream {
 		progress: x.endpoint.Follow()}
 }
 
-// maxEvent is how long an event may be.
+// maxEvent returns the maximum size of an event.
 func (s *stream) maxEvent() int {
 	if limit := s.x.guard.cfg.MaxEventBytes; limit != Off {
 		return int(min(limit, math.MaxInt32))
@@ -80,10 +81,10 @@ func (s *stream) maxEvent() int {
 	return math.MaxInt32
 }
 
-// errNoStream is open's: the answer is none, but may be a good one.
+// errNoStream is returned by open if the answer is not a stream. It may still be a valid answer.
 var errNoStream = errors.New("aiguard: not a stream")
 
-// frame finds out what the body is made of. Labels are hints: the first bytes decide.
+// frame detects the format of the body. The media type is a hint, and the first bytes decide.
 func (s *stream) frame() error {
 	media := mediaType(s.resp.Header)
 	if !s.x.judged || s.x.endpoint.Plain() && !isStream(media) && !isJSON(media) {
@@ -107,7 +108,7 @@ func (s *stream) frame() error {
 	case first == '{' && (lines || s.x.endpoint.Framing() == dialect.JSON), first == '[' && s.x.endpoint.Framing() == dialect.JSON:
 		s.events = jsonseq.NewReader(body, maxEvent, dialect.MaxShape)
 		return nil
-	case first == '{' && media == "text/event-stream": // an error, or a whole answer; the reader takes it for data
+	case first == '{' && media == "text/event-stream": // an error or a whole answer; the event reader treats it as data
 	case first == '{', first == '[':
 		s.resp.Body = struct {
 			io.Reader
@@ -121,7 +122,7 @@ func (s *stream) frame() error {
 	return nil
 }
 
-// peek returns the first byte of the body that is no white space. It keeps what it reads for fetch.
+// peek returns the first byte of the body that is not white space. fetch later returns the bytes that peek has read.
 func (s *stream) peek() (first byte, err error) {
 	buf := make([]byte, 512)
 	n := 0
@@ -142,11 +143,11 @@ type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
-// errTooMuch is fetch's: the body is over MaxResponseBytes.
+// errTooMuch is returned by fetch if the body is over MaxResponseBytes.
 var errTooMuch = errors.New("aiguard: over MaxResponseBytes")
 
-// fetch reads the provider's bytes and counts them. It begins the reader's wait, once: what
-// comes may be comments, which are not progress.
+// fetch reads the provider's bytes and counts them. It starts the idle wait only once per event, because comments are
+// not progress.
 func (s *stream) fetch(p []byte) (int, error) {
 	if s.await {
 		s.await = false
@@ -163,7 +164,7 @@ func (s *stream) fetch(p []byte) (int, error) {
 	}
 	n, err := s.body.Read(p)
 	if n > 0 && s.reading.Load() && s.progress.Thinking() {
-		s.w.wait() // a model that thinks may have nothing else to say
+		s.w.wait() // a reasoning model may send only comments for a while
 	}
 	read := s.read.Add(int64(n))
 	if limit := s.x.guard.cfg.MaxResponseBytes; limit != Off && read > limit {
@@ -172,7 +173,7 @@ func (s *stream) fetch(p []byte) (int, error) {
 	return n, err
 }
 
-// room asks for room for the buffers of the events and for those behind them.
+// room asks for room for the event buffers and for behind.
 func (s *stream) room(size int) bool {
 	if size += cap(s.buf) + cap(s.behind); size > s.sized {
 		if !s.held.grow(s.w, int64(size)) {
@@ -183,8 +184,8 @@ func (s *stream) room(size int) bool {
 	return true
 }
 
-// open waits for the first event that brings the answer forward, and hands the body over; plain bytes are handed over at
-// once. Until then a failure is the attempt's, and may be retried.
+// open waits for the first event with content and returns the body. Plain bytes are returned at once. A failure
+// before that belongs to the attempt and may be retried.
 func (s *stream) open() error {
 	if err := s.frame(); err != nil {
 		return err
@@ -213,7 +214,7 @@ func (s *stream) open() error {
 	c.answered()
 	c.tellTurn(s.w.caller, nil)
 	c.emit(s.w.caller, EventFirstEvent, nil)
-	c.over = true // from here on the call is the stream's to end
+	c.over = true // from here on the stream ends the call
 	s.resp.Body = s
 	if s.events != nil {
 		s.resp.ContentLength = -1
@@ -227,7 +228,7 @@ func (s *stream) open() error {
 	return nil
 }
 
-// arrived ends the reader's wait, if fetch began one.
+// arrived ends the reader's wait if fetch started one.
 func (s *stream) arrived() {
 	if s.await {
 		s.await = false
