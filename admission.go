@@ -34,7 +34,7 @@ func (g *Guard) refuseInCrowd(ctx context.Context, s *settings) error {
 	if e == nil {
 		return nil
 	}
-	if !g.silent() {
+	if !g.silent() || g.recent.on.Load() {
 		return g.refuse(ctx, s, e)
 	}
 	g.calls.Add(1)

@@ -95,6 +95,7 @@ type core struct {
 	memory   *memory
 	pool     *pool
 	repeats  repeats
+	recent   recent
 
 	mu      sync.Mutex  // guards the ring and the limiter, because a call enters and leaves both at once
 	active  call        // head of the ring of active calls and tasks

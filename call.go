@@ -40,6 +40,7 @@ type call struct {
 	denied   bool  // the attempt was not admitted
 	stale    bool  // the retry without backoff has been used
 	over     bool  // finished, or handed over to a stream
+	task     bool  // a RunTask
 	gone     bool  // out of the ring, with nothing left to release
 	nested   bool  // part of a Do, which counts
 	lost     bool  // lost to another attempt of its request

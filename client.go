@@ -5,7 +5,6 @@ package aiguard
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -13,6 +12,7 @@ import (
 	openai "github.com/sashabaranov/go-openai"
 
 	"github.com/aiguard-go/aiguard/internal/dialect"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // Client is go-openai's client with limits on every method. It embeds an *openai.Client that sends its requests
@@ -213,10 +213,9 @@ func (c *Client) prepare(ctx context.Context, k *known, s *settings, prompts ...
 // refused to send, or an answer it could not decode.
 func (c *Client) failure(ctx context.Context, err error) error {
 	if err == nil {
-		return nil // before errors.As moves its targets to the heap
+		return nil
 	}
-	var ue *url.Error
-	if errors.As(err, &ue) {
+	if ue := errtree.Find[*url.Error](err); ue != nil {
 		return ue.Err
 	}
 	if k, _ := ctx.Value(knownKey{}).(*known); k.answered {

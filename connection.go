@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // connTrace records how far a request got. Its hooks may run in net/http's goroutines.
@@ -48,15 +50,14 @@ func (x *exchange) unanswered(w *watch, err error) error {
 		}
 		return end
 	}
-	var own *Error
-	var ne net.Error
-	switch {
-	case errors.As(err, &own): // the error of requestBody
+	ne := errtree.Find[net.Error](err)
+	switch own := errtree.Find[*Error](err); {
+	case own != nil: // the error of requestBody
 		copied := *own
 		return &copied
 	case !x.conn.asked.Load() && !sendable(x.req.URL), refusedBeforehand(err):
 		return &Error{Kind: ErrMisconfigured, Phase: PhaseConnect, Err: err, retry: neverAsk}
-	case errors.As(err, &ne) && ne.Timeout():
+	case ne != nil && timedOut(ne):
 		e := &Error{Kind: ErrTimeout, Phase: PhaseConnect, Limit: connectLimit(&x.guard.cfg), Err: err}
 		if connected { // a header limit of a custom base
 			e.Phase, e.Limit = PhaseCall, x.call.since(x.call.admitted)
@@ -96,9 +97,9 @@ func sendable(u *url.URL) bool {
 // refusedBeforehand reports whether base failed before it sent the request, for example because it was refused a
 // fresh token. Such an error has the response of the refusal. The errors of golang.org/x/oauth2 have this form.
 func refusedBeforehand(err error) bool {
-	for ; err != nil; err = errors.Unwrap(err) {
+	for ; !errtree.IsNil(err); err = errors.Unwrap(err) {
 		v := reflect.ValueOf(err)
-		if v.Kind() != reflect.Pointer || v.IsNil() || v.Elem().Kind() != reflect.Struct {
+		if v.Kind() != reflect.Pointer || v.Elem().Kind() != reflect.Struct {
 			continue
 		}
 		field := v.Elem().FieldByName("Response")
@@ -116,19 +117,20 @@ func refusedBeforehand(err error) bool {
 }
 
 func isDial(err error) bool {
-	var op *net.OpError
-	var dns *net.DNSError
-	return errors.As(err, &op) && op.Op == "dial" || errors.As(err, &dns)
+	op := errtree.Find[*net.OpError](err)
+	return op != nil && op.Op == "dial" || errtree.Has[*net.DNSError](err)
 }
 
 func isConnectionLoss(err error) bool {
-	var op *net.OpError
-	var reset streamError
-	if errors.As(err, &reset) {
+	if reset := errtree.Find[streamError](err); reset.StreamID != 0 {
 		return reset.Code != 1 // PROTOCOL_ERROR: net/http could not parse the response
 	}
-	return errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
-		errors.Is(err, io.ErrClosedPipe) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	for _, loss := range []error{io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, io.ErrClosedPipe, syscall.ECONNRESET, syscall.EPIPE} {
+		if errtree.Is(err, loss) {
+			return true
+		}
+	}
+	return errtree.Has[*net.OpError](err)
 }
 
 // streamError has the shape that net/http accepts in errors.As for the reset of an HTTP/2 stream.
@@ -142,7 +144,7 @@ func (e streamError) Error() string { return fmt.Sprintf("stream reset with code
 // isProtocolError reports whether net/http gave up on malformed HTTP/2, including headers over the limit. net/http
 // does not export the type of that error.
 func isProtocolError(err error) bool {
-	for ; err != nil; err = errors.Unwrap(err) {
+	for ; !errtree.IsNil(err); err = errors.Unwrap(err) {
 		if t := reflect.TypeOf(err); t.Kind() == reflect.Uint32 && strings.HasSuffix(t.Name(), "ConnectionError") {
 			return true
 		}

@@ -6,6 +6,8 @@ package aiguard
 import (
 	"context"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // Kind is the class of a failure. A Kind is itself an error, for use with errors.Is:
@@ -84,9 +86,9 @@ func (e *Error) Is(target error) bool {
 	return target == e.Kind || e.Kind == ErrTimeout && target == context.DeadlineExceeded
 }
 
-// Unwrap returns the cause.
+// Unwrap returns the cause, or nil for a typed nil, whose methods may panic in errors.Is and errors.As.
 func (e *Error) Unwrap() error {
-	if e == nil {
+	if e == nil || errtree.IsNil(e.Err) {
 		return nil
 	}
 	return e.Err

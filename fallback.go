@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // Fallback calls the alternatives in order and returns the value of the first that succeeds. It continues after a
@@ -89,7 +91,7 @@ func curable(err error) bool {
 		ErrPromptTooLarge, ErrResponseTooLarge, ErrMisconfigured:
 		return true
 	case "":
-		return is(err, context.DeadlineExceeded) // the alternative's own deadline: ctx has not ended
+		return errtree.Is(err, context.DeadlineExceeded) // the alternative's own deadline: ctx has not ended
 	}
 	return false
 }
@@ -107,7 +109,7 @@ func Final(err error) error {
 type finalError struct{ error }
 
 func isFinal(err error) bool {
-	return find[*finalError](err) != nil
+	return errtree.Has[*finalError](err)
 }
 
 func (e *finalError) Unwrap() error { return e.error }

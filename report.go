@@ -84,6 +84,9 @@ func (c *call) tell(ctx context.Context, err error, u Usage) {
 	if c.cfg.OnEvent != nil {
 		c.emitWith(ctx, t, err, u)
 	}
+	if e != nil && c.recent.on.Load() {
+		c.recent.record(c, e)
+	}
 	if e != nil && !c.nested { // the enclosing Do logs
 		c.log(ctx, t, e)
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/aiguard-go/aiguard/internal/callctx"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // maxBudget is an upper limit for Retry.Budget, to catch mistakes.
@@ -122,7 +123,7 @@ func (c *call) again(ctx context.Context, err error) error {
 	c.denied = false
 	c.tellTurn(ctx, err)
 	if ctx.Err() != nil {
-		if !is(err, ctx.Err()) {
+		if !errtree.Is(err, ctx.Err()) {
 			err = callctx.Err(ctx)
 		}
 		return c.finish(ctx, err)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/aiguard-go/aiguard/internal/callctx"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // timeBound is a time limit and the phase that an Error reports for it.
@@ -84,7 +85,7 @@ func (c *call) sleep(ctx context.Context, d time.Duration) error {
 
 // notEcho returns err, or nil if err only reports that we canceled with cause why.
 func notEcho(err error, why *Error) error {
-	if is(err, context.Canceled) || why != nil && is(err, why) {
+	if errtree.Is(err, context.Canceled) || why != nil && errtree.Is(err, why) {
 		return nil
 	}
 	return err
@@ -213,7 +214,7 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 		panic("aiguard: RunTask: nil fn")
 	}
 	c := g.newCall(ctx, &g.call)
-	c.deadline = 0 // TotalTimeout applies to calls only
+	c.task, c.deadline = true, 0 // TotalTimeout applies to calls only
 	if !c.register() {
 		return &Error{Kind: ErrClosed, Op: c.Op, Model: c.Model, Phase: PhaseTask}
 	}

@@ -179,6 +179,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer cancel()
 	}
 	if err := h.admit(waiting, r, x); err != nil {
+		x.limitRest(w)
 		x.answerWith(w, err)
 		return
 	}

@@ -184,6 +184,7 @@ func TestTimeoutHeaderCountsTheQueueAndHoldsWithoutATimeout(t *testing.T) {
 				require.Equal(t, 4*time.Second, time.Since(start))
 				<-first
 				require.Equal(t, 10*time.Second, time.Since(start))
+				synctest.Wait() // the handler may be woken after the client
 				cause, ok := causes.Load(time.Now())
 				require.True(t, ok)
 				require.Equal(t, aiguard.ErrTimeout, aiguard.KindOf(cause.(error)))

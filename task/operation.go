@@ -3,12 +3,12 @@ package task
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // Status is where an operation is in its life. It only moves forward: from Pending to Running, and from both to one of
@@ -143,7 +143,7 @@ var (
 func failed(err error) failure {
 	switch {
 	case aiguard.KindOf(err) != "":
-	case errors.Is(err, context.DeadlineExceeded): // of its own making: its context has a cause
+	case errtree.Is(err, context.DeadlineExceeded): // of its own making: its context has a cause
 		err = aiguard.ErrTimeout
 	default:
 		err = KindInternal

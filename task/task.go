@@ -30,6 +30,7 @@ import (
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/internal/callctx"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // The defaults of Config.
@@ -215,7 +216,7 @@ func (r *Runner) start(ctx context.Context, op Operation, fn func(context.Contex
 		}
 		return r.store.Create(ctx, op)
 	})
-	if err != nil && !errors.Is(err, ErrExists) { // an earlier try was stored though it seemed to fail
+	if err != nil && !errtree.Is(err, ErrExists) { // an earlier try was stored though it seemed to fail
 		r.settle(x)
 		r.leave(x)
 		return Operation{}, fmt.Errorf("task: the operation could not be stored: %w", err)

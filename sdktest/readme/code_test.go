@@ -1,4 +1,4 @@
-package sdktest
+package readme
 
 import (
 	"fmt"
@@ -65,7 +65,7 @@ var pieces = map[string]piece{
 
 // TestReadmeCodeCompiles builds the README's program, and each piece of code with what it needs around it.
 func TestReadmeCodeCompiles(t *testing.T) {
-	text, err := os.ReadFile("../README.md")
+	text, err := os.ReadFile("../../README.md")
 	require.NoError(t, err)
 	blocks := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(text), -1)
 	seen := map[string]bool{}
@@ -125,7 +125,7 @@ func compile(t *testing.T, module, program string) {
 	file := filepath.Join(t.TempDir(), "main.go")
 	require.NoError(t, os.WriteFile(file, []byte(program), 0o600))
 	cmd := exec.Command("go", "vet", file)
-	cmd.Dir = filepath.Join("..", module)
+	cmd.Dir = filepath.Join("..", "..", module)
 	cmd.Env = append(cmd.Environ(), "GOWORK=off", "GOFLAGS=-mod=readonly")
 	out, err := cmd.CombinedOutput()
 	assert.NoError(t, err, "%s\n%s", out, program)
