@@ -14,8 +14,8 @@ import (
 	"github.com/aiguard-go/aiguard/internal/line"
 )
 
-// Off disables a limit. It is allowed in the fields of Config and Retry, and in the timeouts and the Attempts of
-// Call.
+// Off disables a limit. It is allowed in the fields of Config and Retry, and in the timeouts, the limits and the
+// Attempts of Call.
 const Off = -1
 
 // Defaults of Config and Retry.
@@ -45,73 +45,74 @@ const (
 // totalMargin is the time that the default TotalTimeout allows for queueing, retries and backoff.
 const totalMargin = DefaultTotalTimeout - DefaultCallTimeout
 
-// Config configures a Guard. The zero value is valid. In each field, zero selects the default that ends its comment,
-// and Off (-1) disables the limit. New rejects any other negative value.
+// Config configures a Guard. The zero value is valid. In each field, zero selects the default, and Off (-1)
+// disables the limit. New rejects any other negative value.
 type Config struct {
 	// CallTimeout limits one API call, from the request to the last byte of the answer. For a stream it limits the
-	// time to the first event. 30s
+	// time to the first event. Default 30s
 	CallTimeout time.Duration
 
-	// StreamIdleTimeout limits the silence between two events of a stream while the caller waits for one. 30s
+	// StreamIdleTimeout limits the silence between two events of a stream while the caller waits. Default 30s
 	StreamIdleTimeout time.Duration
 
-	StreamTimeout time.Duration // limit for a whole stream. 10m
-	QueueTimeout  time.Duration // wait for a slot, for a paused route or for the provider's rate limit. 30s
-	TaskTimeout   time.Duration // limit for RunTask. 2m
+	StreamTimeout time.Duration // limit for a whole stream. Default 10m
+	QueueTimeout  time.Duration // wait for a slot, for a paused route or for the provider's rate limit. Default 30s
+	TaskTimeout   time.Duration // limit for RunTask. Default 2m
 
 	// TotalTimeout limits queueing, attempts and backoff together. For a stream it ends at the first event. The
 	// default is 2m, or the longest CallTimeout or Models timeout plus 90s if that is more.
 	TotalTimeout time.Duration
 
 	// Models sets timeouts, limits, weight and attempts per model. A key is a model's name, or a prefix that ends in
-	// "*". The longest matching key applies. Op, Model and Tenant must be empty. None
+	// "*". The longest matching key applies. Op, Model and Tenant must be empty. Default none
 	Models map[string]Call
 
-	MaxConcurrent int64   // weight in flight. 5
-	MinConcurrent int64   // each route's limit adapts between this and MaxConcurrent; if equal, it is fixed. 1
-	MaxBackground int64   // weight in flight of calls with priority Background. MaxConcurrent-1, at least 1
-	MaxQueue      int     // calls that may wait for a slot, and for each route at its limit. 100
-	Limiter       Limiter // replaces the in-process limit; Stats still reports MaxConcurrent. None
+	MaxConcurrent int64   // weight in flight. Default 5
+	MinConcurrent int64   // each route's limit adapts between this and MaxConcurrent; if equal, it is fixed. Default 1
+	MaxBackground int64   // weight in flight of calls with priority Background. Default MaxConcurrent-1, at least 1
+	MaxQueue      int     // calls that may wait for a slot, and for each route at its limit. Default 100
+	Limiter       Limiter // replaces the in-process limit; Stats still reports MaxConcurrent. Default none
 
 	// RequestsPerMinute and TokensPerMinute limit the rate of each route. The burst is a tenth of a minute's amount.
-	// Rate limits in a provider's headers are always honored. None
+	// Rate limits in a provider's headers are always honored. Default none
 	RequestsPerMinute, TokensPerMinute int64
 
-	MaxPromptChars  int // characters (runes) in all texts of a request. 20,000
-	MaxPromptTokens int // tokens in all texts of a request; needs CountTokens. None
+	MaxPromptChars  int // characters (runes) in all texts of a request. Default 20,000
+	MaxPromptTokens int // tokens in all texts of a request; needs CountTokens. Default none
 
 	// CountTokens counts the tokens of a text and must be safe for concurrent use. It is called once by New, and for
 	// a prompt whose size in bytes does not already show that it is within the limit. It may add up to 8 tokens per
-	// text. None
+	// text. Default none
 	CountTokens func(model, text string) (int, error)
 
-	MaxOutputTokens  int   // maximum output tokens; a larger or missing limit in the request is set to it. None
-	MaxRequestBytes  int64 // request body. 32 MiB
-	MaxResponseBytes int64 // answer after decompression. 32 MiB
-	MaxEventBytes    int64 // one event of a stream. 16 MiB
+	MaxOutputTokens  int   // maximum output tokens; a larger or missing limit in the request is set to it. Default none
+	MaxRequestBytes  int64 // request body. Default 32 MiB
+	MaxResponseBytes int64 // answer after decompression. Default 32 MiB
+	MaxEventBytes    int64 // one event of a stream. Default 16 MiB
 
 	// MemoryLimit is the live heap in bytes above which new calls are rejected. Answers that wait for their callers
 	// may use a quarter of it. The default is 90% of GOMEMLIMIT if that is set, else none.
 	MemoryLimit int64
 
 	Retry Retry // when to repeat a failed attempt
-	Hedge Hedge // when to start a second attempt beside a slow one. Off
+	Hedge Hedge // when to start a second attempt beside a slow one. Default off
 
 	// DeadlineHeader names a request header in which Transport sends the time left for the attempt, in seconds such
-	// as "29.950". None
+	// as "29.950". Default none
 	DeadlineHeader string
 
-	// Middleware wraps each call, outside of the queue and the retries. The first Middleware is the outermost. None
+	// Middleware wraps each call, outside of the queue and the retries. The first Middleware is the outermost.
+	// Default none
 	Middleware []Middleware
 
 	// FailuresAsResponses makes Transport return the Guard's own failures (timeout, queue, size, truncated answer) as
 	// responses instead of errors. It helps with SDKs that hide the error of a RoundTripper. The response has the
 	// endpoint's own error format, the status of HTTPStatus and the message of UserMessage. A stream that fails after
-	// its first event still ends with an error. false
+	// its first event still ends with an error. Default false
 	FailuresAsResponses bool
 
 	// OnEvent is called for each Event of a call, in the call's goroutine and with no lock held. It may use the Guard
-	// and should not block. None
+	// and should not block. Default none
 	OnEvent func(context.Context, Event)
 
 	// Logger receives timeouts, retries, rejections, pauses, outages and abandoned streams. Prompts, answers and keys
@@ -123,18 +124,19 @@ type Config struct {
 
 // Retry configures when a failed attempt is repeated. The delay grows exponentially, with jitter between half and all
 // of it ("equal jitter" in Marc Brooker's "Exponential Backoff And Jitter", AWS Architecture Blog, 2015). A
-// provider's Retry-After is always waited for in full, plus up to a quarter.
+// provider's Retry-After is waited for in full, plus up to a quarter.
 type Retry struct {
-	MaxAttempts int           // including the first. 3; 1 or Off: never retry
-	BaseDelay   time.Duration // delay before the second attempt; doubles for each further attempt. 500ms
-	MaxDelay    time.Duration // maximum delay. 8s
+	MaxAttempts int           // attempts, including the first; 1 or Off: never retry. Default 3
+	BaseDelay   time.Duration // delay before the second attempt; doubles for each further attempt. Default 500ms
+	MaxDelay    time.Duration // maximum delay. Default 8s
 
-	// Timeouts also retries a call that reached CallTimeout. A silent provider is rarely worth a second wait. false
+	// Timeouts also retries a call that reached CallTimeout. A silent provider is rarely worth a second
+	// wait. Default false
 	Timeouts bool
 
-	Budget float64 // retries as a fraction of calls, above a small floor, per route and for the whole Guard. 0.1
+	Budget float64 // retries as a fraction of calls, above a small floor, per route and for the whole Guard. Default 0.1
 
-	// Patience limits how long each alternative of Fallback, except the last, waits for its provider. 3s
+	// Patience limits how long each alternative of Fallback, except the last, waits for its provider. Default 3s
 	Patience time.Duration
 }
 
@@ -152,7 +154,8 @@ const (
 // line returns the priority as an index.
 func (p Priority) line() line.Priority { return line.Priority(p + 1) }
 
-// Call holds the settings of a single call. The zero Call is valid. Zero fields use the settings of Config.
+// Call holds the settings of a single call. The zero Call is valid. In each field, zero selects the setting of
+// Config. Off disables a timeout or a limit. As Attempts, Off means never retry.
 type Call struct {
 	Op    string // name in errors, logs and metrics. Client sets it: "chat.completions", …
 	Model string // set by Client and Transport from the request
@@ -161,20 +164,20 @@ type Call struct {
 	// fairly. All calls with an empty Tenant count as one tenant.
 	Tenant string
 
-	Priority Priority // Background, Normal or Critical. Normal
-	Weight   int64    // share of MaxConcurrent that the call uses. 1
+	Priority Priority // Background, Normal or Critical. Default Normal
+	Weight   int64    // share of MaxConcurrent that the call uses. Default 1
 
-	Timeout time.Duration // one attempt: CallTimeout, and for RunTask TaskTimeout; Off: none
+	Timeout time.Duration // limit of one attempt. Default CallTimeout, for RunTask TaskTimeout
 
 	// TotalTimeout limits queueing, pauses, attempts and backoff together. The default is Config's, or Timeout plus
-	// 90s if that is more and Config.TotalTimeout is the default. Off: none
+	// 90s if that is more and Config.TotalTimeout is the default.
 	TotalTimeout time.Duration
 
-	StreamIdleTimeout time.Duration // silence between two events of a stream; Off: none
-	Attempts          int           // Retry.MaxAttempts; 1: never retry
-	MaxPromptChars    int           // Off: no limit
-	MaxOutputTokens   int           // Off: no limit
-	EndsWithoutFinish bool          // this model's streams may end without a finish reason. false
+	StreamIdleTimeout time.Duration // silence between two events of a stream. Default Config.StreamIdleTimeout
+	Attempts          int           // attempts, including the first; 1: never retry. Default Retry.MaxAttempts
+	MaxPromptChars    int           // characters of a prompt. Default Config.MaxPromptChars
+	MaxOutputTokens   int           // tokens of an answer. Default Config.MaxOutputTokens
+	EndsWithoutFinish bool          // this model's streams may end without a finish reason. Default false
 }
 
 // over returns c with the non-zero fields of top applied.
