@@ -189,7 +189,7 @@ func reason(err error) string {
 	case errtree.Has[*tls.CertificateVerificationError](err):
 		return "the server's certificate is not trusted"
 	case errtree.Has[*json.UnmarshalTypeError](err):
-		return "JSON of another type than the API's"
+		return "JSON that does not match the API's types"
 	}
 	if ne := errtree.Find[net.Error](err); ne != nil && timedOut(ne) {
 		return "i/o timeout"

@@ -256,7 +256,7 @@ func (c *Config) validate() error {
 	most := cmp.Or(c.MaxConcurrent, DefaultMaxConcurrent)
 	if c.MinConcurrent > 0 {
 		m.check(c.MinConcurrent <= most, "MinConcurrent", c.MinConcurrent, fmt.Sprintf("at most MaxConcurrent (%d)", most))
-		m.check(c.Limiter == nil, "MinConcurrent", c.MinConcurrent, "no Limiter beside it")
+		m.check(c.Limiter == nil, "MinConcurrent", c.MinConcurrent, "0 or Off with a Limiter")
 	}
 	m.number("MaxBackground", c.MaxBackground)
 	if c.MaxBackground > 0 && most != Off {
@@ -267,9 +267,9 @@ func (c *Config) validate() error {
 	m.number("TokensPerMinute", c.TokensPerMinute)
 	m.number("MaxPromptChars", int64(c.MaxPromptChars))
 	m.number("MaxPromptTokens", int64(c.MaxPromptTokens))
-	m.check(c.MaxPromptTokens <= 0 || c.CountTokens != nil, "MaxPromptTokens", c.MaxPromptTokens, "CountTokens to be set with it")
+	m.check(c.MaxPromptTokens <= 0 || c.CountTokens != nil, "MaxPromptTokens", c.MaxPromptTokens, "0 or Off without CountTokens")
 	if n, of, ok := c.countReaches(); !ok {
-		m.check(false, "CountTokens", fmt.Sprintf("a counter that finds %d tokens in a text of more than %d", n, of),
+		m.check(false, "CountTokens", fmt.Sprintf("a function that counts %d tokens in a text of more than %d", n, of),
 			fmt.Sprintf("one that reaches MaxPromptTokens (%d)", c.MaxPromptTokens))
 	}
 	m.number("MaxOutputTokens", int64(c.MaxOutputTokens))
@@ -286,7 +286,7 @@ func (c *Config) validate() error {
 	m.check((c.Retry.Budget >= 0 || c.Retry.Budget == Off) && c.Retry.Budget <= maxBudget, "Retry.Budget", c.Retry.Budget,
 		"a fraction of calls such as 0.1, 0 for the default, or Off")
 	m.check(c.Hedge.Quantile >= 0 && c.Hedge.Quantile < 1, "Hedge.Quantile", c.Hedge.Quantile, "a fraction below 1 such as 0.95, or 0 for no hedging")
-	m.check(c.Hedge.Quantile == 0 || c.Limiter == nil, "Hedge.Quantile", c.Hedge.Quantile, "0 with a Limiter, which cannot tell whether a slot is free")
+	m.check(c.Hedge.Quantile == 0 || c.Limiter == nil, "Hedge.Quantile", c.Hedge.Quantile, "0 with a Limiter, which cannot report a free slot")
 	m.check(validHeader(c.DeadlineHeader), "DeadlineHeader", fmt.Sprintf("%q", c.DeadlineHeader), "the name of an HTTP header")
 	for i, mw := range c.Middleware {
 		m.check(mw != nil, fmt.Sprintf("Middleware[%d]", i), "nil", "a function")

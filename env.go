@@ -76,7 +76,7 @@ func fromEnv(environ []string) (Config, error) {
 		variable, value, _ := strings.Cut(entry, "=")
 		name, ours := strings.CutPrefix(variable, envPrefix)
 		if ours && !testEnv(name) && !slices.Contains(names, name) {
-			mistakes = append(mistakes, fmt.Errorf("aiguard: %s is no variable of aiguard; %s", variable, suggestion(name, names)))
+			mistakes = append(mistakes, fmt.Errorf("aiguard: %s is not a variable of aiguard; %s", variable, suggestion(name, names)))
 		}
 		values[variable] = strings.TrimSpace(value)
 	}

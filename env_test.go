@@ -148,7 +148,7 @@ func TestUnknownVariableNamesTheOneThatIsNear(t *testing.T) {
 		"AIGUARD_" + strings.Repeat("X", 1<<20): "see FromEnv",
 	} {
 		_, err := fromEnv([]string{variable + "=sk-secret"})
-		require.EqualError(t, err, "aiguard: "+variable+" is no variable of aiguard; "+hint)
+		require.EqualError(t, err, "aiguard: "+variable+" is not a variable of aiguard; "+hint)
 	}
 }
 

@@ -135,7 +135,7 @@ func modelsSetting(field *map[string]Call) setter {
 			}
 			colon := strings.LastIndexByte(entry, ':')
 			if colon <= 0 {
-				return fmt.Sprintf("model:setting=value,…;model:…, and not %q", entry)
+				return fmt.Sprintf("model:setting=value,…;model:…, not %q", entry)
 			}
 			name := strings.TrimSpace(entry[:colon])
 			if _, twice := all[name]; twice {
@@ -171,10 +171,10 @@ func (c *Call) set(text string) (want string) {
 	}
 	set, ok := settings[strings.TrimSpace(name)]
 	if !ok {
-		return fmt.Sprintf("one of %s, and not %q", strings.Join(slices.Sorted(maps.Keys(settings)), ", "), name)
+		return fmt.Sprintf("one of %s, not %q", strings.Join(slices.Sorted(maps.Keys(settings)), ", "), name)
 	}
 	if want := set(strings.TrimSpace(value)); want != "" {
-		return fmt.Sprintf("%s to be %s, and not %q", strings.TrimSpace(name), want, value)
+		return fmt.Sprintf("%s to be %s, not %q", strings.TrimSpace(name), want, value)
 	}
 	return ""
 }

@@ -67,7 +67,7 @@ func (e *Error) detail() string {
 		case e.expected:
 			return "no slot expected within " + limit
 		case e.outrun:
-			return "overload, newer calls go first"
+			return "overloaded, newer calls are served first"
 		case e.Limit > 0:
 			return "no slot within " + limit
 		}
@@ -77,9 +77,9 @@ func (e *Error) detail() string {
 	case PhasePause:
 		return "the provider asked for a pause"
 	case PhasePace:
-		return "the rate limit leaves no room in time"
+		return "the route's rate limit is used up"
 	case PhaseOutage:
-		return "the provider is down, not sent"
+		return "the provider is down, the call was not sent"
 	case PhaseShare:
 		return "no answer within " + limit + ", this alternative's share of the caller's time"
 	case PhaseConnect:
@@ -113,7 +113,7 @@ func (e *Error) detail() string {
 	case PhaseEvent:
 		return fmt.Sprintf("event of more than %d bytes", e.Max)
 	case PhaseJSONShape:
-		return "JSON of too many or too deep objects"
+		return "JSON with too many or too deeply nested objects"
 	case PhaseErrorBody:
 		return fmt.Sprintf("error body of more than %d bytes", e.Max)
 	}

@@ -97,8 +97,8 @@ func (m *memory) sample(now instant, age time.Duration) int64 {
 }
 
 // leap reports a heap that grew much since the call was admitted, at most once per second. The growth includes
-// garbage and what other calls allocated. So the heap is read only if the call can be the cause: if enough bytes
-// moved over HTTP, or if a Do lasted longer than the interval between samples.
+// garbage and what other calls allocated. So the heap is read only if the call can be the cause. A call over HTTP can
+// be the cause if it moved enough bytes, and a Do if it lasted longer than the interval between samples.
 func (c *call) leap(ctx context.Context) {
 	if c.heap != 0 { // admitted, and there is a listener
 		c.tellLeap(ctx)

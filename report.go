@@ -20,8 +20,8 @@ type Event struct {
 	Usage Usage // EventDone
 	Err   error // the cause: an *Error, or the caller's own error
 
-	// Sizes for EventMemorySpike: the body of the last request, if its length was known, the body of its answer, and
-	// the growth of the heap since the call was admitted.
+	// Sizes for EventMemorySpike: the body of the last request, if its length was known, and the body of its answer.
+	// HeapGrowth counts from the admission of the call.
 	PromptBytes, AnswerBytes, HeapGrowth int64
 }
 

@@ -318,8 +318,8 @@ func (c *call) outcome(ctx context.Context, err error) (o provider.Outcome) {
 	return o
 }
 
-// hopelessNow reports whether a call that has an alternative should stop waiting for this provider after e: the route
-// is down, or has sent more than one 429 since its last answer.
+// hopelessNow reports whether a call that has an alternative should stop waiting for this provider after e. It should
+// if the route is down, or has sent more than one 429 since its last answer.
 func (c *call) hopelessNow(e *Error) bool {
 	if e.Phase == PhaseOutage || e.Phase == PhasePause {
 		return true // the guard's own error, possibly about the route of a nested call

@@ -1,6 +1,6 @@
 // Package jsonscan checks JSON from an untrusted peer before it is decoded. Most callers need only [Check]. It makes
-// one pass without allocation, and reports whether the text is valid JSON, is truncated, or has a shape that would
-// cost a decoder far more memory than its size suggests.
+// one pass without allocation and reports whether the text is valid JSON or truncated. It also rejects a shape that
+// would cost a decoder far more memory than its size suggests.
 //
 // [Members], [Elements] and [Text] then read single values of a checked text without decoding the rest.
 package jsonscan
@@ -24,7 +24,7 @@ const (
 	// ErrSyntax means that the text is not valid JSON, whatever follows it.
 	ErrSyntax Error = "jsonscan: not valid JSON"
 	// ErrIncomplete means that the text is valid so far but truncated. Empty text and white space count as truncated.
-	ErrIncomplete Error = "jsonscan: JSON ends too early"
+	ErrIncomplete Error = "jsonscan: truncated JSON"
 	// ErrTooBig means that the text exceeds its Limits.
 	ErrTooBig Error = "jsonscan: too many or too deeply nested objects and arrays"
 )

@@ -5,8 +5,8 @@ import "bytes"
 // maxTemplate limits the size of the text that a Template keeps.
 const maxTemplate = 4 << 10
 
-// MaxFree is the maximum number of values in a Template that may vary: the text of a chunk, its id, number and time,
-// and the random "obfuscation" with which OpenAI hides the length of the text.
+// MaxFree is the maximum number of values in a Template that may vary. In a chunk these are the text, its id, number
+// and time, and the random "obfuscation" with which OpenAI hides the length of the text.
 const MaxFree = 5
 
 // Span is the position of a string (with its quotes) or a number in a text.

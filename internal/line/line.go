@@ -352,10 +352,12 @@ func (t *Tenant[T]) charge(service float64) {
 }
 
 // Displaced returns the waiter that gives up its place for a new call at route r, or nil if the new call must be
-// rejected. The place is at the route if that is full, else at any route with room. The candidates, in order, are:
-// the newest waiter of the longest flow with the lowest priority below the new call's; the newest waiter of the
-// longest flow with the same priority, if that flow stays longer than the new call's own; and, in overload, the
-// oldest waiter of the new call's own flow.
+// rejected. The place is at the route if that is full, else at any route with room. The first of these candidates is
+// chosen:
+//
+//   - the newest waiter of the longest flow with the lowest priority below the new call's
+//   - the newest waiter of the longest flow with the same priority, if that flow stays longer than the new call's own
+//   - in overload, the oldest waiter of the new call's own flow
 func (l *Line[T]) Displaced(r *Route[T], t *Tenant[T], priority Priority, now int64) *Waiter[T] {
 	for p := Background; p <= priority; p++ {
 		longest := l.longestFlow(r, p)

@@ -96,8 +96,11 @@ func (r *Reader) mayGrow(more int) bool { return r.ask == nil || r.ask(r.Size()+
 // Next returns the next event as soon as its bytes have arrived. Its slices are valid until the next call.
 //
 // An event ends at a blank line. But a provider that reports an error and then hangs must not hide the error. So Next
-// returns an event without waiting for a blank line in three cases: at the end of the line that completes an object
-// or array (with only white space after it), for [DONE], and for data beyond the Limits.
+// does not wait for a blank line in three cases:
+//
+//   - at the end of a line that completes an object or array, with only white space after it
+//   - after [DONE]
+//   - if the data is beyond the Limits
 //
 // Some servers put a bare, even pretty-printed error into a stream. So a line outside of any field that begins with
 // '{' counts as data. The lines after it count too, up to a blank line, while the value is incomplete. Comments are
