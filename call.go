@@ -16,10 +16,10 @@ import (
 //
 //	begin → for each attempt: enter, queue → the attempt → again → finish
 //
-// begin registers the call, so that Close can cancel it and Shutdown can wait for it. enter admits it, and queue
-// waits if enter cannot. The attempt is made by Do or the transport. again decides about another attempt and waits
-// for it. A call belongs to one goroutine, except for cancel and the ring (guarded by core.mu) and the permit (which
-// any goroutine may release).
+// begin registers the call, so that Close can cancel it and Shutdown can wait for it. enter asks the budget and
+// admits the call, and queue waits if enter cannot. The attempt is made by Do or the transport. again decides about
+// another attempt and waits for it. A call belongs to one goroutine, except for cancel and the ring (guarded by
+// core.mu) and the permit (which any goroutine may release).
 type call struct {
 	*core
 	*settings
@@ -44,6 +44,10 @@ type call struct {
 	gone     bool  // out of the ring, with nothing left to release
 	nested   bool  // part of a Do, which counts
 	lost     bool  // lost to another attempt of its request
+	billed   bool  // the attempt may be billed
+	mayBill  bool  // one of the attempts may be billed
+
+	reserved atomic.Pointer[reservation] // the attempt's reservation in Config.Budget
 
 	queued, backoff, inFlight time.Duration
 	last                      *Error // why the previous attempt failed
@@ -58,9 +62,10 @@ type call struct {
 // wire holds the extra state of a call over HTTP.
 type wire struct {
 	tokens         float64 // expected tokens of a request
-	used           int64   // tokens of the answer
+	usage          Usage   // from the answer
 	prompt, answer int64   // bytes sent and received by the last attempt
 	race           *race   // the race of the attempt; nil: none
+	estimate       estimate
 }
 
 // tokens returns the expected tokens of a request.
@@ -138,8 +143,17 @@ func (c *call) count() {
 // its slot, so that the next call to get the slot sees the new limit.
 func (c *call) judge(ctx context.Context, err error) {
 	c.verdict = c.outcome(ctx, err)
-	if e := c.own(ctx, err); e != nil && c.permit.route != &c.limiter.routes.nameless {
+	e := c.own(ctx, err)
+	if e == nil {
+		return
+	}
+	if c.permit.route != &c.limiter.routes.nameless {
 		e.judged = true
+	}
+	if c.wire != nil {
+		e.MayBeBilled = c.billed
+	} else {
+		c.billed = e.MayBeBilled // as fn's error says
 	}
 }
 
@@ -154,10 +168,16 @@ func (c *call) free() { c.giveBack(false) }
 // giveBack implements free. If the attempt is the last, it also takes the call out of the ring. It reports whether it
 // did.
 func (c *call) giveBack(last bool) bool {
+	if c.reserved.Load() != nil {
+		defer c.pay(c.used()) // when the slot is free
+	}
+	c.mayBill, c.billed = c.mayBill || c.billed, false
 	used, more := int64(0), 0.
-	if w := c.wire; w != nil && w.used > 0 {
-		used, more = w.used, float64(w.used)-w.tokens
-		w.used = 0
+	if w := c.wire; w != nil {
+		if used = w.usage.Input + w.usage.Output; used > 0 {
+			more = float64(used) - w.tokens
+		}
+		w.usage = Usage{}
 	}
 	took, turned, ok := c.limiter.finish(c, used, more, last)
 	if !ok {
@@ -178,7 +198,7 @@ func (c *call) giveBack(last bool) bool {
 // succeed ends the call with an answer.
 func (c *call) succeed(ctx context.Context, u Usage) {
 	if c.wire != nil {
-		c.wire.used = u.Input + u.Output
+		c.wire.usage = u
 	}
 	_ = c.finishWith(ctx, nil, u)
 }

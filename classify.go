@@ -46,6 +46,7 @@ func Explain(err error) *Error {
 	if f, ok := readForeign(by); ok {
 		e.RequestID, e.RetryAfter = f.requestID, f.retryAfter
 	}
+	e.MayBeBilled = mayBeBilled(e)
 	return e
 }
 
@@ -145,6 +146,9 @@ func timedOut(err net.Error) bool {
 // describe returns one line about err without text from the provider or the caller. A wrapping error may quote a
 // prompt, net/http quotes malformed answers, and a URL may contain a key.
 func describe(err error) string {
+	if own := errtree.Find[logTexter](err); own != nil {
+		return printable(own.LogText(), maxLogText)
+	}
 	_, by, _ := classify(err)
 	switch by := by.(type) {
 	case nil:
@@ -173,6 +177,14 @@ func describe(err error) string {
 		}
 	}
 	return reason(err)
+}
+
+const maxLogText = 512 // bytes
+
+// logTexter is implemented by errors of a Budget that provide a text for logs.
+type logTexter interface {
+	error
+	LogText() string
 }
 
 // reason names the cause of a failed connection: an errno, an end of file, or the type of the innermost error.

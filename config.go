@@ -97,6 +97,8 @@ type Config struct {
 	Retry Retry // when to repeat a failed attempt
 	Hedge Hedge // when to start a second attempt beside a slow one. Default off
 
+	Budget Budget // limits what calls may spend; package budget has one. Default none
+
 	// DeadlineHeader names a request header in which Transport sends the time left for the attempt, in seconds such
 	// as "29.950". Default none
 	DeadlineHeader string
@@ -134,7 +136,8 @@ type Retry struct {
 	// wait. Default false
 	Timeouts bool
 
-	Budget float64 // retries as a fraction of calls, above a small floor, per route and for the whole Guard. Default 0.1
+	Unbilled bool    // retry only if the provider cannot charge for the attempt: see Error.MayBeBilled. Default false
+	Budget   float64 // retries as a fraction of calls, above a small floor, per route and for the whole Guard. Default 0.1
 
 	// Patience limits how long each alternative of Fallback, except the last, waits for its provider. Default 3s
 	Patience time.Duration

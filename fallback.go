@@ -13,9 +13,9 @@ import (
 )
 
 // Fallback calls the alternatives in order and returns the value of the first that succeeds. It continues after a
-// failure that another model may not have: timeout, overloaded, rate limited, quota, unavailable, misconfigured,
-// truncated, invalid response, prompt or response too large. It stops when ctx has ended, when the request was
-// rejected or unauthorized, and at a Final error.
+// failure that another model may not have: timeout, overloaded, rate limited, quota, budget, unavailable,
+// misconfigured, truncated, invalid response, prompt or response too large. It stops when ctx has ended, when the
+// request was rejected or unauthorized, and at a Final error.
 //
 // Each alternative except the last gives up early. Its guarded calls fail at once while their route is down or
 // paused. They wait at most Retry.Patience in total for their provider. If ctx has a deadline, each alternative
@@ -87,7 +87,7 @@ func curable(err error) bool {
 		return false
 	}
 	switch KindOf(err) {
-	case ErrTimeout, ErrOverloaded, ErrRateLimited, ErrQuota, ErrUnavailable, ErrTruncated, ErrInvalidResponse,
+	case ErrTimeout, ErrOverloaded, ErrRateLimited, ErrQuota, ErrBudget, ErrUnavailable, ErrTruncated, ErrInvalidResponse,
 		ErrPromptTooLarge, ErrResponseTooLarge, ErrMisconfigured:
 		return true
 	case "":

@@ -148,6 +148,7 @@ func (r *race) runFirst(ctx context.Context) (*http.Response, error) {
 		c.letGo()
 	case <-r.secondOver:
 		c.attempts = r.second.call.attempts
+		c.mayBill = c.mayBill || r.second.call.mayBill
 		c.inFlight += c.since(failed)
 	}
 	c.wire.race = nil
@@ -172,7 +173,7 @@ func (r *race) runSecond(ctx context.Context) {
 			}
 		}
 	}()
-	if now := c.now(); r.winner.Load() == nil && ctx.Err() == nil && c.register() && c.limiter.enterSecond(c, now) {
+	if now, ok := r.enterSecond(ctx); ok {
 		c.inFlight = time.Duration(now - r.began)
 		c.retries.Add(1)
 		c.emit(ctx, EventHedge, nil)
@@ -184,6 +185,19 @@ func (r *race) runSecond(ctx context.Context) {
 		r.resp = resp
 	}
 	returned = true
+}
+
+// enterSecond begins the second attempt, unless it is refused or would take a slot from another call.
+func (r *race) enterSecond(ctx context.Context) (now instant, ok bool) {
+	c := r.second.call
+	if r.winner.Load() != nil || ctx.Err() != nil || !c.register() {
+		return 0, false
+	}
+	if c.cfg.Budget != nil && c.reserve(ctx) != nil {
+		return 0, false
+	}
+	now = c.now()
+	return now, c.limiter.enterSecond(c, now)
 }
 
 // cancelTimer prevents the second attempt from starting.
@@ -230,6 +244,7 @@ func (c *call) claim() error {
 		if !r.returned { // the call's goroutine is gone
 			return &Error{Kind: ErrClosed}
 		}
+		c.mayBill = c.mayBill || r.first.call.mayBill
 		return nil
 	}
 	r.cancelTimer()
@@ -237,6 +252,7 @@ func (c *call) claim() error {
 	<-r.secondOver
 	r.rethrow()
 	c.attempts = r.second.call.attempts
+	c.mayBill = c.mayBill || r.second.call.mayBill
 	return nil
 }
 

@@ -8,6 +8,7 @@ const (
 	PhaseRequest      = "request"       // bytes of the request body
 	PhaseOutput       = "output_tokens" // output tokens that MaxOutputTokens allows
 	PhaseWeight       = "weight"        // Call.Weight, against MaxConcurrent
+	PhaseBudget       = "budget"        // no unit: Config.Budget refused the call, or did not decide within QueueTimeout (Limit)
 	PhaseQueue        = "queue"         // waiting calls if the queue was full; otherwise Limit is QueueTimeout
 	PhaseMemory       = "memory"        // bytes of live heap, or of buffered answers
 	PhasePause        = "pause"         // no unit: the provider asked for a pause, see RetryAfter

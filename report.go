@@ -57,7 +57,7 @@ type Usage struct {
 	Input, Output         int64
 	CacheRead, CacheWrite int64 // part of Input: read from and written to the provider's cache
 	Reasoning             int64 // part of Output
-	Estimated             bool  // an estimate, because the answer did not report usage
+	Estimated             bool  // an estimate, because no answer reported usage; only a Budget gets those
 }
 
 // tell counts the end of the call, calls OnEvent and writes the log.
@@ -104,6 +104,7 @@ func (c *call) fill(e *Error) {
 		e.Host = c.host
 	}
 	e.Attempts, e.Queued, e.Backoff, e.InFlight = int(c.attempts), c.queued, c.backoff, c.inFlight
+	e.MayBeBilled = e.MayBeBilled || c.mayBill
 }
 
 // event returns an Event of the call as it is now.

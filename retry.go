@@ -27,7 +27,7 @@ func (c *call) plan(ctx context.Context, e *Error) (delay time.Duration, ok bool
 	switch {
 	case c.shared() != nil: // the Do around this call retries, after it has released its slot
 		return 0, false
-	case tries >= c.maxAttempts(), !r.allows(e), isFinal(e):
+	case tries >= c.maxAttempts(), !r.allows(e), isFinal(e), r.Unbilled && e.MayBeBilled:
 		return 0, false
 	case c.planB && c.hopelessNow(e):
 		return 0, false
@@ -121,6 +121,9 @@ func number(s string, unit time.Duration) time.Duration {
 func (c *call) again(ctx context.Context, err error) error {
 	denied := c.denied
 	c.denied = false
+	if denied {
+		c.free() // what was reserved for the attempt
+	}
 	c.tellTurn(ctx, err)
 	if ctx.Err() != nil {
 		if !errtree.Is(err, ctx.Err()) {

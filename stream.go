@@ -46,6 +46,7 @@ type stream struct {
 	events events // nil: plain bytes
 	held   hold
 	sized  int // room asked for so far
+	shell  int // bytes of the last event other than text
 
 	progress dialect.Stream
 	used     dialect.Usage
@@ -63,6 +64,7 @@ type stream struct {
 	// Close and expired share these with Read, which may run in another goroutine.
 	reading, closed, whole, over atomic.Bool
 	usage                        atomic.Pointer[Usage]
+	said                         atomic.Int64  // bytes of text, for a Budget
 	stop                         func() bool   // of context.AfterFunc; used by Read and Close
 	ended                        chan struct{} // closed when final is set
 	final                        error

@@ -87,6 +87,7 @@ func (s *stream) next() {
 		if s.out, s.err = s.bytes(ev); s.err != nil {
 			return
 		}
+		s.count(ev)
 		if len(s.behind) > 0 {
 			s.behind = append(s.behind, s.out...)
 			s.out = s.behind
@@ -96,6 +97,23 @@ func (s *stream) next() {
 		}
 		return
 	}
+}
+
+// count counts the text of an event for a Budget, in case the answer does not report its usage. An event has at least
+// one token.
+func (s *stream) count(ev sse.Event) {
+	if s.x.guard.cfg.Budget == nil {
+		return
+	}
+	if !ev.Like {
+		s.shell = len(ev.Data)
+		for _, span := range s.progress.Free() {
+			if span.Some {
+				s.shell -= span.End - span.Start - len(`""`)
+			}
+		}
+	}
+	s.said.Add(max(int64(len(ev.Data)-s.shell), bytesPerToken))
 }
 
 // hold keeps an event without content for the next event with content.

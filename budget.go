@@ -1,0 +1,173 @@
+package aiguard
+
+import "context"
+
+// Budget limits what calls may spend. It must be safe for concurrent use. Package budget has one with prices, limits
+// and runs.
+type Budget interface {
+	// Reserve is called before an attempt waits for a slot. most is the largest number of tokens that the attempt is
+	// expected to use. An error rejects the attempt. An error with a Kind keeps it, and any other becomes ErrBudget.
+	// Logs show only the type of the error, unless it or an error it wraps has a method LogText() string, whose
+	// result they show. ctx is the caller's, and ends after QueueTimeout at the latest.
+	//
+	// settle is called once per reservation when the attempt ends, whatever its result. It is called with no lock
+	// held, in any goroutine, and possibly after ctx has ended. used is one of these:
+	//
+	//	Usage{}                 no tokens: the attempt was not sent, or the provider refused it
+	//	the answer's usage      the answer reported its usage
+	//	Estimated is true       the answer did not report it, was truncated, timed out or was canceled: see Error.MayBeBilled
+	//
+	// An estimate has the input of most. It also has the output of most, unless the length of a complete stream gives
+	// a better value. The input of most counts four bytes of prompt text as a token. Images, audio and files are not
+	// included. The output of most is the output limit of the request, times the number of choices. Without a limit
+	// it is the 95th percentile of the outputs on the route, or 1,000 tokens if no answer is known. For an endpoint
+	// without a dialect there is an estimate only if its JSON names a model.
+	//
+	// A Do has no token counts. Its most is Usage{}, and an attempt that called fn is settled with Usage{Estimated:
+	// true}. If fn makes a guarded call of the same Guard, the reservation of the Do is first settled with Usage{},
+	// and then that of the call is made.
+	Reserve(ctx context.Context, call Call, most Usage) (settle func(used Usage), err error)
+}
+
+// reservation is what Config.Budget has granted to an attempt.
+type reservation struct {
+	settle func(Usage)
+	most   Usage
+}
+
+// reserve asks Config.Budget for the next attempt.
+//
+//go:noinline
+func (c *call) reserve(ctx context.Context) error {
+	if !c.register() { // so that Close ends the wait
+		return &Error{Kind: ErrClosed}
+	}
+	if o := c.shared(); o != nil {
+		o.pay(Usage{}) // the calls inside have their own reservations
+	}
+	bctx, cancel, why := c.bound(ctx, ErrOverloaded, timeBound{PhaseBudget, c.cfg.QueueTimeout})
+	defer cancel()
+	r := &reservation{most: c.mostUsage()}
+	settle, err := c.cfg.Budget.Reserve(bctx, c.Call, r.most)
+	switch {
+	case err == nil:
+		if settle != nil {
+			r.settle = settle
+			c.reserved.Store(r)
+		}
+		return nil
+	case bctx.Err() != nil:
+		return c.ended(ctx, bctx, why)
+	case KindOf(err) != "":
+		return c.explain(err)
+	}
+	return &Error{Kind: ErrBudget, Phase: PhaseBudget, Err: err}
+}
+
+// pay settles the attempt's reservation, once.
+func (c *call) pay(used Usage) {
+	if r := c.reserved.Swap(nil); r != nil {
+		r.settle(used)
+	}
+}
+
+// estimate holds the token counts of a request that do not come from its answer.
+type estimate struct {
+	input    int64
+	output   int64 // output limit of the request; 0: no limit
+	guess    int64 // output without a limit and without known answers
+	complete bool  // the answer is complete
+	whole    bool  // the answer was read whole
+	seen     int64 // output of a complete answer, by its length
+}
+
+const (
+	outputGuess    = 1000 // tokens
+	outputQuantile = 0.95
+)
+
+// mostUsage returns the largest usage expected of the next attempt.
+func (c *call) mostUsage() Usage {
+	if c.wire == nil {
+		return Usage{}
+	}
+	e := &c.wire.estimate
+	u := Usage{Input: e.input, Output: e.output, Estimated: true}
+	if u.Output == 0 {
+		if u.Output = c.limiter.usualOutput(c.settings); u.Output == 0 {
+			u.Output = e.guess
+		}
+	}
+	return u
+}
+
+// used returns the usage of the attempt. The caller has checked that there is a reservation.
+func (c *call) used() Usage {
+	w, r := c.wire, c.reserved.Load()
+	switch {
+	case !c.billed || r == nil:
+		return Usage{}
+	case w == nil:
+		return Usage{Estimated: true}
+	}
+	u, e := w.usage, &w.estimate
+	if e.complete && u.Input+u.Output > 0 {
+		c.limiter.learnOutput(c.permit.route, u.Output)
+		return u
+	}
+	u.Estimated = true
+	if u.Input == 0 {
+		u.Input = r.most.Input
+	}
+	switch {
+	case !e.complete || e.seen == 0:
+		u.Output = max(u.Output, r.most.Output)
+	case e.whole || e.output > 0: // JSON is longer than its text
+		u.Output = min(e.seen, r.most.Output)
+	default:
+		u.Output = e.seen
+		c.limiter.learnOutput(c.permit.route, u.Output)
+	}
+	return u
+}
+
+// usualOutput returns the 95th percentile of the output tokens of answers on the call's route; 0: unknown.
+func (l *limiter) usualOutput(s *settings) int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.routes.peek(s).state.Output(outputQuantile)
+}
+
+func (l *limiter) learnOutput(r *route, tokens int64) {
+	if tokens <= 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if r != &l.routes.nameless {
+		r.state.NoteOutput(tokens)
+	}
+}
+
+// billable reports whether a provider may charge for a response with this status. A timeout of a gateway says nothing
+// about the provider behind it.
+func billable(status int) bool {
+	return status < 300 || status == 504 || status == 524
+}
+
+// mayBeBilled derives MayBeBilled from the other facts of a failure.
+func mayBeBilled(e *Error) bool {
+	switch {
+	case e.StatusCode != 0:
+		return billable(e.StatusCode)
+	case e.Phase == PhaseConnect:
+		return false
+	}
+	switch e.Kind {
+	case ErrTimeout, ErrTruncated, ErrInvalidResponse, ErrResponseTooLarge:
+		return true
+	case ErrUnavailable:
+		return !isDial(e.Err)
+	}
+	return false
+}
