@@ -52,8 +52,8 @@ type call struct {
 	queued, backoff, inFlight time.Duration
 	last                      *Error // why the previous attempt failed
 
-	heap int64 // live bytes at the first attempt
-	wire *wire // nil for a Do
+	trail *trail // nil: the call is not observed
+	wire  *wire  // nil for a Do
 
 	next, prev *call
 	cancel     context.CancelFunc // cancels the current work of the call
@@ -89,6 +89,9 @@ func (c *call) init(ctx context.Context, core *core, s *settings) {
 		c.outer = c.outer.outer
 	}
 	c.nested = c.shared() != nil
+	if !c.silent() {
+		c.follow()
+	}
 	if total := c.total(s); total != Off {
 		c.deadline = c.start.add(total)
 	}
@@ -213,7 +216,6 @@ func (c *call) finish(ctx context.Context, err error) error {
 func (c *call) finishWith(ctx context.Context, err error, u Usage) error {
 	c.over = true
 	c.settle(ctx, err)
-	c.tellTurn(ctx, err)
 	c.tell(ctx, err, u)
 	return err
 }
@@ -250,11 +252,14 @@ func (c *call) own(ctx context.Context, err error) *Error {
 }
 
 // end cleans up after a panic or Goexit. For a call that is over it does nothing.
-func (c *call) end() {
+func (c *call) end(ctx context.Context) {
 	if !c.over {
 		c.letGo()
 		if !c.nested {
 			c.failed.Add(1)
+		}
+		if c.trail != nil {
+			c.unwound(ctx)
 		}
 	}
 }

@@ -88,11 +88,15 @@ type Config struct {
 	MaxOutputTokens  int   // maximum output tokens; a larger or missing limit in the request is set to it. Default none
 	MaxRequestBytes  int64 // request body. Default 32 MiB
 	MaxResponseBytes int64 // answer after decompression. Default 32 MiB
-	MaxEventBytes    int64 // one event of a stream. Default 16 MiB
 
 	// MemoryLimit is the live heap in bytes above which new calls are rejected. Answers that wait for their callers
 	// may use a quarter of it. The default is 90% of GOMEMLIMIT if that is set, else none.
 	MemoryLimit int64
+
+	// MaxEventBytes limits one event of a stream. If there is no MemoryLimit and MaxEventBytes is over 1 MiB, all
+	// events longer than 64 KiB share 2 MiB of memory. One event at a time may exceed it, and other streams wait. A
+	// stream whose timeout ends first fails with ErrOverloaded. Default 16 MiB
+	MaxEventBytes int64
 
 	Retry Retry // when to repeat a failed attempt
 	Hedge Hedge // when to start a second attempt beside a slow one. Default off

@@ -70,6 +70,7 @@ type Error struct {
 	setting  string   // the setting that allows more
 	retry    verdict
 	judged   bool // the route has counted this failure
+	told     bool // its pause, by a call inside the Do
 	expected bool // phase queue: rejected without waiting for Limit
 	outrun   bool // phase queue: newer calls were served first
 }

@@ -35,7 +35,7 @@ func Fallback[T any](ctx context.Context, alternatives ...func(context.Context) 
 		if alternative == nil {
 			panic(fmt.Sprintf("aiguard: Fallback: alternative %d is nil", i))
 		}
-		v, err := try(ctx, alternative, len(alternatives)-1-i)
+		v, err := try(ctx, alternative, i, len(alternatives)-1-i)
 		if err == nil {
 			return v, nil
 		}
@@ -56,11 +56,11 @@ func Fallback[T any](ctx context.Context, alternatives ...func(context.Context) 
 // shareOfOthers is the minimum time reserved for each later alternative, if that much time is left.
 const shareOfOthers = 10 * time.Second
 
-// try runs one alternative. others is the number of alternatives after it.
-func try[T any](ctx context.Context, alternative func(context.Context) (T, error), others int) (T, error) {
+// try runs alternative n, from 0. others is the number of alternatives after it.
+func try[T any](ctx context.Context, alternative func(context.Context) (T, error), n, others int) (T, error) {
 	s := scopeOf(ctx)
-	if planB := others > 0; planB != s.planB {
-		s.planB = planB
+	if planB := others > 0; planB != s.planB || s.alternative != int32(n) {
+		s.planB, s.alternative = planB, int32(n)
 		ctx = context.WithValue(ctx, scopeKey{}, s)
 	}
 	deadline, ok := ctx.Deadline()

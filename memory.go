@@ -24,7 +24,8 @@ type memory struct {
 	over    atomic.Bool
 	told    atomic.Int64 // time of the last report of a growth; 0: never
 
-	room room
+	room   room  // for answers that are read whole, and for the events of streams with a limit
+	events *room // for the events of streams
 }
 
 const (
@@ -42,7 +43,7 @@ const (
 	leapFactor = 64
 )
 
-func newMemory(limit int64, clock clock) *memory {
+func newMemory(limit, maxEvent int64, clock clock) *memory {
 	switch {
 	case limit == Off:
 		limit = 0
@@ -52,10 +53,22 @@ func newMemory(limit int64, clock clock) *memory {
 		}
 	}
 	m := &memory{clock: clock, limit: limit, leap: leapUnlimited, room: room{size: math.MaxInt64}}
+	m.events = &m.room
 	if limit > 0 {
 		m.leap, m.room.size = limit/leapShare, limit/roomShare
+	} else if maxEvent == Off || maxEvent > smallEvent {
+		m.events = &room{size: eventRoom, spare: true}
 	}
 	return m
+}
+
+// buffered returns the bytes of answers held in buffers.
+func (m *memory) buffered() int64 {
+	n := m.room.bytes()
+	if m.events != &m.room {
+		n += m.events.bytes()
+	}
+	return n
 }
 
 // check returns an error while the heap is over the limit. crossed is true for the first call that finds it so.
@@ -100,7 +113,7 @@ func (m *memory) sample(now instant, age time.Duration) int64 {
 // garbage and what other calls allocated. So the heap is read only if the call can be the cause. A call over HTTP can
 // be the cause if it moved enough bytes, and a Do if it lasted longer than the interval between samples.
 func (c *call) leap(ctx context.Context) {
-	if c.heap != 0 { // admitted, and there is a listener
+	if c.trail != nil && c.trail.heap != 0 { // admitted, and there is a listener
 		c.tellLeap(ctx)
 	}
 }
@@ -119,7 +132,7 @@ func (c *call) tellLeap(ctx context.Context) {
 	}
 	now := m.now()
 	heap := m.sample(now, age)
-	growth := heap - c.heap
+	growth := heap - c.trail.heap
 	if growth < m.leap || !m.tell(now) {
 		return
 	}

@@ -9,15 +9,25 @@ import (
 	"time"
 )
 
-// Event describes a moment in the life of a call. Durations that do not apply are zero.
+// Event describes a moment in the life of a call. Fields that do not apply are zero.
+//
+// Each call ends with one EventRefused or EventDone. Each attempt begins with one EventAdmitted and ends with one
+// EventAttemptDone, before the call continues. This holds for every end of a call: an answer, a failure, a
+// cancellation, a panic. The two attempts of a hedged call may overlap.
 type Event struct {
-	Type    EventType
-	Call    Call
-	Attempt int // number of the attempt, from 1
+	Type       EventType
+	ID, Parent CallID // of the call; of the Do or RunTask around it, if that is observed
+	Call       Call
+
+	Host, Route string // provider's host; route's name as in RouteStats
+	Endpoint    string // name of the API endpoint, such as "chat.completions", even if Call.Op has another
+	Alternative int    // index in Fallback; 0: the first alternative, or no Fallback
+	Attempt     int    // number of the attempt, from 1; in EventDone the number of attempts
 
 	Queued, Backoff, InFlight, Elapsed time.Duration // so far; for EventRetry and EventPaused, Backoff is the coming wait
+	FirstEvent                         time.Duration // of a stream: from the start of the attempt to its first event
 
-	Usage Usage // EventDone
+	Usage Usage // EventAttemptDone, EventDone
 	Err   error // the cause: an *Error, or the caller's own error
 
 	// Sizes for EventMemorySpike: the body of the last request, if its length was known, and the body of its answer.
@@ -39,6 +49,7 @@ const (
 	EventQueued      EventType = "queued"       // no slot is free: waiting
 	EventAdmitted    EventType = "admitted"     // a slot is taken; the attempt begins
 	EventFirstEvent  EventType = "first_event"  // a stream is returned to its caller
+	EventAttemptDone EventType = "attempt_done" // the attempt is over; Err is nil on success
 	EventRetry       EventType = "retry"        // the attempt failed with Err; another follows after Backoff
 	EventHedge       EventType = "hedge"        // the attempt is slow; a second one begins beside it
 	EventPaused      EventType = "paused"       // a 429 pauses the route for Backoff
@@ -60,7 +71,7 @@ type Usage struct {
 	Estimated             bool  // an estimate, because no answer reported usage; only a Budget gets those
 }
 
-// tell counts the end of the call, calls OnEvent and writes the log.
+// tell counts the end of the call, calls OnEvent, which may panic, and writes the log.
 func (c *call) tell(ctx context.Context, err error, u Usage) {
 	e := c.own(ctx, err)
 	t := EventDone
@@ -81,6 +92,8 @@ func (c *call) tell(ctx context.Context, err error, u Usage) {
 			}
 		}
 	}
+	c.attemptDone(ctx, err, u)
+	c.tellTurn(ctx, err)
 	if c.cfg.OnEvent != nil {
 		c.emitWith(ctx, t, err, u)
 	}
@@ -88,7 +101,7 @@ func (c *call) tell(ctx context.Context, err error, u Usage) {
 		c.recent.record(c, e)
 	}
 	if e != nil && !c.nested { // the enclosing Do logs
-		c.log(ctx, t, e)
+		c.log(ctx, t, e, c.identity()...)
 	}
 }
 
@@ -109,8 +122,18 @@ func (c *call) fill(e *Error) {
 
 // event returns an Event of the call as it is now.
 func (c *call) event(t EventType, err error) Event {
-	return Event{Type: t, Call: c.Call, Attempt: int(c.attempts), Queued: c.queued, Backoff: c.backoff,
-		InFlight: c.inFlight, Elapsed: c.since(c.start), Err: err}
+	e := Event{Type: t, Call: c.Call, Host: c.host, Alternative: int(c.alternative), Attempt: int(c.attempts),
+		Queued: c.queued, Backoff: c.backoff, InFlight: c.inFlight, Elapsed: c.since(c.start), Err: err}
+	if key, ok := c.routeKey(); ok {
+		e.Route = key.text()
+	}
+	if t := c.trail; t != nil {
+		e.ID, e.Parent, e.Endpoint, e.FirstEvent = t.id, t.parent, t.endpoint, t.first
+		if t.attempt != 0 {
+			e.Attempt = t.attempt
+		}
+	}
+	return e
 }
 
 // emit calls OnEvent if it is set. It is not inlined, because an Event takes much stack.
@@ -156,7 +179,7 @@ func (c *call) report(ctx context.Context, t EventType, e *Error, wait time.Dura
 		ev.Backoff = wait
 		c.cfg.OnEvent(ctx, ev)
 	}
-	c.log(ctx, t, e, slog.Duration("wait", wait))
+	c.log(ctx, t, e, append(c.identity(), slog.Duration("wait", wait))...)
 }
 
 // silent reports whether neither OnEvent nor Logger is set.
@@ -180,5 +203,18 @@ func (c *core) log(ctx context.Context, t EventType, e *Error, more ...slog.Attr
 		EventDone: "aiguard: call failed", EventAbandoned: "aiguard: stream abandoned", EventTask: "aiguard: task stopped",
 		EventMemorySpike: "aiguard: memory limit reached",
 	}[t]
-	c.cfg.Logger.LogAttrs(ctx, level, msg, append(e.attrs(), more...)...)
+	if c.mayLog(ctx, level, t, msg, e) {
+		c.cfg.Logger.LogAttrs(ctx, level, msg, append(e.attrs(), more...)...)
+	}
+}
+
+// identity returns the attributes of a log line that identify the call.
+func (c *call) identity() (attrs []slog.Attr) {
+	if c.Tenant != "" {
+		attrs = append(attrs, slog.String("tenant", short(c.Tenant)))
+	}
+	if c.trail != nil {
+		attrs = append(attrs, slog.String("call_id", c.trail.id.String()))
+	}
+	return attrs
 }

@@ -124,6 +124,7 @@ func (c *call) again(ctx context.Context, err error) error {
 	if denied {
 		c.free() // what was reserved for the attempt
 	}
+	c.attemptDone(ctx, err, Usage{})
 	c.tellTurn(ctx, err)
 	if ctx.Err() != nil {
 		if !errtree.Is(err, ctx.Err()) {
@@ -139,7 +140,7 @@ func (c *call) again(ctx context.Context, err error) error {
 		return c.finish(ctx, c.lastFailure(e))
 	case denied:
 		c.skipped++ // a rejection by the guard instead of the provider counts as an attempt
-	case e.Kind == ErrRateLimited && e.route == nil:
+	case e.Kind == ErrRateLimited && e.route == nil && !e.told:
 		c.report(ctx, EventPaused, e, c.pauseAfter(e))
 	}
 	delay, ok := c.plan(ctx, e)

@@ -12,17 +12,19 @@ import (
 // settings are the settings of a call, fixed before it begins. Calls may share them.
 type settings struct {
 	Call
-	host, path string        // of the route; host is empty for a Do
-	usual      time.Duration // timeout of an attempt without the caller's own: the model's or Config's
-	source     string        // setting that Timeout comes from, named in the error when it expires
-	planB      bool          // a later alternative of Fallback exists
+	host, path  string        // of the route; host is empty for a Do
+	usual       time.Duration // timeout of an attempt without the caller's own: the model's or Config's
+	source      string        // setting that Timeout comes from, named in the error when it expires
+	planB       bool          // a later alternative of Fallback exists
+	alternative int32         // which one; 0: the first, or none
 }
 
 // scope holds what a context says about the calls made with it.
 type scope struct {
-	call  Call
-	planB bool
-	last  atomic.Pointer[scopedSettings] // of the last Do, because a context may serve many
+	call        Call
+	planB       bool
+	alternative int32
+	last        atomic.Pointer[scopedSettings] // of the last Do, because a context may serve many
 }
 
 // scopedSettings are the settings that a scope gives to the Dos of one Guard.
@@ -49,7 +51,7 @@ func WithCall(ctx context.Context, c Call) context.Context {
 func scopeOf(ctx context.Context) *scope {
 	s := new(scope)
 	if in, _ := ctx.Value(scopeKey{}).(*scope); in != nil {
-		s.call, s.planB = in.call, in.planB
+		s.call, s.planB, s.alternative = in.call, in.planB, in.alternative
 	}
 	return s
 }
@@ -131,22 +133,26 @@ func (g *Guard) scoped(in *scope) *settings {
 		return &last.settings
 	}
 	s := &scopedSettings{guard: g, settings: g.settle(g.own.over(in.call))}
-	s.planB = in.planB
+	s.planB, s.alternative = in.planB, in.alternative
 	in.last.Store(s)
 	return &s.settings
 }
 
 // request returns the settings of the call for a request. With may change its name, but not its model.
 func (g *Guard) request(ctx context.Context, op, model, host, path string) settings {
-	own, planB := Call{Op: op}.over(g.own), false
-	if in, _ := ctx.Value(scopeKey{}).(*scope); in != nil {
-		own, planB = own.over(in.call), in.planB
+	own := Call{Op: op}.over(g.own)
+	in, _ := ctx.Value(scopeKey{}).(*scope)
+	if in != nil {
+		own = own.over(in.call)
 	}
 	if model != "" {
 		own.Model = model
 	}
 	s := g.settle(own)
-	s.host, s.path, s.planB = host, path, planB
+	s.host, s.path = host, path
+	if in != nil {
+		s.planB, s.alternative = in.planB, in.alternative
+	}
 	return s
 }
 

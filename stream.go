@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 
 	"github.com/aiguard-go/aiguard/internal/awsframe"
+	"github.com/aiguard-go/aiguard/internal/callctx"
 	"github.com/aiguard-go/aiguard/internal/dialect"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 	"github.com/aiguard-go/aiguard/internal/jsonseq"
@@ -30,6 +31,7 @@ type events interface {
 	Ask(room func(size int) bool)
 	Rest() []byte
 	Size() int
+	Trim(size int)
 }
 
 // stream is a body that is returned while the provider still writes it. For an endpoint that a dialect knows it
@@ -47,6 +49,9 @@ type stream struct {
 	held   hold
 	sized  int // room asked for so far
 	shell  int // bytes of the last event other than text
+
+	watcher callctx.Progress // nil: not watched
+	latest  instant          // when the last event was returned, for watcher
 
 	progress dialect.Stream
 	used     dialect.Usage
@@ -71,7 +76,7 @@ type stream struct {
 }
 
 func newStream(x *exchange, w *watch, resp *http.Response) *stream {
-	return &stream{x: x, w: w, resp: resp, body: resp.Body, ended: make(chan struct{}), held: hold{room: &x.guard.memory.room},
+	return &stream{x: x, w: w, resp: resp, body: resp.Body, ended: make(chan struct{}), held: hold{room: x.guard.memory.events},
 		progress: x.endpoint.Follow()}
 }
 
@@ -176,6 +181,9 @@ func (s *stream) fetch(p []byte) (int, error) {
 	return n, err
 }
 
+// trimmed is the size of each buffer that a stream keeps between events.
+const trimmed = 16 << 10
+
 // room asks for room for the event buffers and for behind.
 func (s *stream) room(size int) bool {
 	if size += cap(s.buf) + cap(s.behind); size > s.sized {
@@ -185,6 +193,21 @@ func (s *stream) room(size int) bool {
 		s.sized = size
 	}
 	return true
+}
+
+// trim releases the room of a large event when its reader asks for the next one.
+func (s *stream) trim() {
+	if s.sized <= roomFree {
+		return
+	}
+	s.events.Trim(trimmed)
+	for _, b := range [...]*[]byte{&s.buf, &s.behind, &s.idle} {
+		if cap(*b) > trimmed {
+			*b = nil
+		}
+	}
+	s.sized = s.events.Size() + cap(s.buf) + cap(s.behind)
+	s.held.shrink(int64(s.sized))
 }
 
 // open waits for the first event with content and returns the body. Plain bytes are returned at once. A failure
@@ -216,7 +239,10 @@ func (s *stream) open() error {
 	}
 	c.answered()
 	c.tellTurn(s.w.caller, nil)
-	c.emit(s.w.caller, EventFirstEvent, nil)
+	c.firstEvent(s.w.caller)
+	if s.events != nil && len(c.cfg.Middleware) > 0 {
+		s.watcher, s.latest = callctx.ProgressOf(s.w.caller), c.now()
+	}
 	c.over = true // from here on the stream ends the call
 	s.resp.Body = s
 	if s.events != nil {
