@@ -189,7 +189,7 @@ func TestZeroIsNotTheDefault(t *testing.T) {
 	}
 	t.Setenv("AIGUARD_NOPE", "1")
 	_, err := parseSettings(nil, slog.New(slog.DiscardHandler), io.Discard)
-	require.EqualError(t, err, "aiguard: AIGUARD_NOPE is no variable of aiguard; see FromEnv")
+	require.EqualError(t, err, "aiguard: AIGUARD_NOPE is not a variable of aiguard; see FromEnv")
 }
 
 func TestHelpIsNotAnError(t *testing.T) {

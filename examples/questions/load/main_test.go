@@ -24,7 +24,7 @@ func TestServiceThatDoesNotStartIsAnError(t *testing.T) {
 	t.Setenv("AIGUARD_NOPE", "1")
 	err := run(t.Context(), options{length: time.Second, times: 1}, io.Discard)
 	require.ErrorContains(t, err, "the service did not start")
-	require.ErrorContains(t, err, "AIGUARD_NOPE is no variable of aiguard")
+	require.ErrorContains(t, err, "AIGUARD_NOPE is not a variable of aiguard")
 
 	t.Setenv("PATH", "")
 	_, err = startService(t.Context())
