@@ -40,7 +40,7 @@ const (
 type Failure struct {
 	Time                    time.Time
 	Op, Model, Host, Tenant string
-	Kind                    Kind
+	Kind                    Kind // "": an error of a Do that has none
 	Phase                   string
 	StatusCode              int
 	Attempts                int // 0: rejected before the first
@@ -91,6 +91,13 @@ type recent struct {
 
 // record keeps the facts of a call's failure, without the cause, which may be large.
 func (r *recent) record(c *call, e *Error) {
+	if !r.on.Load() {
+		return
+	}
+	if e == nil { // an error without a kind
+		e = new(Error)
+		c.fill(e)
+	}
 	f := Failure{Time: time.Now(), Op: short(e.Op), Model: short(e.Model), Host: short(e.Host), Tenant: short(c.Tenant), Kind: e.Kind,
 		Phase: e.Phase, StatusCode: e.StatusCode, Attempts: e.Attempts, Elapsed: c.since(c.start), RetryAfter: e.RetryAfter}
 	r.mu.Lock()

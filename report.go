@@ -85,8 +85,10 @@ func (c *call) tell(ctx context.Context, err error, u Usage) {
 		case e == nil && (ctx.Err() != nil || err == errLeft): // canceled by the caller
 		case t == EventRefused:
 			c.refused.Add(1)
+			c.recent.record(c, e)
 		default:
 			c.failed.Add(1)
+			c.recent.record(c, e)
 			if e != nil && e.Kind == ErrTimeout {
 				c.timeouts.Add(1)
 			}
@@ -96,9 +98,6 @@ func (c *call) tell(ctx context.Context, err error, u Usage) {
 	c.tellTurn(ctx, err)
 	if c.cfg.OnEvent != nil {
 		c.emitWith(ctx, t, err, u)
-	}
-	if e != nil && c.recent.on.Load() {
-		c.recent.record(c, e)
 	}
 	if e != nil && !c.nested { // the enclosing Do logs
 		c.log(ctx, t, e, c.identity()...)

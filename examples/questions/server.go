@@ -56,6 +56,12 @@ func (s *service) routes() (http.Handler, error) {
 	mux.Handle("GET /livez", httpguard.Livez())
 	mux.Handle("GET /readyz", s.unlessDraining(ready))
 
+	debug, err := httpguard.Debug(s.client.Guard(), nil) // for browsers on this machine
+	if err != nil {
+		return nil, err
+	}
+	mux.Handle("GET /debug/aiguard", debug)
+
 	handlePage(mux, s.fake)
 	return http.NewCrossOriginProtection().Handler(secured(mux)), nil
 }
