@@ -457,7 +457,7 @@ var mutations = []mutation{
 	{name: "an error event told by its name", in: "internal/dialect", run: "^TestErrorEventIsClassifiedByItsData$",
 		file: "internal/dialect/stream.go", old: `string(name) != "error" && ClassOf`, new: "ClassOf"},
 	{name: "a used-up budget told as a rate limit", in: "internal/dialect", run: "^TestRefusalsAreUnderstoodInEveryDialectsWords$",
-		file: "internal/dialect/failure.go", old: "ofMessage(status, f) == Quota {", new: "false {"},
+		file: "internal/dialect/failure.go", old: "case Quota, PromptTooLarge: //", new: "case \"\": //"},
 	{name: "an error in Ollama's stream kept from its client", run: "^TestEndsOfKnownStreams$",
 		file: "streamread.go", old: "if s.x.endpoint.Deaf() && ", new: "if false && "},
 	{name: "blanks before JSON lines taken for an event stream", run: "^TestFaultsOfEveryAPI$/ollama_chat/stream/huge-comments",
