@@ -14,6 +14,7 @@ type dialect struct {
 	expiry    string     // $2 microseconds from now
 	hasSchema string     // whether there is a table aiguard_schema
 	lock      string     // lets one transaction migrate at a time
+	lockKey   string     // lets one transaction spend under the key $1 at a time; "": there is one writer
 	versions  [][]string // what leads from each version to the next
 }
 
@@ -33,6 +34,7 @@ var postgresDialect = dialect{
 	// Not to_regclass: within a transaction it may not see what others have made since.
 	hasSchema: "SELECT EXISTS (SELECT 1 FROM pg_class WHERE relname = 'aiguard_schema' AND pg_table_is_visible(oid))",
 	lock:      "SELECT pg_advisory_xact_lock(7009134170155573607)", // a number that nobody else is likely to use
+	lockKey:   "SELECT pg_advisory_xact_lock($1)",
 	versions:  versions("TIMESTAMPTZ"),
 }
 
@@ -68,6 +70,16 @@ func versions(timestamp string) [][]string {
 			owner      TEXT PRIMARY KEY,
 			expires_at ` + timestamp + ` NOT NULL
 		)`,
+	}, {
+		`CREATE TABLE aiguard_spent (
+			counter TEXT NOT NULL,
+			slot    BIGINT NOT NULL,
+			over_at BIGINT NOT NULL,
+			amount  BIGINT NOT NULL,
+			PRIMARY KEY (counter, slot)
+		)`,
+		// For DeleteSpent.
+		`CREATE INDEX aiguard_spent_over ON aiguard_spent (over_at)`,
 	}}
 }
 

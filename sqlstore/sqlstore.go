@@ -1,15 +1,16 @@
-// Package sqlstore keeps the operations of package task in a SQL database, so that they outlive their process and several
-// processes share them: SQLite on one machine, PostgreSQL on many.
+// Package sqlstore keeps the operations of package task, and what package budget counts, in a SQL database, so that they
+// outlive their process and several processes share them: SQLite on one machine, PostgreSQL on many.
 //
 //	store, err := sqlstore.SQLite(ctx, "operations.db")
 //	defer store.Close()
 //	runner, err := task.NewRunner(guard, store, task.Config{})
+//	budget, err := budget.New(budget.Config{Store: store, Limits: limits})
 //
 // Both constructors bring the database to the schema of this version, whatever older one it has. All tables have names
 // that begin with aiguard_. A version of this package refuses a database that a newer one has changed; stop the processes
 // of an old version before you start those of a new one.
 //
-// Nothing is forgotten by itself: call DeleteFinished now and then.
+// Nothing is forgotten by itself: call DeleteFinished and DeleteSpent now and then.
 package sqlstore
 
 import (
@@ -27,6 +28,7 @@ import (
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
+	"github.com/aiguard-go/aiguard/budget"
 	"github.com/aiguard-go/aiguard/task"
 )
 
@@ -35,7 +37,7 @@ const (
 	maxReaders  = 4               // connections to a SQLite file
 )
 
-// Store is a task.Store in a database. It is safe for concurrent use; make it with SQLite or Postgres.
+// Store is a task.Store and a budget.Store in a database. It is safe for concurrent use; make it with SQLite or Postgres.
 type Store struct {
 	db      *sql.DB
 	reads   *sql.DB // for what does not write
@@ -43,7 +45,10 @@ type Store struct {
 	close   func() error
 }
 
-var _ task.Store = (*Store)(nil)
+var (
+	_ task.Store   = (*Store)(nil)
+	_ budget.Store = (*Store)(nil)
+)
 
 // SQLite opens the database in the file at path, which is made, for its owner alone to read, if there is none; its folder must
 // exist. ":memory:" and "file:" names are refused, since what is in memory is not shared: use task.NewMemory.
