@@ -14,8 +14,8 @@ import (
 //	begin → for each attempt: enter, queue → the attempt → again → finish
 //
 // begin registers it, so that Close can cancel it and Shutdown wait for it; enter asks the budget and admits it, and queue
-// waits for that if enter cannot; the attempt is Do's or the transport's own; again decides about a further one and waits for it. It belongs
-// to one goroutine, but for cancel and the ring, which core.mu guards, and the permit, which any goroutine may give back.
+// waits for that if enter cannot; the attempt is Do's or the transport's own; again decides about a further one and waits for
+// it. It belongs to one goroutine, but for cancel and the ring, which core.mu guards, and the permit, which any goroutine may give back.
 type call struct {
 	*core
 	*settings

@@ -8,8 +8,8 @@ import (
 )
 
 // Fallback returns the value of the first alternative that succeeds. It goes on to the next after a failure that
-// another model could cure: timeout, overloaded, rate limited, quota, budget, unavailable, misconfigured, truncated, invalid response, prompt or
-// response too large. It stops once ctx has ended, when the request was rejected or unauthorized, and at a Final error.
+// another model could cure: timeout, overloaded, rate limited, quota, budget, unavailable, misconfigured, truncated, invalid
+// response, prompt or response too large. It stops once ctx has ended, when the request was rejected or unauthorized, and at a Final error.
 //
 // Each alternative but the last knows that there is another: its guarded calls fail at once while their route is down or
 // paused, wait at most Retry.Patience for their provider in all, and may use the time that is left before ctx's deadline
