@@ -25,26 +25,23 @@ endef
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-# One package at a time (-p 1): tests that measure time, memory or load must not measure each other.
 .PHONY: test
-test: ## Vet and race-test every module
-	@$(if $(RACE),,echo "note: no C compiler found, testing without the race detector")
-	$(call in-each,$(note-npm) && go vet ./... && go test $(RACE) -p 1 ./...)
+test: ## Test what users import: no race detector, no other programs needed; a few minutes
+	@go run ./internal/testrun
 
-# A module with a package.json tests against a program from npm, and skips those tests without it.
-note-npm = if [ -f package.json ] && [ ! -d node_modules ]; then \
-	if command -v npm >/dev/null; then echo "note: tests that need npm packages are skipped until you run: (cd $$module && npm ci)"; \
-	else echo "note: tests that need Node.js are skipped, it is not installed"; fi; fi
+.PHONY: test-all
+test-all: ## Test everything as CI does: race detector, real SDKs, databases, browser, npm, fuzz, stress; about 20 minutes
+	@go run ./internal/testrun -all
 
 .PHONY: stress
 stress: ## Run the random-action test for STRESS (30s)
 	AIGUARD_STRESS=$(STRESS) go test $(RACE) -count=1 -run Stress .
 
 .PHONY: soak
-soak: ## Mix all faults with abandoned streams and cancelled callers for SOAK (30s)
-	go run ./internal/soak -for $(SOAK)
+soak: ## Run a whole service with all faults, dialects and hostile clients for SOAK (30s)
+	cd internal/soak && go run . -for $(SOAK)
 
 .PHONY: mutants
 mutants: ## Disable each bound in turn and see a test fail
@@ -78,3 +75,7 @@ cover: ## Print the coverage of every module
 .PHONY: tidy
 tidy: ## Tidy every go.mod
 	$(call in-each,go mod tidy)
+
+.PHONY: release
+release: ## Release every module as VERSION (v0.3.0); DRY=1 checks and prints the plan, and changes nothing
+	@cd internal/release && go run . -version '$(VERSION)' $(if $(DRY),-dry)

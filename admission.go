@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: how a call gets through line and route.
+
 import (
 	"context"
 	"errors"
@@ -30,7 +33,7 @@ func (g *Guard) refuseInCrowd(ctx context.Context, s *settings) error {
 	if e == nil {
 		return nil
 	}
-	if !g.silent() {
+	if !g.silent() || g.recent.on.Load() {
 		return g.refuse(ctx, s, e)
 	}
 	g.calls.Add(1)
@@ -120,8 +123,14 @@ func (c *call) queue(ctx context.Context) error {
 //
 //go:noinline
 func (c *call) dequeued(ctx context.Context, joined instant, err error) error {
-	now := c.now()
-	c.waiter = nil
+	if c.waiter != nil {
+		c.limiter.waiters.Put(c.waiter)
+		c.waiter = nil
+	}
+	now := instant(c.permit.sending.At) // that of the grant, which spares a look at the clock
+	if err != nil {
+		now = c.now()
+	}
 	c.waited(time.Duration(now - joined))
 	if err == nil {
 		c.begun(ctx, now)

@@ -86,8 +86,9 @@ type core struct {
 	memory   *memory
 	pool     *pool
 	repeats  repeats
+	recent   recent
 
-	mu      sync.Mutex
+	mu      sync.Mutex  // guards the ring and the limiter: a call enters and leaves both at once
 	active  call        // head of the ring of calls and tasks under way
 	closing atomic.Bool // no new ones; set with mu held
 	killed  bool        // those under way are cancelled
@@ -108,8 +109,9 @@ func New(cfg Config) (*Guard, error) {
 	cfg.Middleware = slices.Clone(cfg.Middleware)
 	cfg.Models = maps.Clone(cfg.Models)
 	clock := newClock()
-	c := &core{clock: clock, cfg: cfg, ownTotal: ownTotal, models: newModels(cfg.Models), limiter: newLimiter(&cfg, clock),
+	c := &core{clock: clock, cfg: cfg, ownTotal: ownTotal, models: newModels(cfg.Models),
 		memory: newMemory(cfg.MemoryLimit, clock), pool: newPool(&cfg), idle: make(chan struct{})}
+	c.limiter = newLimiter(&cfg, clock, &c.mu)
 	c.repeats.seed = maphash.MakeSeed()
 	c.active.next, c.active.prev = &c.active, &c.active
 	return &Guard{core: c, call: c.settle(Call{})}, nil

@@ -37,6 +37,9 @@ type reservation struct {
 //
 //go:noinline
 func (c *call) reserve(ctx context.Context) error {
+	if !c.register() { // so that Close ends the wait
+		return &Error{Kind: ErrClosed}
+	}
 	if o := c.shared(); o != nil {
 		o.pay(Usage{}) // the calls inside count for themselves
 	}

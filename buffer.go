@@ -8,6 +8,8 @@ import (
 	"io"
 	"math"
 	"net/http"
+
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // read reads a body to its end, within the cap and the room there is.
@@ -38,8 +40,7 @@ func (x *exchange) read(w *watch, resp *http.Response, held *hold) ([]byte, erro
 // broken is an answer whose bytes stopped with err.
 func (x *exchange) broken(resp *http.Response, err error) *Error {
 	kind := ErrTruncated
-	var corrupt flate.CorruptInputError
-	if errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) || errors.As(err, &corrupt) {
+	if errtree.Is(err, gzip.ErrHeader) || errtree.Is(err, gzip.ErrChecksum) || errtree.Has[flate.CorruptInputError](err) {
 		kind = ErrInvalidResponse
 	}
 	e := x.errorOf(resp, kind)

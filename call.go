@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: one call from entry to result.
+
 import (
 	"context"
 	"sync/atomic"
@@ -36,6 +39,8 @@ type call struct {
 	denied   bool  // the attempt was not admitted
 	stale    bool  // has had its retry without backoff
 	over     bool  // finished, or handed over to a stream
+	task     bool  // a RunTask
+	gone     bool  // out of the ring, with nothing left to give back
 	nested   bool  // part of a Do, which counts
 	lost     bool  // to another attempt of its request
 	billed   bool  // the attempt may be billed
@@ -71,16 +76,21 @@ func (c *call) tokens() float64 {
 }
 
 func (g *Guard) newCall(ctx context.Context, s *settings) *call {
-	c := &call{core: g.core, settings: s, start: g.now()}
+	c := new(call)
+	c.init(ctx, g.core, s)
+	return c
+}
+
+func (c *call) init(ctx context.Context, core *core, s *settings) {
+	c.core, c.settings, c.start = core, s, core.now()
 	c.outer, _ = ctx.Value(callctx.Key{}).(*call)
 	for c.outer != nil && !c.outer.around(ctx) {
 		c.outer = c.outer.outer
 	}
 	c.nested = c.shared() != nil
-	if total := g.total(s); total != Off {
+	if total := c.total(s); total != Off {
 		c.deadline = c.start.add(total)
 	}
-	return c
 }
 
 // around reports whether ctx ends with this call, a Do or RunTask: one that does not (context.WithoutCancel) may outlive
@@ -110,13 +120,13 @@ func (c *call) shared() *call {
 // HoldsSlot is for callctx: calls made in c use its slot, or that of a Do around it.
 func (c *call) HoldsSlot() bool { return c.permit.held.Load() || c.shared() != nil }
 
-// begin registers the call.
+// begin counts the call. It is registered when it is admitted or put in line.
 func (c *call) begin(ctx context.Context) error {
 	c.count()
 	if ctx.Err() != nil {
 		return c.finish(ctx, callctx.Err(ctx))
 	}
-	if !c.register() {
+	if c.closing.Load() && !c.register() {
 		return c.finish(ctx, &Error{Kind: ErrClosed})
 	}
 	return nil
@@ -152,7 +162,10 @@ func (c *call) answered() {
 }
 
 // free ends an attempt's hold on its slot; it does nothing the second time.
-func (c *call) free() {
+func (c *call) free() { c.giveBack(false) }
+
+// giveBack is free. If it ends the last attempt, it takes the call out of the ring as well; it reports whether it has.
+func (c *call) giveBack(last bool) bool {
 	if c.reserved.Load() != nil {
 		defer c.pay(c.used()) // when the slot is free
 	}
@@ -164,9 +177,9 @@ func (c *call) free() {
 		}
 		w.usage = Usage{}
 	}
-	took, turned, ok := c.limiter.finish(&c.permit, c.Priority.line(), c.verdict, used, more)
+	took, turned, ok := c.limiter.finish(c, used, more, last)
 	if !ok {
-		return
+		return false
 	}
 	c.verdict, c.admitted = provider.Outcome{}, 0
 	c.inFlight += took
@@ -177,6 +190,7 @@ func (c *call) free() {
 		c.permit.release = nil
 		release()
 	}
+	return last
 }
 
 // succeed ends the call with an answer.
@@ -212,6 +226,9 @@ func (c *call) settle(ctx context.Context, err error) {
 
 // letGo gives back the slot and the places in line and in the ring, whatever happens in the user's Limiter.
 func (c *call) letGo() {
+	if c.gone {
+		return
+	}
 	defer c.unregister()
 	if c.waiter != nil {
 		c.limiter.abandon(c.waiter)

@@ -18,6 +18,7 @@ import (
 	openai "github.com/sashabaranov/go-openai"
 
 	"github.com/aiguard-go/aiguard/internal/dialect"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // KindOf classifies any error: an *Error or Kind, an error type of go-openai, openai-go, anthropic-sdk-go, genai or Ollama's
@@ -51,7 +52,7 @@ func Explain(err error) *Error {
 // classify returns the kind of err and the error in its tree that has it. known is false where another branch of the
 // tree may know better; the caller's own end is known, and no kind. A typed nil is an unknown error.
 func classify(err error) (k Kind, by error, known bool) {
-	if isNil(err) {
+	if errtree.IsNil(err) {
 		return "", nil, false
 	}
 	switch e := err.(type) {
@@ -65,7 +66,7 @@ func classify(err error) (k Kind, by error, known bool) {
 		if e.HTTPStatusCode == 0 { // what it wraps knows more
 			break
 		}
-		if said := find[*openai.APIError](e.Err); said != nil {
+		if said := errtree.Find[*openai.APIError](e.Err); said != nil {
 			return kindOfProvider(e.HTTPStatusCode, apiFailure(said), ErrUnavailable), e, true
 		}
 		return kindOfStatus(e.HTTPStatusCode), e, true
@@ -130,63 +131,10 @@ func isClientTimeout(err error) bool {
 		strings.Contains(err.Error(), " (Client.Timeout ")
 }
 
-// isNil reports whether err is nil or a typed nil, whose methods may panic.
-func isNil(err error) bool {
-	if err == nil {
-		return true
-	}
-	v := reflect.ValueOf(err)
-	return v.Kind() == reflect.Pointer && v.IsNil()
-}
-
-// search calls match for err and what it wraps, in the order of errors.Is, until match returns true. Unlike errors.Is and
-// errors.As it leaves typed nils alone.
-func search(err error, match func(error) bool) bool {
-	for !isNil(err) {
-		if match(err) {
-			return true
-		}
-		switch e := err.(type) {
-		case interface{ Unwrap() error }:
-			err = e.Unwrap()
-		case interface{ Unwrap() []error }:
-			for _, branch := range e.Unwrap() {
-				if search(branch, match) {
-					return true
-				}
-			}
-			return false
-		default:
-			return false
-		}
-	}
-	return false
-}
-
-// find returns the first E in err's tree, or nil.
-func find[E error](err error) (found E) {
-	search(err, func(err error) (ok bool) {
-		found, ok = err.(E)
-		return ok
-	})
-	return found
-}
-
-// is is errors.Is for trees with typed nils in them.
-func is(err, target error) bool {
-	return search(err, func(err error) bool {
-		if err == target {
-			return true
-		}
-		x, ok := err.(interface{ Is(error) bool })
-		return ok && x.Is(target)
-	})
-}
-
 // timedOut is err.Timeout, which for errors of net asks what they wrap: not where a typed nil is in there.
 func timedOut(err net.Error) bool {
 	for inner := error(err); inner != nil; inner = errors.Unwrap(inner) {
-		if isNil(inner) {
+		if errtree.IsNil(inner) {
 			return false
 		}
 	}
@@ -196,7 +144,7 @@ func timedOut(err net.Error) bool {
 // describe returns one line about err without a word that came from the provider or the caller: what wraps an error may
 // quote a prompt, net/http quotes a malformed answer, and a URL may have a key in it.
 func describe(err error) string {
-	if own := find[logTexter](err); own != nil {
+	if own := errtree.Find[logTexter](err); own != nil {
 		return printable(own.LogText(), maxLogText)
 	}
 	_, by, _ := classify(err)
@@ -239,25 +187,25 @@ type logTexter interface {
 
 // reason names what a failed connection may be reduced to: an errno, an end of file, or the type of the innermost error.
 func reason(err error) string {
-	if errno := find[syscall.Errno](err); errno != 0 {
+	if errno := errtree.Find[syscall.Errno](err); errno != 0 {
 		return errno.Error()
 	}
 	for _, known := range []error{io.EOF, http.ErrSchemeMismatch} {
-		if is(err, known) {
+		if errtree.Is(err, known) {
 			return known.Error()
 		}
 	}
 	switch {
-	case find[*tls.CertificateVerificationError](err) != nil:
+	case errtree.Has[*tls.CertificateVerificationError](err):
 		return "the server's certificate is not trusted"
-	case find[*json.UnmarshalTypeError](err) != nil:
+	case errtree.Has[*json.UnmarshalTypeError](err):
 		return "JSON of another type than the API's"
 	}
-	if ne := find[net.Error](err); ne != nil && timedOut(ne) {
+	if ne := errtree.Find[net.Error](err); ne != nil && timedOut(ne) {
 		return "i/o timeout"
 	}
 	for inner := err; inner != nil; inner = errors.Unwrap(inner) {
-		if err = inner; isNil(inner) {
+		if err = inner; errtree.IsNil(inner) {
 			break
 		}
 	}
@@ -289,7 +237,7 @@ func providerStatus(err error) int {
 
 // isContentPolicy reports whether err says that the provider declined the request for its content.
 func isContentPolicy(err error) bool {
-	return search(err, func(err error) bool {
+	return errtree.Search(err, func(err error) bool {
 		if ae, ok := err.(*openai.APIError); ok {
 			return dialect.Classify(ae.HTTPStatusCode, apiFailure(ae)) == dialect.ContentPolicy
 		}
@@ -300,8 +248,8 @@ func isContentPolicy(err error) bool {
 
 // aboutContext reports whether err may be no more than a context's end.
 func aboutContext(err error) bool {
-	return is(err, context.Canceled) || is(err, context.DeadlineExceeded) || is(err, os.ErrDeadlineExceeded) ||
-		is(err, net.ErrClosed) || is(err, io.ErrUnexpectedEOF) || find[net.Error](err) != nil
+	return errtree.Is(err, context.Canceled) || errtree.Is(err, context.DeadlineExceeded) || errtree.Is(err, os.ErrDeadlineExceeded) ||
+		errtree.Is(err, net.ErrClosed) || errtree.Is(err, io.ErrUnexpectedEOF) || errtree.Has[net.Error](err)
 }
 
 // kindOfProvider classifies a provider's failure: by what it says, then by its status. nameless is the kind where it has

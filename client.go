@@ -1,8 +1,10 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: the entry for go-openai.
+
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -10,6 +12,7 @@ import (
 	openai "github.com/sashabaranov/go-openai"
 
 	"github.com/aiguard-go/aiguard/internal/dialect"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // Client is go-openai's client with every method bounded: it embeds *openai.Client, built over Guard.Transport. The methods
@@ -205,10 +208,9 @@ func (c *Client) prepare(ctx context.Context, k *known, s *settings, prompts ...
 // send, or an answer it could not decode.
 func (c *Client) failure(ctx context.Context, err error) error {
 	if err == nil {
-		return nil // before errors.As moves its targets to the heap
+		return nil
 	}
-	var ue *url.Error
-	if errors.As(err, &ue) {
+	if ue := errtree.Find[*url.Error](err); ue != nil {
 		return ue.Err
 	}
 	if k, _ := ctx.Value(knownKey{}).(*known); k.answered {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"strconv"
+	"strings"
 
 	openai "github.com/sashabaranov/go-openai"
 
@@ -133,13 +134,19 @@ func (p *prompt) extra(members map[string]any) {
 
 // embeddings returns the prompts of an embeddings request: each of its inputs is one.
 func embeddings(r *openai.EmbeddingRequest) (prompts []prompt) {
-	one := func(text string) prompt { return prompt{texts: []string{text}} }
+	one := func(text string) {
+		if strings.HasPrefix(text, "data:") { // perhaps an image
+			prompts = append(prompts, embeddingPrompts("input", text)...)
+			return
+		}
+		prompts = append(prompts, prompt{texts: []string{text}})
+	}
 	switch v := r.Input.(type) {
 	case string:
-		prompts = append(prompts, one(v))
+		one(v)
 	case []string:
 		for _, s := range v {
-			prompts = append(prompts, one(s))
+			one(s)
 		}
 	case []int:
 		prompts = append(prompts, prompt{ids: len(v)})

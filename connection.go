@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // connTrace notes how far a request came. Its hooks may run in net/http's goroutines.
@@ -49,17 +51,16 @@ func (x *exchange) unanswered(w *watch, err error) error {
 		}
 		return end
 	}
-	var own *Error
-	var ne net.Error
-	switch {
-	case errors.As(err, &own): // requestBody's
+	ne := errtree.Find[net.Error](err)
+	switch own := errtree.Find[*Error](err); {
+	case own != nil: // requestBody's
 		copied := *own
 		x.call.billed = false
 		return &copied
 	case !x.conn.asked.Load() && !sendable(x.req.URL), refusedBeforehand(err):
 		x.call.billed = false
 		return &Error{Kind: ErrMisconfigured, Phase: PhaseConnect, Err: err, retry: neverAsk}
-	case errors.As(err, &ne) && ne.Timeout():
+	case ne != nil && timedOut(ne):
 		e := &Error{Kind: ErrTimeout, Phase: PhaseConnect, Limit: connectLimit(&x.guard.cfg), Err: err}
 		if connected { // a limit of the user's own base
 			e.Phase, e.Limit = PhaseCall, x.call.since(x.call.admitted)
@@ -99,9 +100,9 @@ func sendable(u *url.URL) bool {
 // refusedBeforehand reports whether a base was refused what it needs before it sends anything, such as a fresh token: its
 // error has the response that says so. golang.org/x/oauth2's has that form.
 func refusedBeforehand(err error) bool {
-	for ; err != nil; err = errors.Unwrap(err) {
+	for ; !errtree.IsNil(err); err = errors.Unwrap(err) {
 		v := reflect.ValueOf(err)
-		if v.Kind() != reflect.Pointer || v.IsNil() || v.Elem().Kind() != reflect.Struct {
+		if v.Kind() != reflect.Pointer || v.Elem().Kind() != reflect.Struct {
 			continue
 		}
 		field := v.Elem().FieldByName("Response")
@@ -119,18 +120,20 @@ func refusedBeforehand(err error) bool {
 }
 
 func isDial(err error) bool {
-	op := find[*net.OpError](err)
-	return op != nil && op.Op == "dial" || find[*net.DNSError](err) != nil
+	op := errtree.Find[*net.OpError](err)
+	return op != nil && op.Op == "dial" || errtree.Has[*net.DNSError](err)
 }
 
 func isConnectionLoss(err error) bool {
-	var op *net.OpError
-	var reset streamError
-	if errors.As(err, &reset) {
+	if reset := errtree.Find[streamError](err); reset.StreamID != 0 {
 		return reset.Code != 1 // PROTOCOL_ERROR: what net/http could not follow
 	}
-	return errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
-		errors.Is(err, io.ErrClosedPipe) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	for _, loss := range []error{io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, io.ErrClosedPipe, syscall.ECONNRESET, syscall.EPIPE} {
+		if errtree.Is(err, loss) {
+			return true
+		}
+	}
+	return errtree.Has[*net.OpError](err)
 }
 
 // streamError is the shape in which net/http lets errors.As find the reset of an HTTP/2 stream.
@@ -144,7 +147,7 @@ func (e streamError) Error() string { return fmt.Sprintf("stream reset with code
 // isProtocolError reports whether net/http gave up on a peer whose HTTP/2 it cannot follow, headers beyond the cap among
 // them. It does not export the type of that error.
 func isProtocolError(err error) bool {
-	for ; err != nil; err = errors.Unwrap(err) {
+	for ; !errtree.IsNil(err); err = errors.Unwrap(err) {
 		if t := reflect.TypeOf(err); t.Kind() == reflect.Uint32 && strings.HasSuffix(t.Name(), "ConnectionError") {
 			return true
 		}

@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: the entry for a function.
+
 import (
 	"context"
 	"errors"
@@ -19,7 +22,8 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 	if err := g.refuseIfCrowded(ctx, s); err != nil {
 		return v, err
 	}
-	c := g.newCall(ctx, s)
+	c := new(doing)
+	c.init(ctx, g.core, s)
 	if err := c.begin(ctx); err != nil {
 		return v, err
 	}
@@ -51,15 +55,28 @@ func wrapped[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, 
 	return v, err
 }
 
-func attempt[T any](ctx context.Context, c *call, fn func(context.Context) (T, error)) (v T, err error) {
+// doing is the call of a Do. The context of the first attempt is part of it, which spares an allocation.
+type doing struct {
+	call
+	first attemptContext
+}
+
+func attempt[T any](ctx context.Context, c *doing, fn func(context.Context) (T, error)) (v T, err error) {
 	defer c.free()
-	actx := c.attemptContext(ctx)
+	actx := &c.first
+	if actx.call != nil {
+		actx = new(attemptContext)
+	}
+	actx.begin(ctx, &c.call)
 	defer actx.end()
 	c.billed = true
 	if v, err = fn(actx); err != nil {
 		err = actx.explain(err)
 	}
 	c.judge(ctx, err)
+	if err == nil {
+		c.gone = c.giveBack(true)
+	}
 	return v, err
 }
 

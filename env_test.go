@@ -221,7 +221,7 @@ func TestFromEnvReportsAllMistakesTogether(t *testing.T) {
 func TestReadmeTableOfSettingsIsRight(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	require.NoError(t, err)
-	require.Less(t, strings.Count(string(readme), "\n"), 150)
+	require.Less(t, strings.Count(string(readme), "\n"), 200, "a README that nobody reads to its end")
 	_, table, found := strings.Cut(string(readme), "\n| Config | bounds | default | variable |\n|---|---|---|---|\n")
 	require.True(t, found)
 	table, _, _ = strings.Cut(table, "\n\n")

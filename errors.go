@@ -1,8 +1,13 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: the error of a call that failed.
+
 import (
 	"context"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // Kind says why a call failed. It is itself an error, for errors.Is:
@@ -60,13 +65,13 @@ type Error struct {
 
 	Err error // the cause: *openai.APIError, *openai.RequestError, a net or context error…
 
-	retry    verdict
 	refusal  *refusal // what the provider answered, if that is what failed
-	judged   bool     // a route has been told
 	route    *route   // that is not open yet: phases pause and pace
-	expected bool     // phase queue: refused without waiting for Limit
-	outrun   bool     // phase queue: newer calls went first
 	setting  string   // that allows more
+	retry    verdict
+	judged   bool // a route has been told
+	expected bool // phase queue: refused without waiting for Limit
+	outrun   bool // phase queue: newer calls went first
 }
 
 // verdict is what the layer that saw a failure knows about repeating it, beyond its Kind.
@@ -87,9 +92,9 @@ func (e *Error) Is(target error) bool {
 	return target == e.Kind || e.Kind == ErrTimeout && target == context.DeadlineExceeded
 }
 
-// Unwrap returns the cause.
+// Unwrap returns the cause, or nil for a typed nil, whose methods may panic in errors.Is and errors.As.
 func (e *Error) Unwrap() error {
-	if e == nil {
+	if e == nil || errtree.IsNil(e.Err) {
 		return nil
 	}
 	return e.Err

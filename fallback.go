@@ -1,10 +1,15 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: the next alternative after a failure.
+
 import (
 	"context"
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // Fallback returns the value of the first alternative that succeeds. It goes on to the next after a failure that
@@ -54,7 +59,7 @@ func try[T any](ctx context.Context, alternative func(context.Context) (T, error
 	s := scopeOf(ctx)
 	if planB := others > 0; planB != s.planB {
 		s.planB = planB
-		ctx = context.WithValue(ctx, scopeKey{}, &s)
+		ctx = context.WithValue(ctx, scopeKey{}, s)
 	}
 	deadline, ok := ctx.Deadline()
 	if others == 0 || !ok {
@@ -84,7 +89,7 @@ func curable(err error) bool {
 		ErrPromptTooLarge, ErrResponseTooLarge, ErrMisconfigured:
 		return true
 	case "":
-		return is(err, context.DeadlineExceeded) // the alternative's own: the caller is still here
+		return errtree.Is(err, context.DeadlineExceeded) // the alternative's own: the caller is still here
 	}
 	return false
 }
@@ -102,7 +107,7 @@ func Final(err error) error {
 type finalError struct{ error }
 
 func isFinal(err error) bool {
-	return find[*finalError](err) != nil
+	return errtree.Has[*finalError](err)
 }
 
 func (e *finalError) Unwrap() error { return e.error }

@@ -626,8 +626,11 @@ func settles(t *testing.T, what string, ok func() bool) {
 func newFaultServer(t *testing.T, proto string) *aiguardtest.Server {
 	t.Helper()
 	var opts []aiguardtest.Option
-	if proto == "HTTP2" {
+	if strings.HasPrefix(proto, "HTTP2") {
 		opts = append(opts, aiguardtest.TLS())
+	}
+	if strings.HasSuffix(proto, overPipes) {
+		opts = append(opts, aiguardtest.Pipe())
 	}
 	return aiguardtest.NewServer(t, opts...)
 }
@@ -657,6 +660,18 @@ func connect(t *testing.T, srv *aiguardtest.Server, base http.RoundTripper) {
 // connection, no goroutine.
 func guarded(t *testing.T, fault aiguardtest.Fault, proto string, cfg aiguard.Config, tune ...func(*http.Transport)) (*aiguard.Client, *aiguardtest.Server) {
 	t.Helper()
+	g, base, srv := guardedServer(t, fault, proto, cfg, tune...)
+	oc := openai.DefaultConfig("sk-secret-key")
+	oc.BaseURL = srv.URL
+	if base != nil {
+		oc.HTTPClient = &http.Client{Transport: base}
+	}
+	return g.Client(oc), srv
+}
+
+// guardedServer is guarded for any client: it returns what the guard is to send through, nil for its own pool.
+func guardedServer(t *testing.T, fault aiguardtest.Fault, proto string, cfg aiguard.Config, tune ...func(*http.Transport)) (*aiguard.Guard, *http.Transport, *aiguardtest.Server) {
+	t.Helper()
 	for _, d := range []*time.Duration{&cfg.CallTimeout, &cfg.StreamIdleTimeout, &cfg.StreamTimeout} {
 		if *d == 0 {
 			*d = patience
@@ -671,10 +686,9 @@ func guarded(t *testing.T, fault aiguardtest.Fault, proto string, cfg aiguard.Co
 	left := leavesNoGoroutine()
 	g, err := aiguard.New(cfg)
 	require.NoError(t, err)
-	oc := openai.DefaultConfig("sk-secret-key")
-	oc.BaseURL = srv.URL
 	closeIdle := func() {}
-	if base := baseFor(srv, fault, proto, cfg); base != nil {
+	base := baseFor(srv, fault, proto, cfg)
+	if base != nil {
 		closeIdle = base.CloseIdleConnections
 		for _, f := range tune {
 			f(base)
@@ -682,7 +696,6 @@ func guarded(t *testing.T, fault aiguardtest.Fault, proto string, cfg aiguard.Co
 		if !aboutConnecting(fault) {
 			connect(t, srv, base)
 		}
-		oc.HTTPClient = &http.Client{Transport: base}
 	}
 	srv.Play(fault)
 	t.Cleanup(func() {
@@ -699,7 +712,7 @@ func guarded(t *testing.T, fault aiguardtest.Fault, proto string, cfg aiguard.Co
 		}
 		settles(t, "no connection is left", func() bool { open, _ := srv.Conns(); return open == 0 })
 	})
-	return g.Client(oc), srv
+	return g, base, srv
 }
 
 // aboutConnecting: before such a fault there must be no connection.

@@ -43,22 +43,41 @@ func readForeign(err error) (f foreign, ok bool) {
 		f.said = dialect.Failure{Code: s.text("Code"), Type: s.text("Type")}
 		if f.said == (dialect.Failure{}) {
 			f.said = rawFailure(err)
+		} else {
+			f.said.Message = s.text("Message")
 		}
 		return f, resp.StatusCode >= 400
 	}
 	if code, ok := s.field("Code").(int); ok && s.has("Message", "Status", "Details") {
-		f.status, f.said.Code = code, s.text("Status")
+		f.status, f.said.Code, f.said.Message = code, s.text("Status"), s.text("Message")
+		details, _ := s.field("Details").([]map[string]any)
+		f.said.InnerCode, f.retryAfter = detailed(details)
 		return f, code >= 400
 	}
 	if code, ok := s.field("StatusCode").(int); ok && (s.has("Status", "ErrorMessage") || s.has("Status", "SigninURL")) {
-		f.status = code
+		f.status, f.said.Message = code, s.text("ErrorMessage")
 		return f, code >= 400
 	}
 	if code, ok := s.field("HTTPStatusCode").(int); ok {
-		f.status, f.said = code, dialect.Failure{Code: codeText(s.field("Code")), Type: s.text("Type")}
+		f.status, f.said = code, dialect.Failure{Code: codeText(s.field("Code")), Type: s.text("Type"), Message: s.text("Message")}
 		return f, code >= 400
 	}
 	return f, false
+}
+
+// detailed reads the details of a genai error: a reason, and how long to wait.
+func detailed(details []map[string]any) (reason string, wait time.Duration) {
+	for _, d := range details {
+		if r, ok := d["reason"].(string); ok && reason == "" {
+			reason = r
+		}
+		if delay, ok := d["retryDelay"].(string); ok {
+			if d, err := time.ParseDuration(delay); err == nil && d > 0 {
+				wait = d
+			}
+		}
+	}
+	return reason, wait
 }
 
 // rawFailure reads the JSON that an SDK keeps of a provider's error.

@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: the line, whose turn it is.
+
 import (
 	"context"
 	"math"
@@ -39,7 +42,8 @@ type limiter struct {
 	waiting             atomic.Int64 // calls in line or waiting for a route
 	waitCount, waitTime atomic.Int64
 
-	mu       sync.Mutex
+	mu       *sync.Mutex // core.mu
+	waiters  sync.Pool   // of *inLine
 	line     line.Line[*inLine]
 	routes   routes
 	tenants  tenants
@@ -72,7 +76,7 @@ type inLine struct {
 	call   *call
 	joined instant
 	until  instant       // when the call must be admitted at the latest; 0: no bound
-	over   chan struct{} // closed when it is decided what becomes of it:
+	over   chan struct{} // receives once it is decided what becomes of the call:
 	fate   fate
 }
 
@@ -88,8 +92,8 @@ const (
 	shutOut
 )
 
-func newLimiter(cfg *Config, c clock) *limiter {
-	l := &limiter{clock: c, capacity: cfg.MaxConcurrent, maxQueue: cfg.MaxQueue, custom: cfg.Limiter, patience: cfg.QueueTimeout, planB: cfg.Retry.Patience}
+func newLimiter(cfg *Config, c clock, mu *sync.Mutex) *limiter {
+	l := &limiter{clock: c, mu: mu, capacity: cfg.MaxConcurrent, maxQueue: cfg.MaxQueue, custom: cfg.Limiter, patience: cfg.QueueTimeout, planB: cfg.Retry.Patience}
 	l.line.Capacity, l.line.MaxBackground = cfg.MaxConcurrent, cfg.MaxBackground
 	if l.custom != nil {
 		l.line.Capacity, l.line.MaxBackground = Off, Off
@@ -176,7 +180,7 @@ func (l *limiter) refresh(r *route, now instant) {
 func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed {
+	if l.closed || !c.enlist() {
 		return &Error{Kind: ErrClosed}
 	}
 	r, t := l.find(c, now)
@@ -202,14 +206,16 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	if gone != nil {
 		l.dismiss(gone, displaced)
 	}
-	w := &inLine{call: c, joined: now, until: c.admission(ctx, now), over: make(chan struct{})}
-	w.Value, w.Weight = w, c.Weight
+	w := l.waiter()
+	w.call, w.joined, w.until, w.Weight = c, now, c.admission(ctx, now), c.Weight
 	l.waiting.Add(1)
 	for n := l.line.Join(&w.Waiter, &r.line, &t.line, p, int64(now), l.slots(r)); n > 0; n-- {
 		l.dismiss(w.Eldest().Value, hopeless)
 	}
 	l.next(now)
 	if c.permit.held.Load() {
+		<-w.over
+		l.waiters.Put(w)
 		return nil
 	}
 	l.refresh(r, now)
@@ -225,6 +231,9 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 func (l *limiter) enterNested(c *call, now instant) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if !c.enlist() {
+		return &Error{Kind: ErrClosed}
+	}
 	r, _ := l.find(c, now)
 	switch state, until := r.state.State(provider.Instant(now), c.tokens()); state {
 	case provider.Down:
@@ -241,8 +250,16 @@ func (l *limiter) enterNested(c *call, now instant) error {
 func (l *limiter) grant(c *call, now instant) {
 	p := &c.permit
 	r := p.route
-	p.sending = r.state.Send(provider.Instant(now), c.Weight, c.tokens(), c.attempts == 0)
-	if c.attempts == 0 {
+	first := c.attempts == 0
+	if r != &l.routes.nameless {
+		p.sending = r.state.Send(provider.Instant(now), c.Weight, c.tokens(), first)
+	} else {
+		p.sending = provider.Sending{At: provider.Instant(now), Weight: c.Weight}
+		if first {
+			r.state.Budget.Pay()
+		}
+	}
+	if first {
 		l.budget.Pay()
 	}
 	if !p.nested {
@@ -271,14 +288,26 @@ func (l *limiter) next(now instant) {
 			return
 		}
 		l.grant(c, now)
-		l.leave(w.Value, now)
+		l.leave(w.Value)
 	}
 }
 
-// leave ends the wait of one who is out of the line.
-func (l *limiter) leave(w *inLine, now instant) {
+// leave ends the wait of one who is out of the line, and who may be gone when it returns.
+func (l *limiter) leave(w *inLine) {
 	l.waiting.Add(-1)
-	close(w.over)
+	w.over <- struct{}{}
+}
+
+// waiter makes a place in line, or uses one again.
+func (l *limiter) waiter() *inLine {
+	if w, _ := l.waiters.Get().(*inLine); w != nil {
+		*w = inLine{over: w.over}
+		w.Value = w
+		return w
+	}
+	w := &inLine{over: make(chan struct{}, 1)}
+	w.Value = w
+	return w
 }
 
 // dismiss ends a wait in vain.
@@ -289,7 +318,7 @@ func (l *limiter) dismiss(w *inLine, f fate) {
 		l.refused[w.call.Priority.line()]++
 		w.call.permit.tenant.refused++
 	}
-	l.leave(w, 0)
+	l.leave(w)
 }
 
 // abandon leaves the line for a caller who has left; what was granted in the same moment the permit has.
@@ -302,8 +331,10 @@ func (l *limiter) abandon(w *inLine) {
 	default:
 	}
 	l.line.Leave(&w.Waiter)
-	l.leave(w, 0)
-	l.next(l.now())
+	l.waiting.Add(-1)
+	if !l.line.Full() { // what left may have been too heavy, and in the way
+		l.next(l.now())
+	}
 }
 
 // denied is why a waiter was not admitted.
@@ -334,8 +365,10 @@ func (l *limiter) denied(c *call, w *inLine) *Error {
 }
 
 // finish gives back what an attempt holds, after noting what it says about its provider. tokens are those of the answer's
-// usage, and more how many of them were not expected; 0: nobody knows. ok is false if there is nothing to give back.
-func (l *limiter) finish(p *permit, pr line.Priority, o provider.Outcome, tokens int64, more float64) (took time.Duration, turned turn, ok bool) {
+// usage, and more how many of them were not expected; 0: nobody knows. After the last attempt the call leaves the ring. ok
+// is false if there is nothing to give back.
+func (l *limiter) finish(c *call, tokens int64, more float64, last bool) (took time.Duration, turned turn, ok bool) {
+	p := &c.permit
 	if !p.held.Load() {
 		return 0, noTurn, false
 	}
@@ -344,11 +377,16 @@ func (l *limiter) finish(p *permit, pr line.Priority, o provider.Outcome, tokens
 	if !p.held.CompareAndSwap(true, false) {
 		return 0, noTurn, false
 	}
+	if last {
+		c.strike()
+	}
 	now := l.now()
-	turned = l.apply(p, o, now)
+	turned = l.apply(p, c.verdict, now)
 	took = time.Duration(now - instant(p.sending.At))
 	r, t, weight := p.route, p.tenant, p.sending.Weight
-	r.state.Done(provider.Instant(now), &p.sending)
+	if r != &l.routes.nameless {
+		r.state.Done(provider.Instant(now), &p.sending)
+	}
 	r.state.Hold(took)
 	if more != 0 {
 		r.state.Settle(provider.Instant(now), more)
@@ -360,6 +398,7 @@ func (l *limiter) finish(p *permit, pr line.Priority, o provider.Outcome, tokens
 			l.perToken = provider.Average(l.perToken, service/float64(tokens))
 			service = l.perToken * float64(tokens)
 		}
+		pr := c.Priority.line()
 		t.inFlight -= weight
 		l.inFlight[pr] -= weight
 		l.line.Release(&t.line, pr, weight, service-p.cost)

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // UserMessage returns a sentence in English that is safe to show to a user, whatever err is: it never
@@ -55,9 +57,9 @@ func UserMessage(err error) string {
 		return "The AI service gave an answer we could not use. Please try again."
 	}
 	switch {
-	case is(err, context.Canceled):
+	case errtree.Is(err, context.Canceled):
 		return "The request was cancelled."
-	case is(err, context.DeadlineExceeded):
+	case errtree.Is(err, context.DeadlineExceeded):
 		return "The request took too long. Please try again in a moment."
 	}
 	return "Something went wrong. Please try again later."
@@ -118,9 +120,9 @@ func HTTPStatus(err error) int {
 		return http.StatusBadRequest
 	}
 	switch {
-	case is(err, context.Canceled):
+	case errtree.Is(err, context.Canceled):
 		return 499 // nginx's "client closed request"; net/http has no name for it
-	case is(err, context.DeadlineExceeded):
+	case errtree.Is(err, context.DeadlineExceeded):
 		return http.StatusGatewayTimeout
 	}
 	return http.StatusInternalServerError

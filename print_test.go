@@ -6,13 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -59,59 +56,6 @@ func TestKindPrintsTheSameEverywhere(t *testing.T) {
 		assert.True(t, strings.HasSuffix(forms["slog text"], " v="+k.name), forms["slog text"])
 		assert.Contains(t, forms["slog JSON"], `"v":"`+k.name+`"`)
 	}
-}
-
-// typedNils are errors that are not nil and have nothing in them, as a function returns that declares a pointer and returns it
-// as an error.
-func typedNils() map[string]error {
-	bare := map[string]error{
-		"Error":        (*aiguard.Error)(nil),
-		"APIError":     (*openai.APIError)(nil),
-		"RequestError": (*openai.RequestError)(nil),
-		"url":          (*url.Error)(nil),
-		"OpError":      (*net.OpError)(nil),
-		"DNSError":     (*net.DNSError)(nil),
-		"path":         (*fs.PathError)(nil),
-		"syscall":      (*os.SyscallError)(nil),
-		"openai-go":    (*stainlessError)(nil),
-	}
-	nils := maps.Clone(bare)
-	for name, err := range bare {
-		nils[name+", wrapped"] = fmt.Errorf("service: %w", err)
-		nils[name+", joined"] = errors.Join(err, err)
-		nils[name+", in a url.Error"] = &url.Error{Op: "Post", URL: "x", Err: err}
-		nils[name+", in an OpError"] = &net.OpError{Op: "dial", Err: err}
-		nils[name+", in a RequestError"] = &openai.RequestError{Err: err}
-		nils[name+", in an Error"] = &aiguard.Error{Err: err}
-	}
-	return nils
-}
-
-func TestTypedNilsNeverPanic(t *testing.T) {
-	for name, err := range typedNils() {
-		t.Run(name, func(t *testing.T) {
-			require.NotPanics(t, func() {
-				aiguard.KindOf(err)
-				require.NotEmpty(t, aiguard.UserMessage(err))
-				require.GreaterOrEqual(t, aiguard.HTTPStatus(err), 400)
-				if e := aiguard.Explain(err); e != nil {
-					printed(e)
-				}
-				printed(&aiguard.Error{Kind: aiguard.ErrUnavailable, Err: err})
-				printed(aiguard.Event{Err: err})
-			})
-		})
-	}
-	var none *aiguard.Error
-	require.Nil(t, aiguard.Explain(none))
-	require.Empty(t, aiguard.KindOf(none))
-	require.False(t, none.Timeout())
-	require.NotErrorIs(t, none, aiguard.ErrTimeout)
-	require.NoError(t, none.Unwrap())
-	require.Equal(t, "<nil>", none.Error())
-	printed(none)
-	printed(aiguard.Error{})
-	printed(aiguard.Event{})
 }
 
 // plant returns e with the secret in every field that can hold text.
@@ -325,6 +269,32 @@ func TestErrorsOfOtherSDKsAreClassifiedByTheirShape(t *testing.T) {
 	policy := &stainlessError{Code: "content_filter", Response: response(400)}
 	require.Equal(t, 422, aiguard.HTTPStatus(policy))
 	require.Equal(t, 503, aiguard.HTTPStatus(&stainlessError{Response: response(503)}), "a provider's own 503")
+}
+
+// Where an API has no code for a failure, the words of its error tell, as they do on the wire.
+func TestErrorsOfOtherSDKsAreClassifiedByTheirWordsToo(t *testing.T) {
+	const tooLong = "The input token count (1048577) exceeds the maximum number of tokens allowed (1048576). " + secret
+	reason := []map[string]any{{"@type": "x"}, {"reason": "API_KEY_INVALID"}}
+	for name, c := range map[string]struct {
+		err  error
+		kind aiguard.Kind
+	}{
+		"genai":           {genaiError{Code: 400, Status: "INVALID_ARGUMENT", Message: tooLong}, aiguard.ErrPromptTooLarge},
+		"genai, a reason": {genaiError{Code: 400, Status: "INVALID_ARGUMENT", Message: secret, Details: reason}, aiguard.ErrUnauthorized},
+		"Ollama":          {ollamaError{StatusCode: 400, ErrorMessage: "the input length exceeds the context length"}, aiguard.ErrPromptTooLarge},
+		"openai-go": {&stainlessError{StatusCode: 400, Type: "BadRequestError", Message: "This model's maximum context length is 4096 tokens.",
+			Response: &http.Response{StatusCode: 400}}, aiguard.ErrPromptTooLarge},
+		"fork of go-openai": {&forkError{HTTPStatusCode: 402, Code: "invalid_request_error", Message: "Insufficient Balance"}, aiguard.ErrQuota},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.Equal(t, c.kind, aiguard.KindOf(c.err))
+			for form, text := range printed(aiguard.Explain(c.err)) {
+				require.NotContains(t, text, secret, form)
+			}
+		})
+	}
+	wait := []map[string]any{{"retryDelay": "soon"}, {"retryDelay": "30s"}}
+	require.Equal(t, 30*time.Second, aiguard.Explain(genaiError{Code: 429, Status: "RESOURCE_EXHAUSTED", Details: wait}).RetryAfter)
 }
 
 func TestErrorTextTellsOperatorsWhatCameAndFromWhere(t *testing.T) {

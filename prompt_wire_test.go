@@ -121,7 +121,7 @@ func (g generator) response() any {
 func (g generator) embeddings() any {
 	var inputs []string
 	for range g.IntN(4) {
-		inputs = append(inputs, g.text())
+		inputs = append(inputs, []string{"", "data:image/png;base64,QUJD"}[g.IntN(2)]+g.text())
 	}
 	return openai.EmbeddingRequest{Model: openai.EmbeddingModel(g.text()), User: g.text(),
 		Input: []any{g.text(), inputs, []int{1, 2, 3}, [][]int{{1, 2}, {3}}, []any{g.text(), map[string]any{"text": g.text()}}}[g.IntN(5)]}

@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: what a call tells events and logs.
+
 import (
 	"context"
 	"log/slog"
@@ -79,6 +82,9 @@ func (c *call) tell(ctx context.Context, err error, u Usage) {
 	}
 	if c.cfg.OnEvent != nil {
 		c.emitWith(ctx, t, err, u)
+	}
+	if e != nil && c.recent.on.Load() {
+		c.recent.record(c, e)
 	}
 	if e != nil && !c.nested { // the Do around it has the last word
 		c.log(ctx, t, e)

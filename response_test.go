@@ -335,13 +335,3 @@ func TestDoKeepsWhatAnSDKsResponseAsksFor(t *testing.T) {
 	require.Equal(t, "req_1", e.RequestID)
 	require.Equal(t, 429, e.StatusCode)
 }
-
-func TestDoSurvivesATypedNil(t *testing.T) {
-	g := newGuard(t, aiguard.Config{CallTimeout: time.Nanosecond, Retry: aiguard.Retry{MaxAttempts: 1}})
-	for name, nothing := range typedNils() {
-		require.Error(t, do(t.Context(), g, func(ctx context.Context) error {
-			<-ctx.Done()
-			return nothing
-		}), name)
-	}
-}

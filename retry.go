@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: whether and when to try again.
+
 import (
 	"context"
 	"math"
@@ -10,6 +13,7 @@ import (
 	"time"
 
 	"github.com/aiguard-go/aiguard/internal/callctx"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // maxBudget is more than anybody's fraction.
@@ -121,7 +125,7 @@ func (c *call) again(ctx context.Context, err error) error {
 	}
 	c.tellTurn(ctx, err)
 	if ctx.Err() != nil {
-		if !is(err, ctx.Err()) {
+		if !errtree.Is(err, ctx.Err()) {
 			err = callctx.Err(ctx)
 		}
 		return c.finish(ctx, err)

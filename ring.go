@@ -4,11 +4,20 @@ import (
 	"context"
 )
 
-// register enters the call into the ring. While the guard shuts down, only calls inside a Do or RunTask that is still
-// in the ring are let in, so that the ring stays empty once it is.
+// register puts the call into the ring, for Close to cancel it and Shutdown to wait for it. It reports false if the guard
+// takes no more calls.
 func (c *call) register() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.enlist()
+}
+
+// enlist is register with mu held. While the guard shuts down, only calls inside a Do or RunTask that is still in the ring
+// are let in, so that the ring stays empty once it is.
+func (c *call) enlist() bool {
+	if c.next != nil {
+		return true
+	}
 	if c.killed || c.closing.Load() && !c.inside() {
 		return false
 	}
@@ -31,6 +40,11 @@ func (c *call) inside() bool {
 func (c *call) unregister() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.strike()
+}
+
+// strike is unregister with mu held.
+func (c *call) strike() {
 	if c.next == nil {
 		return
 	}

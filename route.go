@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: the route, whether the provider is open.
+
 import (
 	"context"
 	"math"
@@ -78,14 +81,16 @@ func (rs *routes) init(cfg *Config, l *limiter) {
 // routeKey names the route of a call; ok is false for a Do without a name.
 func (s *settings) routeKey() (key routeKey, ok bool) {
 	switch {
+	case s.host == "" && s.Op == "" && s.Model == "":
+		return key, false
 	case s.host == "":
-		key = routeKey{"", cut(s.Op), cut(s.Model)}
+		return routeKey{"", cut(s.Op), cut(s.Model)}, true
 	case s.Model == "":
 		key = routeKey{cut(s.host), cut(s.path), ""}
 	default:
 		key = routeKey{cut(s.host), "", cut(s.Model)}
 	}
-	return key, key != routeKey{}
+	return key, true
 }
 
 // cut bounds what a map keeps of a text, in length and in memory.

@@ -291,6 +291,76 @@ func TestWhatSaysNothingOfTheProviderIsNoOutage(t *testing.T) {
 	}
 }
 
+// A caller that gives the provider little time learns nothing of the provider, whatever holds the time.
+func TestTimeThatTheCallerSetsIsNoOutage(t *testing.T) {
+	const little = 50 * time.Millisecond
+	ask := func(call aiguard.Call) func(context.Context, *aiguard.Client) error {
+		return func(ctx context.Context, c *aiguard.Client) error { return askModel(ctx, c.With(call), "a") }
+	}
+	for name, tc := range map[string]struct {
+		cfg     aiguard.Config
+		ask     func(context.Context, *aiguard.Client) error
+		unasked bool // ends by what the provider may be held to
+	}{
+		"CallTimeout":         {ask: ask(aiguard.Call{}), unasked: true},
+		"Config.TotalTimeout": {cfg: aiguard.Config{TotalTimeout: little}, ask: ask(aiguard.Call{})},
+		"Call.TotalTimeout":   {ask: ask(aiguard.Call{TotalTimeout: little})},
+		"Call.Timeout":        {ask: ask(aiguard.Call{Timeout: little})},
+		"what an earlier attempt leaves of the total": {
+			cfg: aiguard.Config{Retry: aiguard.Retry{MaxAttempts: 2, Timeouts: true, Budget: aiguard.Off}},
+			ask: ask(aiguard.Call{Timeout: aiguard.DefaultCallTimeout - time.Second, TotalTimeout: aiguard.DefaultCallTimeout + time.Second})},
+		"WithCall": {ask: func(ctx context.Context, c *aiguard.Client) error {
+			return askModel(aiguard.WithCall(ctx, aiguard.Call{TotalTimeout: little}), c, "a")
+		}},
+		"Call.TotalTimeout of a stream": {ask: func(ctx context.Context, c *aiguard.Client) error {
+			r := chatRequest
+			r.Model = "a"
+			_, err := c.With(aiguard.Call{TotalTimeout: little}).CreateChatCompletionStream(ctx, r)
+			return err
+		}},
+		"the context's deadline": {ask: func(ctx context.Context, c *aiguard.Client) error {
+			ctx, cancel := context.WithTimeout(ctx, little)
+			defer cancel()
+			return askModel(ctx, c, "a")
+		}},
+		"a Do that has done other work": {ask: func(ctx context.Context, c *aiguard.Client) error {
+			return do(ctx, c.Guard(), func(ctx context.Context) error {
+				sleep(ctx, aiguard.DefaultCallTimeout-little)
+				return askModel(ctx, c, "a")
+			})
+		}},
+		"the total of a Do": {ask: func(ctx context.Context, c *aiguard.Client) error {
+			return do(ctx, c.Guard().With(aiguard.Call{TotalTimeout: little}), func(ctx context.Context) error { return askModel(ctx, c, "a") })
+		}},
+		"a task that has done other work": {cfg: aiguard.Config{TaskTimeout: time.Minute}, ask: func(ctx context.Context, c *aiguard.Client) error {
+			return c.Guard().RunTask(ctx, func(ctx context.Context) error {
+				sleep(ctx, time.Minute-little)
+				return askModel(ctx, c, "a")
+			})
+		}},
+		"a share of Fallback": {ask: func(ctx context.Context, c *aiguard.Client) error {
+			ctx, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
+			first := func(ctx context.Context) (int, error) { return 0, askModel(ctx, c, "a") }
+			_, err := aiguard.Fallback(ctx, first, first)
+			return err
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if tc.cfg.Retry.MaxAttempts == 0 {
+				tc.cfg.Retry.MaxAttempts = 1
+			}
+			inVirtualTime(t, tc.cfg, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+				srv.SetDefault(aiguardtest.Hang())
+				for range 10 {
+					require.Error(t, tc.ask(t.Context(), c))
+				}
+				require.Equal(t, tc.unasked, !routeOf(t, c.Guard(), "a").DownSince.IsZero())
+			})
+		})
+	}
+}
+
 // One caller's bad requests must not keep the others out: whoever comes next is the probe.
 func TestProbeIsTheNextCallThatComes(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{Retry: aiguard.Retry{MaxAttempts: 1}}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -21,6 +22,13 @@ type settings struct {
 type scope struct {
 	call  Call
 	planB bool
+	last  atomic.Pointer[scopedSettings] // of the last Do: a context may serve many
+}
+
+// scopedSettings are what a scope comes to for the Dos of one Guard.
+type scopedSettings struct {
+	guard *Guard
+	settings
 }
 
 type scopeKey struct{}
@@ -34,13 +42,14 @@ func WithCall(ctx context.Context, c Call) context.Context {
 	c.mustBeValid("WithCall")
 	s := scopeOf(ctx)
 	s.call = s.call.over(c)
-	return context.WithValue(ctx, scopeKey{}, &s)
+	return context.WithValue(ctx, scopeKey{}, s)
 }
 
-// scopeOf is a copy of the context's scope.
-func scopeOf(ctx context.Context) (s scope) {
+// scopeOf returns a copy of the context's scope.
+func scopeOf(ctx context.Context) *scope {
+	s := new(scope)
 	if in, _ := ctx.Value(scopeKey{}).(*scope); in != nil {
-		s = *in
+		s.call, s.planB = in.call, in.planB
 	}
 	return s
 }
@@ -118,9 +127,13 @@ func (g *Guard) do(ctx context.Context) *settings {
 //
 //go:noinline
 func (g *Guard) scoped(in *scope) *settings {
-	s := g.settle(g.own.over(in.call))
+	if last := in.last.Load(); last != nil && last.guard == g {
+		return &last.settings
+	}
+	s := &scopedSettings{guard: g, settings: g.settle(g.own.over(in.call))}
 	s.planB = in.planB
-	return &s
+	in.last.Store(s)
+	return &s.settings
 }
 
 // request returns the settings of a call that a request makes: With may rename it, but its model is a fact.

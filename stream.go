@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: the answer of an attempt that is a stream.
+
 import (
 	"bytes"
 	"context"
@@ -103,7 +106,8 @@ func (s *stream) frame() error {
 	case first == 0 && s.x.endpoint.Framing() == dialect.Frames:
 		s.events = awsframe.NewReader(body, maxEvent, dialect.MaxShape)
 		return nil
-	case first == '{' && (lines || s.x.endpoint.Framing() == dialect.JSON), first == '[' && s.x.endpoint.Framing() == dialect.JSON:
+	case first == 0 && s.x.endpoint.Framing() == dialect.JSON && media != "text/event-stream", // blanks, and more of them
+		first == '{' && (lines || s.x.endpoint.Framing() == dialect.JSON), first == '[' && s.x.endpoint.Framing() == dialect.JSON:
 		s.events = jsonseq.NewReader(body, maxEvent, dialect.MaxShape)
 		return nil
 	case first == '{' && media == "text/event-stream": // an error, or a whole answer; the reader takes it for data

@@ -3,11 +3,11 @@ package aiguard
 import (
 	"bytes"
 	"context"
-	"errors"
 	"io"
 	"net/http"
 
 	"github.com/aiguard-go/aiguard/internal/awsframe"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 	"github.com/aiguard-go/aiguard/internal/sse"
 )
 
@@ -38,11 +38,11 @@ func (s *stream) ending(err error) error {
 		return http.ErrBodyReadAfterClose
 	}
 	switch {
-	case errors.Is(err, errTooMuch):
+	case errtree.Is(err, errTooMuch):
 		return s.x.tooLarge(s.resp, PhaseResponse, s.x.guard.cfg.MaxResponseBytes)
 	case err == sse.ErrNoRoom:
 		return s.x.noRoom(s.w, s.resp)
-	case errors.Is(err, sse.ErrLineTooLong):
+	case errtree.Is(err, sse.ErrLineTooLong):
 		return s.x.tooLarge(s.resp, PhaseEvent, s.x.guard.cfg.MaxEventBytes)
 	case err == awsframe.ErrFrame:
 		return s.x.invalid(s.resp)

@@ -154,6 +154,9 @@ func (s *stream) judge(ev sse.Event) error {
 	}
 	f, failed := s.progress.Event(ev.Name, ev.Data)
 	if failed {
+		if s.x.endpoint.Deaf() && len(ev.Raw) <= maxErrorBytes { // else its client takes this end for a good one
+			s.behind = append(s.behind, ev.Raw...)
+		}
 		return s.x.failed(s.resp, f, ErrUnavailable)
 	}
 	if ev.Bare && !s.any && s.x.endpoint.Framing() == dialect.SSE && s.x.eventLines {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/aiguard-go/aiguard/internal/callctx"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // timeBound is a bound of time as an Error tells of it.
@@ -84,7 +85,7 @@ func (c *call) sleep(ctx context.Context, d time.Duration) error {
 
 // notEcho is err unless it only repeats that we cancelled, for the reason why: the caller has not.
 func notEcho(err error, why *Error) error {
-	if is(err, context.Canceled) || why != nil && is(err, why) {
+	if errtree.Is(err, context.Canceled) || why != nil && errtree.Is(err, why) {
 		return nil
 	}
 	return err
@@ -104,10 +105,10 @@ type attemptContext struct {
 	over   bool
 }
 
-func (c *call) attemptContext(ctx context.Context) *attemptContext {
-	deadline, _ := c.attemptDeadline(PhaseCall)
-	c.encloses.Store(int64(deadline))
-	return &attemptContext{Context: ctx, call: c, deadline: deadline}
+func (a *attemptContext) begin(ctx context.Context, c *call) {
+	a.Context, a.call = ctx, c
+	a.deadline, _ = c.attemptDeadline(PhaseCall)
+	c.encloses.Store(int64(a.deadline))
 }
 
 // attemptDeadline is when the attempt that has just been admitted must be over, and by which bound; 0: never.
@@ -211,7 +212,7 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 		panic("aiguard: RunTask: nil fn")
 	}
 	c := g.newCall(ctx, &g.call)
-	c.deadline = 0 // TotalTimeout is for calls
+	c.task, c.deadline = true, 0 // TotalTimeout is for calls
 	if !c.register() {
 		return &Error{Kind: ErrClosed, Op: c.Op, Model: c.Model, Phase: PhaseTask}
 	}

@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: the entry for any SDK over HTTP.
+
 import (
 	"context"
 	"errors"

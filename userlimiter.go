@@ -36,6 +36,7 @@ func (c *call) passRoute(ctx context.Context) (err error) {
 	} else {
 		err = c.limiter.wait(ctx, c)
 	}
+	c.limiter.waiters.Put(c.waiter)
 	c.waiter = nil
 	return err
 }

@@ -1,5 +1,6 @@
-// Package aiguardtest is a fake OpenAI server that answers, fails, stalls and
-// breaks as told, for testing a service that calls a model.
+// Package aiguardtest is a fake model provider that answers, fails, stalls and
+// breaks as told, for testing a service that calls a model. It speaks the APIs
+// of OpenAI, Anthropic, Gemini and Ollama.
 //
 //	func TestSlowProvider(t *testing.T) {
 //		fake := aiguardtest.NewServer(t)
@@ -19,6 +20,22 @@
 // [Server.SetDefault] is for all that remain; [Server.Play] goes before all of
 // them. Programs use [Start].
 //
+// # APIs
+//
+// The path of a request decides which API it is for. What stands before the
+// part that is listed here does not matter, so every client can use
+// [Server].URL as its base URL:
+//
+//	/v1/messages                            Anthropic, an event stream
+//	/models/{model}:generateContent         Gemini
+//	/models/{model}:streamGenerateContent   Gemini, a JSON array; with ?alt=sse an event stream
+//	/api/chat, /api/generate                Ollama, JSON lines unless "stream" is false
+//	all others                              OpenAI, an event stream
+//
+// Replies and faults have the form of the API: an [Error] that Anthropic's SDK
+// gets is Anthropic's, and a stream that breaks for Ollama's client is of JSON
+// lines.
+//
 // # Replies
 //
 // A [Reply] is one behaviour. Replies compose: Cut(100, Slowly(time.Second,
@@ -28,7 +45,7 @@
 //	TextN(text, chunks)         the same with that many chunks of text in a stream
 //	JSON(status, body, …)       this body, with these headers
 //	Raw(status, type, body)     this body, of this content type
-//	Error(status, code, …)      an OpenAI error; its message contains ProviderText
+//	Error(status, code, …)      an error of the API; its message contains ProviderText
 //	Events(payloads…)           a stream of these events, without [DONE] unless given
 //	Bytes(parts…)               a stream of exactly these bytes
 //
@@ -63,6 +80,13 @@
 // [FaultRefused], [FaultTLSStall], [FaultNeverRead] and [FaultGoesDark] happen
 // below HTTP and have no Reply. Some faults end in a good answer, which a client
 // should get: FaultStreamManyPings, for one.
+//
+// The list below describes OpenAI's form. Other APIs have their own: Anthropic's
+// stop_reason and message_stop instead of finish_reason and [DONE], for example,
+// or an empty piece of text as a ping where there are no comments. An API without
+// a fault plays the nearest that it has. For Anthropic, FaultInsufficientQuota is
+// its 400 for a credit balance that is too low. For Ollama, whose errors are texts
+// without a code, it is a plain 429.
 //
 // The connection:
 //
@@ -114,7 +138,7 @@
 //	FaultNumericCode      500 with "code":500, a number
 //	FaultFailedResponse   200 with a response (of the Responses API) of status "failed"
 //
-// Streams, sent as chat streams on every endpoint, whatever was asked for:
+// Streams, sent on every endpoint (OpenAI: as chat streams), whatever was asked for:
 //
 //	FaultStreamNoEvent            headers, then silence
 //	FaultStreamSilence            two events, then silence

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	openai "github.com/sashabaranov/go-openai"
@@ -84,6 +86,32 @@ func ExampleServer_Handle() {
 	// Output:
 	// gpt-4o false
 	// gpt-4o-mini true
+}
+
+// The path of a request decides whose API the answer is in: this is Anthropic's.
+// Its SDK takes fake.URL as its base URL.
+func ExampleServer_Play() {
+	fake := aiguardtest.Start()
+	defer fake.Close()
+	ask := func() {
+		resp, err := http.Post(fake.URL+"/messages", "application/json", strings.NewReader(`{"model":"claude"}`))
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		fmt.Println(resp.StatusCode, string(body), err)
+	}
+
+	fake.Play(aiguardtest.FaultStatus529)
+	ask()
+	fake.Play(aiguardtest.FaultCutAnswer)
+	ask()
+
+	// Output:
+	// 529 {"type":"error","error":{"type":"overloaded_error","message":"PROVIDER-TEXT do not show this to users"}} <nil>
+	// 200 {"id":"msg-fake2","type":"message","role":"assistant","model":"claude","content":[{"type":"text","text" unexpected EOF
 }
 
 // See what your own service makes of a provider that has too much to do. A test

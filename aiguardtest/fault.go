@@ -1,13 +1,17 @@
 package aiguardtest
 
-import "slices"
+import (
+	"net/http"
+	"slices"
+)
 
 // Fault names one way in which a provider, or the network before it, fails: a
 // row of the table in the package documentation. Its text is the group and
 // the name, such as "stream/only-pings", good for the name of a subtest.
 //
 // Server.Play makes everything meet a fault. Fault.Reply is the same for
-// single requests: fake.Enqueue(aiguardtest.FaultReset.Reply()).
+// single requests: fake.Enqueue(aiguardtest.FaultReset.Reply()). A fault has the
+// form of the API that the request is for.
 type Fault string
 
 // Faults of the connection.
@@ -62,8 +66,8 @@ const (
 	FaultFailedResponse  Fault = "answer/failed-response"
 )
 
-// Faults of streams. They are sent as chat streams, on every endpoint and
-// whether a stream was asked for or not.
+// Faults of streams. They are sent as streams of the API (OpenAI: of chat), on
+// every endpoint and whether a stream was asked for or not.
 const (
 	FaultStreamNoEvent           Fault = "stream/no-event"
 	FaultStreamSilence           Fault = "stream/silence"
@@ -122,11 +126,17 @@ const (
 	FaultStatus529          Fault = "refusal/529"
 )
 
-// faultRow is a row of the table: a nil reply is a fault below HTTP.
+// faultRow is a row of the table. It plays the fault around or in the place of
+// a good answer; nil is a fault below HTTP.
 type faultRow struct {
 	fault Fault
-	reply Reply
+	play  func(good *answer) Reply
 	doc   string
+}
+
+// always is a fault that looks the same in every API.
+func always(reply Reply) func(*answer) Reply {
+	return func(*answer) Reply { return reply }
 }
 
 var faultTable = slices.Concat(connectionFaults(), answerFaults(), streamFaults(), refusalFaults())
@@ -157,17 +167,19 @@ func (f Fault) Reply() Reply {
 	switch {
 	case !ok:
 		panic("aiguardtest: no fault is called " + string(f))
-	case row.reply == nil:
+	case row.play == nil:
 		panic("aiguardtest: " + string(f) + " happens below HTTP: use Server.Play, not Reply")
 	}
-	return row.reply
+	return func(w http.ResponseWriter, r *Request) {
+		row.play(newAnswer(w, r, hello, 1))(w, r)
+	}
 }
 
 // Connection reports whether the fault happens below HTTP, or before a request
 // is read: only Server.Play can play it.
 func (f Fault) Connection() bool {
 	row, ok := f.row()
-	return ok && row.reply == nil
+	return ok && row.play == nil
 }
 
 // String returns the fault's name.

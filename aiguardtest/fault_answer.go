@@ -10,26 +10,9 @@ import (
 )
 
 const (
-	hello = "Hello!"
-
-	// chatAnswer is a good answer, for faults around it.
-	chatAnswer = chatBefore + hello + chatAfter
-	chatBefore = `{"id":"chatcmpl-fake","object":"chat.completion","created":1700000000,"model":"fake-model",` +
-		`"choices":[{"index":0,"message":{"role":"assistant","content":"`
-	chatAfter = `","refusal":null},"logprobs":null,"finish_reason":"stop"}],` +
-		`"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}`
-
-	errorBefore = `{"error":{"message":"` + ProviderText + ` `
-	errorAfter  = `","type":"server_error","param":null,"code":null}}`
-
-	failedResponse = `{"id":"resp_fake","object":"response","created_at":1700000000,"status":"failed",` +
-		`"error":{"code":"server_error","message":"` + ProviderText + `"},"incomplete_details":null,` +
-		`"model":"fake-model","output":[],"parallel_tool_calls":true,"usage":null}`
+	hello = "Hello!" // what good answers say, around which there are faults
 
 	html = "<!DOCTYPE html><html><head><title>" + ProviderText + "</title></head><body><h1>" + ProviderText + "</h1></body></html>\n"
-
-	// errorInside is the code of errors where no status tells the same.
-	errorInside = "rate_limit_exceeded"
 
 	hugeBody    = 200_000_000
 	manyObjects = 300_000 // 900 KB
@@ -40,38 +23,74 @@ const (
 )
 
 func answerFaults() []faultRow {
-	bad := http.StatusInternalServerError
-	return []faultRow{
-		{FaultNoHeaders, Hang(), "silence, not even headers"},
-		{FaultHeadersOnly, HangAfter(JSON(200, "")), "headers, then silence"},
-		{FaultByteASecond, byteASecond, "a good answer, one byte a second"},
-		{FaultStalledError429, HangAfter(JSON(429, errorBefore, "Retry-After", "1")), "429 with Retry-After: 1; its body begins and stalls"},
-		{FaultStalledError500, HangAfter(JSON(bad, errorBefore)), "500; its body begins and stalls"},
-		{FaultHugeAnswer, filled(200, chatBefore, "a", hugeBody, chatAfter), "200 MB of good JSON"},
-		{FaultManyObjects, filled(200, `{"choices":[{}`, ",{}", manyObjects, "]}"), "900 KB of JSON: 300,000 empty choices"},
-		{FaultDeepNesting, nested, "JSON nested 100,000 deep"},
-		{FaultGzipBomb, gzipBomb(200, chatBefore, chatAfter), "4 MB of gzip that are 4 GB of JSON"},
-		{FaultGzipBombError, gzipBomb(bad, errorBefore, errorAfter), "the same in a 500's body"},
-		{FaultHugeError, filled(bad, errorBefore, "a", hugeBody, errorAfter), "500 with a body of 200 MB"},
-		{FaultTruncatedJSON, JSON(200, chatAnswer[:len(chatAnswer)/2]), "half of the JSON in a complete HTTP body"},
-		{FaultCutAnswer, Cut(len(chatAnswer)/2, JSON(200, chatAnswer)), "half of the JSON, then the connection is closed"},
-		{FaultResetAnswer, resetAfter(JSON(200, chatAnswer[:len(chatAnswer)/2])), "half of the JSON, then the connection is reset"},
-		{FaultErrorInOK, JSON(200, errorBody(429, errorInside)), "200 with an error inside, of code rate_limit_exceeded"},
-		{FaultNull, JSON(200, "null"), "200 with null"},
-		{FaultNoChoices, JSON(200, "{}"), "200 with {}"},
-		{FaultEmptyBody, JSON(200, ""), "200 with an empty body"},
-		{FaultNoContent, JSON(http.StatusNoContent, ""), "204"},
-		{FaultHTML, Raw(200, "text/html", html), "200 with HTML"},
-		{FaultWrongType, Raw(200, "image/png", chatAnswer), "a good answer that claims to be image/png"},
-		{FaultTrailingBytes, JSON(200, chatAnswer+strings.Repeat("x", trailing)), "a good answer, then 16 KiB of garbage"},
-		{FaultUndrained, undrained, "a good answer, then white space in chunks of its own"},
-		{FaultErrorText, JSON(bad, `{"error":"`+ProviderText+`"}`), "500 whose error is a string"},
-		{FaultHTML502, Raw(http.StatusBadGateway, "text/html", html), "502 with HTML"},
-		{FaultHTML504, Raw(http.StatusGatewayTimeout, "text/html", html), "504 with HTML"},
-		{FaultNullCode, Error(bad, ""), `500 with "code":null`},
-		{FaultNumericCode, JSON(bad, strings.Replace(errorBefore+errorAfter, `"code":null`, `"code":500`, 1)), `500 with "code":500, a number`},
-		{FaultFailedResponse, JSON(200, failedResponse), `200 with a response (of the Responses API) of status "failed"`},
+	ok, bad := http.StatusOK, http.StatusInternalServerError
+	whole := func(a *answer) string { return encode(a.whole(a)) }
+	half := func(a *answer) string { return whole(a)[:len(whole(a))/2] }
+	// Replies with a long text inside a good answer, and inside an error.
+	inside := func(reply func(status int, before, after string) Reply) func(*answer) Reply {
+		return func(a *answer) Reply {
+			before, after := a.cutAtText()
+			return reply(ok, before, after)
+		}
 	}
+	insideError := func(status int, reply func(status int, before, after string) Reply) func(*answer) Reply {
+		return func(a *answer) Reply {
+			before, after := a.around(status)
+			return reply(status, before, after)
+		}
+	}
+	huge := func(status int, before, after string) Reply { return filled(status, before, "a", hugeBody, after) }
+	stalled := func(headers ...string) func(status int, before, _ string) Reply {
+		return func(status int, before, _ string) Reply { return HangAfter(JSON(status, before, headers...)) }
+	}
+	return []faultRow{
+		{FaultNoHeaders, always(Hang()), "silence, not even headers"},
+		{FaultHeadersOnly, always(HangAfter(JSON(ok, ""))), "headers, then silence"},
+		{FaultByteASecond, func(a *answer) Reply { return byteASecond(whole(a)) }, "a good answer, one byte a second"},
+		{FaultStalledError429, insideError(429, stalled("Retry-After", "1")), "429 with Retry-After: 1; its body begins and stalls"},
+		{FaultStalledError500, insideError(bad, stalled()), "500; its body begins and stalls"},
+		{FaultHugeAnswer, inside(huge), "200 MB of good JSON"},
+		{FaultManyObjects, manyInAnswer, "900 KB of JSON: 300,000 empty choices"},
+		{FaultDeepNesting, nested, "JSON nested 100,000 deep"},
+		{FaultGzipBomb, inside(gzipBomb), "4 MB of gzip that are 4 GB of JSON"},
+		{FaultGzipBombError, insideError(bad, gzipBomb), "the same in a 500's body"},
+		{FaultHugeError, insideError(bad, huge), "500 with a body of 200 MB"},
+		{FaultTruncatedJSON, func(a *answer) Reply { return JSON(ok, half(a)) }, "half of the JSON in a complete HTTP body"},
+		{FaultCutAnswer, func(a *answer) Reply { return Cut(len(half(a)), JSON(ok, whole(a))) }, "half of the JSON, then the connection is closed"},
+		{FaultResetAnswer, func(a *answer) Reply { return resetAfter(JSON(ok, half(a))) }, "half of the JSON, then the connection is reset"},
+		{FaultErrorInOK, func(a *answer) Reply { return JSON(ok, a.body(a.words(a.limited))) }, "200 with an error inside, of code rate_limit_exceeded"},
+		{FaultNull, always(JSON(ok, "null")), "200 with null"},
+		{FaultNoChoices, always(JSON(ok, "{}")), "200 with {}"},
+		{FaultEmptyBody, always(JSON(ok, "")), "200 with an empty body"},
+		{FaultNoContent, always(JSON(http.StatusNoContent, "")), "204"},
+		{FaultHTML, always(Raw(ok, "text/html", html)), "200 with HTML"},
+		{FaultWrongType, func(a *answer) Reply { return Raw(ok, "image/png", whole(a)) }, "a good answer that claims to be image/png"},
+		{FaultTrailingBytes, func(a *answer) Reply { return JSON(ok, whole(a)+strings.Repeat("x", trailing)) }, "a good answer, then 16 KiB of garbage"},
+		{FaultUndrained, func(a *answer) Reply { return undrained(whole(a)) }, "a good answer, then white space in chunks of its own"},
+		{FaultErrorText, always(JSON(bad, `{"error":"`+ProviderText+`"}`)), "500 whose error is a string"},
+		{FaultHTML502, always(Raw(http.StatusBadGateway, "text/html", html)), "502 with HTML"},
+		{FaultHTML504, always(Raw(http.StatusGatewayTimeout, "text/html", html)), "504 with HTML"},
+		{FaultNullCode, always(Error(bad, "")), `500 with "code":null`},
+		{FaultNumericCode, numericCode, `500 with "code":500, a number`},
+		{FaultFailedResponse, func(a *answer) Reply { return JSON(ok, encode(a.failed(a))) }, `200 with a response (of the Responses API) of status "failed"`},
+	}
+}
+
+// cutAtText is a good answer in two pieces, with a place for the text.
+func (a *answer) cutAtText() (before, after string) {
+	a.text = gap
+	before, after, _ = strings.Cut(encode(a.whole(a)), gap)
+	return before, after
+}
+
+func numericCode(a *answer) Reply {
+	bad := http.StatusInternalServerError
+	return JSON(bad, strings.Replace(a.body(a.words(refusal{status: bad})), `"code":null`, `"code":500`, 1))
+}
+
+func manyInAnswer(a *answer) Reply {
+	before, after, _ := strings.Cut(a.objects(false), gap)
+	return filled(http.StatusOK, before+"{}", ",{}", manyObjects, after)
 }
 
 // filled answers with JSON that has the filling again and again in its middle.
@@ -111,28 +130,33 @@ func fill(w http.ResponseWriter, r *Request, filling string, times int) error {
 	return nil
 }
 
-func byteASecond(w http.ResponseWriter, r *Request) {
-	JSON(200, "")(w, r)
-	r.unfinished()
-	for i := range len(chatAnswer) {
-		if flush(w) != nil || wait(r.Context(), time.Second) != nil {
-			return
-		}
-		if i == len(chatAnswer)-1 {
-			r.finishing()
-		}
-		if _, err := w.Write([]byte{chatAnswer[i]}); err != nil {
-			return
+func byteASecond(body string) Reply {
+	return func(w http.ResponseWriter, r *Request) {
+		JSON(http.StatusOK, "")(w, r)
+		r.unfinished()
+		for i := range len(body) {
+			if flush(w) != nil || wait(r.Context(), time.Second) != nil {
+				return
+			}
+			if i == len(body)-1 {
+				r.finishing()
+			}
+			if _, err := w.Write([]byte{body[i]}); err != nil {
+				return
+			}
 		}
 	}
 }
 
-func nested(w http.ResponseWriter, r *Request) {
-	JSON(200, `{"choices":[`)(w, r)
-	r.unfinished()
-	if fill(w, r, "[", deepNesting) == nil && fill(w, r, "]", deepNesting) == nil {
-		r.finishing()
-		_, _ = w.Write([]byte("]}"))
+func nested(a *answer) Reply {
+	before, after, _ := strings.Cut(a.objects(false), gap)
+	return func(w http.ResponseWriter, r *Request) {
+		JSON(http.StatusOK, before)(w, r)
+		r.unfinished()
+		if fill(w, r, "[", deepNesting) == nil && fill(w, r, "]", deepNesting) == nil {
+			r.finishing()
+			_, _ = w.Write([]byte(after))
+		}
 	}
 }
 
@@ -171,16 +195,18 @@ func resetAfter(next Reply) Reply {
 }
 
 // undrained makes readers that stop at the JSON's end leave something behind.
-func undrained(w http.ResponseWriter, r *Request) {
-	JSON(200, chatAnswer)(w, r)
-	for range 4 {
-		r.unfinished()
-		if flush(w) != nil || wait(r.Context(), 5*time.Millisecond) != nil {
-			return
-		}
-		r.finishing()
-		if _, err := w.Write([]byte(strings.Repeat(" \n", 512))); err != nil {
-			return
+func undrained(body string) Reply {
+	return func(w http.ResponseWriter, r *Request) {
+		JSON(http.StatusOK, body)(w, r)
+		for range 4 {
+			r.unfinished()
+			if flush(w) != nil || wait(r.Context(), 5*time.Millisecond) != nil {
+				return
+			}
+			r.finishing()
+			if _, err := w.Write([]byte(strings.Repeat(" \n", 512))); err != nil {
+				return
+			}
 		}
 	}
 }

@@ -25,18 +25,18 @@ func connectionFaults() []faultRow {
 		{FaultRefused, nil, "the port is closed: connection refused"},
 		{FaultTLSStall, nil, "the connection is accepted, but TLS (or HTTP) is never spoken"},
 		{FaultNeverRead, nil, "the request's body is not read: a large prompt blocks in sending"},
-		{FaultEOF, Drop(), "the request is read and the connection closed"},
-		{FaultReset, ResetConn(), "the request is read and the connection reset"},
-		{FaultStaleKeepAlive, staleKeepAlive, "a connection's first request is answered, its second closes it"},
+		{FaultEOF, always(Drop()), "the request is read and the connection closed"},
+		{FaultReset, always(ResetConn()), "the request is read and the connection reset"},
+		{FaultStaleKeepAlive, always(staleKeepAlive), "a connection's first request is answered, its second closes it"},
 		{FaultGoesDark, nil, "connections that exist fall silent but stay open, new ones work"},
-		{FaultRedirect301, redirect(http.StatusMovedPermanently, ""), "301 to another path, which answers"},
-		{FaultRedirect302, redirect(http.StatusFound, ""), "302 to another path, which answers"},
-		{FaultRedirect307, redirect(http.StatusTemporaryRedirect, ""), "307 to another path, which answers"},
-		{FaultRedirect308, redirect(http.StatusPermanentRedirect, ""), "308 to another path, which answers"},
-		{FaultRedirectHost, redirect(http.StatusTemporaryRedirect, "localhost"), "307 to the same server under another host name, localhost"},
+		{FaultRedirect301, always(redirect(http.StatusMovedPermanently, "")), "301 to another path, which answers"},
+		{FaultRedirect302, always(redirect(http.StatusFound, "")), "302 to another path, which answers"},
+		{FaultRedirect307, always(redirect(http.StatusTemporaryRedirect, "")), "307 to another path, which answers"},
+		{FaultRedirect308, always(redirect(http.StatusPermanentRedirect, "")), "308 to another path, which answers"},
+		{FaultRedirectHost, always(redirect(http.StatusTemporaryRedirect, "localhost")), "307 to the same server under another host name, localhost"},
 		{FaultHugeHeaders, withHugeHeaders, "9 MB of headers, then a good answer"},
 		{FaultManyHeaders, withManyHeaders, "900,000 tiny headers (HTTP/2: 290,000), then a good answer"},
-		{FaultEndlessEarlyHints, endlessEarlyHints, "103 Early Hints again and again, for ever"},
+		{FaultEndlessEarlyHints, always(endlessEarlyHints), "103 Early Hints again and again, for ever"},
 	}
 }
 
@@ -74,19 +74,26 @@ func redirect(status int, host string) Reply {
 	}
 }
 
-func withHugeHeaders(w http.ResponseWriter, r *Request) {
-	value := strings.Repeat("x", 1_000_000)
-	for range hugeHeaders {
-		w.Header().Add("X-Huge", value)
+func withHugeHeaders(good *answer) Reply {
+	return func(w http.ResponseWriter, r *Request) {
+		value := strings.Repeat("x", 1_000_000)
+		for range hugeHeaders {
+			w.Header().Add("X-Huge", value)
+		}
+		good.json(good.whole(good))
 	}
-	JSON(http.StatusOK, chatAnswer)(w, r)
 }
 
-func withManyHeaders(w http.ResponseWriter, r *Request) {
+func withManyHeaders(good *answer) Reply {
+	return func(w http.ResponseWriter, r *Request) { good.manyHeaders(w, r) }
+}
+
+func (a *answer) manyHeaders(w http.ResponseWriter, r *Request) {
+	body := encode(a.whole(a))
 	if r.Proto == "HTTP/2.0" {
 		// After the first, each of them is a single byte to send.
 		w.Header()["X"] = make([]string, manyHeadersH2)
-		JSON(http.StatusOK, chatAnswer)(w, r)
+		JSON(http.StatusOK, body)(w, r)
 		return
 	}
 	// Raw: a map of so many names would cost the server what it is to cost
@@ -102,7 +109,7 @@ func withManyHeaders(w http.ResponseWriter, r *Request) {
 	}
 	buf := bufio.NewWriterSize(nc, blockSize)
 	_, _ = io.WriteString(buf, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\n"+
-		"Content-Length: "+strconv.Itoa(len(chatAnswer))+"\r\n")
+		"Content-Length: "+strconv.Itoa(len(body))+"\r\n")
 	var line []byte
 	for i := range manyHeaders {
 		line = append(strconv.AppendInt(append(line[:0], 'x'), int64(i), 10), ":\r\n"...)
@@ -110,7 +117,7 @@ func withManyHeaders(w http.ResponseWriter, r *Request) {
 			return
 		}
 	}
-	_, _ = io.WriteString(buf, "\r\n"+chatAnswer)
+	_, _ = io.WriteString(buf, "\r\n"+body)
 	err = buf.Flush()
 }
 

@@ -6,41 +6,50 @@ import (
 )
 
 func refusalFaults() []faultRow {
-	limited := func(header, value string) Reply {
-		return Error(http.StatusTooManyRequests, "rate_limit_exceeded", header, value)
+	limited := func(fault Fault, header, value string) faultRow {
+		reply := func(a *answer) Reply { return a.refuse(a.limited, header, value) }
+		return faultRow{fault, reply, "429 with " + header + ": " + value}
 	}
-	refused := func(code string) Reply { return Error(http.StatusTooManyRequests, code) }
+	refused := func(fault Fault, status int, doc string) faultRow {
+		reply := func(a *answer) Reply { return a.refuse(a.refusal(fault, status)) }
+		return faultRow{fault, reply, doc}
+	}
 	return []faultRow{
-		{FaultRetryAfter, limited("Retry-After", "1"), "429 with Retry-After: 1"},
+		limited(FaultRetryAfter, "Retry-After", "1"),
 		{FaultRetryAfterDate, retryAfterDate, "429 with Retry-After: a date, one to two seconds from now"},
-		{FaultRetryAfterMS, limited("Retry-After-Ms", "500"), "429 with retry-after-ms: 500"},
-		{FaultXMSRetryAfterMS, limited("X-Ms-Retry-After-Ms", "500"), "429 with x-ms-retry-after-ms: 500"},
-		{FaultRetryAfterLong, limited("Retry-After", "3600"), "429 with Retry-After: 3600"},
-		{FaultRetryAfterAbsurd, limited("Retry-After", "1000000000"), "429 with Retry-After: 1000000000, 31 years"},
-		{FaultRetryAfterNegative, limited("Retry-After", "-5"), "429 with Retry-After: -5"},
-		{FaultRetryAfterGarbage, limited("Retry-After", "soon; perhaps"), "429 with Retry-After: soon; perhaps"},
-		{FaultRetryAfterNaN, limited("Retry-After", "NaN"), "429 with Retry-After: NaN"},
-		{FaultInsufficientQuota, refused("insufficient_quota"), "429 insufficient_quota"},
-		{FaultBillingNotActive, refused("billing_not_active"), "429 billing_not_active"},
-		{FaultSpendLimit, refused("project_spend_limit_exceeded"), "429 project_spend_limit_exceeded"},
-		{FaultCreditExhausted, refused("credit_balance_exhausted"), "429 credit_balance_exhausted"},
-		{FaultSlowDown, refused("slow_down"), "429 slow_down"},
-		{FaultPromptTooLong, Error(http.StatusBadRequest, "context_length_exceeded"), "400 context_length_exceeded"},
-		{FaultContentPolicy, Error(http.StatusBadRequest, "content_policy_violation"), "400 content_policy_violation"},
-		{FaultStatus401, Error(http.StatusUnauthorized, "invalid_api_key"), "401 invalid_api_key"},
-		{FaultStatus403, Error(http.StatusForbidden, "unsupported_country_region_territory"), "403 unsupported_country_region_territory"},
-		{FaultStatus408, Error(http.StatusRequestTimeout, ""), "408"},
-		{FaultStatus409, Error(http.StatusConflict, ""), "409"},
-		{FaultStatus500, Error(http.StatusInternalServerError, ""), "500"},
-		{FaultStatus502, Error(http.StatusBadGateway, ""), "502"},
-		{FaultStatus503, Error(http.StatusServiceUnavailable, ""), "503"},
-		{FaultStatus504, Error(http.StatusGatewayTimeout, ""), "504"},
-		{FaultStatus529, Error(529, ""), "529, overloaded"},
+		limited(FaultRetryAfterMS, "retry-after-ms", "500"),
+		limited(FaultXMSRetryAfterMS, "x-ms-retry-after-ms", "500"),
+		limited(FaultRetryAfterLong, "Retry-After", "3600"),
+		{FaultRetryAfterAbsurd, limited("", "Retry-After", "1000000000").play, "429 with Retry-After: 1000000000, 31 years"},
+		limited(FaultRetryAfterNegative, "Retry-After", "-5"),
+		limited(FaultRetryAfterGarbage, "Retry-After", "soon; perhaps"),
+		limited(FaultRetryAfterNaN, "Retry-After", "NaN"),
+		refused(FaultInsufficientQuota, 429, "429 insufficient_quota"),
+		refused(FaultBillingNotActive, 429, "429 billing_not_active"),
+		refused(FaultSpendLimit, 429, "429 project_spend_limit_exceeded"),
+		refused(FaultCreditExhausted, 429, "429 credit_balance_exhausted"),
+		refused(FaultSlowDown, 429, "429 slow_down"),
+		refused(FaultPromptTooLong, 400, "400 context_length_exceeded"),
+		refused(FaultContentPolicy, 400, "400 content_policy_violation"),
+		refused(FaultStatus401, 401, "401 invalid_api_key"),
+		refused(FaultStatus403, 403, "403 unsupported_country_region_territory"),
+		refused(FaultStatus408, 408, "408"),
+		refused(FaultStatus409, 409, "409"),
+		refused(FaultStatus500, 500, "500"),
+		refused(FaultStatus502, 502, "502"),
+		refused(FaultStatus503, 503, "503"),
+		refused(FaultStatus504, 504, "504"),
+		refused(FaultStatus529, 529, "529, overloaded"),
 	}
 }
 
-func retryAfterDate(w http.ResponseWriter, r *Request) {
+// refuse answers with an error in the API's words.
+func (d *dialect) refuse(r refusal, headers ...string) Reply {
+	return JSON(r.status, d.body(d.words(r)), headers...)
+}
+
+func retryAfterDate(a *answer) Reply {
 	// A date has no fractions of a second: one from now might be now.
 	date := time.Now().Add(2 * time.Second).UTC().Format(http.TimeFormat)
-	Error(http.StatusTooManyRequests, "rate_limit_exceeded", "Retry-After", date)(w, r)
+	return a.refuse(a.limited, "Retry-After", date)
 }

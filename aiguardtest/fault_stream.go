@@ -1,7 +1,6 @@
 package aiguardtest
 
 import (
-	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -9,12 +8,12 @@ import (
 )
 
 const (
-	streamPing = ": ping\n\n"
+	manyPings  = 200
 	pingPause  = 10 * time.Millisecond
 	eventPause = time.Millisecond // of a stream that never ends
 
-	longEvents = 20
-	longPause  = 100 * time.Millisecond
+	longTexts = 18 // and two events that end it
+	longPause = 100 * time.Millisecond
 
 	hugeLine     = 50_000_000
 	hugeComment  = 64 << 10
@@ -22,49 +21,67 @@ const (
 )
 
 func streamFaults() []faultRow {
-	one, two := delta("Hel"), delta("lo!")
-	first := "data: " + one + "\n\n"
-	fault := errorBody(429, errorInside)
-	good := Events(one, two, finish, "[DONE]")
+	streamed := func(of func(s *stream) *stream) func(*answer) Reply {
+		return func(a *answer) Reply { return of(a.stream()).reply() }
+	}
+	heldOpen := func(play func(*answer) Reply) func(*answer) Reply {
+		return func(a *answer) Reply { return HangAfter(play(a)) }
+	}
+	halve := func(part string) string { return part[:len(part)/2] }
+	two := func(s *stream) *stream { return s.says("Hel", "lo!") }
+	noDone := func(s *stream) *stream { return two(s).finishes() }
+	failing := func(s *stream) *stream { return s.says("Hel").fails() }
+	limited := func(a *answer) Reply { return JSON(http.StatusOK, a.body(a.words(a.limited))) }
 	return []faultRow{
-		{FaultStreamNoEvent, HangAfter(Bytes()), "headers, then silence"},
-		{FaultStreamSilence, HangAfter(Events(one, two)), "two events, then silence"},
-		{FaultStreamOnlyPings, forEver(streamPing, pingPause), "comments for ever, and no event"},
-		{FaultStreamManyPings, inTurn(Bytes(strings.Repeat(streamPing, 200)), good), "200 comments, then a good answer"},
-		{FaultStreamNeverEnds, forEver(first, eventPause), "events for ever, one a millisecond"},
-		{FaultStreamLong, long(longEvents, longPause), "a good answer of 20 events, 100 ms apart"},
-		{FaultStreamHugeLine, inTurn(oneLine(hugeLine), Events(finish, "[DONE]")), "an event of 50 MB in one line"},
-		{FaultStreamEndlessLine, oneLine(-1), "an event that never ends, in one line"},
-		{FaultStreamHugeComments, commented(commentTimes, hugeComment), "200 good events, each after a comment of 64 KiB"},
-		{FaultStreamNoFinish, Events(one, two), "two events, then the end: no finish_reason, no [DONE]"},
-		{FaultStreamNoFinishNoLF, Bytes(first, "data: "+two), "the same, the last line without its newline"},
-		{FaultStreamNoDone, Events(one, two, finish), "a good answer without [DONE]"},
-		{FaultStreamNoDoneHeldOpen, HangAfter(Events(one, two, finish)), "the same, and the connection stays open"},
-		{FaultStreamError, Events(one, fault), "an event, then an error of code rate_limit_exceeded"},
-		{FaultStreamErrorOddSpacing, Bytes(first, "data:"+strings.Replace(fault, `{"error":`, `  { "error" :  `, 1)+"\n\n"), "the same, spaced unlike OpenAI's"},
-		{FaultStreamErrorHeldOpen, HangAfter(Bytes(first, "data: "+fault+"\n")), "the same without a line after it, and the connection stays open"},
-		{FaultStreamErrorAfterPing, Bytes(first, streamPing, "data: "+fault+"\n\n"), "the same after a comment"},
-		{FaultStreamErrorEvent, Bytes(first, "event: error\ndata: "+fault+"\n\n"), `the same as "event: error"`},
-		{FaultStreamMalformed, Events(one, two[:len(two)/2], finish, "[DONE]"), "an event, then half of one"},
-		{FaultStreamAnsweredJSON, JSON(200, chatAnswer), "a good answer that is not a stream"},
-		{FaultStreamAnsweredHTML, Raw(200, "text/html", html), "200 with HTML"},
-		{FaultStreamAnsweredError, JSON(200, fault), "200 with an error, in JSON, of code rate_limit_exceeded"},
-		{FaultStreamCut, Cut(len(first)+len(two)/2, Events(one, two, finish)), "an event and a half, then the connection is closed"},
-		{FaultStreamReset, resetAfter(Bytes(first, "data: "+two[:len(two)/2])), "an event and a half, then the connection is reset"},
-		{FaultStreamOpenedThenNothing, HangAfter(Events(one)), "an event, then silence: for clients that forget to close"},
-		{FaultStreamManyObjects, inTurn(Bytes(`data: {"choices":[{}`), filling(",{}", manyObjects), Bytes("]}\n\n", "data: [DONE]\n\n")), "an event of 900 KB: 300,000 empty choices"},
+		{FaultStreamNoEvent, always(HangAfter(Bytes())), "headers, then silence"},
+		{FaultStreamSilence, heldOpen(streamed(two)), "two events, then silence"},
+		{FaultStreamOnlyPings, func(a *answer) Reply { return a.forEver(pingPause, func(s *stream) { s.pings(1) }) }, "comments for ever, and no event"},
+		{FaultStreamManyPings, streamed(func(s *stream) *stream { return two(s.pings(manyPings)).ends() }), "200 comments, then a good answer"},
+		{FaultStreamNeverEnds, func(a *answer) Reply { return a.forEver(eventPause, func(s *stream) { s.says("Hel") }) }, "events for ever, one a millisecond"},
+		{FaultStreamLong, func(a *answer) Reply { return Slowly(longPause, a.long().reply()) }, "a good answer of 20 events, 100 ms apart"},
+		{FaultStreamHugeLine, func(a *answer) Reply { return a.oneLine(hugeLine) }, "an event of 50 MB in one line"},
+		{FaultStreamEndlessLine, func(a *answer) Reply { return a.oneLine(-1) }, "an event that never ends, in one line"},
+		{FaultStreamHugeComments, commented, "200 good events, each after a comment of 64 KiB"},
+		{FaultStreamNoFinish, streamed(two), "two events, then the end: no finish_reason, no [DONE]"},
+		{FaultStreamNoFinishNoLF, streamed(func(s *stream) *stream {
+			return two(s).last(func(part string) string { return strings.TrimRight(part, "\r\n") })
+		}), "the same, the last line without its newline"},
+		{FaultStreamNoDone, streamed(noDone), "a good answer without [DONE]"},
+		{FaultStreamNoDoneHeldOpen, heldOpen(streamed(noDone)), "the same, and the connection stays open"},
+		{FaultStreamError, streamed(failing), "an event, then an error of code rate_limit_exceeded"},
+		{FaultStreamErrorOddSpacing, streamed(oddlySpaced), "the same, spaced unlike OpenAI's"},
+		{FaultStreamErrorHeldOpen, heldOpen(streamed(func(s *stream) *stream {
+			return failing(s).last(func(part string) string { return strings.TrimSuffix(strings.TrimSuffix(part, "\n"), "\r") })
+		})), "the same without a line after it, and the connection stays open"},
+		{FaultStreamErrorAfterPing, streamed(func(s *stream) *stream { return s.says("Hel").pings(1).fails() }), "the same after a comment"},
+		{FaultStreamErrorEvent, streamed(func(s *stream) *stream { return s.says("Hel").failsOtherwise() }), `the same as "event: error"`},
+		{FaultStreamMalformed, streamed(func(s *stream) *stream {
+			return s.says("Hel").events(halve(s.a.delta(s.a, "lo!"))).ends()
+		}), "an event, then half of one"},
+		{FaultStreamAnsweredJSON, func(a *answer) Reply { return JSON(http.StatusOK, encode(a.whole(a))) }, "a good answer that is not a stream"},
+		{FaultStreamAnsweredHTML, always(Raw(http.StatusOK, "text/html", html)), "200 with HTML"},
+		{FaultStreamAnsweredError, limited, "200 with an error, in JSON, of code rate_limit_exceeded"},
+		{FaultStreamCut, func(a *answer) Reply { return Cut(two(a.stream()).last(halve).size(), two(a.stream()).reply()) }, "an event and a half, then the connection is closed"},
+		{FaultStreamReset, func(a *answer) Reply { return resetAfter(two(a.stream()).last(halve).reply()) }, "an event and a half, then the connection is reset"},
+		{FaultStreamOpenedThenNothing, heldOpen(streamed(func(s *stream) *stream { return s.says("Hel") })), "an event, then silence: for clients that forget to close"},
+		{FaultStreamManyObjects, manyInEvent, "an event of 900 KB: 300,000 empty choices"},
 	}
 }
 
-const (
-	deltaBefore = `{"id":"chatcmpl-fake","object":"chat.completion.chunk","created":1700000000,"model":"fake-model",` +
-		`"choices":[{"index":0,"delta":{`
-	deltaAfter = `},"logprobs":null,"finish_reason":null}]}`
-	finish     = deltaBefore + `},"logprobs":null,"finish_reason":"stop"}]}`
-)
+// oddlySpaced is an error with blanks where the API has none.
+func oddlySpaced(s *stream) *stream {
+	data := "  " + strings.Replace(s.a.words(s.a.limited), `"error":`, ` "error" :  `, 1)
+	return s.says("Hel").events(data).last(func(part string) string { return strings.Replace(part, "data: ", "data:", 1) })
+}
 
-// delta is a chat stream's event.
-func delta(text string) string { return deltaBefore + `"content":"` + text + `"` + deltaAfter }
+func manyInEvent(a *answer) Reply {
+	s := a.stream().events(a.objects(true))
+	if a.mark != "" {
+		s.raw(a.mark)
+	}
+	before, after := s.around()
+	return inTurn(Bytes(before+"{}"), filling(",{}", manyObjects), Bytes(after))
+}
 
 // inTurn sends one reply's body after the other, under the first one's headers.
 func inTurn(replies ...Reply) Reply {
@@ -82,40 +99,40 @@ func filling(text string, times int) Reply {
 	return func(w http.ResponseWriter, r *Request) { _ = fill(w, r, text, times) }
 }
 
-// oneLine is an event of about size bytes, or without end if size is below 0.
-func oneLine(size int) Reply {
-	before, after, _ := strings.Cut(delta("|"), "|")
-	return inTurn(Bytes("data: "+before), filling("a", size), Bytes(after+"\n\n"))
+// oneLine has an event of about size bytes, or without end if size is below 0.
+func (a *answer) oneLine(size int) Reply {
+	before, after := a.stream().says(gap).ends().around()
+	return inTurn(Bytes(before), filling("a", size), Bytes(after))
 }
 
-// forEver sends the text again and again.
-func forEver(text string, pause time.Duration) Reply {
+// forEver sends more and more.
+func (a *answer) forEver(pause time.Duration, more func(*stream)) Reply {
 	return func(w http.ResponseWriter, r *Request) {
-		startStream(w)
-		for flush(w) == nil && wait(r.Context(), pause) == nil {
-			if _, err := io.WriteString(w, text); err != nil {
+		startStream(w, r)
+		for s := a.stream(); flush(w) == nil && wait(r.Context(), pause) == nil; {
+			if more(s); s.send(w) != nil {
 				return
 			}
 		}
 	}
 }
 
-// long is a healthy stream of so many events, the last two of which end it.
-func long(events int, pause time.Duration) Reply {
-	payloads := slices.Repeat([]string{delta("Hi ")}, events-2)
-	return Slowly(pause, Events(append(payloads, finish, "[DONE]")...))
+// long is a healthy stream.
+func (a *answer) long() *stream {
+	return a.stream().says(slices.Repeat([]string{"Hi "}, longTexts)...).ends()
 }
 
 // commented is a good stream with comments before its events.
-func commented(events, size int) Reply {
+func commented(a *answer) Reply {
 	return func(w http.ResponseWriter, r *Request) {
-		part := ":" + strings.Repeat("x", size-2) + "\ndata: " + delta("Hi ") + "\n\n"
-		startStream(w)
-		for range events {
-			if _, err := io.WriteString(w, part); err != nil {
+		startStream(w, r)
+		s := a.stream()
+		for range commentTimes {
+			s.says("Hi ").last(func(part string) string { return a.pad(hugeComment) + part })
+			if s.send(w) != nil {
 				return
 			}
 		}
-		Events(finish, "[DONE]")(&bodyWriter{w, http.Header{}}, r)
+		s.ends().reply()(&bodyWriter{w, http.Header{}}, r)
 	}
 }

@@ -96,13 +96,18 @@ const patience = 100 * time.Millisecond
 // try meets whatever the server plays, with limited patience and appetite.
 func try(t *testing.T, s *aiguardtest.Server, c *http.Client, want expectation) outcome {
 	t.Helper()
+	return tryAt(t, s, c, "/chat/completions", streamBody, want)
+}
+
+func tryAt(t *testing.T, s *aiguardtest.Server, c *http.Client, path, ask string, want expectation) outcome {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	if want.ending == stalled {
 		ctx, cancel = context.WithTimeout(t.Context(), 3*patience) // what is sent must arrive
 	}
 	defer cancel()
 	start := time.Now()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.URL+"/chat/completions", strings.NewReader(streamBody))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.URL+path, strings.NewReader(ask))
 	require.NoError(t, err)
 	var o outcome
 	resp, err := c.Do(req)

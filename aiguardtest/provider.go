@@ -21,12 +21,6 @@ const (
 	burstOfRPM  = 10 // the part of a minute's requests that may come at once
 )
 
-// Under overload most answers are these.
-var (
-	rateLimited = errorBody(http.StatusTooManyRequests, "rate_limit_exceeded")
-	unavailable = errorBody(http.StatusServiceUnavailable, "")
-)
-
 // ProviderConfig is what a Provider can do. The zero value answers every
 // request after a second; a number that is 0 is no such limit.
 type ProviderConfig struct {
@@ -185,9 +179,10 @@ func (p *Provider) RoundTrip(hr *http.Request) (*http.Response, error) {
 func (j *job) reply(next Reply) Reply {
 	switch j.Status {
 	case http.StatusTooManyRequests:
-		next = JSON(j.Status, rateLimited, "Retry-After", strconv.Itoa(int(math.Ceil(j.retryAfter.Seconds()))))
+		d := dialectOf(j.Request)
+		next = d.refuse(d.limited, "Retry-After", strconv.Itoa(int(math.Ceil(j.retryAfter.Seconds()))))
 	case http.StatusServiceUnavailable:
-		next = JSON(j.Status, unavailable)
+		next = Error(j.Status, "")
 	}
 	if j.header == nil {
 		return next

@@ -44,51 +44,39 @@ func Raw(status int, contentType, body string) Reply {
 	return JSON(status, body, "Content-Type", contentType)
 }
 
-// Error answers with an error in OpenAI's form, whose message contains
-// ProviderText and whose type follows from status and code. An empty code is
-// sent as null. headers are name, value pairs, such as "Retry-After", "2".
+// Error answers with an error in the form of the request's API, whose message
+// contains ProviderText. The code is what the API tells its errors apart by:
+// OpenAI's code, Anthropic's type, Gemini's status or reason; Ollama has none.
+// An empty code is the one that the API has for the status, which for OpenAI is
+// null. headers are name, value pairs, such as "Retry-After", "2".
 func Error(status int, code string, headers ...string) Reply {
-	return JSON(status, errorBody(status, code), headers...)
+	return func(w http.ResponseWriter, r *Request) {
+		d := dialectOf(r)
+		message := fmt.Sprintf("%s (status %d, code %q)", ProviderText, status, code)
+		JSON(status, d.body(d.failure(status, code, message)), headers...)(w, r)
+	}
 }
 
-func errorBody(status int, code string) string {
-	typ := "invalid_request_error"
-	switch {
-	case code == "insufficient_quota":
-		typ = "insufficient_quota"
-	case status == http.StatusTooManyRequests:
-		typ = "rate_limit_error"
-	case status >= 500:
-		typ = "server_error"
-	}
-	var codeOrNull any
-	if code != "" {
-		codeOrNull = code
-	}
-	return encode(object{"error", object{
-		"message", fmt.Sprintf("%s (status %d, code %q)", ProviderText, status, code),
-		"type", typ,
-		"param", nil,
-		"code", codeOrNull,
-	}})
-}
-
-// Events answers with an event stream: each payload as "data: payload" and a
-// blank line, sent one by one. Then the body ends; there is a [DONE] only if
-// it is among the payloads.
+// Events answers with a stream of these payloads, each an event in the framing
+// of the request's API, sent one by one: for OpenAI "data: payload" and a blank
+// line. Then the body ends; there is a [DONE] only if it is among the payloads.
 func Events(payloads ...string) Reply {
-	parts := make([]string, len(payloads))
-	for i, p := range payloads {
-		parts[i] = "data: " + p + "\n\n"
+	return func(w http.ResponseWriter, r *Request) {
+		d := dialectOf(r)
+		parts := make([]string, len(payloads))
+		for i, p := range payloads {
+			parts[i] = d.frame(i, p)
+		}
+		Bytes(parts...)(w, r)
 	}
-	return Bytes(parts...)
 }
 
-// Bytes answers with an event stream of exactly the bytes given, each part
-// sent on its own. Then the body ends.
+// Bytes answers with a stream of exactly the bytes given, under the content type
+// that streams of the request's API have, each part sent on its own. Then the
+// body ends.
 func Bytes(parts ...string) Reply {
 	return func(w http.ResponseWriter, r *Request) {
-		startStream(w)
+		startStream(w, r)
 		if len(parts) == 0 {
 			_ = flush(w)
 		}
@@ -117,12 +105,12 @@ func After(d time.Duration, next Reply) Reply {
 }
 
 // HeadersThen sends status 200 and the content type that the request calls for
-// (an event stream or JSON), waits for d, and lets next write the body. Status
+// (a stream's or JSON), waits for d, and lets next write the body. Status
 // and headers of next are dropped. If the client leaves first, next is not used.
 func HeadersThen(d time.Duration, next Reply) Reply {
 	return func(w http.ResponseWriter, r *Request) {
 		if r.Stream {
-			startStream(w)
+			startStream(w, r)
 		} else {
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(http.StatusOK)
@@ -185,9 +173,10 @@ func wait(ctx context.Context, d time.Duration) error {
 
 func flush(w http.ResponseWriter) error { return http.NewResponseController(w).Flush() }
 
-// startStream sets the headers of an event stream.
-func startStream(w http.ResponseWriter) {
-	w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
+// startStream sets the headers of a stream of the request's API.
+func startStream(w http.ResponseWriter, r *Request) {
+	d := dialectOf(r)
+	w.Header().Set("Content-Type", d.media)
 	w.Header().Set("Cache-Control", "no-cache")
 	w.WriteHeader(http.StatusOK)
 }

@@ -13,7 +13,7 @@ import (
 // Request is what the server received. It is shared by the reply, the journal
 // and everyone who reads the journal: do not change it.
 type Request struct {
-	Number int       // 1 for the first request since Start; also in the answer's X-Request-Id, as req_fake_1
+	Number int       // 1 for the first request since Start; also in the answer's X-Request-Id (Anthropic: Request-Id), as req_fake_1
 	Time   time.Time // when its headers had arrived
 	Method string
 	Path   string // without the query
@@ -23,8 +23,8 @@ type Request struct {
 	Header http.Header
 	Body   []byte // whole, or as much as arrived before the client left; at most 64 MiB
 
-	Model  string // from the JSON body, if it is one
-	Stream bool   // likewise
+	Model  string // that it is for
+	Stream bool   // it asks for a stream
 
 	ctx context.Context
 	ex  *exchange
@@ -53,15 +53,23 @@ func (r *Request) Context() context.Context {
 	return r.ctx
 }
 
-// parse reads what OpenAI's JSON bodies have in common. Other bodies (forms,
-// broken JSON) leave the fields empty.
+// parse reads the model and whether a stream is asked for: from the JSON body,
+// unless the API has them elsewhere. Other bodies (forms, broken JSON) say
+// neither.
 func (r *Request) parse() {
 	var body struct {
 		Model  string `json:"model"`
-		Stream bool   `json:"stream"`
+		Stream *bool  `json:"stream"`
 	}
-	if len(r.Body) > 0 && r.Body[0] == '{' && json.Unmarshal(r.Body, &body) == nil {
-		r.Model, r.Stream = body.Model, body.Stream
+	if len(r.Body) > 0 && r.Body[0] == '{' && json.Unmarshal(r.Body, &body) != nil {
+		body.Model, body.Stream = "", nil
+	}
+	d := dialectOf(r)
+	r.Model, r.Stream = body.Model, d.streams
+	if d.model != "" {
+		r.Model = d.model
+	} else if body.Stream != nil {
+		r.Stream = *body.Stream
 	}
 }
 

@@ -20,7 +20,7 @@ const (
 	pipeHost     = "fake.openai"
 )
 
-// Server is a fake OpenAI server. It answers every request correctly until it
+// Server is a fake model provider. It answers every request correctly until it
 // is told otherwise with Enqueue, Handle, SetDefault or Play, and keeps a journal of
 // what it received.
 //
@@ -28,7 +28,8 @@ const (
 // All its methods are safe for concurrent use.
 type Server struct {
 	// URL is the base URL that OpenAI clients want, with /v1 and without a
-	// final slash: http://127.0.0.1:1234/v1.
+	// final slash: http://127.0.0.1:1234/v1. Clients of the other APIs, which
+	// add a version of their own, may use it too.
 	URL string
 
 	config    config
@@ -302,7 +303,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, hr *http.Request) {
 		reply = Error(http.StatusRequestEntityTooLarge, "request_too_large")
 	}
 
-	w.Header().Set("X-Request-Id", "req_fake_"+strconv.Itoa(r.Number))
+	w.Header().Set(dialectOf(r).requestID, "req_fake_"+strconv.Itoa(r.Number))
 	reply(&recorder{w, r.ex}, r)
 	if r.ctx.Err() != nil && !r.ex.complete.Load() {
 		// Whoever cancelled it, the answer is not whole: it must not end as

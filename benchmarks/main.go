@@ -4,6 +4,7 @@
 //
 //	go run .                          all rows, 6 rounds: about 4 minutes
 //	go run . -rounds 2 -bench '^Do'   a quick look, which writes nothing
+//	go run . -draw                    only the picture, from RESULTS.md
 package main
 
 import (
@@ -33,7 +34,14 @@ func main() {
 	rounds := flag.Int("rounds", enoughRounds, "how often each contender runs")
 	bench := flag.String("bench", ".", "only rows whose benchmark matches this `pattern`")
 	benchtime := flag.Duration("benchtime", 300*time.Millisecond, "how long a benchmark that repeats its work does so")
+	draw := flag.Bool("draw", false, "measure nothing: draw "+costChart+" from "+resultsFile)
 	flag.Parse()
+	if *draw {
+		if err := redraw(resultsFile, costChart); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	if err := run(ctx, *rounds, *bench, *benchtime); err != nil {
 		log.Fatal(err)
 	}

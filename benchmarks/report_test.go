@@ -114,21 +114,25 @@ func TestMemoryIsThatOfTheWorstFault(t *testing.T) {
 	require.Error(t, err)
 }
 
-func TestChartNeedsTheHandWrittenPeer(t *testing.T) {
+func TestChartNeedsEveryFigure(t *testing.T) {
 	err := drawCost(filepath.Join(t.TempDir(), "cost.svg"), cost.Results{})
-	require.EqualError(t, err, "Do: no sec/op of hand")
+	require.EqualError(t, err, "ChatLoopback: no sec/op of aiguard")
 }
 
-func TestChartShowsTheRatioToHandInEachRow(t *testing.T) {
+func TestChartShowsTheFiguresOfAtMostFourContendersAPanel(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "cost.svg")
-	require.NoError(t, drawCost(file, invented(1e-6, 3e-6)))
+	require.NoError(t, drawCost(file, invented(3e-6, 1e-6)))
 	text, err := os.ReadFile(file)
 	require.NoError(t, err)
-	for _, name := range drawn {
-		require.Contains(t, string(text), name)
+	bars := 0
+	for _, panel := range drawn {
+		require.Contains(t, string(text), panel.title)
+		require.LessOrEqual(t, len(panel.contenders), 4)
+		bars += len(panel.contenders)
 	}
-	require.Contains(t, string(text), "takes 0.33 to 0.33 times as long")
-	require.Equal(t, len(drawnRows), strings.Count(string(text), ": 0.33 ×</text>"))
+	require.Contains(t, string(text), "aiguard adds 2 µs to a chat call")
+	require.Equal(t, len(drawn), strings.Count(string(text), ">3 µs</text>"))
+	require.Equal(t, bars-len(drawn), strings.Count(string(text), ">1 µs</text>"))
 	for d := xml.NewDecoder(bytes.NewReader(text)); ; {
 		_, err := d.Token()
 		if errors.Is(err, io.EOF) {
@@ -136,4 +140,19 @@ func TestChartShowsTheRatioToHandInEachRow(t *testing.T) {
 		}
 		require.NoError(t, err)
 	}
+}
+
+func TestChartFromTheReportIsTheSame(t *testing.T) {
+	measured, dir := invented(3e-6, 1e-6), t.TempDir()
+	var text bytes.Buffer
+	require.NoError(t, report(&text, measured, cost.Rows, enoughRounds, time.Now()))
+	read := filepath.Join(dir, "RESULTS.md")
+	require.NoError(t, os.WriteFile(read, text.Bytes(), 0o644))
+	require.NoError(t, drawCost(filepath.Join(dir, "measured.svg"), measured))
+	require.NoError(t, redraw(read, filepath.Join(dir, "read.svg")))
+	want, err := os.ReadFile(filepath.Join(dir, "measured.svg"))
+	require.NoError(t, err)
+	got, err := os.ReadFile(filepath.Join(dir, "read.svg"))
+	require.NoError(t, err)
+	require.Equal(t, string(want), string(got))
 }

@@ -4,8 +4,8 @@ go 1.26.0
 
 require (
 	github.com/aiguard-go/aiguard v0.0.0-00010101000000-000000000000
-	github.com/chromedp/cdproto v0.159.0
-	github.com/chromedp/chromedp v0.23.0
+	github.com/chromedp/cdproto v0.160.2
+	github.com/chromedp/chromedp v0.23.1
 	github.com/stretchr/testify v1.12.1
 )
 

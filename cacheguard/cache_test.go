@@ -425,7 +425,7 @@ func TestSampledAnswersAreKeptIfAsked(t *testing.T) {
 		assert.Equal(t, missHit, w.sources(t, 2, func() answer { return w.chat(t.Context(), dice) }))
 	})
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
-		asked := cacheguard.With(t.Context(), cacheguard.Call{Sampled: true})
+		asked := cacheguard.WithPolicy(t.Context(), cacheguard.Policy{Sampled: true})
 		assert.Equal(t, missHit, w.sources(t, 2, func() answer { return w.chat(asked, dice) }))
 		assert.Equal(t, "miss", w.chat(t.Context(), dice).source, "who does not ask does not get it")
 	})
@@ -435,7 +435,7 @@ func TestRefreshReplacesWhatIsKept(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		w.srv.Enqueue(aiguardtest.Text("old"), aiguardtest.Text("new"))
 		require.Contains(t, w.chat(t.Context(), certain).body, "old")
-		refresh := cacheguard.With(t.Context(), cacheguard.Call{Refresh: true})
+		refresh := cacheguard.WithPolicy(t.Context(), cacheguard.Policy{Refresh: true})
 		a := w.chat(refresh, certain)
 		assert.Equal(t, "miss", a.source)
 		require.Contains(t, a.body, "new")
@@ -464,14 +464,14 @@ func TestFailedRefreshLeavesWhatIsKept(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		require.NoError(t, w.chat(t.Context(), certain).err)
 		w.srv.SetDefault(aiguardtest.Error(401, "invalid_api_key"))
-		require.Error(t, w.chat(cacheguard.With(t.Context(), cacheguard.Call{Refresh: true}), certain).err)
+		require.Error(t, w.chat(cacheguard.WithPolicy(t.Context(), cacheguard.Policy{Refresh: true}), certain).err)
 		assert.Equal(t, "hit", w.chat(t.Context(), certain).source)
 	})
 }
 
 func TestAnswersExpire(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{TTL: time.Minute}, func(t *testing.T, w *world) {
-		short := cacheguard.With(t.Context(), cacheguard.Call{TTL: 10 * time.Second})
+		short := cacheguard.WithPolicy(t.Context(), cacheguard.Policy{TTL: 10 * time.Second})
 		other := strings.Replace(certain, "Hi", "Ho", 1)
 		start := time.Now()
 		at := func(d time.Duration) (string, string) {
@@ -569,8 +569,8 @@ func TestNewNamesWhatIsWrong(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, cache.Close())
 	}
-	require.PanicsWithValue(t, "cacheguard: With: Call.TTL is -1s; want 0 or more", func() {
-		cacheguard.With(t.Context(), cacheguard.Call{TTL: -time.Second})
+	require.PanicsWithValue(t, "cacheguard: WithPolicy: Policy.TTL is -1s; want 0 or more", func() {
+		cacheguard.WithPolicy(t.Context(), cacheguard.Policy{TTL: -time.Second})
 	})
 }
 

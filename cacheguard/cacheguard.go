@@ -55,7 +55,7 @@
 // # Coalescing
 //
 // Identical requests in flight are one request, whatever their temperature: who wants several samples at once asks for n,
-// gives each its own seed, or sets Call.Bypass. Everybody reads the one answer at their own pace, those who come while
+// gives each its own seed, or sets Policy.Bypass. Everybody reads the one answer at their own pace, those who come while
 // it streams from its beginning, and under their own context: a caller's end ends nobody else's wait, and the request
 // is cancelled when the last one has left. It carries the values of the first caller's context and no deadline but those of
 // the guard behind. A failure reaches all who wait, and is not kept. Inside aiguard.Do a request is looked up and kept,
@@ -166,23 +166,23 @@ func (c *Config) relations() error {
 	return nil
 }
 
-// Call is one call's own settings. The zero Call is valid.
-type Call struct {
+// Policy is the settings of one call. The zero value is valid.
+type Policy struct {
 	Bypass  bool          // straight to the provider: not looked up, not kept, not coalesced. false
 	Refresh bool          // ask the provider, and keep its answer in place of what is kept. false
 	Sampled bool          // look up and keep the answer even if the temperature is above 0. Config.Sampled
 	TTL     time.Duration // how long the answer is kept; of callers who are coalesced the first one's counts. Config.TTL
 }
 
-type callKey struct{}
+type policyKey struct{}
 
-// With returns a context whose requests have the settings of call, in place of those that ctx has. It panics if
-// Call.TTL is negative.
-func With(ctx context.Context, call Call) context.Context {
-	if call.TTL < 0 {
-		panic(fmt.Sprintf("cacheguard: With: Call.TTL is %v; want 0 or more", call.TTL))
+// WithPolicy returns a context whose requests are cached as p says. It replaces the policy of ctx. It panics if p.TTL is
+// negative.
+func WithPolicy(ctx context.Context, p Policy) context.Context {
+	if p.TTL < 0 {
+		panic(fmt.Sprintf("cacheguard: WithPolicy: Policy.TTL is %v; want 0 or more", p.TTL))
 	}
-	return context.WithValue(ctx, callKey{}, call)
+	return context.WithValue(ctx, policyKey{}, p)
 }
 
 // Stats is a snapshot of a Transport: gauges now, then counters since New.
@@ -246,8 +246,8 @@ func New(next http.RoundTripper, cfg Config) (*Transport, error) {
 
 // RoundTrip answers req from what is kept, from an identical request in flight, or from next.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	call, _ := req.Context().Value(callKey{}).(Call)
-	q, err := t.read(req, call)
+	policy, _ := req.Context().Value(policyKey{}).(Policy)
+	q, err := t.read(req, policy)
 	if err != nil {
 		return nil, err
 	}

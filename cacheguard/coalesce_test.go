@@ -335,7 +335,7 @@ func TestTaskFinishesItsCallsDuringShutdown(t *testing.T) {
 func TestBypassIsARequestOfItsOwn(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		w.srv.SetDefault(aiguardtest.After(time.Second, aiguardtest.Text("Hello")))
-		ctx := cacheguard.With(t.Context(), cacheguard.Call{Bypass: true})
+		ctx := cacheguard.WithPolicy(t.Context(), cacheguard.Policy{Bypass: true})
 		for _, a := range all(3, func(int) answer { return w.chat(ctx, certain) }) {
 			require.NoError(t, a.err)
 			require.Empty(t, a.source)

@@ -51,8 +51,8 @@ func Example() {
 	// requests: 1 calls of the guard: 1
 }
 
-func ExampleWith() {
-	ctx := cacheguard.With(context.Background(), cacheguard.Call{Refresh: true}) // a button "ask again"
+func ExampleWithPolicy() {
+	ctx := cacheguard.WithPolicy(context.Background(), cacheguard.Policy{Refresh: true}) // a button "ask again"
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://api.openai.com/v1/embeddings", nil)
 	fmt.Println(req.Method, err) // any SDK hands the context of a call on to its request
 	// Output: POST <nil>

@@ -363,7 +363,7 @@ func (r *reader) count(hit bool) (source string) {
 
 // own is err for this caller: nobody can change it under another's eyes.
 func (r *reader) own(err error) error {
-	if e, ok := err.(*aiguard.Error); ok && !r.first {
+	if e, ok := err.(*aiguard.Error); ok && e != nil && !r.first {
 		copied := *e
 		return &copied
 	}

@@ -29,7 +29,7 @@ func keyOf(t testing.TB, tr *Transport, method, url, body string, headers ...str
 	for i := 0; i < len(headers); i += 2 {
 		req.Header[headers[i]] = append(req.Header[headers[i]], headers[i+1])
 	}
-	q, err := tr.read(req, Call{})
+	q, err := tr.read(req, Policy{})
 	require.NoError(t, err)
 	return q.key, q.mode != apart
 }
@@ -162,7 +162,7 @@ func TestHostInTheRequestMakesTheKey(t *testing.T) {
 		req.Header.Set("Authorization", "Bearer sk-one")
 		req.Header.Set("Content-Type", "application/json")
 		req.Host = host
-		q, err := tr.read(req, Call{})
+		q, err := tr.read(req, Policy{})
 		require.NoError(t, err)
 		return q.key
 	}
@@ -179,7 +179,7 @@ func TestRequestIsLeftAsItWas(t *testing.T) {
 	closed := &closeable{Reader: strings.NewReader(plainBody)}
 	req.Body = closed
 	before := *req
-	q, err := tr.read(req, Call{})
+	q, err := tr.read(req, Policy{})
 	require.NoError(t, err)
 	assert.Equal(t, 1, closed.closed)
 	assert.Equal(t, before.Body, req.Body)
@@ -199,7 +199,7 @@ func TestBodyOfAnotherLengthThanAnnouncedIsForNextToJudge(t *testing.T) {
 		req.Header.Set("Authorization", "Bearer sk-one")
 		req.Header.Set("Content-Type", "application/json")
 		req.ContentLength = length
-		q, err := tr.read(req, Call{})
+		q, err := tr.read(req, Policy{})
 		require.NoError(t, err)
 		assert.Equal(t, want, q.mode, "%d", length)
 		if want == apart {

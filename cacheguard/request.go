@@ -45,12 +45,12 @@ type request struct {
 type key [sha256.Size]byte
 
 // read finds out whether req is one for the cache. Its error is that of reading the body.
-func (t *Transport) read(req *http.Request, call Call) (*request, error) {
-	q := &request{send: req, ttl: call.TTL}
+func (t *Transport) read(req *http.Request, policy Policy) (*request, error) {
+	q := &request{send: req, ttl: policy.TTL}
 	if q.ttl == 0 {
 		q.ttl = t.cfg.TTL
 	}
-	if call.Bypass || !t.concerns(req) {
+	if policy.Bypass || !t.concerns(req) {
 		return q, nil
 	}
 	scope, ok := t.scope(req)
@@ -89,9 +89,9 @@ func (t *Transport) read(req *http.Request, call Call) (*request, error) {
 	q.send.ContentLength = int64(len(body))
 	q.key = t.sum(req, scope, plain)
 	switch {
-	case !call.Sampled && !t.cfg.Sampled && samples(q.endpoint, plain):
+	case !policy.Sampled && !t.cfg.Sampled && samples(q.endpoint, plain):
 		q.mode = coalesced
-	case call.Refresh:
+	case policy.Refresh:
 		q.mode = refreshed
 	default:
 		q.mode = cached

@@ -89,7 +89,7 @@ func TestStoreOfTheUsersServesAndIsTold(t *testing.T) {
 		}
 		assert.Equal(t, "miss", ask(t.Context()))
 		assert.Equal(t, "hit", ask(t.Context()))
-		assert.Equal(t, "miss", ask(cacheguard.With(t.Context(), cacheguard.Call{Refresh: true, TTL: time.Hour})))
+		assert.Equal(t, "miss", ask(cacheguard.WithPolicy(t.Context(), cacheguard.Policy{Refresh: true, TTL: time.Hour})))
 		assert.Equal(t, []time.Duration{time.Minute, time.Hour}, s.ttls)
 		for name, entry := range s.entries {
 			assert.Regexp(t, "^[0-9a-f]{64}$", name)
@@ -246,7 +246,7 @@ func TestWriteDelaysNobody(t *testing.T) {
 		// But nobody gets an answer of chance, or one that was to be replaced, from a request that is over.
 		for range 2 {
 			assert.Equal(t, "miss", w.chat(t.Context(), dice).source)
-			assert.Equal(t, "miss", w.chat(cacheguard.With(t.Context(), cacheguard.Call{Refresh: true}), certain).source)
+			assert.Equal(t, "miss", w.chat(cacheguard.WithPolicy(t.Context(), cacheguard.Policy{Refresh: true}), certain).source)
 		}
 		assert.Zero(t, time.Since(start))
 		time.Sleep(time.Second)

@@ -20,6 +20,7 @@ type answer struct {
 	ctl   *http.ResponseController // of w
 	limit *limit
 	ctx   *limited // the handler's
+	body  *requestBody
 
 	header http.Header // the handler's, which may change while we answer in its place
 
@@ -36,8 +37,8 @@ const (
 	over            // the handler may no longer use w
 )
 
-func newAnswer(w http.ResponseWriter, l *limit, ctx *limited) *answer {
-	a := &answer{w: w, ctl: http.NewResponseController(w), limit: l, ctx: ctx, header: w.Header().Clone()}
+func newAnswer(w http.ResponseWriter, l *limit, ctx *limited, body *requestBody) *answer {
+	a := &answer{w: w, ctl: http.NewResponseController(w), limit: l, ctx: ctx, body: body, header: w.Header().Clone()}
 	if a.header == nil {
 		a.header = http.Header{}
 	}
@@ -68,7 +69,7 @@ func (a *answer) await() {
 // answerLate answers in place of a handler that has not begun by the limit, and no longer can.
 func (a *answer) answerLate(x *exchange) {
 	if !a.lost.Load() {
-		x.answerLate(a.w, a.limit.reason())
+		x.answerLate(a.w, a.body, a.limit.reason())
 	}
 }
 

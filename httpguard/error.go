@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	_ "embed"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"html/template"
 	"log/slog"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // DefaultRetryAfter is the Retry-After of 429, 503 and 504 where nothing better is known.
@@ -43,7 +43,7 @@ type Problem struct {
 // and 504 without one, except for a quota, which no short wait restores. The request id is that of a response header
 // X-Request-Id already set, else the request's if it looks like one, else random.
 //
-// Call it before anything is written. In a handler of Middleware it knows the Page and Logger given there, and if the
+// Call it before anything is written. In a handler behind Limit it knows the Page and Logger given there, and if the
 // answer has begun (which it sees where Timeout is not Off) it panics with http.ErrAbortHandler, so that the half of it
 // does not look whole. It panics if err is nil.
 func Error(w http.ResponseWriter, r *http.Request, err error) {
@@ -109,21 +109,20 @@ func isIdentifier(s string) bool {
 	return s != "" && len(s) <= 128
 }
 
-// answerLate is answerWith at the time limit, when the handler may still read the request's body: the server would
-// wait for its turn to read the rest of it if it were to keep the connection.
-func (x *exchange) answerLate(w http.ResponseWriter, err error) {
+// answerLate is answerWith at the time limit, when the handler may still use the request's body. The server would wait for
+// the rest of the body if it were to keep the connection.
+func (x *exchange) answerLate(w http.ResponseWriter, body *requestBody, err error) {
+	ctl := http.NewResponseController(w)
 	if x.http1 {
 		w.Header().Set("Connection", "close")
+		body.end(ctl)
 	}
 	// The handler may have set deadlines that are over, and a client may be slow to read this or to send its body.
-	ctl, deadline := http.NewResponseController(w), time.Now().Add(answerTime)
+	deadline := time.Now().Add(answerTime)
 	_ = ctl.SetReadDeadline(deadline)
 	_ = ctl.SetWriteDeadline(deadline)
 	x.answerWith(w, err)
 }
-
-// answerTime bounds the exchange that is left after an answer at the time limit.
-const answerTime = 5 * time.Second
 
 // answerWith sends the error answer.
 func (x *exchange) answerWith(w http.ResponseWriter, err error) {
@@ -177,10 +176,10 @@ func (x *exchange) problem(err error) Problem {
 		Type: "about:blank", Status: aiguard.HTTPStatus(err), Detail: aiguard.UserMessage(err), Code: string(aiguard.KindOf(err)),
 		RequestID: x.id, Repeatable: x.repeatable,
 	}
-	var body *http.MaxBytesError
+	body := errtree.Find[*http.MaxBytesError](err)
 	switch {
 	case p.Code != "":
-	case errors.As(err, &body):
+	case body != nil:
 		p.Status, p.Code = http.StatusRequestEntityTooLarge, codeBody
 		p.Detail = "Your request is too large: " + size(body.Limit) + " is the most we accept. Please shorten it and try again."
 	case p.Status == http.StatusGatewayTimeout:

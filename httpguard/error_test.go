@@ -307,7 +307,7 @@ func TestPageIsReplaceable(t *testing.T) {
 				r.Header.Set("Accept", browser)
 				r.Header.Set("X-Request-Id", "id-1")
 				w := httptest.NewRecorder()
-				httpguard.Handler(newGuard(t, c.guard), failing, httpguard.Config{Page: own, Timeout: timeout}).ServeHTTP(w, r)
+				limited(t, newGuard(t, c.guard), failing, httpguard.Config{Page: own, Timeout: timeout}).ServeHTTP(w, r)
 				assert.Contains(t, w.Body.String(), c.want)
 				nonce := regexp.MustCompile(`nonce="(\w+)"`).FindStringSubmatch(w.Body.String())
 				require.NotNil(t, nonce)
@@ -324,7 +324,7 @@ func TestPageThatFailsIsReplacedByTheBuiltInOne(t *testing.T) {
 	r.Header.Set("Accept", browser)
 	w := httptest.NewRecorder()
 	cfg := httpguard.Config{Page: broken, Logger: slog.New(slog.NewTextHandler(&logged, nil))}
-	httpguard.Handler(newGuard(t, aiguard.Config{MemoryLimit: 1}), ok, cfg).ServeHTTP(w, r)
+	limited(t, newGuard(t, aiguard.Config{MemoryLimit: 1}), ok, cfg).ServeHTTP(w, r)
 	assert.NotContains(t, w.Body.String(), "half a page")
 	checkPage(t, w.Result(), w.Body.String())
 	assert.Contains(t, logged.String(), "Config.Page failed")
@@ -336,7 +336,7 @@ func TestLogHasTheRequestIDAndTheFactsAndNothingElse(t *testing.T) {
 		failing := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { httpguard.Error(w, r, f.err) })
 		cfg := httpguard.Config{Logger: slog.New(slog.NewTextHandler(&logged, nil))}
 		mux := http.NewServeMux()
-		mux.Handle("GET /ask", httpguard.Handler(newGuard(t, aiguard.Config{}), failing, cfg))
+		mux.Handle("GET /ask", limited(t, newGuard(t, aiguard.Config{}), failing, cfg))
 		r := httptest.NewRequest("GET", "/ask?q=secret", nil)
 		r.Header.Set("X-Request-Id", "id-1")
 		mux.ServeHTTP(httptest.NewRecorder(), r)

@@ -15,17 +15,20 @@ import (
 )
 
 // A route that calls a model, behind a time limit: its client gets a proper answer even from a handler that ignores its context.
-func ExampleMiddleware() {
+func ExampleLimit() {
 	guard, err := aiguard.New(aiguard.Config{})
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer guard.Close()
-	edge := httpguard.Middleware(guard, httpguard.Config{Timeout: 50 * time.Millisecond})
+	limit, err := httpguard.Limit(guard, httpguard.Config{Timeout: 50 * time.Millisecond})
+	if err != nil {
+		log.Fatal(err)
+	}
 
 	never := make(chan struct{})
 	mux := http.NewServeMux()
-	mux.Handle("POST /ask", edge(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-never })))
+	mux.Handle("POST /ask", limit(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-never })))
 	srv := httptest.NewServer(mux)
 	defer srv.Close()
 	defer close(never)
@@ -77,27 +80,33 @@ func ExampleConfig_page() {
 	}
 	page := template.Must(template.New("error").Parse(
 		`<!doctype html><title>{{.Title}}</title>{{if eq .Code "closed"}}<p>Tea break! Back in {{.RetryAfter}} seconds.{{else}}<p>{{.Detail}}{{end}}`))
-	edge := httpguard.Handler(guard, http.NotFoundHandler(), httpguard.Config{Page: page})
+	limit, err := httpguard.Limit(guard, httpguard.Config{Page: page})
+	if err != nil {
+		log.Fatal(err)
+	}
 
 	_ = guard.Close() // as a shutdown does
 	r := httptest.NewRequest("GET", "/", nil)
 	r.Header.Set("Accept", "text/html")
 	w := httptest.NewRecorder()
-	edge.ServeHTTP(w, r)
+	limit(http.NotFoundHandler()).ServeHTTP(w, r)
 	fmt.Println(w.Body)
 	// Output:
 	// <!doctype html><title>Service Unavailable</title><p>Tea break! Back in 10 seconds.
 }
 
-func ExampleHealth() {
+func ExampleReadyz() {
 	guard, err := aiguard.New(aiguard.Config{})
 	if err != nil {
 		log.Fatal(err)
 	}
-	health := httpguard.Health(guard, httpguard.HealthConfig{})
+	ready, err := httpguard.Readyz(guard, httpguard.HealthConfig{})
+	if err != nil {
+		log.Fatal(err)
+	}
 	mux := http.NewServeMux()
-	mux.Handle("/livez", health)
-	mux.Handle("/readyz", health)
+	mux.Handle("GET /livez", httpguard.Livez())
+	mux.Handle("GET /readyz", ready)
 	ask := func(path string) {
 		w := httptest.NewRecorder()
 		mux.ServeHTTP(w, httptest.NewRequest("GET", path, nil))

@@ -56,7 +56,7 @@ func TestLimitBeforeTheFirstByteGetsAProperAnswer(t *testing.T) {
 				eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
 					release := make(chan struct{})
 					defer close(release)
-					s := serve(httpguard.Handler(newGuard(t, aiguard.Config{}), handler(release), httpguard.Config{Timeout: 10 * time.Second}))
+					s := serve(limited(t, newGuard(t, aiguard.Config{}), handler(release), httpguard.Config{Timeout: 10 * time.Second}))
 					slow, w := io.Pipe() // a body that never ends
 					defer w.Close()
 					r := s.do(t.Context(), http.MethodPost, accept, slow)
@@ -85,7 +85,7 @@ func TestHandlerThatReturnsAtTheLimitItself(t *testing.T) {
 			deadline, _ := r.Context().Deadline()
 			time.Sleep(time.Until(deadline))
 		})
-		edge := httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{})
+		edge := limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{})
 		for range 200 { // which comes first, the handler's return or our timer, is open each time
 			w := httptest.NewRecorder()
 			edge.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
@@ -99,7 +99,7 @@ func TestHandlerThatIgnoresItsContextKeepsItsPlaceUntilItReturns(t *testing.T) {
 		h, logged := newStuck(), &syncbuf.Buffer{}
 		cfg := httpguard.Config{Timeout: 10 * time.Second, MaxConcurrent: 1, QueueTimeout: time.Second,
 			Logger: slog.New(slog.NewTextHandler(logged, nil))}
-		s := serve(httpguard.Handler(newGuard(t, aiguard.Config{}), h, cfg))
+		s := serve(limited(t, newGuard(t, aiguard.Config{}), h, cfg))
 		problemOf(t, s.get(t), http.StatusGatewayTimeout, "timeout")
 		r := s.get(t)
 		problemOf(t, r, http.StatusServiceUnavailable, "overloaded")
@@ -148,7 +148,7 @@ func TestAnswerUnderWayAtTheLimitNeverLooksWhole(t *testing.T) {
 					w.(http.Flusher).Flush()
 					rest(w, r)
 				})
-				s := serve(httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: 10 * time.Second}))
+				s := serve(limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: 10 * time.Second}))
 				slow, w := io.Pipe()
 				defer w.Close()
 				r := s.do(t.Context(), http.MethodPost, "", slow)
@@ -175,7 +175,7 @@ func TestHandlerBlockedWritingIsEndedAtTheLimit(t *testing.T) {
 			}
 			failed <- err
 		})
-		s := serve(httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: 10 * time.Second}))
+		s := serve(limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: 10 * time.Second}))
 		resp, err := s.client.Get("http://site/")
 		require.NoError(t, err)
 		defer resp.Body.Close()
@@ -195,7 +195,7 @@ func TestEventStreamMaySayALastWord(t *testing.T) {
 			_, _ = fmt.Fprintf(w, "event: error\ndata: %s\n\n", aiguard.UserMessage(context.Cause(r.Context())))
 			w.(http.Flusher).Flush()
 		})
-		s := serve(httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: 10 * time.Second}))
+		s := serve(limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: 10 * time.Second}))
 		r := s.get(t)
 		require.Error(t, r.err, "and yet the stream does not end as if it were complete")
 		assert.Contains(t, r.body, "event: error\ndata: This took longer than expected")
@@ -215,7 +215,7 @@ func TestEventsPassThroughAsTheyAreSent(t *testing.T) {
 				time.Sleep(5 * time.Second)
 			}
 		})
-		s := serve(httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{}))
+		s := serve(limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{}))
 		start := time.Now()
 		resp, err := s.client.Get("http://site/")
 		require.NoError(t, err)
@@ -239,7 +239,7 @@ func TestClientsDisconnectReachesTheHandler(t *testing.T) {
 			<-r.Context().Done()
 			ended <- context.Cause(r.Context())
 		})
-		s := serve(httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{}))
+		s := serve(limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{}))
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
 		r := s.do(ctx, http.MethodGet, "", nil)
@@ -259,7 +259,7 @@ func TestContextTellsTheLimit(t *testing.T) {
 			assert.ErrorIs(t, r.Context().Err(), context.DeadlineExceeded)
 			assert.Equal(t, aiguard.ErrTimeout, aiguard.KindOf(context.Cause(r.Context())))
 		})
-		edge := httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{})
+		edge := limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{})
 		for range 200 { // the context's timer and our own race
 			w := httptest.NewRecorder()
 			edge.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
@@ -290,7 +290,7 @@ func TestAnswersPassUnchanged(t *testing.T) {
 	for name, timeout := range map[string]time.Duration{"limit": 0, "no limit": aiguard.Off} {
 		t.Run(name, func(t *testing.T) {
 			eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
-				s := serve(outer(httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: timeout})))
+				s := serve(outer(limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: timeout})))
 				var hints textproto.MIMEHeader
 				ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(_ int, h textproto.MIMEHeader) error {
 					hints = h
@@ -312,7 +312,7 @@ func TestAnswersPassUnchanged(t *testing.T) {
 func TestHeaderAloneIsAnAnswer(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
 		h := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X-Own", "set") })
-		s := serve(httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{}))
+		s := serve(limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{}))
 		r := s.get(t)
 		require.NoError(t, r.err)
 		assert.Equal(t, http.StatusOK, r.StatusCode)
@@ -327,7 +327,7 @@ func TestEarlyHintsLeaveNothingInTheAnswerForTheLimit(t *testing.T) {
 			w.WriteHeader(http.StatusEarlyHints)
 			<-r.Context().Done()
 		})
-		s := serve(t, httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{}), false)
+		s := serve(t, limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{}), false)
 		r := s.get(t)
 		problemOf(t, r, http.StatusGatewayTimeout, "timeout")
 		assert.Empty(t, r.Header.Get("Link"))
@@ -342,7 +342,7 @@ func TestNothingIsWrittenAfterServeHTTPReturned(t *testing.T) {
 			_, _ = io.WriteString(w, "whole")
 		})
 		w := &deadlines{ResponseRecorder: httptest.NewRecorder()}
-		httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{}).ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+		limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{}).ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
 		_, err := io.WriteString(kept, "more")
 		require.Error(t, err)
 		require.Error(t, http.NewResponseController(kept).Flush())
@@ -373,7 +373,7 @@ func TestLimitHoldsWhenTheContextEndedBefore(t *testing.T) {
 				}
 				time.Sleep(10*time.Second + httpguard.LastWord/2)
 			})
-			edge := httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: 10 * time.Second})
+			edge := limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: 10 * time.Second})
 			s := serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				ctx, cancel := context.WithTimeout(r.Context(), time.Second) // as a server that shuts down does
 				defer cancel()
@@ -397,7 +397,7 @@ func TestAnswerForTheLimitIsSentInSpiteOfOldDeadlines(t *testing.T) {
 			assert.NoError(t, http.NewResponseController(w).SetWriteDeadline(time.Now().Add(time.Second)))
 			<-r.Context().Done()
 		})
-		s := serve(t, httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{}), false)
+		s := serve(t, limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{}), false)
 		problemOf(t, s.get(t), http.StatusGatewayTimeout, "timeout")
 	})
 }
@@ -405,7 +405,7 @@ func TestAnswerForTheLimitIsSentInSpiteOfOldDeadlines(t *testing.T) {
 func TestClientThatNeverEndsItsBodyIsLeftSoonAfterTheLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
-		s := serve(t, httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: 10 * time.Second}), false)
+		s := serve(t, limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: 10 * time.Second}), false)
 		conn, err := s.client.Transport.(*http.Transport).DialContext(t.Context(), "", "")
 		require.NoError(t, err)
 		defer conn.Close()
@@ -438,7 +438,7 @@ func TestHijackedConnectionIsTheHandlersOwn(t *testing.T) {
 			_, _ = rw.WriteString("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nown")
 			_ = rw.Flush()
 		})
-		s := serve(t, httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: time.Second}), false)
+		s := serve(t, limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: time.Second}), false)
 		r := s.get(t)
 		require.NoError(t, r.err)
 		assert.Equal(t, "own", r.body)
@@ -455,7 +455,7 @@ func TestRefusedHijackLeavesTheAnswerOpen(t *testing.T) {
 			w.Header().Set("X-Own", "set")
 			w.WriteHeader(http.StatusNotImplemented)
 		})
-		s := serve(t, httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{}), true)
+		s := serve(t, limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{}), true)
 		r := s.get(t)
 		assert.Equal(t, http.StatusNotImplemented, r.StatusCode)
 		assert.Equal(t, "set", r.Header.Get("X-Own"))
@@ -468,7 +468,7 @@ func TestPanicGoesOnAndFreesItsPlace(t *testing.T) {
 		var end func()
 		h := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { end() })
 		for _, timeout := range []time.Duration{time.Minute, aiguard.Off} {
-			edge := httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: timeout, MaxConcurrent: 1})
+			edge := limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: timeout, MaxConcurrent: 1})
 			ask := func() (panicked any) {
 				defer func() { panicked = recover() }()
 				edge.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
@@ -504,7 +504,7 @@ func TestPanicAfterTheLimitIsPrinted(t *testing.T) {
 			time.Sleep(time.Minute)
 			panic("broken")
 		})
-		s := serve(httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: time.Second}))
+		s := serve(limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: time.Second}))
 		problemOf(t, s.get(t), http.StatusGatewayTimeout, "timeout")
 		time.Sleep(2 * time.Minute)
 		assert.Contains(t, s.log.String(), "panic after the time limit: broken")
@@ -519,7 +519,7 @@ func TestErrorAfterTheAnswerHasBegunEndsIt(t *testing.T) {
 			w.(http.Flusher).Flush()
 			httpguard.Error(w, r, aiguard.ErrTruncated)
 		})
-		s := serve(httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{}))
+		s := serve(limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{}))
 		r := s.get(t)
 		require.Error(t, r.err)
 		assert.Equal(t, "half", r.body)
@@ -529,7 +529,7 @@ func TestErrorAfterTheAnswerHasBegunEndsIt(t *testing.T) {
 func TestBodyAnnouncedTooLargeIsRefusedUnread(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
 		h := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the handler ran") })
-		s := serve(httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{MaxBodyBytes: 2 << 10}))
+		s := serve(limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{MaxBodyBytes: 2 << 10}))
 		r := s.do(t.Context(), http.MethodPost, "", strings.NewReader(strings.Repeat("x", 2<<10+1)))
 		p := problemOf(t, r, http.StatusRequestEntityTooLarge, "request_too_large")
 		assert.Contains(t, p.Detail, "2 KB")
@@ -540,7 +540,7 @@ func TestBodyAnnouncedTooLargeIsRefusedUnread(t *testing.T) {
 
 func TestBodyAnnouncedTooLargeNeedNotArrive(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
-		s := serve(httpguard.Handler(newGuard(t, aiguard.Config{}), ok, httpguard.Config{MaxBodyBytes: 2 << 10}))
+		s := serve(limited(t, newGuard(t, aiguard.Config{}), ok, httpguard.Config{MaxBodyBytes: 2 << 10}))
 		slow, w := io.Pipe()
 		defer w.Close()
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://site/", slow)
@@ -565,7 +565,7 @@ func TestBodyThatTurnsOutTooLargeIsAnErrorOfReading(t *testing.T) {
 			}
 			_, _ = fmt.Fprint(w, len(b))
 		})
-		s := serve(httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{MaxBodyBytes: 2 << 10}))
+		s := serve(limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{MaxBodyBytes: 2 << 10}))
 		post := func(n int) reply {
 			return s.do(t.Context(), http.MethodPost, "", io.MultiReader(strings.NewReader(strings.Repeat("x", n)))) // of unknown length
 		}
@@ -577,14 +577,14 @@ func TestBodyThatTurnsOutTooLargeIsAnErrorOfReading(t *testing.T) {
 func TestGuardsStateIsCheckedAtTheDoor(t *testing.T) {
 	never := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the handler ran") })
 	eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
-		full := serve(httpguard.Handler(newGuard(t, aiguard.Config{MemoryLimit: 1}), never, httpguard.Config{}))
+		full := serve(limited(t, newGuard(t, aiguard.Config{MemoryLimit: 1}), never, httpguard.Config{}))
 		r := full.get(t)
 		problemOf(t, r, http.StatusServiceUnavailable, "overloaded")
 		assert.Equal(t, "10", r.Header.Get("Retry-After"))
 
 		g := newGuard(t, aiguard.Config{})
 		require.NoError(t, g.Close())
-		r = serve(httpguard.Handler(g, never, httpguard.Config{})).get(t)
+		r = serve(limited(t, g, never, httpguard.Config{})).get(t)
 		problemOf(t, r, http.StatusServiceUnavailable, "closed")
 		assert.Equal(t, "10", r.Header.Get("Retry-After"))
 	})
@@ -597,7 +597,7 @@ func TestRequestsAreHandledInOrderOfArrival(t *testing.T) {
 			order = append(order, r.URL.Path)
 			time.Sleep(time.Second)
 		})
-		edge := httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{MaxConcurrent: 1, MaxQueue: 3, QueueTimeout: time.Minute})
+		edge := limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{MaxConcurrent: 1, MaxQueue: 3, QueueTimeout: time.Minute})
 		ask := func(ctx context.Context, path string) <-chan *httptest.ResponseRecorder {
 			c := async(func() *httptest.ResponseRecorder {
 				w := httptest.NewRecorder()
@@ -638,7 +638,7 @@ func TestWaitForAPlaceIsBounded(t *testing.T) {
 			"by Timeout alone": {httpguard.Config{MaxConcurrent: 1, QueueTimeout: aiguard.Off, MaxQueue: aiguard.Off},
 				httpguard.DefaultTimeout, http.StatusGatewayTimeout},
 		} {
-			edge := httpguard.Handler(g, h, c.cfg)
+			edge := limited(t, g, h, c.cfg)
 			ask := func() int {
 				w := httptest.NewRecorder()
 				edge.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
@@ -659,7 +659,7 @@ func TestWaitForAPlaceIsBounded(t *testing.T) {
 func TestRetryAfterFollowsTheDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { time.Sleep(6 * time.Second) })
-		edge := httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{MaxConcurrent: 1, MaxQueue: 2, QueueTimeout: time.Minute})
+		edge := limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{MaxConcurrent: 1, MaxQueue: 2, QueueTimeout: time.Minute})
 		ask := func() *httptest.ResponseRecorder {
 			w := httptest.NewRecorder()
 			edge.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
@@ -680,7 +680,8 @@ func TestRetryAfterFollowsTheDrain(t *testing.T) {
 func TestHandlersOfOneMiddlewareShareItsPlaces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newStuck()
-		edge := httpguard.Middleware(newGuard(t, aiguard.Config{}), httpguard.Config{MaxConcurrent: 1})
+		edge, err := httpguard.Limit(newGuard(t, aiguard.Config{}), httpguard.Config{MaxConcurrent: 1})
+		require.NoError(t, err)
 		a, b := edge(h), edge(ok)
 		go a.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
 		<-h.entered
@@ -692,11 +693,11 @@ func TestHandlersOfOneMiddlewareShareItsPlaces(t *testing.T) {
 	})
 }
 
-func TestDefaultConcurrencyIsAMultipleOfTheGuards(t *testing.T) {
+func TestDefaultMaxConcurrentIsAMultipleOfTheGuards(t *testing.T) {
 	for capacity, want := range map[int64]int{3: 12, aiguard.Off: 50} {
 		synctest.Test(t, func(t *testing.T) {
 			h := newStuck()
-			edge := httpguard.Handler(newGuard(t, aiguard.Config{MaxConcurrent: capacity}), h, httpguard.Config{})
+			edge := limited(t, newGuard(t, aiguard.Config{MaxConcurrent: capacity}), h, httpguard.Config{})
 			for range 50 {
 				go edge.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
 			}
@@ -708,25 +709,21 @@ func TestDefaultConcurrencyIsAMultipleOfTheGuards(t *testing.T) {
 	}
 }
 
-func TestConfigOutOfRangePanicsAndSaysWhatIsAllowed(t *testing.T) {
+func TestConfigOutOfRangeIsAnErrorThatSaysWhatIsAllowed(t *testing.T) {
 	g := newGuard(t, aiguard.Config{})
 	for field, cfg := range map[string]httpguard.Config{
 		"Timeout": {Timeout: -2}, "MaxConcurrent": {MaxConcurrent: -2}, "MaxQueue": {MaxQueue: -2},
 		"QueueTimeout": {QueueTimeout: -2}, "MaxBodyBytes": {MaxBodyBytes: -2},
 	} {
-		func() {
-			defer func() {
-				msg, _ := recover().(string)
-				assert.Contains(t, msg, "httpguard: Config."+field+" is -2")
-				assert.Contains(t, msg, "want a positive ")
-			}()
-			httpguard.Middleware(g, cfg)
-		}()
+		_, err := httpguard.Limit(g, cfg)
+		assert.ErrorContains(t, err, "httpguard: Config."+field+" is -2")
+		assert.ErrorContains(t, err, "want a positive ")
 	}
-	assert.Panics(t, func() { httpguard.Middleware(nil, httpguard.Config{}) })
-	assert.Panics(t, func() { httpguard.Handler(g, nil, httpguard.Config{}) })
+	_, err := httpguard.Limit(nil, httpguard.Config{})
+	assert.EqualError(t, err, "httpguard: Limit: nil Guard; make it with aiguard.New")
+	assert.Panics(t, func() { limited(t, g, nil, httpguard.Config{}) })
 	off := httpguard.Config{Timeout: aiguard.Off, MaxConcurrent: aiguard.Off, MaxQueue: aiguard.Off, QueueTimeout: aiguard.Off, MaxBodyBytes: aiguard.Off}
 	w := httptest.NewRecorder()
-	httpguard.Handler(g, ok, off).ServeHTTP(w, httptest.NewRequest("POST", "/", strings.NewReader("text")))
+	limited(t, g, ok, off).ServeHTTP(w, httptest.NewRequest("POST", "/", strings.NewReader("text")))
 	assert.Equal(t, "fine", w.Body.String())
 }

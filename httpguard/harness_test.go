@@ -30,6 +30,14 @@ func newGuard(t testing.TB, cfg aiguard.Config) *aiguard.Guard {
 	return g
 }
 
+// limited puts next behind limits of its own.
+func limited(t testing.TB, g *aiguard.Guard, next http.Handler, cfg httpguard.Config) http.Handler {
+	t.Helper()
+	limit, err := httpguard.Limit(g, cfg)
+	require.NoError(t, err)
+	return limit(next)
+}
+
 // site is a server in memory, in virtual time, over one protocol.
 type site struct {
 	client *http.Client

@@ -3,6 +3,7 @@ package httpguard
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"sync"
@@ -14,82 +15,111 @@ import (
 // DefaultSaturatedAfter is the default of HealthConfig.SaturatedAfter.
 const DefaultSaturatedAfter = 10 * time.Second
 
-// HealthConfig is what Health needs to know: nothing.
+// HealthConfig configures Readyz and Health. The zero value is valid.
 type HealthConfig struct {
-	// SaturatedAfter is for how long calls must have been waiting for slots until /readyz says so. 10s;
-	// aiguard.Off: it never does
+	// SaturatedAfter is how long calls must have been waiting for slots before Readyz reports "saturated". Default 10s;
+	// aiguard.Off: never
 	SaturatedAfter time.Duration
+
+	// UnreadyWhenDegraded makes Readyz answer 503 also for "saturated", "route_paused" and "route_down". Default false: they
+	// have the status 200, because taking instances away makes a saturated service worse, and does not mend a provider
+	UnreadyWhenDegraded bool
 }
 
-// Health serves the probes of an orchestrator or load balancer, by GET and HEAD, as JSON that no cache stores:
-//
-//   - /livez is 200 while the process serves requests.
-//   - /readyz is 200 with status "ok", or 503 with status "unavailable" and all reasons that hold: "draining" after
-//     Shutdown or Close, "over_memory" above the memory limit, and "saturated" when for SaturatedAfter calls have been
-//     waiting for slots. Either comes with the guard's Stats.
-//
-// A provider that has asked for a pause is no reason: other models still answer, and every instance of the service waits for
-// the same provider. The Stats have paused_until.
-//
-// No goroutine watches: saturation is measured from the first /readyz probe that finds it, and one that does not starts
-// anew. With probes further apart than SaturatedAfter it takes two. A probe never makes a call to the provider.
-//
-// Health panics if g is nil or SaturatedAfter is out of range.
-func Health(g *aiguard.Guard, cfg HealthConfig) http.Handler {
-	_ = g.Stats()
-	if cfg.SaturatedAfter < aiguard.Off {
-		panic(fmt.Sprintf("httpguard: HealthConfig.SaturatedAfter is %v; want a positive duration, 0 for the default, or aiguard.Off",
-			cfg.SaturatedAfter))
-	}
-	h := &health{guard: g, saturatedAfter: cmp.Or(cfg.SaturatedAfter, DefaultSaturatedAfter)}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
+// Livez returns a handler that answers 200 while the process serves requests.
+func Livez() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		report(w, http.StatusOK, healthReport{Status: "ok"})
 	})
-	mux.HandleFunc("GET /readyz", h.ready)
-	return mux
+}
+
+// Readyz returns a handler that tells an orchestrator or a load balancer whether this process takes calls. It answers with
+// JSON that no cache stores: a status, all reasons that hold, and the guard's Stats.
+//
+//   - "unavailable", 503: the guard is "draining" after Shutdown or Close, or "over_memory".
+//   - "degraded", 200: calls have waited for slots for SaturatedAfter ("saturated"), or a provider's route is paused or down
+//     ("route_paused", "route_down"). UnreadyWhenDegraded turns this into 503.
+//   - "ok", 200: none of these.
+//
+// Saturation is measured from the first probe that finds calls waiting to the last one. There is no goroutine: with probes
+// further apart than SaturatedAfter it takes two. A probe never makes a call to the provider.
+//
+// The error names the field of cfg that is out of range, or a nil g. The handler is safe for concurrent use.
+func Readyz(g *aiguard.Guard, cfg HealthConfig) (http.Handler, error) {
+	if g == nil {
+		return nil, errors.New("httpguard: Readyz: nil Guard; make it with aiguard.New")
+	}
+	if cfg.SaturatedAfter < aiguard.Off {
+		return nil, fmt.Errorf("httpguard: HealthConfig.SaturatedAfter is %v; want a positive duration, 0 for the default, or aiguard.Off",
+			cfg.SaturatedAfter)
+	}
+	return &health{guard: g, saturatedAfter: cmp.Or(cfg.SaturatedAfter, DefaultSaturatedAfter), strict: cfg.UnreadyWhenDegraded}, nil
+}
+
+// Health returns a handler with Livez at /livez and Readyz at /readyz, for GET and HEAD. Its error is that of Readyz.
+func Health(g *aiguard.Guard, cfg HealthConfig) (http.Handler, error) {
+	ready, err := Readyz(g, cfg)
+	if err != nil {
+		return nil, err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /livez", Livez())
+	mux.Handle("GET /readyz", ready)
+	return mux, nil
 }
 
 type health struct {
 	guard          *aiguard.Guard
 	saturatedAfter time.Duration
+	strict         bool
 
 	mu    sync.Mutex
 	since time.Time // of the first probe in a row that found it saturated; zero: the last did not
 }
 
-func (h *health) ready(w http.ResponseWriter, _ *http.Request) {
-	st := h.guard.Stats()
-	now := time.Now()
-	var reasons []string
+func (h *health) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+	st, routes, now := h.guard.Stats(), h.guard.Routes(), time.Now()
+	paused, down := troubled(routes, now)
+	body := healthReport{Status: "ok", Stats: newStats(st)}
 	for _, r := range []struct {
-		name  string
-		holds bool
+		name   string
+		holds  bool
+		status string
 	}{
-		{"draining", st.Draining},
-		{"over_memory", st.OverMemory},
-		{"saturated", h.saturated(h.full(st, now), now)},
+		{"saturated", h.saturated(full(st, routes, now), now), "degraded"},
+		{"route_paused", paused, "degraded"},
+		{"route_down", down, "degraded"},
+		{"draining", st.Draining, "unavailable"},
+		{"over_memory", st.OverMemory, "unavailable"},
 	} {
 		if r.holds {
-			reasons = append(reasons, r.name)
+			body.Status, body.Reasons = r.status, append(body.Reasons, r.name)
 		}
 	}
-	body := healthReport{Status: "ok", Reasons: reasons, Stats: newStats(st)}
 	status := http.StatusOK
-	if reasons != nil {
-		body.Status, status = "unavailable", http.StatusServiceUnavailable
+	if body.Status == "unavailable" || h.strict && body.Status == "degraded" {
+		status = http.StatusServiceUnavailable
 	}
 	report(w, status, body)
 }
 
+// troubled reports whether the provider of any route has asked for a pause, and whether one is down.
+func troubled(routes []aiguard.RouteStats, now time.Time) (paused, down bool) {
+	for _, r := range routes {
+		paused = paused || r.PausedUntil.After(now)
+		down = down || !r.DownSince.IsZero()
+	}
+	return paused, down
+}
+
 // full reports whether calls wait for slots, and not for the end of a provider's pause or outage. Heavy calls may wait although
 // some slots are left.
-func (h *health) full(st aiguard.Stats, now time.Time) bool {
+func full(st aiguard.Stats, routes []aiguard.RouteStats, now time.Time) bool {
 	if st.Waiting == 0 || st.InFlight == 0 || st.MaxConcurrent == aiguard.Off {
 		return false
 	}
 	waiting := st.Waiting
-	for _, r := range h.guard.Routes() {
+	for _, r := range routes {
 		if r.PausedUntil.After(now) || !r.DownSince.IsZero() {
 			waiting -= r.Waiting
 		}

@@ -26,6 +26,13 @@ type health struct {
 	Stats   map[string]any
 }
 
+func healthOf(t *testing.T, g *aiguard.Guard, cfg httpguard.HealthConfig) http.Handler {
+	t.Helper()
+	h, err := httpguard.Health(g, cfg)
+	require.NoError(t, err)
+	return h
+}
+
 func probe(t *testing.T, h http.Handler, path string) health {
 	t.Helper()
 	w := httptest.NewRecorder()
@@ -42,35 +49,38 @@ func TestReadyzNamesEachReason(t *testing.T) {
 		for name, c := range map[string]struct {
 			cfg     aiguard.Config
 			prepare func(g *aiguard.Guard)
+			status  string
 			reasons []string
 		}{
-			"none":     {},
-			"draining": {prepare: func(g *aiguard.Guard) { assert.NoError(t, g.Close()) }, reasons: []string{"draining"}},
-			"memory":   {cfg: aiguard.Config{MemoryLimit: 1}, reasons: []string{"over_memory"}},
-			"paused":   {prepare: pause},
+			"none":     {status: "ok"},
+			"draining": {prepare: func(g *aiguard.Guard) { assert.NoError(t, g.Close()) }, status: "unavailable", reasons: []string{"draining"}},
+			"memory":   {cfg: aiguard.Config{MemoryLimit: 1}, status: "unavailable", reasons: []string{"over_memory"}},
+			"paused":   {prepare: pause, status: "degraded", reasons: []string{"route_paused"}},
+			"down":     {prepare: outage, status: "degraded", reasons: []string{"route_down"}},
 			"all at once": {
-				cfg: aiguard.Config{MemoryLimit: 1},
+				cfg: aiguard.Config{MemoryLimit: 1 << 40},
 				prepare: func(g *aiguard.Guard) {
+					pause(g)
+					outage(g)
 					assert.NoError(t, g.Close())
 				},
-				reasons: []string{"draining", "over_memory"},
+				status:  "unavailable",
+				reasons: []string{"route_paused", "route_down", "draining"},
 			},
 		} {
 			g := newGuard(t, c.cfg)
 			if c.prepare != nil {
 				c.prepare(g)
 			}
-			h := httpguard.Health(g, httpguard.HealthConfig{})
+			h := healthOf(t, g, httpguard.HealthConfig{})
 			before := g.Stats().Calls
 			ready := probe(t, h, "/readyz")
 			assert.Equal(t, c.reasons, ready.Reasons, name)
-			if c.reasons == nil {
-				assert.Equal(t, http.StatusOK, ready.code)
-				assert.Equal(t, "ok", ready.Status)
-			} else {
-				assert.Equal(t, http.StatusServiceUnavailable, ready.code, name)
-				assert.Equal(t, "unavailable", ready.Status)
-			}
+			assert.Equal(t, c.status, ready.Status, name)
+			assert.Equal(t, c.status == "unavailable", ready.code == http.StatusServiceUnavailable, name)
+			strict := probe(t, healthOf(t, g, httpguard.HealthConfig{UnreadyWhenDegraded: true}), "/readyz")
+			assert.Equal(t, c.status, strict.Status, name)
+			assert.Equal(t, c.status != "ok", strict.code == http.StatusServiceUnavailable, name)
 			live := probe(t, h, "/livez")
 			assert.Equal(t, health{code: 200, Status: "ok"}, live, "%s: the process runs", name)
 			assert.Equal(t, before, g.Stats().Calls, "a probe is no call")
@@ -85,25 +95,34 @@ func pause(g *aiguard.Guard) {
 	})
 }
 
-func TestPauseIsToldAndNoReason(t *testing.T) {
+// outage lets a provider fail until its route is down.
+func outage(g *aiguard.Guard) {
+	for range 5 {
+		_, _ = aiguard.Do(context.Background(), g.With(aiguard.Call{Op: "answer", Attempts: 1}), func(context.Context) (int, error) {
+			return 0, &aiguard.Error{Kind: aiguard.ErrUnavailable, StatusCode: http.StatusBadGateway}
+		})
+	}
+}
+
+func TestPauseDegradesUntilItsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(t, aiguard.Config{})
 		pause(g)
-		h := httpguard.Health(g, httpguard.HealthConfig{})
+		h := healthOf(t, g, httpguard.HealthConfig{})
 		ready := probe(t, h, "/readyz")
 		assert.Equal(t, http.StatusOK, ready.code, "another model may answer")
 		until, err := time.Parse(time.RFC3339Nano, ready.Stats["paused_until"].(string))
 		require.NoError(t, err)
 		time.Sleep(time.Until(until) + 1)
-		assert.Equal(t, http.StatusOK, probe(t, h, "/readyz").code)
+		assert.Equal(t, "ok", probe(t, h, "/readyz").Status)
 	})
 }
 
 func TestSaturationIsToldAfterItHasLasted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(t, aiguard.Config{MaxConcurrent: 1, CallTimeout: aiguard.Off, QueueTimeout: aiguard.Off, TotalTimeout: aiguard.Off})
-		h := httpguard.Health(g, httpguard.HealthConfig{})
-		never := httpguard.Health(g, httpguard.HealthConfig{SaturatedAfter: aiguard.Off})
+		h := healthOf(t, g, httpguard.HealthConfig{})
+		never := healthOf(t, g, httpguard.HealthConfig{SaturatedAfter: aiguard.Off})
 		call := func(done <-chan struct{}) {
 			go func() {
 				_, _ = aiguard.Do(t.Context(), g, func(context.Context) (int, error) { <-done; return 0, nil })
@@ -115,8 +134,9 @@ func TestSaturationIsToldAfterItHasLasted(t *testing.T) {
 		saturated := func() bool {
 			probe(t, never, "/readyz")
 			ready := probe(t, h, "/readyz")
-			assert.Equal(t, ready.code == http.StatusServiceUnavailable, len(ready.Reasons) == 1)
-			return ready.code != http.StatusOK
+			assert.Equal(t, http.StatusOK, ready.code)
+			assert.Equal(t, ready.Status == "degraded", len(ready.Reasons) == 1)
+			return ready.Status != "ok"
 		}
 		call(first)
 		assert.False(t, saturated())
@@ -137,7 +157,7 @@ func TestSaturationIsToldAfterItHasLasted(t *testing.T) {
 		assert.False(t, saturated(), "measured anew")
 		time.Sleep(time.Hour)
 		assert.True(t, saturated())
-		assert.Equal(t, http.StatusOK, probe(t, never, "/readyz").code)
+		assert.Equal(t, "ok", probe(t, never, "/readyz").Status)
 	})
 }
 
@@ -158,11 +178,11 @@ func TestWaitingForTheEndOfAPauseIsNotSaturation(t *testing.T) {
 				wait("ask", func() {})
 				st := g.Stats()
 				require.Equal(t, []int64{1, 1}, []int64{st.InFlight, st.Waiting})
-				h := httpguard.Health(g, httpguard.HealthConfig{})
-				assert.Empty(t, probe(t, h, "/readyz").Reasons)
+				h := healthOf(t, g, httpguard.HealthConfig{})
+				assert.NotContains(t, probe(t, h, "/readyz").Reasons, "saturated")
 				time.Sleep(2 * httpguard.DefaultSaturatedAfter)
 				require.EqualValues(t, 1, g.Stats().Waiting)
-				assert.Empty(t, probe(t, h, "/readyz").Reasons)
+				assert.NotContains(t, probe(t, h, "/readyz").Reasons, "saturated")
 				close(done)
 				time.Sleep(time.Minute)
 			})
@@ -184,7 +204,7 @@ func TestCallsThatWaitBesideARestAreSaturation(t *testing.T) {
 		synctest.Wait()
 		st := g.Stats()
 		require.Equal(t, []int64{8, 1}, []int64{st.InFlight, st.Waiting})
-		h := httpguard.Health(g, httpguard.HealthConfig{})
+		h := healthOf(t, g, httpguard.HealthConfig{})
 		assert.Empty(t, probe(t, h, "/readyz").Reasons)
 		time.Sleep(httpguard.DefaultSaturatedAfter)
 		assert.Equal(t, []string{"saturated"}, probe(t, h, "/readyz").Reasons)
@@ -196,7 +216,7 @@ func TestReadyzHasEveryStat(t *testing.T) {
 	_, err := aiguard.Do(t.Context(), g, func(context.Context) (int, error) { return 0, errors.New("no") })
 	require.Error(t, err)
 	pause(g)
-	stats := probe(t, httpguard.Health(g, httpguard.HealthConfig{}), "/readyz").Stats
+	stats := probe(t, healthOf(t, g, httpguard.HealthConfig{}), "/readyz").Stats
 	assert.Len(t, stats, reflect.TypeFor[aiguard.Stats]().NumField()-4, "all but what each priority has, and the tenants, whose names are not for everybody")
 	assert.EqualValues(t, 5, stats["max_concurrent"])
 	assert.EqualValues(t, 2, stats["calls"])
@@ -207,11 +227,11 @@ func TestReadyzHasEveryStat(t *testing.T) {
 	assert.Equal(t, false, stats["draining"])
 
 	unbounded := newGuard(t, aiguard.Config{MaxConcurrent: aiguard.Off})
-	assert.NotContains(t, probe(t, httpguard.Health(unbounded, httpguard.HealthConfig{}), "/readyz").Stats, "max_concurrent")
+	assert.NotContains(t, probe(t, healthOf(t, unbounded, httpguard.HealthConfig{}), "/readyz").Stats, "max_concurrent")
 }
 
 func TestProbesAreGetOrHead(t *testing.T) {
-	h := httpguard.Health(newGuard(t, aiguard.Config{}), httpguard.HealthConfig{})
+	h := healthOf(t, newGuard(t, aiguard.Config{}), httpguard.HealthConfig{})
 	for _, path := range []string{"/livez", "/readyz"} {
 		for method, code := range map[string]int{"GET": 200, "HEAD": 200, "POST": 405, "DELETE": 405, "OPTIONS": 405} {
 			w := httptest.NewRecorder()
@@ -224,8 +244,9 @@ func TestProbesAreGetOrHead(t *testing.T) {
 	assert.Equal(t, http.StatusNotFound, w.Code)
 }
 
-func TestHealthOutOfRangePanics(t *testing.T) {
-	g := newGuard(t, aiguard.Config{})
-	assert.Panics(t, func() { httpguard.Health(g, httpguard.HealthConfig{SaturatedAfter: -2}) })
-	assert.Panics(t, func() { httpguard.Health(nil, httpguard.HealthConfig{}) })
+func TestHealthConfigOutOfRangeIsAnError(t *testing.T) {
+	_, err := httpguard.Health(newGuard(t, aiguard.Config{}), httpguard.HealthConfig{SaturatedAfter: -2})
+	assert.EqualError(t, err, "httpguard: HealthConfig.SaturatedAfter is -2ns; want a positive duration, 0 for the default, or aiguard.Off")
+	_, err = httpguard.Readyz(nil, httpguard.HealthConfig{})
+	assert.EqualError(t, err, "httpguard: Readyz: nil Guard; make it with aiguard.New")
 }

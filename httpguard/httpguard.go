@@ -1,9 +1,10 @@
 // Package httpguard is the web edge of an aiguard.Guard: limits on the routes that call a model, error answers that
 // people and programs understand, and health probes.
 //
-//	edge := httpguard.Middleware(guard, httpguard.Config{})
-//	mux.Handle("POST /ask", edge(http.HandlerFunc(ask)))
-//	mux.Handle("/livez", httpguard.Health(guard, httpguard.HealthConfig{}))
+//	limit, err := httpguard.Limit(guard, httpguard.Config{})
+//	mux.Handle("POST /ask", limit(http.HandlerFunc(ask)))
+//	mux.Handle("GET /livez", httpguard.Livez())
+//	mux.Handle("GET /readyz", ready) // ready, err := httpguard.Readyz(guard, httpguard.HealthConfig{})
 //
 // In a handler, Error answers for whatever went wrong:
 //
@@ -13,7 +14,7 @@
 //		return
 //	}
 //
-// Most programs need Middleware and Error alone.
+// Most programs need Limit and Error alone.
 package httpguard
 
 import (
@@ -31,11 +32,11 @@ import (
 
 // The defaults of Config.
 const (
-	DefaultTimeout      = 55 * time.Second // below the usual 60 s of proxies
-	DefaultConcurrency  = 4                // Config.MaxConcurrent is this many times the guard's
-	DefaultMaxQueue     = 50
-	DefaultQueueTimeout = 5 * time.Second
-	DefaultMaxBodyBytes = 1 << 20
+	DefaultTimeout           = 55 * time.Second // below the usual 60 s of proxies
+	DefaultConcurrencyFactor = 4                // Config.MaxConcurrent is this many times the guard's
+	DefaultMaxQueue          = 50
+	DefaultQueueTimeout      = 5 * time.Second
+	DefaultMaxBodyBytes      = 1 << 20
 )
 
 // LastWord is how much longer than its time limit a handler may write that had begun its answer: time for a last
@@ -47,7 +48,7 @@ const LastWord = time.Second
 // it ends the handler's context alone. A value that is not a positive duration is ignored.
 const TimeoutHeader = "X-Request-Timeout"
 
-// Config is what Middleware needs to know: nothing. In each field zero means the default stated there, aiguard.Off (-1)
+// Config configures Limit. The zero value is valid. In each field zero means the default stated there, aiguard.Off (-1)
 // no such bound.
 type Config struct {
 	// Timeout is for a whole request, from its arrival, the queue included. Each Flush of the handler that succeeds gives a
@@ -77,8 +78,8 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Middleware returns what bounds the requests of the handlers given to it; they share one concurrency limit and its queue.
-// A request over a limit is answered as Error does: at once if its body is announced as too large, the guard is draining or
+// Limit returns middleware that bounds the requests of the handlers given to it. The handlers share one concurrency limit and
+// its queue: call Limit again for a route with limits of its own. A request over a limit is answered as Error does: at once if its body is announced as too large, the guard is draining or
 // over its memory limit, or the queue is full; else when its time is over.
 //
 // The handler runs in a goroutine of its own, so that a client gets its answer at Timeout even from a handler that
@@ -105,25 +106,24 @@ type Config struct {
 //
 // With Timeout Off none of this is needed: the handler runs in the request's goroutine, with the server's ResponseWriter.
 //
-// Middleware panics if g is nil or a field of cfg is out of range, naming the field, its value and what is allowed.
-func Middleware(g *aiguard.Guard, cfg Config) func(http.Handler) http.Handler {
-	limits := g.Config()
-	if err := cfg.validate(); err != nil {
-		panic(err.Error())
+// The error names each field of cfg that is out of range, its value and what is allowed. The middleware panics if it is given
+// a nil handler.
+func Limit(g *aiguard.Guard, cfg Config) (func(http.Handler) http.Handler, error) {
+	if g == nil {
+		return nil, errors.New("httpguard: Limit: nil Guard; make it with aiguard.New")
 	}
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	limits := g.Config()
 	cfg.setDefaults(&limits)
 	places := newPlaces(cfg.MaxConcurrent, cfg.MaxQueue, cfg.QueueTimeout)
 	return func(next http.Handler) http.Handler {
 		if next == nil {
-			panic("httpguard: Middleware: nil handler")
+			panic("httpguard: Limit: nil handler")
 		}
 		return &handler{guard: g, next: next, cfg: cfg, places: places}
-	}
-}
-
-// Handler is Middleware(g, cfg)(next): for a route with limits of its own.
-func Handler(g *aiguard.Guard, next http.Handler, cfg Config) http.Handler {
-	return Middleware(g, cfg)(next)
+	}, nil
 }
 
 func (c *Config) validate() error {
@@ -147,7 +147,7 @@ func (c *Config) validate() error {
 func (c *Config) setDefaults(limits *aiguard.Config) {
 	capacity := limits.MaxConcurrent
 	if capacity != aiguard.Off {
-		capacity *= DefaultConcurrency
+		capacity *= DefaultConcurrencyFactor
 	}
 	c.Timeout = cmp.Or(c.Timeout, DefaultTimeout)
 	c.StreamTimeout = cmp.Or(c.StreamTimeout, limits.StreamTimeout)
@@ -179,6 +179,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer cancel()
 	}
 	if err := h.admit(waiting, r, x); err != nil {
+		x.limitRest(w)
 		x.answerWith(w, err)
 		return
 	}

@@ -23,7 +23,9 @@ func (h *handler) runWithin(l *limit, w http.ResponseWriter, r *http.Request, x 
 	ctx, end := l.context(r.Context())
 	defer end(nil)
 	r = r.WithContext(ctx)
-	a := newAnswer(w, l, ctx)
+	body := newRequestBody(r.Body)
+	r.Body = body
+	a := newAnswer(w, l, ctx, body)
 	x.answer = a
 	done, gone := make(chan outcome), make(chan struct{})
 	defer close(gone)
@@ -87,6 +89,7 @@ func finish(out outcome, a *answer, x *exchange) {
 		panic(http.ErrAbortHandler)
 	case !hijacked:
 		a.sendHeader() // of an empty answer, or the trailers
+		x.limitRest(a.w)
 	}
 }
 

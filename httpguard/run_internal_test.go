@@ -18,7 +18,7 @@ func TestReturnAfterTheLimitIsNoAnswer(t *testing.T) {
 		l := &limit{at: time.Now(), err: &aiguard.Error{Kind: aiguard.ErrTimeout}}
 		ctx, cancel := l.context(t.Context())
 		defer cancel(nil)
-		a := newAnswer(w, l, ctx)
+		a := newAnswer(w, l, ctx, newRequestBody(http.NoBody))
 		if begun {
 			l.at = time.Now().Add(time.Hour)
 			_, err := a.Write([]byte("half"))

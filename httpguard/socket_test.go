@@ -49,7 +49,7 @@ func TestClientsThatStillSendGetTheAnswerForTheLimit(t *testing.T) {
 		"size of body": {},
 	} {
 		t.Run(name, func(t *testing.T) {
-			edge := httpguard.Handler(newGuard(t, aiguard.Config{}), http.HandlerFunc(handler), cfg)
+			edge := limited(t, newGuard(t, aiguard.Config{}), http.HandlerFunc(handler), cfg)
 			overSockets(t, edge, func(t *testing.T, ask func(io.Reader) (*http.Response, error)) {
 				for range 5 {
 					resp, err := ask(bytes.NewReader(make([]byte, 8<<20)))
@@ -74,7 +74,7 @@ func TestClientThatReadsNothingFreesItsPlace(t *testing.T) {
 		}
 		returned[r.ProtoMajor] <- err
 	}
-	edge := httpguard.Handler(newGuard(t, aiguard.Config{}), http.HandlerFunc(handler), httpguard.Config{Timeout: 500 * time.Millisecond})
+	edge := limited(t, newGuard(t, aiguard.Config{}), http.HandlerFunc(handler), httpguard.Config{Timeout: 500 * time.Millisecond})
 	overSockets(t, edge, func(t *testing.T, ask func(io.Reader) (*http.Response, error)) {
 		resp, err := ask(nil)
 		require.NoError(t, err)

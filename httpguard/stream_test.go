@@ -37,7 +37,7 @@ func events(n int, pause time.Duration) http.HandlerFunc {
 
 func TestStreamThatMakesProgressIsNotCut(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
-		s := serve(httpguard.Handler(newGuard(t, aiguard.Config{}), events(20, 10*time.Second), httpguard.Config{}))
+		s := serve(limited(t, newGuard(t, aiguard.Config{}), events(20, 10*time.Second), httpguard.Config{}))
 		r := s.get(t)
 		require.NoError(t, r.err)
 		require.Equal(t, 200*time.Second, r.took)
@@ -67,7 +67,7 @@ func TestStreamIsCutWithItsLastWord(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
-				s := serve(httpguard.Handler(newGuard(t, aiguard.Config{StreamTimeout: time.Minute}), tc.stream, tc.cfg))
+				s := serve(limited(t, newGuard(t, aiguard.Config{StreamTimeout: time.Minute}), tc.stream, tc.cfg))
 				start := time.Now()
 				req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://site/", nil)
 				require.NoError(t, err)
@@ -86,7 +86,7 @@ func TestStreamIsCutWithItsLastWord(t *testing.T) {
 
 func TestStreamOffIsBoundByProgressAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		edge := httpguard.Handler(newGuard(t, aiguard.Config{StreamTimeout: time.Minute}), events(3000, 2*time.Second),
+		edge := limited(t, newGuard(t, aiguard.Config{StreamTimeout: time.Minute}), events(3000, 2*time.Second),
 			httpguard.Config{StreamTimeout: aiguard.Off})
 		r := serve(t, edge, false).get(t)
 		require.NoError(t, r.err)
@@ -117,7 +117,7 @@ func TestContextsMadeOfTheHandlersEndWithTheLimit(t *testing.T) {
 				assert.Equal(t, aiguard.ErrTimeout, aiguard.KindOf(context.Cause(ctx)))
 			}
 		})
-		r := serve(t, httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{}), false).get(t)
+		r := serve(t, limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{}), false).get(t)
 		require.Error(t, r.err)
 		require.Equal(t, 10*time.Second+httpguard.DefaultTimeout, r.took)
 	})
@@ -137,7 +137,7 @@ func TestTimeoutHeaderOnlyShortens(t *testing.T) {
 					assert.Equal(t, took, time.Until(deadline))
 					<-r.Context().Done()
 				})
-				s := serve(t, httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: 30 * time.Second}), false)
+				s := serve(t, limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: 30 * time.Second}), false)
 				start := time.Now()
 				req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://site/", nil)
 				require.NoError(t, err)
@@ -162,7 +162,7 @@ func TestTimeoutHeaderCountsTheQueueAndHoldsWithoutATimeout(t *testing.T) {
 					causes.Store(time.Now(), context.Cause(r.Context()))
 					w.WriteHeader(http.StatusNoContent)
 				})
-				s := serve(t, httpguard.Handler(newGuard(t, aiguard.Config{}), h,
+				s := serve(t, limited(t, newGuard(t, aiguard.Config{}), h,
 					httpguard.Config{Timeout: timeout, MaxConcurrent: 1, QueueTimeout: aiguard.Off}), false)
 				ask := func(seconds string) <-chan int {
 					return async(func() int {
@@ -184,6 +184,7 @@ func TestTimeoutHeaderCountsTheQueueAndHoldsWithoutATimeout(t *testing.T) {
 				require.Equal(t, 4*time.Second, time.Since(start))
 				<-first
 				require.Equal(t, 10*time.Second, time.Since(start))
+				synctest.Wait() // the handler may be woken after the client
 				cause, ok := causes.Load(time.Now())
 				require.True(t, ok)
 				require.Equal(t, aiguard.ErrTimeout, aiguard.KindOf(cause.(error)))
@@ -200,7 +201,7 @@ func TestHandlerIsNotifiedOfTheClientsEnd(t *testing.T) {
 			<-w.(interface{ CloseNotify() <-chan bool }).CloseNotify()
 			told <- time.Now()
 		})
-		s := serve(httpguard.Handler(newGuard(t, aiguard.Config{}), h, httpguard.Config{}))
+		s := serve(limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{}))
 		start := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
@@ -225,7 +226,7 @@ func TestClientThatResetsWhileItIsInformed(t *testing.T) {
 			}
 			w.WriteHeader(http.StatusOK)
 		})
-		s := serve(t, httpguard.Handler(newGuard(t, aiguard.Config{MaxConcurrent: 100}), h, httpguard.Config{}), true)
+		s := serve(t, limited(t, newGuard(t, aiguard.Config{MaxConcurrent: 100}), h, httpguard.Config{}), true)
 		for range 200 {
 			ctx, cancel := context.WithCancel(t.Context())
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://site/", nil)

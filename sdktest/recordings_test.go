@@ -1,18 +1,14 @@
 package sdktest
 
 import (
-	"bufio"
 	"bytes"
-	"compress/gzip"
+	"context"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
-	"io/fs"
 	"maps"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -21,75 +17,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/internal/dialect"
 )
-
-// recording is one exchange with a real provider, from the test data that langchaingo ships.
-type recording struct {
-	name              string
-	request, response []byte
-}
-
-// recordings reads the traces of a module: a line of two lengths, then a request and a response of those many bytes.
-func recordings(t *testing.T, module string) (all []recording) {
-	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", module).Output()
-	require.NoError(t, err)
-	root := strings.TrimSpace(string(out))
-	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || !strings.HasSuffix(strings.TrimSuffix(path, ".gz"), ".httprr") {
-			return err
-		}
-		data, err := read(path)
-		if err != nil {
-			return err
-		}
-		_, data, _ = bytes.Cut(data, []byte("\n"))
-		for len(data) > 0 {
-			line, rest, _ := bytes.Cut(data, []byte("\n"))
-			var request, response int
-			if _, err := fmt.Sscan(string(line), &request, &response); err != nil || request+response > len(rest) {
-				return fmt.Errorf("%s: %q: %w", path, line, io.ErrUnexpectedEOF)
-			}
-			name, _ := filepath.Rel(root, path)
-			all = append(all, recording{name, rest[:request], rest[request : request+response]})
-			data = rest[request+response:]
-		}
-		return nil
-	})
-	require.NoError(t, err)
-	return all
-}
-
-// read returns what is in a file, uncompressed.
-func read(path string) ([]byte, error) {
-	data, err := os.ReadFile(path)
-	if err != nil || filepath.Ext(path) != ".gz" {
-		return data, err
-	}
-	z, err := gzip.NewReader(bytes.NewReader(data))
-	if err != nil {
-		return nil, err
-	}
-	return io.ReadAll(z)
-}
-
-// exchange returns the request, ready to be sent, and the response as it was recorded.
-func (r recording) exchange(t *testing.T) (*http.Request, *http.Response) {
-	t.Helper()
-	req, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(r.request)))
-	require.NoError(t, err, r.name)
-	body, err := io.ReadAll(req.Body)
-	require.NoError(t, err, r.name)
-	sent, err := http.NewRequestWithContext(t.Context(), req.Method, req.RequestURI, bytes.NewReader(body))
-	require.NoError(t, err, r.name)
-	if sent.URL.Host == "" {
-		sent.URL.Scheme, sent.URL.Host = "https", req.Host
-	}
-	sent.Header = req.Header
-	resp, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(r.response)), sent)
-	require.NoError(t, err, r.name)
-	return sent, resp
-}
 
 type played struct{ resp *http.Response }
 
@@ -101,11 +30,10 @@ func (p played) RoundTrip(req *http.Request) (*http.Response, error) {
 	return p.resp, nil
 }
 
-// meaning is a body without what the guard may leave out: of an event stream its comments and the space between events, of
-// JSON the white space around it.
+// meaning is a body without what the guard may leave out: of an event stream its comments and the space between events.
 func meaning(media string, body []byte) string {
 	if !strings.HasPrefix(media, "text/event-stream") {
-		return string(bytes.TrimSpace(body))
+		return string(body)
 	}
 	var lines []string
 	for line := range strings.Lines(string(body)) {
@@ -116,12 +44,19 @@ func meaning(media string, body []byte) string {
 	return strings.Join(lines, "\n")
 }
 
+// endpoint names the operation that a request is for.
+func endpoint(req *http.Request) string {
+	e := dialect.Of(req.Method, req.URL.Path, req.URL.RawQuery)
+	if !e.Known() {
+		return "(unknown) " + dialect.NameOf(req.URL.Path)
+	}
+	return e.Op()
+}
+
 func TestRecordedAnswersArriveAsTheyWere(t *testing.T) {
-	all := recordings(t, "github.com/tmc/langchaingo")
-	require.Greater(t, len(all), 150)
 	type row struct{ answers, streams, failures int }
 	table := map[string]*row{}
-	for i, r := range all {
+	for i, r := range recordings(t) {
 		sent, recorded := r.exchange(t)
 		if recorded.StatusCode >= 300 && recorded.StatusCode < 400 {
 			continue
@@ -130,7 +65,13 @@ func TestRecordedAnswersArriveAsTheyWere(t *testing.T) {
 		require.NoError(t, err, r.name)
 		_, again := r.exchange(t)
 
-		g := newGuard(t, aiguard.Config{MaxPromptChars: aiguard.Off, Retry: aiguard.Retry{MaxAttempts: 1}})
+		var usage aiguard.Usage
+		g := newGuard(t, aiguard.Config{MaxPromptChars: aiguard.Off, Retry: aiguard.Retry{MaxAttempts: 1},
+			OnEvent: func(_ context.Context, e aiguard.Event) {
+				if e.Type == aiguard.EventDone {
+					usage = e.Usage
+				}
+			}})
 		resp, err := g.Transport(played{again}).RoundTrip(sent)
 		name := fmt.Sprintf("%s, exchange %d: %s %s, %d", r.name, i, sent.Method, sent.URL.Path, recorded.StatusCode)
 		if !assert.NoError(t, err, name) {
@@ -142,26 +83,41 @@ func TestRecordedAnswersArriveAsTheyWere(t *testing.T) {
 		assert.NoError(t, resp.Body.Close())
 		assert.Equal(t, recorded.StatusCode, resp.StatusCode, name)
 		assert.Equal(t, meaning(media, want), meaning(media, got), name)
+		if dialect.Of(sent.Method, sent.URL.Path, "").Known() && reportsUsage(want) {
+			assert.Positive(t, usage.Input, "%s: tokens in", name)
+		}
 
-		of := table[sent.URL.Host]
+		key := fmt.Sprintf("%-45s %-25s", sent.URL.Host, endpoint(sent))
+		of := table[key]
 		if of == nil {
 			of = &row{}
-			table[sent.URL.Host] = of
+			table[key] = of
 		}
 		switch {
 		case resp.StatusCode >= 400:
 			of.failures++
-			kinds := map[int]aiguard.Kind{403: aiguard.ErrUnauthorized, 404: aiguard.ErrRejected, 429: aiguard.ErrRateLimited}
-			assert.Equal(t, kinds[resp.StatusCode], aiguard.KindOf(&sdkError{resp}), name)
-		case strings.HasPrefix(media, "text/event-stream"):
+			assert.Equal(t, kinds[resp.StatusCode], aiguard.KindOf(&sdkError{resp}), "%s: %s", name, want)
+		case firstEvent(sent.URL.Path, media, want) != nil:
 			of.streams++
 		default:
 			of.answers++
 		}
 	}
-	for _, host := range slices.Sorted(maps.Keys(table)) {
-		t.Logf("%-45s %4d answers %4d streams %4d failures", host, table[host].answers, table[host].streams, table[host].failures)
+	for _, key := range slices.Sorted(maps.Keys(table)) {
+		t.Logf("%s %4d answers %4d streams %4d failures", key, table[key].answers, table[key].streams, table[key].failures)
 	}
+}
+
+// reportsUsage reports whether an answer says how many tokens it took.
+func reportsUsage(body []byte) bool {
+	return bytes.Contains(body, []byte(`"prompt_tokens"`)) || bytes.Contains(body, []byte(`"input_tokens"`)) ||
+		bytes.Contains(body, []byte(`"promptTokenCount"`)) || bytes.Contains(body, []byte(`"prompt_eval_count"`))
+}
+
+// kinds are what a person calls the recorded failures: missing keys, models without access, and rate limits. The 404 is the
+// answer of an endpoint that no dialect knows, where it may mean an id of the caller's.
+var kinds = map[int]aiguard.Kind{
+	401: aiguard.ErrUnauthorized, 403: aiguard.ErrUnauthorized, 404: aiguard.ErrRejected, 429: aiguard.ErrRateLimited,
 }
 
 // sdkError is the error that an SDK makes of a response.
@@ -169,18 +125,38 @@ type sdkError struct{ Response *http.Response }
 
 func (e *sdkError) Error() string { return e.Response.Status }
 
-// beginning returns the first event of a recorded stream, or nil if the answer is no stream of more than one event.
-func beginning(path, media string, body []byte) []byte {
+// firstEvent returns the first event of a recorded stream, or nil if the answer is not a stream of more than one event.
+func firstEvent(path, media string, body []byte) []byte {
 	switch {
 	case strings.HasPrefix(media, "text/event-stream"):
-		first, rest, _ := strings.Cut(strings.ReplaceAll(string(body), "\r\n", "\n"), "\n\n")
-		if strings.Contains(rest, "data:") {
-			return []byte(first + "\n\n")
+		for end := 0; ; {
+			_, rest, ok := bytes.Cut(body[end:], []byte("\n\n"))
+			if crlf, after, found := bytes.Cut(body[end:], []byte("\r\n\r\n")); found && (!ok || len(after) > len(rest)) {
+				_, rest, ok = crlf, after, found
+			}
+			if !ok {
+				return nil
+			}
+			event := body[end : len(body)-len(rest)]
+			end = len(body) - len(rest)
+			switch {
+			case !bytes.Contains(event, []byte("data:")): // a comment
+			case bytes.Contains(rest, []byte("data:")):
+				return body[:end]
+			default:
+				return nil
+			}
+		}
+	case media == "application/vnd.amazon.eventstream":
+		if len(body) >= 4 {
+			if n := int(binary.BigEndian.Uint32(body)); n < len(body) {
+				return body[:n]
+			}
 		}
 	case media == "application/x-ndjson":
 		first, rest, _ := bytes.Cut(body, []byte("\n"))
 		if len(rest) > 0 {
-			return append(first, '\n')
+			return append(bytes.Clone(first), '\n')
 		}
 	case strings.HasSuffix(path, ":streamGenerateContent"):
 		d := json.NewDecoder(bytes.NewReader(body))
@@ -194,19 +170,19 @@ func beginning(path, media string, body []byte) []byte {
 }
 
 func TestRecordedStreamCutAfterItsFirstEventIsTruncated(t *testing.T) {
-	cut := 0
-	for i, r := range recordings(t, "github.com/tmc/langchaingo") {
+	cut := map[string]int{}
+	for i, r := range recordings(t) {
 		sent, resp := r.exchange(t)
 		body, err := io.ReadAll(resp.Body)
 		require.NoError(t, err)
-		first := beginning(sent.URL.Path, resp.Header.Get("Content-Type"), body)
+		first := firstEvent(sent.URL.Path, resp.Header.Get("Content-Type"), body)
 		if first == nil || resp.StatusCode != http.StatusOK || strings.HasSuffix(sent.URL.Path, "/api/pull") { // which has no end of its own
 			continue
 		}
-		cut++
+		cut[endpoint(sent)]++
 		resp.Body, resp.ContentLength = io.NopCloser(bytes.NewReader(first)), -1
 		resp.Header.Del("Content-Length")
-		g := newGuard(t, aiguard.Config{Retry: aiguard.Retry{MaxAttempts: 1}})
+		g := newGuard(t, aiguard.Config{MaxPromptChars: aiguard.Off, Retry: aiguard.Retry{MaxAttempts: 1}})
 		answer, err := g.Transport(played{resp}).RoundTrip(sent)
 		if err == nil {
 			_, err = io.ReadAll(answer.Body)
@@ -214,5 +190,8 @@ func TestRecordedStreamCutAfterItsFirstEventIsTruncated(t *testing.T) {
 		}
 		assert.ErrorIs(t, err, aiguard.ErrTruncated, "%s, exchange %d: %s", r.name, i, sent.URL.Path)
 	}
-	require.Greater(t, cut, 8)
+	t.Log("streams cut, by endpoint:", cut)
+	for _, op := range []string{"chat.completions", "responses", "messages", "generateContent", "invoke", "chat"} {
+		require.Positive(t, cut[op], op)
+	}
 }

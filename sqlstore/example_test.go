@@ -13,14 +13,14 @@ import (
 	"github.com/aiguard-go/aiguard/task"
 )
 
-func ExampleSQLite() {
+func ExampleOpenSQLite() {
 	ctx := context.Background()
 	dir, err := os.MkdirTemp("", "")
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	store, err := sqlstore.SQLite(ctx, filepath.Join(dir, "operations.db"))
+	store, err := sqlstore.OpenSQLite(ctx, filepath.Join(dir, "operations.db"))
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -4,7 +4,7 @@ go 1.26.0
 
 require (
 	github.com/aiguard-go/aiguard v0.0.0
-	github.com/jackc/pgx/v5 v5.12.0
+	github.com/jackc/pgx/v5 v5.13.0
 	github.com/stretchr/testify v1.12.1
 	modernc.org/sqlite v1.62.0
 )

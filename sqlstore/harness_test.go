@@ -58,7 +58,7 @@ func newPostgres(t *testing.T) database {
 // open opens the store, and returns what closes it.
 func (d database) open(ctx context.Context) (*sqlstore.Store, func() error, error) {
 	if d.File != "" {
-		s, err := sqlstore.SQLite(ctx, d.File)
+		s, err := sqlstore.OpenSQLite(ctx, d.File)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -68,7 +68,7 @@ func (d database) open(ctx context.Context) (*sqlstore.Store, func() error, erro
 	if err != nil {
 		return nil, nil, err
 	}
-	s, err := sqlstore.Postgres(ctx, db)
+	s, err := sqlstore.NewPostgres(ctx, db)
 	if err != nil {
 		return nil, nil, errors.Join(err, db.Close())
 	}

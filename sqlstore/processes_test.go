@@ -62,7 +62,7 @@ func TestOperationsOfAKilledProcessAreMarkedOrTakenOver(t *testing.T) {
 		for _, what := range []string{"running closure", "running blocked", "pending closure"} {
 			op := ends(t, r, ids[what], deadline)
 			require.Equal(t, task.Failed, op.Status, what)
-			require.Equal(t, task.ErrInterrupted, op.ErrorCode, what)
+			require.Equal(t, task.KindInterrupted, op.ErrorCode, what)
 			require.Contains(t, op.ErrorMessage, "restarted")
 			require.Equal(t, before[what].Revision+1, op.Revision, what)
 		}
@@ -105,7 +105,7 @@ func TestCancelReachesOtherProcesses(t *testing.T) {
 		for _, what := range []string{"running blocked", "running closure"} {
 			op = ends(t, r, ids[what], deadline)
 			require.Equal(t, task.Cancelled, op.Status, what)
-			require.Equal(t, task.ErrCancelled, op.ErrorCode, what)
+			require.Equal(t, task.KindCancelled, op.ErrorCode, what)
 		}
 		require.Eventually(t, func() bool { return get(t, s, ids["pending known 2"]).Status == task.Running }, slack, 10*time.Millisecond,
 			"the places are free again")

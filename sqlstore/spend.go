@@ -34,7 +34,7 @@ func (s *Store) spendOrClose(ctx context.Context, charges []budget.Charge) (sums
 	if err != nil {
 		return nil, false, err
 	}
-	defer conn.Close() // it only goes back to the pool
+	defer conn.Close()                                                              // it only goes back to the pool
 	tx, err := conn.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted}) // to see, under the locks, what others have done
 	if err != nil {
 		return nil, false, err

@@ -1,7 +1,7 @@
 // Package sqlstore keeps the operations of package task, and what package budget counts, in a SQL database, so that they
 // outlive their process and several processes share them: SQLite on one machine, PostgreSQL on many.
 //
-//	store, err := sqlstore.SQLite(ctx, "operations.db")
+//	store, err := sqlstore.OpenSQLite(ctx, "operations.db")
 //	defer store.Close()
 //	runner, err := task.NewRunner(guard, store, task.Config{})
 //	budget, err := budget.New(budget.Config{Store: store, Limits: limits})
@@ -37,7 +37,7 @@ const (
 	maxReaders  = 4               // connections to a SQLite file
 )
 
-// Store is a task.Store and a budget.Store in a database. It is safe for concurrent use; make it with SQLite or Postgres.
+// Store is a task.Store and a budget.Store in a database. It is safe for concurrent use; make it with OpenSQLite or NewPostgres.
 type Store struct {
 	db      *sql.DB
 	reads   *sql.DB // for what does not write
@@ -50,11 +50,11 @@ var (
 	_ budget.Store = (*Store)(nil)
 )
 
-// SQLite opens the database in the file at path, which is made, for its owner alone to read, if there is none; its folder must
+// OpenSQLite opens the database in the file at path, which is made, for its owner alone to read, if there is none; its folder must
 // exist. ":memory:" and "file:" names are refused, since what is in memory is not shared: use task.NewMemory.
 // The processes that share it must run on one machine: SQLite's locks do not hold on a network's file system.
 // A write is on the disk when it returns. ctx bounds the opening, not the Store; Close it when no Runner uses it any more.
-func SQLite(ctx context.Context, path string) (_ *Store, err error) {
+func OpenSQLite(ctx context.Context, path string) (_ *Store, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("sqlstore: open SQLite file %q: %w", path, err)
@@ -152,13 +152,13 @@ func ping(ctx context.Context, db *sql.DB) error {
 	}
 }
 
-// Postgres uses the PostgreSQL database that db connects to: any driver will do, github.com/jackc/pgx/v5/stdlib is tested.
+// NewPostgres uses the PostgreSQL database that db connects to: any driver will do, github.com/jackc/pgx/v5/stdlib is tested.
 // The tables are in the first schema of its search_path; to make them takes the right to, to use them later
 // does not. db stays the caller's, to close after the Store; its transactions must be READ COMMITTED by default, which
 // PostgreSQL's are.
-func Postgres(ctx context.Context, db *sql.DB) (*Store, error) {
+func NewPostgres(ctx context.Context, db *sql.DB) (*Store, error) {
 	if db == nil {
-		return nil, errors.New("sqlstore: Postgres: want a database, not nil")
+		return nil, errors.New("sqlstore: NewPostgres: want a database, not nil")
 	}
 	if err := migrate(ctx, db, postgresDialect); err != nil {
 		return nil, fmt.Errorf("sqlstore: %w", err)
@@ -166,5 +166,5 @@ func Postgres(ctx context.Context, db *sql.DB) (*Store, error) {
 	return &Store{db: db, reads: db, dialect: postgresDialect, close: func() error { return nil }}, nil
 }
 
-// Close closes what SQLite has opened.
+// Close closes what OpenSQLite has opened.
 func (s *Store) Close() error { return s.close() }

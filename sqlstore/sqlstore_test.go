@@ -214,7 +214,7 @@ func TestSQLiteTakesThePathOfAFileAlone(t *testing.T) {
 		require.NoError(t, err)
 	}
 	for _, path := range []string{"", ":memory:", "file:x.db", "file:x?mode=memory", "file::memory:?cache=shared"} {
-		_, err := sqlstore.SQLite(t.Context(), path)
+		_, err := sqlstore.OpenSQLite(t.Context(), path)
 		require.EqualError(t, err, fmt.Sprintf("sqlstore: open SQLite file %q: want the path of a file; for operations in memory use task.NewMemory", path))
 	}
 	made, err := filepath.Glob("*memory*")
@@ -225,22 +225,22 @@ func TestSQLiteTakesThePathOfAFileAlone(t *testing.T) {
 func TestSQLiteNamesThePathThatItCannotOpen(t *testing.T) {
 	t.Chdir(t.TempDir())
 	missing := filepath.Join(t.TempDir(), "no such folder")
-	_, err := sqlstore.SQLite(t.Context(), filepath.Join(missing, "x.db"))
+	_, err := sqlstore.OpenSQLite(t.Context(), filepath.Join(missing, "x.db"))
 	require.ErrorIs(t, err, os.ErrNotExist)
 	require.ErrorContains(t, err, fmt.Sprintf("the folder %q does not exist", missing))
 
 	require.NoError(t, os.WriteFile("letter.txt", []byte("this is no database, but a text that is long enough"), 0o600))
-	_, err = sqlstore.SQLite(t.Context(), "letter.txt")
+	_, err = sqlstore.OpenSQLite(t.Context(), "letter.txt")
 	require.ErrorContains(t, err, "not a database")
 	require.ErrorContains(t, err, `"letter.txt"`)
 
-	_, err = sqlstore.SQLite(t.Context(), filepath.Join("letter.txt", "x.db"))
+	_, err = sqlstore.OpenSQLite(t.Context(), filepath.Join("letter.txt", "x.db"))
 	require.ErrorContains(t, err, `"letter.txt/x.db"`)
-	_, err = sqlstore.SQLite(t.Context(), ".")
+	_, err = sqlstore.OpenSQLite(t.Context(), ".")
 	require.EqualError(t, err, `sqlstore: open SQLite file ".": it is a folder; want a file`)
 
 	// No root is needed to be kept from this one.
-	_, err = sqlstore.SQLite(t.Context(), "/proc/self/x.db")
+	_, err = sqlstore.OpenSQLite(t.Context(), "/proc/self/x.db")
 	require.ErrorContains(t, err, `"/proc/self"`)
 }
 
@@ -261,12 +261,12 @@ func TestSQLiteWaitsForAnotherWriterAsLongAsItsContext(t *testing.T) {
 }
 
 func TestPostgresWantsADatabaseThatAnswers(t *testing.T) {
-	_, err := sqlstore.Postgres(t.Context(), nil)
+	_, err := sqlstore.NewPostgres(t.Context(), nil)
 	require.ErrorContains(t, err, "nil")
 	db, err := sql.Open("pgx", "host=127.0.0.1 port=1 sslmode=disable")
 	require.NoError(t, err)
 	defer db.Close()
-	_, err = sqlstore.Postgres(t.Context(), db)
+	_, err = sqlstore.NewPostgres(t.Context(), db)
 	require.ErrorContains(t, err, "PostgreSQL schema")
 }
 

@@ -66,7 +66,7 @@ func (x *execution) changes() <-chan struct{} {
 // cancel ends the operation, and waits until it can tell of it.
 func (x *execution) cancel(ctx context.Context) (Operation, error) {
 	before := x.operation()
-	x.end(ErrCancelled)
+	x.end(KindCancelled)
 	x.r.mu.Lock()
 	x.r.dispatch()
 	x.r.mu.Unlock()
@@ -84,7 +84,7 @@ func (x *execution) run() {
 	if !x.begin() {
 		return
 	}
-	end := failed(ErrInternal).end // of a function that called runtime.Goexit
+	end := failed(KindInternal).end // of a function that called runtime.Goexit
 	defer func() { x.finish(end) }()
 	result, err := x.call()
 	end = x.outcome(result, err)
@@ -93,7 +93,7 @@ func (x *execution) run() {
 // begin makes the operation Running, unless it has ended before its turn.
 func (x *execution) begin() bool {
 	switch cause := context.Cause(x.ctx); {
-	case cause == ErrInterrupted && x.submitted:
+	case cause == KindInterrupted && x.submitted:
 		x.decide()
 		x.write("release", func(op *Operation) bool {
 			mine := op.Owner == x.r.owner
@@ -148,7 +148,7 @@ func (x *execution) protected(ctx context.Context) (result json.RawMessage, err 
 			what = e.Error() // other values may quote a prompt
 		}
 		x.log(slog.LevelError, "task: panic", slog.String("panic", what), slog.String("stack", string(debug.Stack())))
-		result, err = nil, ErrInternal
+		result, err = nil, KindInternal
 	}()
 	v, err := x.fn(ctx)
 	if err == nil {
@@ -202,9 +202,9 @@ func (x *execution) outcome(result json.RawMessage, err error) func(*Operation) 
 	}
 	if aiguard.KindOf(err) != aiguard.ErrTimeout { // the limit came first
 		switch context.Cause(x.ctx) {
-		case ErrCancelled:
+		case KindCancelled:
 			return cancelled.end
-		case ErrInterrupted:
+		case KindInterrupted:
 			return interrupted.end
 		}
 	}
@@ -255,7 +255,7 @@ func (x *execution) settle() {
 	case op.Status == Failed:
 		count = &s.Failed
 		level := slog.LevelWarn
-		if op.ErrorCode == aiguard.ErrTimeout || op.ErrorCode == ErrInternal {
+		if op.ErrorCode == aiguard.ErrTimeout || op.ErrorCode == KindInternal {
 			level = slog.LevelError
 		}
 		x.log(level, "task: failed", slog.String("code", string(op.ErrorCode)))

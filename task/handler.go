@@ -3,12 +3,13 @@ package task
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"strconv"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 const (
@@ -139,7 +140,7 @@ func reply(w http.ResponseWriter, status int, op Operation) {
 // refuse answers with what may be said of err: an id that is not known, or a store that fails.
 func (r *Runner) refuse(w http.ResponseWriter, req *http.Request, err error) {
 	switch {
-	case errors.Is(err, ErrNotFound):
+	case errtree.Is(err, ErrNotFound):
 		problem(w, http.StatusNotFound, "There is no operation with this id.")
 	case req.Context().Err() != nil: // nobody is left to tell
 	default:

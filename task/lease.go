@@ -82,7 +82,7 @@ func (r *Runner) reconcile(ctx context.Context) error {
 		case x == nil: // half created; or over since, and then change does nothing
 			err = r.mark(ctx, op)
 		case op.CancelRequested:
-			x.end(ErrCancelled)
+			x.end(KindCancelled)
 		}
 		if err != nil {
 			return err
@@ -95,7 +95,7 @@ func (r *Runner) reconcile(ctx context.Context) error {
 				return err
 			}
 			if op.Status.Final() && r.find(op.ID) == x {
-				x.end(ErrInterrupted) // the lease had run out
+				x.end(KindInterrupted) // the lease had run out
 			}
 		}
 	}

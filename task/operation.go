@@ -3,12 +3,12 @@ package task
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // Status is where an operation is in its life. It only moves forward: from Pending to Running, and from both to one of
@@ -40,9 +40,9 @@ func (s Status) MayBecome(next Status) bool {
 
 // The error codes beside the kinds of package aiguard.
 const (
-	ErrInternal    aiguard.Kind = "internal"    // the function panicked, or failed with an error that has no kind
-	ErrInterrupted aiguard.Kind = "interrupted" // the process ended before the operation did
-	ErrCancelled   aiguard.Kind = "cancelled"   // by Cancel
+	KindInternal    aiguard.Kind = "internal"    // the function panicked, or failed with an error that has no kind
+	KindInterrupted aiguard.Kind = "interrupted" // the process ended before the operation did
+	KindCancelled   aiguard.Kind = "cancelled"   // by Cancel
 )
 
 // Operation is a snapshot of a background operation. Its JSON form is for clients: it has neither Owner nor Input.
@@ -135,18 +135,18 @@ type failure struct {
 }
 
 var (
-	interrupted = failure{Failed, ErrInterrupted, "The service was restarted before this was done. Please try again."}
-	cancelled   = failure{Cancelled, ErrCancelled, "This was cancelled."}
+	interrupted = failure{Failed, KindInterrupted, "The service was restarted before this was done. Please try again."}
+	cancelled   = failure{Cancelled, KindCancelled, "This was cancelled."}
 )
 
 // failed is how an operation ends whose function returned err.
 func failed(err error) failure {
 	switch {
 	case aiguard.KindOf(err) != "":
-	case errors.Is(err, context.DeadlineExceeded): // of its own making: its context has a cause
+	case errtree.Is(err, context.DeadlineExceeded): // of its own making: its context has a cause
 		err = aiguard.ErrTimeout
 	default:
-		err = ErrInternal
+		err = KindInternal
 	}
 	return failure{Failed, aiguard.KindOf(err), aiguard.UserMessage(err)}
 }

@@ -2,11 +2,12 @@ package task
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // change applies f to op and stores it, on top of what others have stored meanwhile. f reports whether there is anything to
@@ -22,7 +23,7 @@ func (r *Runner) change(ctx context.Context, op Operation, f func(*Operation) bo
 		if err == nil {
 			return next, nil
 		}
-		if !errors.Is(err, ErrConflict) {
+		if !errtree.Is(err, ErrConflict) {
 			return op, err
 		}
 		// Somebody else was first, or an earlier try was stored though it seemed to fail: f will see it.
@@ -43,11 +44,11 @@ func (r *Runner) persist(ctx context.Context, tries int, what string, op Operati
 	const first, most = 50 * time.Millisecond, 5 * time.Second
 	for try, wait := 1, first; ; try, wait = try+1, min(2*wait, most) {
 		err := r.once(ctx, f)
-		if err == nil || errors.Is(err, ErrExists) {
+		if err == nil || errtree.Is(err, ErrExists) {
 			return err
 		}
 		r.storeFailed(what, op, err)
-		if try == tries || errors.Is(err, ErrNotFound) {
+		if try == tries || errtree.Is(err, ErrNotFound) {
 			return err
 		}
 		timer := time.NewTimer(wait/2 + rand.N(wait/2))

@@ -14,7 +14,7 @@ import (
 
 func TestNoFormOfPrintingShowsInputOrResult(t *testing.T) {
 	const secret = "SECRET"
-	op := task.Operation{ID: "1", Name: "answer", Status: task.Failed, ErrorCode: task.ErrInternal, ProgressNote: secret,
+	op := task.Operation{ID: "1", Name: "answer", Status: task.Failed, ErrorCode: task.KindInternal, ProgressNote: secret,
 		Input: json.RawMessage(`"` + secret + `"`), Result: json.RawMessage(`"` + secret + `"`)}
 	check := func(form, text string) {
 		require.NotContains(t, text, secret, form)

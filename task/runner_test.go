@@ -218,7 +218,7 @@ func TestPanicFailsTheOperationAlone(t *testing.T) {
 			inVirtualTime(t, task.Config{Logger: l.logger()}, func(t *testing.T, r *task.Runner) {
 				op := wait(t, r, start(t, r, fn).ID)
 				require.Equal(t, task.Failed, op.Status)
-				require.Equal(t, task.ErrInternal, op.ErrorCode)
+				require.Equal(t, task.KindInternal, op.ErrorCode)
 				require.Equal(t, "Something went wrong. Please try again later.", op.ErrorMessage)
 				synctest.Wait()
 				require.NotContains(t, l.String(), "the secret prompt")
@@ -240,7 +240,7 @@ func TestErrorsOfTheFunctionBecomeCodesAndMessages(t *testing.T) {
 			aiguard.ErrTimeout:          context.DeadlineExceeded, // of a shorter one of its own
 			aiguard.ErrRateLimited:      &aiguard.Error{Kind: aiguard.ErrRateLimited},
 			aiguard.ErrResponseTooLarge: nil,
-			task.ErrInternal:            context.Canceled, // nobody has cancelled it
+			task.KindInternal:           context.Canceled, // nobody has cancelled it
 		} {
 			op := wait(t, r, start(t, r, func(context.Context) (any, error) { return strings.Repeat("x", 1<<20), err }).ID)
 			require.Equal(t, code, op.ErrorCode)
@@ -265,9 +265,9 @@ func TestCancelledOperationEnds(t *testing.T) {
 		require.NoError(t, err)
 		op = wait(t, r, running.ID)
 		require.Equal(t, task.Cancelled, op.Status)
-		require.Equal(t, task.ErrCancelled, op.ErrorCode)
+		require.Equal(t, task.KindCancelled, op.ErrorCode)
 		require.Equal(t, "This was cancelled.", op.ErrorMessage)
-		require.ErrorIs(t, op.Err(), task.ErrCancelled)
+		require.ErrorIs(t, op.Err(), task.KindCancelled)
 
 		again, err := r.Cancel(t.Context(), running.ID)
 		require.NoError(t, err)
@@ -401,7 +401,7 @@ func TestShutdownMarksWhatIsLeftAsInterrupted(t *testing.T) {
 		for _, op := range []task.Operation{obedient, stuck, pending} {
 			op = get(t, r, op.ID)
 			require.Equal(t, task.Failed, op.Status)
-			require.Equal(t, task.ErrInterrupted, op.ErrorCode)
+			require.Equal(t, task.KindInterrupted, op.ErrorCode)
 			require.Equal(t, "The service was restarted before this was done. Please try again.", op.ErrorMessage)
 		}
 		time.Sleep(time.Minute)

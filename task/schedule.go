@@ -112,7 +112,7 @@ func (r *Runner) close() {
 // interrupt ends what is active, what waits too.
 func (r *Runner) interrupt() {
 	for _, x := range r.snapshot() {
-		x.end(ErrInterrupted)
+		x.end(KindInterrupted)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

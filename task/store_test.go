@@ -113,7 +113,7 @@ func TestOperationThatWasHalfCreatedIsNotForgotten(t *testing.T) {
 		all, err := r.List(t.Context(), task.Query{Statuses: []task.Status{task.Failed}})
 		require.NoError(t, err)
 		require.Len(t, all, 1, "nobody has its id, and nobody runs it")
-		require.Equal(t, task.ErrInterrupted, all[0].ErrorCode)
+		require.Equal(t, task.KindInterrupted, all[0].ErrorCode)
 	})
 }
 
@@ -142,7 +142,7 @@ func TestShutdownCountsWhatTheStoreDidNotTake(t *testing.T) {
 
 		// Its lease ends, and then another process tells.
 		next := newRunner(t, memory, task.Config{})
-		require.Equal(t, task.ErrInterrupted, wait(t, next, op.ID).ErrorCode)
+		require.Equal(t, task.KindInterrupted, wait(t, next, op.ID).ErrorCode)
 		require.LessOrEqual(t, time.Since(op.CreatedAt), 2*task.DefaultLease)
 		require.EqualValues(t, 1, next.Stats().Interrupted)
 	})

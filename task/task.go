@@ -30,6 +30,7 @@ import (
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/internal/callctx"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // The defaults of Config.
@@ -136,7 +137,7 @@ func NewRunner(g *aiguard.Guard, store Store, cfg Config) (*Runner, error) {
 
 // Start begins an operation and returns it, Pending, at once. fn gets a context with the values of ctx, but not its
 // end: that of the guard's TaskTimeout, of Cancel, or of Shutdown. What it returns is kept as JSON, at most 1 MiB.
-// An error becomes the operation's error code (its aiguard.KindOf, or ErrInternal) and message (its aiguard.UserMessage).
+// An error becomes the operation's error code (its aiguard.KindOf, or KindInternal) and message (its aiguard.UserMessage).
 //
 // Start fails with an *aiguard.Error of kind aiguard.ErrOverloaded, and a RetryAfter, when MaxPending operations wait, and of
 // kind aiguard.ErrClosed after Shutdown.
@@ -215,7 +216,7 @@ func (r *Runner) start(ctx context.Context, op Operation, fn func(context.Contex
 		}
 		return r.store.Create(ctx, op)
 	})
-	if err != nil && !errors.Is(err, ErrExists) { // an earlier try was stored though it seemed to fail
+	if err != nil && !errtree.Is(err, ErrExists) { // an earlier try was stored though it seemed to fail
 		r.settle(x)
 		r.leave(x)
 		return Operation{}, fmt.Errorf("task: the operation could not be stored: %w", err)

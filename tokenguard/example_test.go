@@ -28,7 +28,7 @@ func ExampleTrim() {
 		{Role: "assistant", Content: "Goethe."},
 		{Role: "user", Content: "When?"},
 	}
-	chat, err := tokenguard.Trim("gpt-4o", chat, 26)
+	chat, err := tokenguard.Trim("gpt-4o", 26, chat)
 	for _, m := range chat {
 		fmt.Println(m.Role+":", m.Content)
 	}

@@ -92,7 +92,7 @@ func TestSmallPromptsLoadNoVocabulary(t *testing.T) {
 	require.NoError(t, err)
 	assert.True(t, fits)
 	messages := []openai.ChatCompletionMessage{{Role: "user", Content: text}}
-	kept, err := tokenguard.Trim("gpt-4o", messages, len(text)+7)
+	kept, err := tokenguard.Trim("gpt-4o", len(text)+7, messages)
 	require.NoError(t, err)
 	assert.Equal(t, messages, kept)
 	assert.Less(t, allocated()-before, uint64(1<<20))
@@ -126,7 +126,7 @@ func TestHugePathologicalTextsAreRefusedAtOnce(t *testing.T) {
 		n, err := tokenguard.Limit(max)("gpt-4o", text)
 		require.NoError(t, err)
 		assert.Greater(t, n, max, name)
-		_, err = tokenguard.Trim("gpt-4o", []openai.ChatCompletionMessage{{Role: "user", Content: text}}, max)
+		_, err = tokenguard.Trim("gpt-4o", max, []openai.ChatCompletionMessage{{Role: "user", Content: text}})
 		assert.ErrorIs(t, err, aiguard.ErrPromptTooLarge, name)
 		assert.Less(t, time.Since(start), time.Second, name)
 

@@ -18,7 +18,7 @@ import (
 //
 // messages is not changed; where nothing is dropped it is what Trim returns. Tokens are counted from the newest message
 // back to the first that does not fit, and not at all where the sizes in bytes show that everything does.
-func Trim(model string, messages []openai.ChatCompletionMessage, max int) ([]openai.ChatCompletionMessage, error) {
+func Trim(model string, max int, messages []openai.ChatCompletionMessage) ([]openai.ChatCompletionMessage, error) {
 	if atMostIn(messages) <= max {
 		return slices.Clip(messages), nil
 	}

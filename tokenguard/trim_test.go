@@ -65,12 +65,12 @@ func TestTrimDropsTheOldestUntilItFits(t *testing.T) {
 			want = append(want, all[i])
 		}
 		max := size(t, want)
-		got, err := tokenguard.Trim("gpt-4o", all, max)
+		got, err := tokenguard.Trim("gpt-4o", max, all)
 		require.NoError(t, err, c.name)
 		assert.Equal(t, want, got, c.name)
 	}
 	least := size(t, messages{all[0], all[6], all[9]})
-	got, err := tokenguard.Trim("gpt-4o", all, least-1)
+	got, err := tokenguard.Trim("gpt-4o", least-1, all)
 	assert.Nil(t, got)
 	require.ErrorIs(t, err, aiguard.ErrPromptTooLarge)
 	var e *aiguard.Error
@@ -85,29 +85,29 @@ func TestTrimDropsTheOldestUntilItFits(t *testing.T) {
 func TestTrimKeepsAnOldStyleCallWithItsResult(t *testing.T) {
 	call := openai.ChatCompletionMessage{Role: "assistant", FunctionCall: &openai.FunctionCall{Name: "look_up", Arguments: "{}"}}
 	all := messages{say("user", "one"), call, {Role: "function", Name: "look_up", Content: "found"}, say("user", "two")}
-	got, err := tokenguard.Trim("gpt-4o", all, size(t, all[2:]))
+	got, err := tokenguard.Trim("gpt-4o", size(t, all[2:]), all)
 	require.NoError(t, err)
 	assert.Equal(t, all[3:], got)
-	got, err = tokenguard.Trim("gpt-4o", all, size(t, all[1:]))
+	got, err = tokenguard.Trim("gpt-4o", size(t, all[1:]), all)
 	require.NoError(t, err)
 	assert.Equal(t, all[1:], got)
 }
 
 func TestTrimCannotBeMadeToWriteToTheCallersMessages(t *testing.T) {
 	all := messages{say("user", "one"), say("assistant", "two"), say("user", "three")}
-	got, err := tokenguard.Trim("gpt-4o", all[:2], 1000)
+	got, err := tokenguard.Trim("gpt-4o", 1000, all[:2])
 	require.NoError(t, err)
 	_ = append(got, say("user", "other"))
 	assert.Equal(t, "three", all[2].Content)
 }
 
 func TestTrimOfNothing(t *testing.T) {
-	got, err := tokenguard.Trim("gpt-4o", nil, 3)
+	got, err := tokenguard.Trim("gpt-4o", 3, nil)
 	require.NoError(t, err)
 	assert.Empty(t, got)
-	_, err = tokenguard.Trim("gpt-4o", nil, 2)
+	_, err = tokenguard.Trim("gpt-4o", 2, nil)
 	assert.ErrorIs(t, err, aiguard.ErrPromptTooLarge, "the reply takes three")
-	_, err = tokenguard.Trim("gpt-4o", messages{say("user", "x")}, -1)
+	_, err = tokenguard.Trim("gpt-4o", -1, messages{say("user", "x")})
 	assert.ErrorIs(t, err, aiguard.ErrPromptTooLarge)
 }
 
@@ -158,7 +158,7 @@ func checkTrim(t *testing.T, r *rand.Rand) {
 	}
 	before := slices.Clone(all)
 	limit := 3 + r.IntN(size(t, all)+20)
-	got, err := tokenguard.Trim("gpt-4o", all, limit)
+	got, err := tokenguard.Trim("gpt-4o", limit, all)
 	require.True(t, reflect.DeepEqual(before, all), "the input is not changed")
 
 	question := -1

@@ -28,7 +28,7 @@ PASS
 		{"Do", "failsafe-go+breaker", AllocsPerOp}: {31},
 		{"DoCrowd/1000", "hand", BytesPerOp}:       {565},
 		{"Prompt/ascii", "hand", SecPerOp}:         {20.699e-6},
-		{"Stream", "bare", secPerEvent}:            {10.031e-6},
+		{"Stream", "bare", SecPerEvent}:            {10.031e-6},
 		{"Stream", "bare", allocsPerEvent}:         {19.01},
 	} {
 		assert.InDeltaSlice(t, want, r[key], 1e-12, "%v", key)

@@ -53,10 +53,10 @@ var Rows = []Row{
 		atLeast(Reused, 99)}},
 	{"200 streams over loopback", "Connections/streams", contender.Streaming, OneShot, connsPerCall, []Target{
 		atLeast(Reused, 99)}},
-	{"stream of 1,000 events, provider in memory", "Stream", contender.Streaming, Repeated, secPerEvent, []Target{
-		ratio(secPerEvent, 1.10, contender.Bare), more(allocsPerEvent, 0.01, contender.Bare)}},
-	{"stream of 1,000 events over loopback", "StreamLoopback", contender.Streaming, Repeated, secPerEvent, []Target{
-		ratio(secPerEvent, 1.10, contender.Bare)}},
+	{"stream of 1,000 events, provider in memory", "Stream", contender.Streaming, Repeated, SecPerEvent, []Target{
+		ratio(SecPerEvent, 1.10, contender.Bare), more(allocsPerEvent, 0.01, contender.Bare)}},
+	{"stream of 1,000 events over loopback", "StreamLoopback", contender.Streaming, Repeated, SecPerEvent, []Target{
+		ratio(SecPerEvent, 1.10, contender.Bare)}},
 
 	{"CheckPrompt, 20,000 ASCII characters", "Prompt/ascii", checking, Repeated, SecPerOp, []Target{
 		atMost(SecPerOp, 10e-6), atMost(AllocsPerOp, 0)}},
@@ -87,7 +87,7 @@ const (
 	SecPerOp        = "sec/op"
 	AllocsPerOp     = "allocs/op"
 	BytesPerOp      = "B/op"
-	secPerEvent     = "sec/event"
+	SecPerEvent     = "sec/event"
 	allocsPerEvent  = "allocs/event"
 	connsPerCall    = "conns/call"
 	Reused          = "%reused"
@@ -137,7 +137,7 @@ func times(x float64) string                 { return fmt.Sprintf("%.3g ×", x) 
 // Quantity is a figure with its unit, as people read it.
 func Quantity(v float64, unit string) string {
 	switch unit {
-	case SecPerOp, secPerEvent:
+	case SecPerOp, SecPerEvent:
 		return scaled(v, "s")
 	case bytesPerWaiter, BytesPerOp, PeakBytes:
 		return scaled(v, "B")

@@ -33,7 +33,14 @@ func main() {
 	seed := flag.Uint64("seed", 1, "of the users")
 	rounds := flag.Int("rounds", enoughRounds, "how often each scenario with an aim runs at its highest load, each time with a seed of its own")
 	pattern := flag.String("scenario", ".", "run only scenarios whose name matches this `pattern`")
+	draw := flag.Bool("draw", false, "simulate nothing: draw "+chartFile+" from "+reportFile)
 	flag.Parse()
+	if *draw {
+		if err := redraw(reportFile, chartFile); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	chosen, err := choose(*rounds, *pattern)
 	if err != nil {
 		log.Fatal(err)

@@ -262,4 +262,13 @@ func TestChartIsDrawn(t *testing.T) {
 		require.Contains(t, string(svg), c.name)
 	}
 	require.Contains(t, string(svg), "gives 100% of its answers, half of them within 1.0 s")
+
+	var text bytes.Buffer
+	r.write(&text, time.Now())
+	written, redrawn := filepath.Join(t.TempDir(), "OVERLOAD.md"), filepath.Join(t.TempDir(), "redrawn.svg")
+	require.NoError(t, os.WriteFile(written, text.Bytes(), 0o644))
+	require.NoError(t, redraw(written, redrawn))
+	again, err := os.ReadFile(redrawn)
+	require.NoError(t, err)
+	require.Equal(t, string(svg), string(again), "the report has all that the picture shows")
 }

@@ -76,12 +76,16 @@ func run(ctx context.Context, cfg settings, logger *slog.Logger, out io.Writer) 
 	s := &service{client: cfg.guard.Client(oc), runner: runner, model: cmp.Or(os.Getenv("OPENAI_MODEL"), openai.GPT4oMini),
 		fake: cfg.fake, logger: logger}
 	defer s.end(0)
+	handler, err := s.routes()
+	if err != nil {
+		return err
+	}
 
 	ln, err := net.Listen("tcp", cfg.addr)
 	if err != nil {
 		return err
 	}
-	srv := &http.Server{Handler: s.routes(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+	srv := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ln) }()
 	fmt.Fprintf(out, "listening on http://%s\n", ln.Addr())

@@ -32,13 +32,16 @@ type operation struct {
 	run    func(ctx context.Context, client *aiguard.Client, model string, texts map[string]string) (any, error)
 }
 
-func (s *service) routes() http.Handler {
+func (s *service) routes() (http.Handler, error) {
 	mux := http.NewServeMux()
 	// What these start runs on in the background: they are done when they have read their body. The streams of events below
 	// may last, and have no time limit.
-	edge := httpguard.Middleware(s.client.Guard(), httpguard.Config{Timeout: 10 * time.Second, MaxBodyBytes: maxBodyBytes, Logger: s.logger})
-	mux.Handle("POST /questions", edge(s.starts(questionsOperation())))
-	mux.Handle("POST /feedback", edge(s.starts(feedbackOperation())))
+	limit, err := httpguard.Limit(s.client.Guard(), httpguard.Config{Timeout: 10 * time.Second, MaxBodyBytes: maxBodyBytes, Logger: s.logger})
+	if err != nil {
+		return nil, err
+	}
+	mux.Handle("POST /questions", limit(s.starts(questionsOperation())))
+	mux.Handle("POST /feedback", limit(s.starts(feedbackOperation())))
 
 	// Here whoever has an id may see and cancel its operation. A service with accounts remembers in starts whose it is, and
 	// wraps this handler in a check of r.PathValue("id").
@@ -46,12 +49,15 @@ func (s *service) routes() http.Handler {
 	mux.Handle("/operations/{id}", operations)
 	mux.Handle("/operations/{id}/events", operations)
 
-	health := httpguard.Health(s.client.Guard(), httpguard.HealthConfig{})
-	mux.Handle("GET /livez", health)
-	mux.Handle("GET /readyz", s.unlessDraining(health))
+	ready, err := httpguard.Readyz(s.client.Guard(), httpguard.HealthConfig{})
+	if err != nil {
+		return nil, err
+	}
+	mux.Handle("GET /livez", httpguard.Livez())
+	mux.Handle("GET /readyz", s.unlessDraining(ready))
 
 	handlePage(mux, s.fake)
-	return http.NewCrossOriginProtection().Handler(secured(mux))
+	return http.NewCrossOriginProtection().Handler(secured(mux)), nil
 }
 
 // starts answers with an operation that has begun.

@@ -53,7 +53,9 @@ func inVirtualTime(t *testing.T, cfg aiguard.Config, f func(t *testing.T, b *ben
 			require.Zero(t, runner.Stats().Running)
 			require.NoError(t, client.Guard().Close())
 		})
-		f(t, &bench{s, t, s.routes(), fake})
+		handler, err := s.routes()
+		require.NoError(t, err)
+		f(t, &bench{s, t, handler, fake})
 	})
 }
 
@@ -483,7 +485,9 @@ func TestPageIsServedAndOffersTheFaults(t *testing.T) {
 		}
 		b.fake.Handle(nil)
 		b.service.fake = false
-		b.handler = b.routes()
+		handler, err := b.routes()
+		require.NoError(t, err)
+		b.handler = handler
 		page := b.do("GET", "/", "").Body.String()
 		require.NotContains(t, page, "made up")
 		b.problem(b.do("POST", "/questions?fault=outage", topic), http.StatusBadRequest)

@@ -4,10 +4,11 @@ package callctx
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // Key is the key of that value.
@@ -29,7 +30,10 @@ func HoldsSlot(ctx context.Context) bool {
 // for both.
 func Err(ctx context.Context) error {
 	err, cause := ctx.Err(), context.Cause(ctx)
-	if cause == nil || errors.Is(cause, err) {
+	switch {
+	case errtree.IsNil(cause): // a typed nil says nothing, and may panic in the hands of the caller
+		return err
+	case errtree.Is(cause, err):
 		return cause
 	}
 	return fmt.Errorf("%w: %w", err, cause)

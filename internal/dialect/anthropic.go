@@ -207,6 +207,7 @@ var anthropicErrors = vocabulary{
 	},
 	phrases: []phrase{
 		{"credit balance is too low", Quota, 0},
+		{"reached your specified api usage limits", Quota, 0}, // until the month ends
 		{"prompt is too long", PromptTooLarge, 0},
 		{"input length and `max_tokens` exceed context limit", PromptTooLarge, 0},
 	},

@@ -14,7 +14,7 @@ var (
 	converse = api{op: "converse", refusal: messageError, framing: Frames, ends: finished, member: converseMember, event: converseEvent,
 		output: output{within: []string{"inferenceConfig"}, names: []string{"maxTokens"}}}
 	// invoke is for models of other makers than Anthropic: their answers are not judged.
-	invoke       = api{op: "invoke", refusal: messageError, framing: Frames, member: invokeMember, event: invokeEvent}
+	invoke       = api{op: "invoke", refusal: messageError, framing: Frames, untyped: true, member: invokeMember, event: invokeEvent}
 	invokeClaude = api{op: "invoke", refusal: messageError, framing: Frames, ends: marked, member: messagesMember, event: invokeMessagesEvent,
 		output: output{names: []string{"max_tokens"}}}
 )
@@ -124,17 +124,22 @@ func (q *query) converseBlock(c *jsonscan.Cursor) {
 				}
 			}
 		case "guardContent":
-			q.strings(c)
+			for key := range c.Members() {
+				if string(key) != "text" {
+					continue
+				}
+				for key := range c.Members() {
+					if string(key) == "text" {
+						q.text(c)
+					}
+				}
+			}
 		}
 	}
 }
 
 func invokeMember(q *query, key []byte, c *jsonscan.Cursor) {
-	switch string(key) {
-	case "image", "images", "inputImage":
-	default:
-		q.strings(c)
-	}
+	q.walkMember(key, c.Value())
 }
 
 // converseEvent reads the payload of a frame that is called name, or a whole answer.
@@ -202,9 +207,9 @@ func (s *Stream) converseUsage(c *jsonscan.Cursor) {
 			plain = number(c.Value())
 		case "outputTokens":
 			s.usage.Output = number(c.Value())
-		case "cacheReadInputTokens":
+		case "cacheReadInputTokens", "cacheReadInputTokenCount": // Nova's
 			s.usage.CacheRead = number(c.Value())
-		case "cacheWriteInputTokens":
+		case "cacheWriteInputTokens", "cacheWriteInputTokenCount":
 			s.usage.CacheWrite = number(c.Value())
 		}
 	}
@@ -243,6 +248,27 @@ func invokeEvent(s *Stream, name, data []byte) {
 	s.err = !s.answer && exception(name)
 	s.any, s.progress = !s.err, !s.err
 	s.cut = true // nobody knows
+	if !s.answer {
+		data = s.payload(data)
+	}
+	c := jsonscan.Read(data)
+	s.invokeUsage(&c)
+}
+
+// invokeUsage reads the usage that the makers of models report, and that Bedrock adds to the end of a stream.
+func (s *Stream) invokeUsage(c *jsonscan.Cursor) {
+	for key := range c.Members() {
+		switch string(key) {
+		case "usage":
+			s.converseUsage(c)
+		case "metadata", "amazon-bedrock-invocationMetrics":
+			s.invokeUsage(c)
+		case "prompt_token_count", "inputTextTokenCount", "inputTokenCount":
+			s.usage.Input = max(s.usage.Input, number(c.Value()))
+		case "generation_token_count", "outputTokenCount":
+			s.usage.Output = max(s.usage.Output, number(c.Value()))
+		}
+	}
 }
 
 // bedrockErrors has the exceptions of the service.

@@ -131,10 +131,17 @@ func (s *Stream) cohereFinish(reason []byte) {
 }
 
 func (s *Stream) cohereUsage(c *jsonscan.Cursor) {
+	counted := false
 	for key := range c.Members() {
-		if string(key) == "tokens" {
+		switch string(key) {
+		case "tokens":
 			s.openaiUsage(c)
-		} else if string(key) == "cached_tokens" {
+			counted = true
+		case "billed_units": // less than all tokens
+			if !counted {
+				s.openaiUsage(c)
+			}
+		case "cached_tokens":
 			s.usage.CacheRead = number(c.Value())
 		}
 	}

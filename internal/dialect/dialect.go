@@ -38,6 +38,8 @@ type api struct {
 	plain   bool // an answer may be text or bytes instead of JSON
 	creates bool // makes something at the provider, whatever the request says
 	marks   bool // [DONE] is the mark of a stream's end
+	untyped bool // the parts of a prompt that carry media have no type, but a name that says so
+	deaf    bool // the API's own client heeds an error in a stream, but not one of reading it
 
 	member func(q *query, key []byte, c *jsonscan.Cursor) // reads a member of a request
 	output output                                         // where a request limits its output
@@ -104,6 +106,9 @@ func (e Endpoint) Framing() Framing {
 	}
 	return e.api.framing
 }
+
+// Deaf reports whether the API's own client heeds an error in a stream, but not one of reading it.
+func (e Endpoint) Deaf() bool { return e.api != nil && e.api.deaf }
 
 // before returns the part of path in front of suffix, without the slash between them.
 func before(path, suffix string) (string, bool) {

@@ -77,14 +77,9 @@ func Classify(status int, f Failure) Class {
 		class = ofType(status, f.Type)
 	}
 	if class == "" {
-		message := strings.ToLower(f.Message)
-		for _, v := range vocabularies {
-			for _, p := range v.phrases {
-				if class == "" && (p.status == 0 || p.status == status || f.Number && f.Code == strconv.Itoa(p.status)) && strings.Contains(message, p.text) {
-					class = p.class
-				}
-			}
-		}
+		class = ofMessage(status, f)
+	} else if class == RateLimited && ofMessage(status, f) == Quota {
+		class = Quota // Google has one status for both
 	}
 	limited := class == RateLimited || class == "" && status == 429
 	switch {
@@ -98,6 +93,18 @@ func Classify(status int, f Failure) Class {
 		return Rejected
 	}
 	return class
+}
+
+func ofMessage(status int, f Failure) Class {
+	message := strings.ToLower(f.Message)
+	for _, v := range vocabularies {
+		for _, p := range v.phrases {
+			if (p.status == 0 || p.status == status || f.Number && f.Code == strconv.Itoa(p.status)) && strings.Contains(message, p.text) {
+				return p.class
+			}
+		}
+	}
+	return ""
 }
 
 // ofType is vaguer than a code: it does not turn a plain 4xx into something to try again.

@@ -56,11 +56,13 @@ func TestRefusalsAreUnderstoodInEveryDialectsWords(t *testing.T) {
 		{529, `{"type":"error","error":{"type":"overloaded_error","message":"x"}}`, Unavailable},
 		{404, `{"type":"error","error":{"type":"not_found_error","message":"model: x"}}`, Misconfigured},
 		{403, `{"type":"error","error":{"type":"permission_error","message":"x"}}`, Unauthorized},
+		{400, `{"type":"error","error":{"type":"invalid_request_error","message":"You have reached your specified API usage limits."}}`, Quota},
 
 		// Gemini
 		{400, `{"error":{"code":400,"message":"API key not valid.","status":"INVALID_ARGUMENT","details":[{"@type":"t","reason":"API_KEY_INVALID"}]}}`, Unauthorized},
 		{400, `{"error":{"code":400,"message":"The input token count (1200000) exceeds the maximum number of tokens allowed","status":"INVALID_ARGUMENT"}}`, PromptTooLarge},
 		{429, `{"error":{"code":429,"message":"x","status":"RESOURCE_EXHAUSTED"}}`, RateLimited},
+		{429, `{"error":{"code":429,"message":"Your prepayment credits are depleted.","status":"RESOURCE_EXHAUSTED"}}`, Quota},
 		{404, `{"error":{"code":404,"message":"models/x is not found","status":"NOT_FOUND"}}`, Misconfigured},
 		{503, `{"error":{"code":503,"message":"overloaded","status":"UNAVAILABLE"}}`, Unavailable},
 		{400, `{"error":{"code":400,"message":"x","status":"INVALID_ARGUMENT"}}`, ""},
@@ -94,5 +96,25 @@ func TestWaitIsFoundInTheBody(t *testing.T) {
 	} {
 		f, _ := Refusal([]byte(body))
 		require.Equal(t, want, f.RetryAfter, body)
+	}
+}
+
+// The name of an event says no more than that it is an error: what it is, is inside.
+func TestErrorEventIsClassifiedByItsData(t *testing.T) {
+	for _, tc := range []struct {
+		path, name, data string
+		want             Class
+	}{
+		{"/v1/messages", "error", `{"type":"error","error":{"type":"rate_limit_error","message":"x"}}`, RateLimited},
+		{"/v1/messages", "error", `{"type":"error","error":{"type":"authentication_error","message":"x"}}`, Unauthorized},
+		{"/v1/messages", "error", `{"type":"error","error":{"type":"overloaded_error","message":"x"}}`, Unavailable},
+		{"/v1/chat/completions", "error", `{"error":{"type":"rate_limit_error","message":"x","code":null}}`, RateLimited},
+		{"/v1/chat/completions", "error", `{"message":"x"}`, ""},
+		{"/model/m/converse-stream", "throttlingException", `{"message":"x"}`, RateLimited},
+	} {
+		s := Of("POST", tc.path, "").Follow()
+		f, failed := s.Event([]byte(tc.name), []byte(tc.data))
+		require.True(t, failed, tc.data)
+		require.Equal(t, tc.want, Classify(0, f), tc.data)
 	}
 }

@@ -184,11 +184,13 @@ func (s *Stream) candidate(c *jsonscan.Cursor) {
 }
 
 func (s *Stream) geminiUsage(c *jsonscan.Cursor) {
-	var answer int64
+	var prompt, results, answer int64
 	for key := range c.Members() {
 		switch string(key) {
 		case "promptTokenCount":
-			s.usage.Input = number(c.Value())
+			prompt = number(c.Value())
+		case "toolUsePromptTokenCount": // the results of tools
+			results = number(c.Value())
 		case "candidatesTokenCount":
 			answer = number(c.Value())
 		case "cachedContentTokenCount":
@@ -197,7 +199,7 @@ func (s *Stream) geminiUsage(c *jsonscan.Cursor) {
 			s.usage.Reasoning = number(c.Value())
 		}
 	}
-	s.usage.Output = answer + s.usage.Reasoning
+	s.usage.Input, s.usage.Output = prompt+results, answer+s.usage.Reasoning
 }
 
 func geminiEmbedEvent(s *Stream, _, data []byte) {
@@ -207,6 +209,8 @@ func geminiEmbedEvent(s *Stream, _, data []byte) {
 			s.any, s.progress = first(value) == '{', true
 		case "embeddings":
 			s.any, s.progress = hasElement(value), true
+		case "usageMetadata":
+			s.usage.Input = number(member(value, "promptTokenCount"))
 		case "error":
 			s.err = s.err || !empty(value)
 		}

@@ -16,7 +16,7 @@ var (
 		output: output{names: []string{"max_tokens"}}}
 	responses = api{op: "responses", ends: marked, member: responseMember, event: responseEvent,
 		output: output{names: []string{"max_output_tokens"}}}
-	embeddings  = api{op: "embeddings", member: embeddingMember, event: listEvent("data")}
+	embeddings  = api{op: "embeddings", untyped: true, member: embeddingMember, event: listEvent("data")}
 	moderations = api{op: "moderations", member: embeddingMember, event: listEvent("results")}
 	images      = api{op: "images", ends: finished, member: imageMember, event: imageEvent}
 	runs        = api{op: "threads", ends: marked, marks: true, creates: true, event: runEvent}
@@ -304,6 +304,8 @@ func (s *Stream) choices(data []byte) {
 			s.varies(&c)
 		case "usage":
 			s.openaiUsage(&c)
+		case "x_groq":
+			s.groq(&c)
 		case "error":
 			s.err = s.err || !empty(c.Value())
 		case "type", "object":
@@ -334,6 +336,8 @@ func (s *Stream) chatChoice(c *jsonscan.Cursor) {
 			}
 		case "text": // of a completion
 			s.text(c)
+		case "usage": // Moonshot's
+			s.openaiUsage(c)
 		case "error":
 			if value := c.Value(); !empty(value) {
 				s.fail(failureIn(value))
@@ -352,6 +356,20 @@ func (s *Stream) chatChoice(c *jsonscan.Cursor) {
 	}
 	s.progress = s.progress || ended
 	s.choice(at, ended)
+}
+
+// groq reads what Groq adds to the last chunk: the usage, or why the stream stopped early.
+func (s *Stream) groq(c *jsonscan.Cursor) {
+	for key := range c.Members() {
+		switch string(key) {
+		case "usage":
+			s.openaiUsage(c)
+		case "error":
+			if value := c.Value(); !empty(value) {
+				s.fail(failureIn(value))
+			}
+		}
+	}
 }
 
 // delta reads a text, or a list of parts.
@@ -382,7 +400,7 @@ func (s *Stream) openaiUsage(c *jsonscan.Cursor) {
 			s.usage.Input = number(c.Value())
 		case "completion_tokens", "output_tokens":
 			s.usage.Output = number(c.Value())
-		case "prompt_cache_hit_tokens": // DeepSeek's
+		case "prompt_cache_hit_tokens", "cached_tokens": // DeepSeek's, Moonshot's
 			s.usage.CacheRead = number(c.Value())
 		case "prompt_tokens_details", "input_tokens_details":
 			for key := range c.Members() {
@@ -577,6 +595,10 @@ func audioEvent(s *Stream, _, data []byte) {
 // runEvent reads an event of an Assistants run, or a run, which may well tell of an error that is none of the request.
 func runEvent(s *Stream, name, data []byte) {
 	s.any, s.progress = true, !empty(data)
+	if usage := member(data, "usage"); first(usage) == '{' {
+		c := jsonscan.Read(usage)
+		s.openaiUsage(&c)
+	}
 	f, failed := ErrorIn(data)
 	s.err = string(name) == "error" || failed && s.answer && member(data, "object") == nil && f != Failure{}
 }

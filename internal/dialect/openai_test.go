@@ -243,6 +243,14 @@ func TestOpenAIStreamKnowsItsFailures(t *testing.T) {
 	f, failed := s.Failed()
 	require.True(t, failed)
 	require.Equal(t, Unavailable, Classify(0, f))
+
+	s = follow(t, post("/chat/completions"), events{`{"choices":[{"index":0,"delta":{"content":"Hi"}}],"x_groq":{"id":"r","error":null}}`})
+	_, failed = s.Failed()
+	require.False(t, failed)
+	s = follow(t, post("/chat/completions"), events{`{"choices":[{"index":0,"delta":{}}],"x_groq":{"id":"r","error":"over capacity"}}`})
+	f, failed = s.Failed()
+	require.True(t, failed, "Groq says so beside the choices")
+	require.Equal(t, "over capacity", f.Message)
 }
 
 func TestEmptyEventsAreNoProgress(t *testing.T) {

@@ -257,7 +257,9 @@ func (q *query) inputs(c *jsonscan.Cursor) {
 	value := c.Value()
 	if first(value) != '[' {
 		q.next = true
-		q.walk(value)
+		if !isDataURI(value) {
+			q.walk(value)
+		}
 		return
 	}
 	if ids := countIDs(value); ids > 0 {
@@ -275,9 +277,20 @@ func (q *query) inputs(c *jsonscan.Cursor) {
 	}
 }
 
-// isDataURI reports whether an input is an image or a sound in the form of a string.
+// isDataURI reports whether an input is an image, a sound or a file in the form of a string, with nothing else in it.
 func isDataURI(value []byte) bool {
-	return bytes.HasPrefix(value, []byte(`"data:`)) && bytes.Contains(value[:min(len(value), 100)], []byte(";base64,"))
+	rest, ok := bytes.CutPrefix(value, []byte(`"data:`))
+	media, data, found := bytes.Cut(rest, []byte(";base64,"))
+	if !ok || !found || len(media) > 100 || !isMedia(media) && string(media) != "application/pdf" {
+		return false
+	}
+	for i, c := range data[:len(data)-1] {
+		base64 := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '+' || c == '/' || c == '='
+		if !base64 && (c != '\\' || data[i+1] != '/') {
+			return false
+		}
+	}
+	return true
 }
 
 // tokens reads a prompt that may be a text, texts, or tokens.

@@ -54,7 +54,7 @@ func (s *Stream) failureOf(name, data []byte) Failure {
 	if !ok {
 		f, _ = Refusal(data)
 	}
-	if ClassOfCode(string(name)) != "" && f.Code == "" { // an exception, whose name is its code
+	if f.Code == "" && string(name) != "error" && ClassOfCode(string(name)) != "" { // an exception, whose name is its code
 		f.Code = string(name)
 	}
 	return f

@@ -2,6 +2,7 @@ package dialect
 
 import (
 	"bytes"
+	"strings"
 
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
@@ -15,6 +16,7 @@ type level struct {
 	typed  bool // media and plain are known
 	media  bool
 	plain  bool // it says itself that it is text
+	list   bool // of media, whose strings are not text
 	at     int  // where its current member has its value
 }
 
@@ -27,13 +29,19 @@ type walker struct {
 }
 
 // walk reads every string at any depth of value, but for what carries an image, a sound or a file: the member that has the
-// data in an object whose "type" says so.
-func (q *query) walk(value []byte) {
+// data in an object whose "type" says so, and in the APIs that name no types the members that are called so.
+func (q *query) walk(value []byte) { q.walkMember(nil, value) }
+
+// walkMember is walk for the value of the member called name.
+func (q *query) walkMember(name, value []byte) {
+	list := q.carries(name)
 	if q.enough {
 		return
 	}
 	if said(value) {
-		q.emit(Part{Value: value})
+		if !list {
+			q.emit(Part{Value: value})
+		}
 		return
 	}
 	w := walker{value: value, spare: 4*len(value) + 1<<10}
@@ -48,7 +56,7 @@ func (q *query) walk(value []byte) {
 			text := value[i:end]
 			i = end
 			if !key {
-				if len(text) > 2 {
+				if n := len(w.levels); len(text) > 2 && (n == 0 || !w.levels[n-1].list) {
 					q.emit(Part{Value: text})
 				}
 				continue
@@ -64,11 +72,20 @@ func (q *query) walk(value []byte) {
 				if end, ok := jsonscan.SkipString(value, i); ok && !here.typed {
 					here.is(value[i:end])
 				}
-			case `"image_url"`, `"file_data"`, `"file_url"`, `"data"`, `"bytes"`:
+			case `"encrypted_content"`: // of reasoning and of compacted input: no text
+				if i, ok = jsonscan.Skip(value, i); !ok {
+					return
+				}
+			case `"image_url"`, `"file_data"`, `"file_url"`, `"data"`, `"bytes"`, `"result"`:
 				if w.inMedia() {
 					if i, ok = jsonscan.Skip(value, i); !ok {
 						return
 					}
+				}
+			}
+			if list = q.carries(text[1 : len(text)-1]); list && i < len(value) && value[i] == '"' {
+				if i, ok = jsonscan.SkipString(value, i); !ok {
+					return
 				}
 			}
 			continue
@@ -77,8 +94,8 @@ func (q *query) walk(value []byte) {
 				q.emit(Part{Value: value[i:]})
 				return
 			}
-			w.levels = append(w.levels, level{object: c == '{', typed: c == '[', at: i})
-			key = c == '{'
+			w.levels = append(w.levels, level{object: c == '{', typed: c == '[', list: list && c == '[', at: i})
+			key, list = c == '{', false
 		case '}', ']':
 			if len(w.levels) > 0 {
 				w.levels = w.levels[:len(w.levels)-1]
@@ -89,6 +106,24 @@ func (q *query) walk(value []byte) {
 		}
 		i++
 	}
+}
+
+// carries reports whether a string, or a list of strings, in the member called name is an image, a sound or a file: only in an
+// API whose parts have no types.
+func (q *query) carries(name []byte) bool {
+	if !q.api.untyped {
+		return false
+	}
+	switch string(name) {
+	case "bytes", "mask":
+		return true
+	}
+	for _, end := range [...]string{"image", "images", "video", "audio", "_base64"} { // inputImage, init_image, image_base64
+		if n := len(name) - len(end); n >= 0 && strings.EqualFold(string(name[n:]), end) {
+			return true
+		}
+	}
+	return false
 }
 
 // inMedia reports whether an object around this place is the part of a message that carries an image, a sound or a file.

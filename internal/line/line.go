@@ -79,6 +79,9 @@ type lane[T any] struct {
 // InFlight is the weight in flight.
 func (l *Line[T]) InFlight() int64 { return l.inFlight }
 
+// Full reports whether no weight at all is left.
+func (l *Line[T]) Full() bool { return l.Capacity >= 0 && l.inFlight >= l.Capacity }
+
 // Ready is the number of waiters whose routes have room: those who wait for a slot alone.
 func (l *Line[T]) Ready() int { return l.ready[Background] + l.ready[Normal] + l.ready[Critical] }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"runtime"
 	"strconv"
 	"sync"
@@ -13,11 +14,34 @@ import (
 
 // meter measures the process, and by how much bounds are exceeded.
 type meter struct {
-	mu          sync.Mutex
-	lag         time.Duration // the worst delay of a timer
-	over        time.Duration // the most that a bound was exceeded by
-	what        string        // that was
-	early, late uint64        // highest RSS of the first and of the last quarter; 0: unknown
+	mu     sync.Mutex
+	lag    time.Duration // the worst delay of a timer
+	over   time.Duration // the most that a bound was exceeded by
+	what   string        // that was
+	gauges []*gauge
+}
+
+// gauge is something that must not grow: the highest of the last quarter may exceed that of the first by so much.
+type gauge struct {
+	name        string
+	read        func() uint64 // 0: unknown
+	text        func(uint64) string
+	most        uint64
+	early, late uint64
+}
+
+func (g *gauge) String() string {
+	return fmt.Sprintf("%s up to %s in the first quarter, %s in the last; want at most %s more", g.name, g.text(g.early), g.text(g.late), g.text(g.most))
+}
+
+func gauges(slots func() uint64) []*gauge {
+	count := func(n uint64) string { return strconv.FormatUint(n, 10) }
+	return []*gauge{
+		{name: "RSS in MB", read: readRSS, text: mb, most: 64 << 20},
+		{name: "goroutines", read: func() uint64 { return uint64(runtime.NumGoroutine()) }, text: count, most: 100},
+		{name: "files and sockets", read: openFiles, text: count, most: 60},
+		{name: "slots", read: slots, text: count, most: uint64(config.MaxConcurrent) / 4},
+	}
 }
 
 func (m *meter) watch(ctx context.Context, d time.Duration) {
@@ -25,14 +49,16 @@ func (m *meter) watch(ctx context.Context, d time.Duration) {
 	for ctx.Err() == nil {
 		before := time.Now()
 		sleep(context.Background(), sampleEvery)
-		lag, rss, at := time.Since(before)-sampleEvery, readRSS(), time.Since(began)
+		lag, at := time.Since(before)-sampleEvery, time.Since(began)
 		m.mu.Lock()
 		m.lag = max(m.lag, lag)
-		switch {
-		case at <= d/4:
-			m.early = max(m.early, rss)
-		case at >= d*3/4:
-			m.late = max(m.late, rss)
+		for _, g := range m.gauges {
+			switch {
+			case at <= d/4:
+				g.early = max(g.early, g.read())
+			case at >= d*3/4:
+				g.late = max(g.late, g.read())
+			}
 		}
 		m.mu.Unlock()
 	}
@@ -51,6 +77,15 @@ func (m *meter) exceeded(what string, d, bound time.Duration) {
 func readRSS() uint64 {
 	kB, _, _ := procmem.Of("self")
 	return uint64(kB) << 10
+}
+
+// openFiles is how many files and sockets the process has open; 0 where /proc does not tell.
+func openFiles() uint64 {
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return 0
+	}
+	return uint64(len(open))
 }
 
 // liveHeap is the heap after two collections: pools keep what they have for one.

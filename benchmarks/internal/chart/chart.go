@@ -25,7 +25,7 @@ import (
 // Sizes of what is written.
 const (
 	TitleSize = 13
-	TextSize  = 11
+	TextSize  = 12
 )
 
 // Ink is the colour of axes and words.
@@ -55,12 +55,13 @@ func style(s *text.Style, size font.Length) {
 	s.Font.Variant, s.Font.Size = "Sans", size
 }
 
-// The measures of a picture. A phone shows the width as 350 pixels: then text is 11 pixels high.
+// The measures of a picture. A phone shows the width as 350 pixels or more: then text is at least 11 pixels high.
 const (
-	columnWidth  = vg.Length(400)
+	columnWidth  = vg.Length(370)
+	margin       = vg.Length(10)
 	lineHeight   = vg.Length(20)
 	legendWidth  = columnWidth / legendColumns
-	legendSample = vg.Length(32)
+	legendSample = vg.Length(24)
 
 	legendColumns = 2
 )
@@ -73,17 +74,9 @@ func Save(file, heading string, contenders []string, plotHeight vg.Length, plots
 	head := (vg.Length(lines+rows) + 1.4) * lineHeight
 	height := head + vg.Length(len(plots))*plotHeight
 	return save(file, columnWidth, height, func(c draw.Canvas) {
-		margin := vg.Length(10)
-		at := vg.Point{X: margin, Y: height - 0.9*lineHeight}
 		words := text.Style{YAlign: draw.YCenter, Handler: plot.DefaultTextHandler, Font: plot.DefaultFont}
-		title := words
-		style(&title, TitleSize)
 		style(&words, TextSize)
-		title.Font.Weight = xfont.WeightBold
-		for line := range strings.Lines(heading) {
-			c.FillText(title, at, strings.TrimSpace(line))
-			at.Y -= lineHeight
-		}
+		at := vg.Point{X: margin, Y: drawHeading(c, height, heading)}
 		at.Y -= 0.3 * lineHeight
 		for i, name := range contenders {
 			at := vg.Point{X: margin + vg.Length(i%legendColumns)*legendWidth, Y: at.Y - vg.Length(i/legendColumns)*lineHeight}
@@ -103,6 +96,19 @@ func Save(file, heading string, contenders []string, plotHeight vg.Length, plots
 			plots[i].Draw(row[0])
 		}
 	})
+}
+
+// drawHeading writes the heading below top, and returns the height of the line below it.
+func drawHeading(c draw.Canvas, top vg.Length, heading string) vg.Length {
+	words := text.Style{YAlign: draw.YCenter, Handler: plot.DefaultTextHandler, Font: plot.DefaultFont}
+	style(&words, TitleSize)
+	words.Font.Weight = xfont.WeightBold
+	y := top - 0.9*lineHeight
+	for line := range strings.Lines(heading) {
+		c.FillText(words, vg.Point{X: margin, Y: y}, strings.TrimSpace(line))
+		y -= lineHeight
+	}
+	return y
 }
 
 // save writes what paint draws on a sheet of paper.

@@ -2,7 +2,6 @@ package chart
 
 import (
 	"image/color"
-	"math"
 
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
@@ -29,10 +28,6 @@ var (
 	blue      = color.NRGBA{0x0b, 0x5f, 0xd0, 0xff}
 	vermilion = color.NRGBA{0xc2, 0x41, 0x0c, 0xff}
 	orange    = color.NRGBA{0x93, 0x63, 0x00, 0xff}
-	ochre     = color.NRGBA{0x74, 0x66, 0x2c, 0xff}
-	purple    = color.NRGBA{0xa3, 0x39, 0x7d, 0xff}
-	violet    = color.NRGBA{0x6d, 0x4f, 0xc4, 0xff}
-	sky       = color.NRGBA{0x1b, 0x72, 0x94, 0xff}
 	grey      = color.NRGBA{0x66, 0x6e, 0x78, 0xff}
 )
 
@@ -41,22 +36,22 @@ func StyleOf(name string) Style {
 	switch name {
 	case contender.Aiguard:
 		return Style{blue, draw.CircleGlyph{}, broad}
-	case contender.Bare, contender.Naive:
+	case contender.Naive:
 		return Style{grey, draw.CrossGlyph{}, thin}
 	case contender.OpenAI:
 		return Style{vermilion, draw.TriangleGlyph{}, thin}
-	case contender.Failsafe:
-		return Style{ochre, draw.BoxGlyph{}, thin}
 	case contender.FailsafeBreaker:
 		return Style{orange, draw.SquareGlyph{}, thin}
-	case contender.Hand:
-		return Style{violet, draw.PlusGlyph{}, thin}
-	case contender.Resilience:
-		return Style{purple, polygon(5), thin}
-	case contender.Breaker:
-		return Style{sky, draw.PyramidGlyph{}, thin}
 	}
 	panic("chart: no style of " + name)
+}
+
+// barColor is that of the contender's bars, which have its name beside them.
+func barColor(name string) color.NRGBA {
+	if name == contender.Aiguard {
+		return blue
+	}
+	return grey
 }
 
 // Line is the style of the contender's line.
@@ -67,24 +62,4 @@ func (s Style) Line() draw.LineStyle {
 // Glyph is the style of its mark.
 func (s Style) Glyph() draw.GlyphStyle {
 	return draw.GlyphStyle{Color: s.Color, Shape: s.Shape, Radius: glyphRadius + s.Width/4}
-}
-
-// polygon is a filled one with so many corners, one of them on top.
-type polygon int
-
-// DrawGlyph implements draw.GlyphDrawer.
-func (n polygon) DrawGlyph(c *draw.Canvas, s draw.GlyphStyle, at vg.Point) {
-	c.SetColor(s.Color)
-	var path vg.Path
-	for i := range int(n) {
-		sin, cos := math.Sincos(2 * math.Pi * float64(i) / float64(n))
-		corner := at.Add(vg.Point{X: vg.Length(sin), Y: vg.Length(cos)}.Scale(1.2 * s.Radius))
-		if i == 0 {
-			path.Move(corner)
-		} else {
-			path.Line(corner)
-		}
-	}
-	path.Close()
-	c.Fill(path)
 }

@@ -1,0 +1,231 @@
+package httpguard
+
+import (
+	"bytes"
+	"crypto/rand"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"html/template"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/aiguard-go/aiguard"
+)
+
+//go:embed debug.html
+var debugHTML string
+
+var debugPage = template.Must(template.New("debug").Parse(debugHTML))
+
+// Debug returns a handler that shows what g is doing now: gauges, routes, tenants, calls under way, and the last 50 failures. It
+// serves an HTML page that updates itself every second, and the same as JSON for "Accept: application/json" or "?format=json".
+// Neither contains a prompt, an answer, a key or provider text, but both name operations, models, hosts and tenants.
+//
+// With a nil allow it answers requests from this machine only: the peer and the Host header are loopback, and no header says
+// that a proxy forwarded the request. Pass allow to check requests in another way, such as by a session. Refused requests get
+// 403.
+//
+// Mount it on any path. The first request makes the guard record failures. The error is for a nil g.
+func Debug(g *aiguard.Guard, allow func(*http.Request) bool) (http.Handler, error) {
+	if g == nil {
+		return nil, errors.New("httpguard: Debug: nil Guard; make it with aiguard.New")
+	}
+	if allow == nil {
+		allow = fromThisMachine
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		switch {
+		case r.Method != http.MethodGet && r.Method != http.MethodHead:
+			w.Header().Set("Allow", "GET, HEAD")
+			http.Error(w, "want GET", http.StatusMethodNotAllowed)
+		case !allow(r):
+			http.Error(w, "This page answers requests from its own machine only.", http.StatusForbidden)
+		case r.URL.Query().Get("format") == "json" || !prefersHTML(r.Header.Values("Accept")):
+			w.Header().Set("Content-Type", "application/json")
+			_ = json.NewEncoder(w).Encode(newDebugReport(g.Inspect())) // a client that left needs no answer
+		default:
+			serveDebugPage(w, newDebugReport(g.Inspect()))
+		}
+	}), nil
+}
+
+// Var returns the same facts as Debug in JSON, for expvar:
+//
+//	expvar.Publish("aiguard", httpguard.Var(guard))
+//
+// This package does not import expvar, which would add a handler to http.DefaultServeMux.
+func Var(g *aiguard.Guard) fmt.Stringer { return debugVar{g} }
+
+type debugVar struct{ guard *aiguard.Guard }
+
+func (v debugVar) String() string {
+	text, err := json.Marshal(newDebugReport(v.guard.Inspect()))
+	if err != nil {
+		return "null"
+	}
+	return string(text)
+}
+
+// fromThisMachine also checks the Host header, or a page of another site could read this one by rebinding its name to a
+// loopback address.
+func fromThisMachine(r *http.Request) bool {
+	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-Ip", "Via"} {
+		if r.Header.Get(name) != "" {
+			return false
+		}
+	}
+	peer, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil || !isLoopback(peer) {
+		return false
+	}
+	host := r.Host
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	return host == "localhost" || isLoopback(host)
+}
+
+func isLoopback(host string) bool {
+	if n := len(host); n > 2 && host[0] == '[' && host[n-1] == ']' {
+		host = host[1 : n-1]
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+func serveDebugPage(w http.ResponseWriter, report debugReport) {
+	report.Nonce = rand.Text()
+	var page bytes.Buffer
+	if err := debugPage.Execute(&page, report); err != nil {
+		http.Error(w, "The page could not be built.", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'nonce-"+report.Nonce+"'; script-src 'nonce-"+report.Nonce+
+		"'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+	w.Header().Set("Referrer-Policy", "no-referrer")
+	_, _ = page.WriteTo(w)
+}
+
+// debugReport is an aiguard.Inspection in the form of the JSON answer. Durations are in seconds.
+type debugReport struct {
+	Time     time.Time      `json:"time"`
+	Stats    *stats         `json:"stats"`
+	Classes  []debugClass   `json:"priorities"`
+	Tenants  []debugTenant  `json:"tenants"`
+	Routes   []debugRoute   `json:"routes"`
+	Calls    []debugCall    `json:"calls"`
+	Failures []debugFailure `json:"failures"`
+
+	Nonce string `json:"-"`
+}
+
+type debugClass struct {
+	Priority string `json:"priority"`
+	InFlight int64  `json:"in_flight"`
+	Waiting  int64  `json:"waiting"`
+	Refused  int64  `json:"refused"`
+}
+
+type debugTenant struct {
+	Tenant   string `json:"tenant"`
+	InFlight int64  `json:"in_flight"`
+	Waiting  int64  `json:"waiting"`
+	Calls    int64  `json:"calls"`
+	Refused  int64  `json:"refused"`
+}
+
+type debugRoute struct {
+	Host              string     `json:"host"`
+	Name              string     `json:"name"`
+	State             string     `json:"state"` // open, paused or down
+	InFlight          int64      `json:"in_flight"`
+	Waiting           int64      `json:"waiting"`
+	Limit             int64      `json:"limit,omitempty"`
+	PausedUntil       *time.Time `json:"paused_until,omitempty"`
+	DownSince         *time.Time `json:"down_since,omitempty"`
+	RetryTokens       float64    `json:"retry_tokens"`
+	RequestsPerMinute float64    `json:"requests_per_minute,omitempty"`
+	Held              float64    `json:"held"`
+}
+
+type debugCall struct {
+	Op       string  `json:"op"`
+	Model    string  `json:"model"`
+	Host     string  `json:"host"`
+	Tenant   string  `json:"tenant"`
+	Priority string  `json:"priority"`
+	State    string  `json:"state"`
+	Age      float64 `json:"age"`
+}
+
+type debugFailure struct {
+	Time       time.Time    `json:"time"`
+	Op         string       `json:"op"`
+	Model      string       `json:"model"`
+	Host       string       `json:"host"`
+	Tenant     string       `json:"tenant"`
+	Kind       aiguard.Kind `json:"kind"`
+	Phase      string       `json:"phase,omitempty"`
+	StatusCode int          `json:"status_code,omitempty"`
+	Attempts   int          `json:"attempts"`
+	Elapsed    float64      `json:"elapsed"`
+	RetryAfter float64      `json:"retry_after,omitempty"`
+}
+
+// most bounds each table of the page. Tenants and routes come in the order of use.
+const most = 100
+
+func newDebugReport(in aiguard.Inspection) debugReport {
+	d := debugReport{
+		Time: in.Time, Stats: newStats(in.Stats),
+		Tenants: []debugTenant{}, Routes: []debugRoute{}, Calls: []debugCall{}, Failures: []debugFailure{},
+	}
+	for _, c := range []struct {
+		priority aiguard.Priority
+		stats    aiguard.PriorityStats
+	}{{aiguard.Critical, in.Stats.Critical}, {aiguard.Normal, in.Stats.Normal}, {aiguard.Background, in.Stats.Background}} {
+		d.Classes = append(d.Classes, debugClass{priorityName(c.priority), c.stats.InFlight, c.stats.Waiting, c.stats.Refused})
+	}
+	for _, t := range in.Stats.Tenants[:min(most, len(in.Stats.Tenants))] {
+		d.Tenants = append(d.Tenants, debugTenant{t.Tenant, t.InFlight, t.Waiting, t.Calls, t.Refused})
+	}
+	for _, r := range in.Routes[:min(most, len(in.Routes))] {
+		d.Routes = append(d.Routes, newDebugRoute(r, in.Time))
+	}
+	for _, c := range in.Calls[:min(most, len(in.Calls))] {
+		d.Calls = append(d.Calls, debugCall{c.Op, c.Model, c.Host, c.Tenant, priorityName(c.Priority), string(c.State), c.Age.Seconds()})
+	}
+	for _, f := range in.Failures {
+		d.Failures = append(d.Failures, debugFailure{f.Time, f.Op, f.Model, f.Host, f.Tenant, f.Kind, f.Phase, f.StatusCode, f.Attempts,
+			f.Elapsed.Seconds(), f.RetryAfter.Seconds()})
+	}
+	return d
+}
+
+func newDebugRoute(r aiguard.RouteStats, now time.Time) debugRoute {
+	d := debugRoute{Host: r.Host, Name: r.Name, State: "open", InFlight: r.InFlight, Waiting: r.Waiting, Limit: max(r.Limit, 0),
+		RetryTokens: r.RetryTokens, RequestsPerMinute: r.RequestsPerMinute, Held: r.Held.Seconds()}
+	if r.PausedUntil.After(now) {
+		d.State, d.PausedUntil = "paused", &r.PausedUntil
+	}
+	if !r.DownSince.IsZero() {
+		d.State, d.DownSince = "down", &r.DownSince
+	}
+	return d
+}
+
+func priorityName(p aiguard.Priority) string {
+	switch {
+	case p < aiguard.Normal:
+		return "background"
+	case p > aiguard.Normal:
+		return "critical"
+	}
+	return "normal"
+}

@@ -1,0 +1,79 @@
+package httpguard_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/httpguard"
+	"github.com/aiguard-go/aiguard/internal/pipe"
+)
+
+// A client that never finishes its request's body must not keep its connection and the server's goroutine, though the
+// server has no timeouts of its own.
+func TestClientThatNeverFinishesItsBodyLosesItsConnection(t *testing.T) {
+	const timeout, afterwards = 10 * time.Second, 6 * time.Second
+	decode := func(w http.ResponseWriter, r *http.Request) {
+		var v any
+		if err := json.NewDecoder(r.Body).Decode(&v); err != nil {
+			httpguard.Error(w, r, &aiguard.Error{Kind: aiguard.ErrRejected, Err: err})
+		}
+	}
+	for name, tc := range map[string]struct {
+		handler http.HandlerFunc
+		body    string // as far as it comes
+		length  int
+		refused bool
+		status  int
+		within  time.Duration
+	}{
+		"read":                     {decode, `{"a"`, 100, false, 504, timeout + afterwards},
+		"read again and again":     {func(w http.ResponseWriter, r *http.Request) { readOn(r.Body) }, `{"a"`, 100, false, 504, timeout + afterwards},
+		"not read, context heeded": {func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, `{"a"`, 100, false, 504, timeout + afterwards},
+		"not read, context ignored": {func(w http.ResponseWriter, r *http.Request) { time.Sleep(20 * time.Second) }, `{"a"`, 100, false, 504,
+			timeout + afterwards},
+		"answered at once":                  {func(w http.ResponseWriter, r *http.Request) {}, `{"a"`, 100, false, 200, afterwards},
+		"refused at its first byte":         {decode, `x`, 100, false, 400, afterwards},
+		"refused unread":                    {decode, `{`, 100, true, 503, afterwards},
+		"refused unread, announced as huge": {decode, `{`, 100 << 20, false, 413, afterwards},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newGuard(t, aiguard.Config{})
+				if tc.refused {
+					require.NoError(t, g.Shutdown(t.Context()))
+				}
+				tr, stop := pipe.Serve(&http.Server{Handler: limited(t, g, tc.handler, httpguard.Config{Timeout: timeout})}, false)
+				defer stop()
+				conn, err := tr.DialContext(t.Context(), "tcp", "site")
+				require.NoError(t, err)
+				defer conn.Close()
+				start := time.Now()
+				_, err = fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: site\r\nContent-Length: %d\r\n\r\n%s", tc.length, tc.body)
+				require.NoError(t, err)
+				require.NoError(t, conn.SetReadDeadline(start.Add(time.Hour)))
+				answer, err := io.ReadAll(conn)
+				require.NoError(t, err, "the connection is still open after an hour")
+				require.Contains(t, string(answer), fmt.Sprintf("HTTP/1.1 %d ", tc.status))
+				require.LessOrEqual(t, time.Since(start), tc.within)
+				time.Sleep(20 * time.Second) // until the handler has returned
+			})
+		})
+	}
+}
+
+// readOn reads whatever errors come.
+func readOn(r io.Reader) {
+	for range 1000 {
+		if _, err := r.Read(make([]byte, 10)); err != nil {
+			time.Sleep(time.Millisecond)
+		}
+	}
+}

@@ -1,0 +1,108 @@
+package aiguard
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Inspection is a snapshot of a Guard for an operator: what httpguard.Debug shows. It contains no prompt, answer, key or
+// provider text. Names of operations, models and tenants are cut to 128 bytes.
+type Inspection struct {
+	Time     time.Time
+	Stats    Stats
+	Routes   []RouteStats
+	Calls    []CallStats // the 1,000 oldest calls and tasks under way, the oldest first
+	Failures []Failure   // the last 50 calls that failed or were refused since the first Inspect, the newest first
+}
+
+// CallStats describes one call under way.
+type CallStats struct {
+	Op, Model, Host, Tenant string
+	Priority                Priority
+	State                   CallState
+	Age                     time.Duration // since the call began
+}
+
+// CallState says what a call is doing.
+type CallState string
+
+// The states of a call under way.
+const (
+	CallWaiting  CallState = "waiting"   // for a slot, for its route, or for its next attempt
+	CallInFlight CallState = "in_flight" // an attempt is under way, or its stream is open
+	CallTask     CallState = "task"      // a RunTask, which holds no slot
+)
+
+// Failure describes a call that failed or was refused.
+type Failure struct {
+	Time                    time.Time
+	Op, Model, Host, Tenant string
+	Kind                    Kind
+	Phase                   string
+	StatusCode              int
+	Attempts                int // 0: refused before the first
+	Elapsed                 time.Duration
+	RetryAfter              time.Duration
+}
+
+const (
+	maxInspected = 1000
+	maxFailures  = 50
+)
+
+// Inspect returns a snapshot. The first Inspect makes the Guard record failures from then on. It is safe for concurrent use.
+func (g *Guard) Inspect() Inspection {
+	g.must("Inspect")
+	g.recent.on.Store(true)
+	return Inspection{Time: time.Now(), Stats: g.Stats(), Routes: g.Routes(), Calls: g.underWay(), Failures: g.recent.list()}
+}
+
+// underWay lists calls from the ring. It reads only fields that do not change once a call is in the ring.
+func (c *core) underWay() (calls []CallStats) {
+	now := c.now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for o := c.active.next; o != &c.active && len(calls) < maxInspected; o = o.next {
+		s := CallStats{Op: short(o.Op), Model: short(o.Model), Host: short(o.host), Tenant: short(o.Tenant), Priority: o.Priority,
+			State: CallWaiting, Age: time.Duration(now - o.start)}
+		switch {
+		case o.task:
+			s.State = CallTask
+		case o.permit.held.Load():
+			s.State = CallInFlight
+		}
+		calls = append(calls, s)
+	}
+	return calls
+}
+
+// recent holds the last failures, once somebody has asked for them.
+type recent struct {
+	on atomic.Bool
+
+	mu   sync.Mutex
+	last [maxFailures]Failure
+	n    int // recorded so far
+}
+
+// record keeps the facts of a call's failure. It keeps no cause, which may be large.
+func (r *recent) record(c *call, e *Error) {
+	f := Failure{Time: time.Now(), Op: short(e.Op), Model: short(e.Model), Host: short(e.Host), Tenant: short(c.Tenant), Kind: e.Kind,
+		Phase: e.Phase, StatusCode: e.StatusCode, Attempts: e.Attempts, Elapsed: c.since(c.start), RetryAfter: e.RetryAfter}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last[r.n%maxFailures] = f
+	r.n++
+}
+
+// list returns the failures, the newest first.
+func (r *recent) list() []Failure {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]Failure, 0, min(r.n, maxFailures))
+	for i := r.n - 1; i >= 0 && i >= r.n-maxFailures; i-- {
+		all = append(all, r.last[i%maxFailures])
+	}
+	return all
+}

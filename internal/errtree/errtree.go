@@ -1,0 +1,71 @@
+// Package errtree searches trees of errors as package errors does, but skips typed nils. A typed nil is an error interface
+// that holds a nil pointer; its methods, which errors.Is and errors.As call, may panic.
+package errtree
+
+import "reflect"
+
+// IsNil reports whether err is nil or a typed nil.
+func IsNil(err error) bool {
+	if err == nil {
+		return true
+	}
+	v := reflect.ValueOf(err)
+	return v.Kind() == reflect.Pointer && v.IsNil()
+}
+
+// Search calls match for err and what it wraps, in the order of errors.Is, until match returns true.
+func Search(err error, match func(error) bool) bool {
+	for !IsNil(err) {
+		if match(err) {
+			return true
+		}
+		switch e := err.(type) {
+		case interface{ Unwrap() error }:
+			err = e.Unwrap()
+		case interface{ Unwrap() []error }:
+			for _, branch := range e.Unwrap() {
+				if Search(branch, match) {
+					return true
+				}
+			}
+			return false
+		default:
+			return false
+		}
+	}
+	return false
+}
+
+// Find is errors.As: it returns the first E in err's tree, or the zero value.
+func Find[E error](err error) E {
+	found, _ := first[E](err)
+	return found
+}
+
+// Has reports whether an E is in err's tree.
+func Has[E error](err error) bool {
+	_, ok := first[E](err)
+	return ok
+}
+
+func first[E error](err error) (found E, ok bool) {
+	ok = Search(err, func(err error) (ok bool) {
+		if found, ok = err.(E); ok {
+			return true
+		}
+		x, ok := err.(interface{ As(any) bool })
+		return ok && x.As(&found)
+	})
+	return found, ok
+}
+
+// Is is errors.Is for a target that can be compared.
+func Is(err, target error) bool {
+	return Search(err, func(err error) bool {
+		if err == target {
+			return true
+		}
+		x, ok := err.(interface{ Is(error) bool })
+		return ok && x.Is(target)
+	})
+}

@@ -1,0 +1,45 @@
+package linear
+
+import (
+	"strings"
+	"testing"
+)
+
+// verdict notes whether a check has failed.
+type verdict struct{ failed bool }
+
+func (*verdict) Helper()                 {}
+func (*verdict) Logf(string, ...any)     {}
+func (v *verdict) Errorf(string, ...any) { v.failed = true }
+
+var sink int
+
+func TestQuadraticWorkFails(t *testing.T) {
+	for name, tc := range map[string]struct {
+		work func(text string)
+		fail bool
+	}{
+		"linear": {func(text string) { sink = strings.Count(text, "x") }, false},
+		"quadratic in time": {func(text string) {
+			for i := range len(text) / 64 {
+				sink += strings.Count(text[i:], "y")
+			}
+		}, true},
+		"quadratic in bytes": {func(text string) {
+			for i := range len(text) / 1024 {
+				sink += len(strings.Clone(text[i:]))
+			}
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := &verdict{}
+			Check(v, 2, func(size int) (int, func()) {
+				text := strings.Repeat("x", size)
+				return size, func() { tc.work(text) }
+			})
+			if v.failed != tc.fail {
+				t.Errorf("failed is %v; want %v", v.failed, tc.fail)
+			}
+		})
+	}
+}
