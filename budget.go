@@ -73,10 +73,17 @@ func (c *call) pay(used Usage) {
 type estimate struct {
 	input    int64
 	output   int64 // that the request allows; 0: it has no limit
-	guess    int64 // output where there is no limit and no answer is known
+	guess    int32 // output where there is no limit and no answer is known
 	complete bool  // the answer is
 	whole    bool  // and was read whole
-	seen     int64 // output of a complete answer, by its length
+}
+
+// answered notes a complete answer of so many bytes. They are its usage if it does not tell one.
+func (w *wire) answered(u Usage, bytes int64, whole bool) {
+	if u.Input+u.Output == 0 {
+		u.Output, u.Estimated = bytes/bytesPerToken, true
+	}
+	w.usage, w.estimate.complete, w.estimate.whole = u, true, whole
 }
 
 const (
@@ -93,7 +100,7 @@ func (c *call) mostUsage() Usage {
 	u := Usage{Input: e.input, Output: e.output, Estimated: true}
 	if u.Output == 0 {
 		if u.Output = c.limiter.usualOutput(c.settings); u.Output == 0 {
-			u.Output = e.guess
+			u.Output = int64(e.guess)
 		}
 	}
 	return u
@@ -109,7 +116,7 @@ func (c *call) used() Usage {
 		return Usage{Estimated: true}
 	}
 	u, e := w.usage, &w.estimate
-	if e.complete && u.Input+u.Output > 0 {
+	if e.complete && !u.Estimated {
 		c.limiter.learnOutput(c.permit.route, u.Output)
 		return u
 	}
@@ -118,12 +125,11 @@ func (c *call) used() Usage {
 		u.Input = r.most.Input
 	}
 	switch {
-	case !e.complete || e.seen == 0:
+	case !e.complete || u.Output == 0:
 		u.Output = max(u.Output, r.most.Output)
 	case e.whole || e.output > 0: // JSON is longer than its text
-		u.Output = min(e.seen, r.most.Output)
+		u.Output = min(u.Output, r.most.Output)
 	default:
-		u.Output = e.seen
 		c.limiter.learnOutput(c.permit.route, u.Output)
 	}
 	return u

@@ -249,7 +249,7 @@ func (x *exchange) estimate(r *dialect.Request, prompts int64, size, limit int) 
 			e.output = int64(limit)
 		}
 		e.output *= max(r.Choices, 1)
-		e.guess *= max(r.Choices, 1)
+		e.guess *= int32(max(r.Choices, 1))
 	}
 }
 
