@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: what an attempt may spend, and what it has.
+
 import "context"
 
 // Budget decides what calls may spend. It must be safe for concurrent use. Package budget has one with prices, limits and
