@@ -46,9 +46,9 @@ var pieces = map[string]piece{
 		used:    "op, err",
 	},
 	"budget:": {
-		imports: []string{"context", "time", aiguardImport, aiguardImport + "/budget"},
-		given:   "var ctx context.Context\nvar prices map[string]budget.Price\n",
-		used:    "guard, ctx, err",
+		imports: []string{"context", "time", aiguardImport + "/budget"},
+		given:   "var ctx context.Context\n",
+		used:    "limits, ctx",
 	},
 	"cacheguard:": {
 		module:  "cacheguard",
