@@ -167,10 +167,10 @@ func (c *call) waitWithinTotal(ctx context.Context) error {
 // begun notes that an attempt is under way.
 func (c *call) begun(ctx context.Context, now instant) {
 	c.admitted = now
-	if c.attempts == 0 && !c.silent() { // for leap
-		c.heap = c.memory.sample(now, memorySample)
-	}
 	c.attempts++
+	if c.trail != nil {
+		c.attemptBegun(c.attempts, now)
+	}
 	c.emit(ctx, EventAdmitted, nil)
 }
 

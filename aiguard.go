@@ -43,6 +43,7 @@ import (
 	"context"
 	"hash/maphash"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -85,8 +86,10 @@ type core struct {
 	limiter  *limiter
 	memory   *memory
 	pool     *pool
+	ids      atomic.Uint64 // the last CallID; its random start keeps those of several guards apart
 	repeats  repeats
 	recent   recent
+	storm    storm
 
 	mu      sync.Mutex  // guards the ring and the limiter: a call enters and leaves both at once
 	active  call        // head of the ring of calls and tasks under way
@@ -110,9 +113,10 @@ func New(cfg Config) (*Guard, error) {
 	cfg.Models = maps.Clone(cfg.Models)
 	clock := newClock()
 	c := &core{clock: clock, cfg: cfg, ownTotal: ownTotal, models: newModels(cfg.Models),
-		memory: newMemory(cfg.MemoryLimit, clock), pool: newPool(&cfg), idle: make(chan struct{})}
+		memory: newMemory(cfg.MemoryLimit, cfg.MaxEventBytes, clock), pool: newPool(&cfg), idle: make(chan struct{})}
 	c.limiter = newLimiter(&cfg, clock, &c.mu)
 	c.repeats.seed = maphash.MakeSeed()
+	c.ids.Store(rand.Uint64())
 	c.active.next, c.active.prev = &c.active, &c.active
 	return &Guard{core: c, call: c.settle(Call{})}, nil
 }
@@ -163,7 +167,7 @@ func mustContext(method string, ctx context.Context) {
 func (g *Guard) Stats() Stats {
 	g.must("Stats")
 	st := g.limiter.stats()
-	st.MemoryLimit, st.BufferedBytes = g.memory.limit, g.memory.room.bytes()
+	st.MemoryLimit, st.BufferedBytes = g.memory.limit, g.memory.buffered()
 	st.Calls, st.Succeeded, st.Failed, st.Refused = g.calls.Load(), g.succeeded.Load(), g.failed.Load(), g.refused.Load()
 	st.Retries, st.Timeouts = g.retries.Load(), g.timeouts.Load()
 	st.HeapBytes = g.memory.sample(g.now(), memorySample)

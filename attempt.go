@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"strconv"
+
+	"github.com/aiguard-go/aiguard/internal/callctx"
 )
 
 // attempt sends the request once and reads the answer, or opens the stream. The slot is free when it returns, and the
@@ -108,13 +110,20 @@ func (x *exchange) request(w *watch) (*http.Request, error) {
 	if limit := x.guard.cfg.MaxRequestBytes; unknown && limit != Off {
 		req.Body = &requestBody{ReadCloser: req.Body, limit: limit}
 	}
-	if name := x.guard.cfg.DeadlineHeader; name != "" || !x.keepsRequests() || req.Header.Get("Accept-Encoding") != "" {
+	var more callctx.Headers
+	if len(x.guard.cfg.Middleware) > 0 { // which alone can have put it into the context
+		more = callctx.HeadersOf(w.caller)
+	}
+	if name := x.guard.cfg.DeadlineHeader; name != "" || more != nil || !x.keepsRequests() || req.Header.Get("Accept-Encoding") != "" {
 		// A base may edit its request, although a RoundTripper must not: each attempt has its own URL and header.
 		url := *req.URL
 		req.URL, req.Header = &url, req.Header.Clone()
 		req.Header.Del("Accept-Encoding")
 		if left, ok := x.call.left(w.caller); ok && name != "" {
 			req.Header.Set(name, strconv.FormatFloat(max(left.Seconds(), 0), 'f', 3, 64))
+		}
+		if more != nil {
+			more.AddHeaders(req.Header)
 		}
 	}
 	return req, nil

@@ -51,8 +51,8 @@ type call struct {
 	queued, backoff, inFlight time.Duration
 	last                      *Error // why the attempt before failed
 
-	heap int64 // live bytes at the first attempt
-	wire *wire // nil: a Do's
+	trail *trail // nil: nobody observes the call
+	wire  *wire  // nil: a Do's
 
 	next, prev *call
 	cancel     context.CancelFunc // ends what the call is in right now
@@ -88,6 +88,9 @@ func (c *call) init(ctx context.Context, core *core, s *settings) {
 		c.outer = c.outer.outer
 	}
 	c.nested = c.shared() != nil
+	if !c.silent() {
+		c.follow()
+	}
 	if total := c.total(s); total != Off {
 		c.deadline = c.start.add(total)
 	}
@@ -211,7 +214,6 @@ func (c *call) finish(ctx context.Context, err error) error {
 func (c *call) finishWith(ctx context.Context, err error, u Usage) error {
 	c.over = true
 	c.settle(ctx, err)
-	c.tellTurn(ctx, err)
 	c.tell(ctx, err, u)
 	return err
 }
@@ -247,11 +249,14 @@ func (c *call) own(ctx context.Context, err error) *Error {
 }
 
 // end cleans up after a panic or Goexit; for a call that has ended it does nothing.
-func (c *call) end() {
+func (c *call) end(ctx context.Context) {
 	if !c.over {
 		c.letGo()
 		if !c.nested {
 			c.failed.Add(1)
+		}
+		if c.trail != nil {
+			c.unwound(ctx)
 		}
 	}
 }

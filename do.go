@@ -27,7 +27,7 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 	if err := c.begin(ctx); err != nil {
 		return v, err
 	}
-	defer c.end()
+	defer c.end(ctx)
 	for {
 		if err = c.enter(ctx); err == errQueue {
 			err = c.queue(ctx)
@@ -47,12 +47,24 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 // wrapped is do inside the middleware.
 //
 //go:noinline
-func wrapped[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error)) (v T, err error) {
-	err = g.wrap(ctx, g.do(ctx).Call, func(ctx context.Context) (err error) {
-		v, err = do(ctx, g, fn, true)
-		return err
-	})
-	return v, err
+func wrapped[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error)) (T, error) {
+	w := &wrappedDo[T]{g: g, fn: fn}
+	w.call = w
+	err := g.wrap(ctx, g.do(ctx).Call, &w.once)
+	return w.v, err
+}
+
+// wrappedDo is a Do inside the middleware.
+type wrappedDo[T any] struct {
+	once
+	g  *Guard
+	fn func(context.Context) (T, error)
+	v  T
+}
+
+func (w *wrappedDo[T]) run(ctx context.Context) (err error) {
+	w.v, err = do(ctx, w.g, w.fn, true)
+	return err
 }
 
 // doing is the call of a Do. The context of the first attempt is part of it, which spares an allocation.
@@ -97,6 +109,7 @@ func (c *call) explain(err error) error {
 			e.Err = err // the words fn put around it
 		}
 		c.attempts += int32(max(inner.Attempts-1, 0))
+		e.told = inner.judged
 		return &e
 	}
 	if k != "" {

@@ -70,6 +70,7 @@ type Error struct {
 	setting  string   // that allows more
 	retry    verdict
 	judged   bool // a route has been told
+	told     bool // its pause, by a call inside the Do
 	expected bool // phase queue: refused without waiting for Limit
 	outrun   bool // phase queue: newer calls went first
 }

@@ -24,14 +24,30 @@ func (e Event) MarshalJSON() ([]byte, error) {
 func (e Event) LogValue() slog.Value {
 	attrs := []slog.Attr{
 		slog.String("type", short(string(e.Type))),
+		slog.String("call", e.ID.String()),
 		slog.String("op", short(e.Call.Op)),
 		slog.String("model", short(e.Call.Model)),
 		slog.Int("attempt", e.Attempt),
 	}
+	for _, s := range []struct{ key, value string }{
+		{"parent", e.Parent.String()}, {"tenant", e.Call.Tenant}, {"host", e.Host}, {"route", e.Route}, {"endpoint", e.Endpoint},
+	} {
+		if s.value != "" {
+			attrs = append(attrs, slog.String(s.key, short(s.value)))
+		}
+	}
+	for _, n := range []struct {
+		key   string
+		value int64
+	}{{"priority", int64(e.Call.Priority)}, {"alternative", int64(e.Alternative)}, {"input_tokens", e.Usage.Input}, {"output_tokens", e.Usage.Output}} {
+		if n.value != 0 {
+			attrs = append(attrs, slog.Int64(n.key, n.value))
+		}
+	}
 	for _, d := range []struct {
 		key   string
 		value time.Duration
-	}{{"queued", e.Queued}, {"backoff", e.Backoff}, {"in_flight", e.InFlight}, {"elapsed", e.Elapsed}} {
+	}{{"queued", e.Queued}, {"backoff", e.Backoff}, {"in_flight", e.InFlight}, {"elapsed", e.Elapsed}, {"first_event", e.FirstEvent}} {
 		if d.value != 0 {
 			attrs = append(attrs, slog.Duration(d.key, d.value))
 		}
@@ -64,6 +80,9 @@ func (e Event) safeErr() any {
 			return nil
 		}
 		return err
+	}
+	if e.Err == errLeft || e.Err == ErrUnwound {
+		return e.Err.Error()
 	}
 	return describe(e.Err)
 }

@@ -33,7 +33,7 @@ func Fallback[T any](ctx context.Context, alternatives ...func(context.Context) 
 		if alternative == nil {
 			panic(fmt.Sprintf("aiguard: Fallback: alternative %d is nil", i))
 		}
-		v, err := try(ctx, alternative, len(alternatives)-1-i)
+		v, err := try(ctx, alternative, i, len(alternatives)-1-i)
 		if err == nil {
 			return v, nil
 		}
@@ -54,11 +54,11 @@ func Fallback[T any](ctx context.Context, alternatives ...func(context.Context) 
 // shareOfOthers is the least time that each further alternative is left, if there is that much.
 const shareOfOthers = 10 * time.Second
 
-// try runs an alternative that so many others come after.
-func try[T any](ctx context.Context, alternative func(context.Context) (T, error), others int) (T, error) {
+// try runs alternative n, from 0, that so many others come after.
+func try[T any](ctx context.Context, alternative func(context.Context) (T, error), n, others int) (T, error) {
 	s := scopeOf(ctx)
-	if planB := others > 0; planB != s.planB {
-		s.planB = planB
+	if planB := others > 0; planB != s.planB || s.alternative != int32(n) {
+		s.planB, s.alternative = planB, int32(n)
 		ctx = context.WithValue(ctx, scopeKey{}, s)
 	}
 	deadline, ok := ctx.Deadline()

@@ -94,7 +94,12 @@ func (x *exchange) newRace(ctx context.Context) *race {
 		won: make(chan struct{}), firstOver: make(chan struct{}), secondOver: make(chan struct{})}
 	end, _ := c.attemptDeadline(PhaseCall)
 	y.call = &call{core: c.core, settings: c.settings, outer: c.outer, start: c.start, deadline: end, attempts: c.attempts,
-		skipped: c.skipped, queued: c.queued, backoff: c.backoff, heap: c.heap, wire: &y.wire}
+		skipped: c.skipped, queued: c.queued, backoff: c.backoff, wire: &y.wire}
+	if c.trail != nil {
+		second := *c.trail
+		second.attempt = 0
+		y.call.trail = &second
+	}
 	y.wire.race, x.wire.race = r, r
 	return r
 }
@@ -115,7 +120,7 @@ func (x *exchange) copyBody(ctx context.Context) ([]byte, bool) {
 func (r *race) run(ctx context.Context, late time.Duration) (*http.Response, error) {
 	late -= r.first.call.since(r.began)
 	r.timer = time.AfterFunc(late+1, func() { r.runSecond(ctx) })
-	defer r.end()
+	defer r.end(ctx)
 	resp, err := r.runFirst(ctx)
 	if err == nil {
 		return resp, nil
@@ -141,10 +146,12 @@ func (r *race) runFirst(ctx context.Context) (*http.Response, error) {
 	r.cancelTimer()
 	select {
 	case <-r.won:
+		c.attemptDone(ctx, err, Usage{})
 		c.tellFailure(ctx, err)
 		c.over = true // the second's call ends for both
 		c.letGo()
 	case <-r.secondOver:
+		c.attemptDone(ctx, err, Usage{})
 		c.attempts = r.second.call.attempts
 		c.mayBill = c.mayBill || r.second.call.mayBill
 		c.inFlight += c.since(failed)
@@ -178,6 +185,7 @@ func (r *race) runSecond(ctx context.Context) {
 		c.begun(ctx, now)
 		resp, err := y.attempt(ctx)
 		if err != nil {
+			c.attemptDone(ctx, err, Usage{})
 			c.tellFailure(ctx, err)
 		}
 		r.resp = resp
@@ -205,13 +213,17 @@ func (r *race) cancelTimer() {
 	}
 }
 
-// end leaves nothing behind when a panic or Goexit has ended the first attempt.
-func (r *race) end() {
+// end leaves nothing behind when a panic or Goexit has ended an attempt.
+func (r *race) end(ctx context.Context) {
 	r.cancelTimer()
 	if !r.returned {
 		r.second.call.lose()
 	}
 	<-r.secondOver
+	if !r.returned || r.unwound { // the events that follow end the call
+		r.first.call.attempts = r.second.call.attempts
+		r.second.call.attemptDone(ctx, ErrUnwound, Usage{})
+	}
 }
 
 // rethrow goes on with a panic or Goexit of the second attempt in the goroutine of the call.

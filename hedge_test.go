@@ -1021,6 +1021,7 @@ func TestHedgesSurviveAnyOrderOfEvents(t *testing.T) {
 				return base.answer(req, step(8), fmt.Sprintf("%p", call)), nil
 			}
 			var armed atomic.Bool
+			lives := newLives(t)
 			cfg := aiguard.Config{
 				MaxConcurrent: int64(2 + random(12)), CallTimeout: 5 * time.Second, StreamIdleTimeout: 5 * time.Second, TotalTimeout: 20 * time.Second,
 				Retry: aiguard.Retry{Budget: aiguard.Off}, Budget: newLedger(t),
@@ -1029,6 +1030,7 @@ func TestHedgesSurviveAnyOrderOfEvents(t *testing.T) {
 					if !armed.Load() || !ok {
 						return
 					}
+					lives.OnEvent(ctx, e)
 					if call.inside.Add(1) != 1 {
 						t.Error("two callbacks of a call at once")
 					}
@@ -1043,7 +1045,7 @@ func TestHedgesSurviveAnyOrderOfEvents(t *testing.T) {
 						call.hedges++
 					case aiguard.EventDone, aiguard.EventRefused:
 						call.done++
-						if e.Err != nil && aiguard.KindOf(e.Err) == "" {
+						if e.Err != nil && e.Err != aiguard.ErrUnwound && aiguard.KindOf(e.Err) == "" {
 							call.left++
 						}
 						if e.Attempt != call.admitted {
@@ -1124,6 +1126,7 @@ func TestHedgesSurviveAnyOrderOfEvents(t *testing.T) {
 			require.Zero(t, st.InFlight, "seed %d", seed)
 			require.Equal(t, st.Calls, st.Succeeded+st.Failed+st.Refused+left, "seed %d: %+v", seed, st)
 			require.EqualValues(t, callers*calls, st.Calls-before.Calls)
+			lives.ended(callers * calls)
 			for _, r := range c.Guard().Routes() {
 				require.Zero(t, r.InFlight, "seed %d: %+v", seed, r)
 				require.Zero(t, r.Waiting, "seed %d: %+v", seed, r)

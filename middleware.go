@@ -5,27 +5,33 @@ import (
 	"errors"
 )
 
-// wrap runs last inside the middleware.
-func (c *core) wrap(ctx context.Context, settings Call, last func(context.Context) error) error {
-	called, succeeded := false, false
-	inner := last
-	last = func(ctx context.Context) error {
-		if called {
-			return errors.New("aiguard: a Middleware called next more than once")
-		}
-		called = true
-		err := inner(ctx)
-		succeeded = err == nil
-		return err
+// wrap runs o inside the middleware, of which there is some.
+func (c *core) wrap(ctx context.Context, settings Call, o *once) error {
+	next := o.next
+	for i := len(c.cfg.Middleware) - 1; i > 0; i-- {
+		m, inner := c.cfg.Middleware[i], next
+		next = func(ctx context.Context) error { return m(ctx, settings, inner) }
 	}
-	for i := len(c.cfg.Middleware) - 1; i >= 0; i-- {
-		m, next := c.cfg.Middleware[i], last
-		last = func(ctx context.Context) error { return m(ctx, settings, next) }
-	}
-	if err := last(ctx); err != nil || succeeded {
+	if err := c.cfg.Middleware[0](ctx, settings, next); err != nil || o.succeeded {
 		return err
 	}
 	return errors.New("aiguard: a Middleware returned nil, but the call did not succeed")
+}
+
+// once is what the innermost middleware calls, at most once.
+type once struct {
+	call              interface{ run(context.Context) error }
+	called, succeeded bool
+}
+
+func (o *once) next(ctx context.Context) error {
+	if o.called {
+		return errors.New("aiguard: a Middleware called next more than once")
+	}
+	o.called = true
+	err := o.call.run(ctx)
+	o.succeeded = err == nil
+	return err
 }
 
 // Middleware wraps a call: it must call next, once, with ctx or one derived from it, and return its error, or refuse

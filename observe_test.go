@@ -107,8 +107,9 @@ func TestEventsTellACallsLife(t *testing.T) {
 			require.Equal(t, openai.GPT4oMini, e.Call.Model)
 			require.EqualValues(t, 1, e.Call.Weight)
 		}
-		require.Equal(t, []aiguard.EventType{aiguard.EventAdmitted, aiguard.EventRetry, aiguard.EventAdmitted, aiguard.EventDone}, types)
-		retry, done := rec.events[1], rec.events[3]
+		require.Equal(t, []aiguard.EventType{aiguard.EventAdmitted, aiguard.EventAttemptDone, aiguard.EventRetry,
+			aiguard.EventAdmitted, aiguard.EventAttemptDone, aiguard.EventDone}, types)
+		retry, done := rec.events[2], rec.events[5]
 		require.Equal(t, 1, retry.Attempt)
 		require.Positive(t, retry.Backoff)
 		facts(t, retry.Err, aiguard.ErrUnavailable)

@@ -9,15 +9,25 @@ import (
 	"time"
 )
 
-// Event is one moment in a call's life. Durations that don't apply are zero.
+// Event is one moment in a call's life. Fields that don't apply are zero.
+//
+// Each call ends with one EventRefused or EventDone. Each attempt begins with one EventAdmitted and ends with one
+// EventAttemptDone, before the call goes on. This holds for every end of a call: an answer, a failure, a caller who leaves, a
+// panic. The two attempts of a hedged call may overlap.
 type Event struct {
-	Type    EventType
-	Call    Call
-	Attempt int // the attempt it belongs to, from 1
+	Type       EventType
+	ID, Parent CallID // of the call; of the Do or RunTask that the call is made in, if somebody observes that
+	Call       Call
+
+	Host, Route string // of the provider; its route's name, as in RouteStats
+	Endpoint    string // the API endpoint's own name, such as "chat.completions", even if Call.Op has another
+	Alternative int    // of Fallback: 1 is the first plan B; 0: none, or the first alternative
+	Attempt     int    // the attempt it belongs to, from 1; in EventDone how many there were
 
 	Queued, Backoff, InFlight, Elapsed time.Duration // so far; for EventRetry and EventPaused, Backoff is the wait to come
+	FirstEvent                         time.Duration // of a stream: from the beginning of the attempt to its first event
 
-	Usage Usage // EventDone
+	Usage Usage // EventAttemptDone, EventDone
 	Err   error // why: an *Error, or the caller's own
 
 	// Of the call that EventMemorySpike names: the bodies of the last request, if its length was known, and of its answer,
@@ -39,6 +49,7 @@ const (
 	EventQueued      EventType = "queued"       // no slot is free: waiting
 	EventAdmitted    EventType = "admitted"     // has a slot; the attempt begins
 	EventFirstEvent  EventType = "first_event"  // a stream is handed to its caller
+	EventAttemptDone EventType = "attempt_done" // the attempt is over; Err nil: answered
 	EventRetry       EventType = "retry"        // the attempt failed with Err; another follows after Backoff
 	EventHedge       EventType = "hedge"        // the attempt is late: a second one begins beside it
 	EventPaused      EventType = "paused"       // a 429 pauses the route for Backoff
@@ -59,7 +70,7 @@ type Usage struct {
 	Estimated             bool  // a guess, because no answer said it; only a Budget gets those
 }
 
-// tell counts the call's end, and tells OnEvent and the log.
+// tell counts the call's end, and then tells OnEvent, which may panic, and the log.
 func (c *call) tell(ctx context.Context, err error, u Usage) {
 	e := c.own(ctx, err)
 	t := EventDone
@@ -80,6 +91,8 @@ func (c *call) tell(ctx context.Context, err error, u Usage) {
 			}
 		}
 	}
+	c.attemptDone(ctx, err, u)
+	c.tellTurn(ctx, err)
 	if c.cfg.OnEvent != nil {
 		c.emitWith(ctx, t, err, u)
 	}
@@ -87,7 +100,7 @@ func (c *call) tell(ctx context.Context, err error, u Usage) {
 		c.recent.record(c, e)
 	}
 	if e != nil && !c.nested { // the Do around it has the last word
-		c.log(ctx, t, e)
+		c.log(ctx, t, e, c.identity()...)
 	}
 }
 
@@ -108,8 +121,18 @@ func (c *call) fill(e *Error) {
 
 // event is this moment of the call.
 func (c *call) event(t EventType, err error) Event {
-	return Event{Type: t, Call: c.Call, Attempt: int(c.attempts), Queued: c.queued, Backoff: c.backoff,
-		InFlight: c.inFlight, Elapsed: c.since(c.start), Err: err}
+	e := Event{Type: t, Call: c.Call, Host: c.host, Alternative: int(c.alternative), Attempt: int(c.attempts),
+		Queued: c.queued, Backoff: c.backoff, InFlight: c.inFlight, Elapsed: c.since(c.start), Err: err}
+	if key, ok := c.routeKey(); ok {
+		e.Route = key.text()
+	}
+	if t := c.trail; t != nil {
+		e.ID, e.Parent, e.Endpoint, e.FirstEvent = t.id, t.parent, t.endpoint, t.first
+		if t.attempt != 0 {
+			e.Attempt = t.attempt
+		}
+	}
+	return e
 }
 
 // emit tells OnEvent alone. Where there is none it costs no stack, of which an Event takes much.
@@ -155,7 +178,7 @@ func (c *call) report(ctx context.Context, t EventType, e *Error, wait time.Dura
 		ev.Backoff = wait
 		c.cfg.OnEvent(ctx, ev)
 	}
-	c.log(ctx, t, e, slog.Duration("wait", wait))
+	c.log(ctx, t, e, append(c.identity(), slog.Duration("wait", wait))...)
 }
 
 // silent reports whether nobody would hear what there is to tell.
@@ -178,5 +201,18 @@ func (c *core) log(ctx context.Context, t EventType, e *Error, more ...slog.Attr
 		EventDone: "aiguard: call failed", EventAbandoned: "aiguard: stream abandoned", EventTask: "aiguard: task stopped",
 		EventMemorySpike: "aiguard: memory limit reached",
 	}[t]
-	c.cfg.Logger.LogAttrs(ctx, level, msg, append(e.attrs(), more...)...)
+	if c.mayLog(ctx, level, t, msg, e) {
+		c.cfg.Logger.LogAttrs(ctx, level, msg, append(e.attrs(), more...)...)
+	}
+}
+
+// identity is what a log line says about the call besides the facts of its error.
+func (c *call) identity() (attrs []slog.Attr) {
+	if c.Tenant != "" {
+		attrs = append(attrs, slog.String("tenant", short(c.Tenant)))
+	}
+	if c.trail != nil {
+		attrs = append(attrs, slog.String("call_id", c.trail.id.String()))
+	}
+	return attrs
 }

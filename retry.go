@@ -123,6 +123,7 @@ func (c *call) again(ctx context.Context, err error) error {
 	if denied {
 		c.free() // what was reserved for the attempt
 	}
+	c.attemptDone(ctx, err, Usage{})
 	c.tellTurn(ctx, err)
 	if ctx.Err() != nil {
 		if !errtree.Is(err, ctx.Err()) {
@@ -138,7 +139,7 @@ func (c *call) again(ctx context.Context, err error) error {
 		return c.finish(ctx, c.lastFailure(e))
 	case denied:
 		c.skipped++ // what the guard has said in the provider's stead counts as an attempt
-	case e.Kind == ErrRateLimited && e.route == nil:
+	case e.Kind == ErrRateLimited && e.route == nil && !e.told:
 		c.report(ctx, EventPaused, e, c.pauseAfter(e))
 	}
 	delay, ok := c.plan(ctx, e)

@@ -93,6 +93,17 @@ func (s *settings) routeKey() (key routeKey, ok bool) {
 	return key, true
 }
 
+// text is the name of a route within its host.
+func (k *routeKey) text() string {
+	switch {
+	case k.name == "":
+		return k.model
+	case k.model == "":
+		return k.name
+	}
+	return k.name + " " + k.model
+}
+
 // cut bounds what a map keeps of a text, in length and in memory.
 func cut(s string) string {
 	if len(s) > maxRouteName {
@@ -356,7 +367,7 @@ func (g *Guard) Routes() []RouteStats {
 func (r *route) stats(c *clock, now instant) RouteStats {
 	s := &r.state
 	st := RouteStats{
-		Host: short(r.key.host), Name: short(strings.TrimSpace(r.key.name + " " + r.key.model)),
+		Host: short(r.key.host), Name: short(r.key.text()),
 		InFlight: s.InFlight(), Waiting: int64(r.line.Waiting() + r.lingering), Limit: Off,
 		RetryTokens:       s.Budget.Tokens(provider.Instant(now)),
 		RequestsPerMinute: s.RequestsPace(), TokensPerMinute: s.TokensPace(),

@@ -12,17 +12,19 @@ import (
 // settings are what is known of a call before it begins. Calls may share them.
 type settings struct {
 	Call
-	host, path string        // of the route; "": a Do's
-	usual      time.Duration // the timeout of an attempt without the caller's own: of the model, or of Config
-	source     string        // the setting that Timeout comes from, for the error when it runs out
-	planB      bool          // an alternative of Fallback, but not the last
+	host, path  string        // of the route; "": a Do's
+	usual       time.Duration // the timeout of an attempt without the caller's own: of the model, or of Config
+	source      string        // the setting that Timeout comes from, for the error when it runs out
+	planB       bool          // an alternative of Fallback, but not the last
+	alternative int32         // which one; 0: the first, or none
 }
 
 // scope is what a context says of the calls made with it.
 type scope struct {
-	call  Call
-	planB bool
-	last  atomic.Pointer[scopedSettings] // of the last Do: a context may serve many
+	call        Call
+	planB       bool
+	alternative int32
+	last        atomic.Pointer[scopedSettings] // of the last Do: a context may serve many
 }
 
 // scopedSettings are what a scope comes to for the Dos of one Guard.
@@ -49,7 +51,7 @@ func WithCall(ctx context.Context, c Call) context.Context {
 func scopeOf(ctx context.Context) *scope {
 	s := new(scope)
 	if in, _ := ctx.Value(scopeKey{}).(*scope); in != nil {
-		s.call, s.planB = in.call, in.planB
+		s.call, s.planB, s.alternative = in.call, in.planB, in.alternative
 	}
 	return s
 }
@@ -131,22 +133,26 @@ func (g *Guard) scoped(in *scope) *settings {
 		return &last.settings
 	}
 	s := &scopedSettings{guard: g, settings: g.settle(g.own.over(in.call))}
-	s.planB = in.planB
+	s.planB, s.alternative = in.planB, in.alternative
 	in.last.Store(s)
 	return &s.settings
 }
 
 // request returns the settings of a call that a request makes: With may rename it, but its model is a fact.
 func (g *Guard) request(ctx context.Context, op, model, host, path string) settings {
-	own, planB := Call{Op: op}.over(g.own), false
-	if in, _ := ctx.Value(scopeKey{}).(*scope); in != nil {
-		own, planB = own.over(in.call), in.planB
+	own := Call{Op: op}.over(g.own)
+	in, _ := ctx.Value(scopeKey{}).(*scope)
+	if in != nil {
+		own = own.over(in.call)
 	}
 	if model != "" {
 		own.Model = model
 	}
 	s := g.settle(own)
-	s.host, s.path, s.planB = host, path, planB
+	s.host, s.path = host, path
+	if in != nil {
+		s.planB, s.alternative = in.planB, in.alternative
+	}
 	return s
 }
 

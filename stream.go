@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 
 	"github.com/aiguard-go/aiguard/internal/awsframe"
+	"github.com/aiguard-go/aiguard/internal/callctx"
 	"github.com/aiguard-go/aiguard/internal/dialect"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 	"github.com/aiguard-go/aiguard/internal/jsonseq"
@@ -30,6 +31,7 @@ type events interface {
 	Ask(room func(size int) bool)
 	Rest() []byte
 	Size() int
+	Trim(size int)
 }
 
 // stream is a body that is handed over while the provider still writes it: events of an endpoint that a dialect knows, each
@@ -46,6 +48,9 @@ type stream struct {
 	held   hold
 	sized  int // what of it is asked for
 	shell  int // bytes of the last event that are not text
+
+	watcher callctx.Progress // nil: nobody wants to know
+	latest  instant          // when the last event was handed on, for watcher
 
 	progress dialect.Stream
 	used     dialect.Usage
@@ -70,7 +75,7 @@ type stream struct {
 }
 
 func newStream(x *exchange, w *watch, resp *http.Response) *stream {
-	return &stream{x: x, w: w, resp: resp, body: resp.Body, ended: make(chan struct{}), held: hold{room: &x.guard.memory.room},
+	return &stream{x: x, w: w, resp: resp, body: resp.Body, ended: make(chan struct{}), held: hold{room: x.guard.memory.events},
 		progress: x.endpoint.Follow()}
 }
 
@@ -175,6 +180,9 @@ func (s *stream) fetch(p []byte) (int, error) {
 	return n, err
 }
 
+// trimmed is the size of each buffer that a stream keeps between two events.
+const trimmed = 16 << 10
+
 // room asks for room for the buffers of the events and for those behind them.
 func (s *stream) room(size int) bool {
 	if size += cap(s.buf) + cap(s.behind); size > s.sized {
@@ -184,6 +192,21 @@ func (s *stream) room(size int) bool {
 		s.sized = size
 	}
 	return true
+}
+
+// trim gives back the room of an event that was large, once its reader comes for the next one.
+func (s *stream) trim() {
+	if s.sized <= roomFree {
+		return
+	}
+	s.events.Trim(trimmed)
+	for _, b := range [...]*[]byte{&s.buf, &s.behind, &s.idle} {
+		if cap(*b) > trimmed {
+			*b = nil
+		}
+	}
+	s.sized = s.events.Size() + cap(s.buf) + cap(s.behind)
+	s.held.shrink(int64(s.sized))
 }
 
 // open waits for the first event that brings the answer forward, and hands the body over; plain bytes are handed over at
@@ -215,7 +238,10 @@ func (s *stream) open() error {
 	}
 	c.answered()
 	c.tellTurn(s.w.caller, nil)
-	c.emit(s.w.caller, EventFirstEvent, nil)
+	c.firstEvent(s.w.caller)
+	if s.events != nil && len(c.cfg.Middleware) > 0 {
+		s.watcher, s.latest = callctx.ProgressOf(s.w.caller), c.now()
+	}
 	c.over = true // from here on the call is the stream's to end
 	s.resp.Body = s
 	if s.events != nil {

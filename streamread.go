@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/aiguard-go/aiguard/internal/dialect"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
@@ -39,6 +40,13 @@ func (s *stream) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// progressed tells the watcher of an event.
+func (s *stream) progressed() {
+	now := s.x.call.now()
+	s.watcher.Progressed(time.Duration(now - s.latest))
+	s.latest = now
+}
+
 func (s *stream) readBytes(p []byte) (int, error) {
 	if s.err != nil {
 		return 0, s.err
@@ -60,6 +68,7 @@ const maxBehind = 64 << 10
 // both.
 func (s *stream) next() {
 	s.out, s.behind, s.idle = nil, s.behind[:0], s.idle[:0]
+	s.trim()
 	for {
 		ev, err := s.events.Next()
 		switch {
@@ -89,6 +98,9 @@ func (s *stream) next() {
 			return
 		}
 		s.count(ev)
+		if s.watcher != nil && !ev.Done {
+			s.progressed()
+		}
 		if len(s.behind) > 0 {
 			s.behind = append(s.behind, s.out...)
 			s.out = s.behind
@@ -128,7 +140,7 @@ func (s *stream) hold(ev sse.Event) error {
 	}
 	s.behind = append(s.behind, out...)
 	if !s.room(s.events.Size()) {
-		return s.x.noRoom(s.w, s.resp)
+		return s.x.noRoom(s.w, s.resp, s.held.room)
 	}
 	if len(s.behind) > max(s.maxEvent(), maxBehind) {
 		return s.x.tooLarge(s.resp, PhaseEvent, s.x.guard.cfg.MaxEventBytes)
@@ -217,7 +229,7 @@ func (s *stream) bytes(ev sse.Event) ([]byte, error) {
 		return ev.Raw, nil
 	}
 	if more := len(ev.Data) + len("data: \n\n") - cap(s.buf); more > 0 && !s.room(s.events.Size()+more) {
-		return nil, s.x.noRoom(s.w, s.resp)
+		return nil, s.x.noRoom(s.w, s.resp, s.held.room)
 	}
 	return s.write(ev), nil
 }

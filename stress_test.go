@@ -361,6 +361,7 @@ type stress struct {
 	guard  *aiguard.Guard
 	ctx    context.Context // of everybody, to the end of the test
 	failed atomic.Int64
+	lives  *lives
 
 	// What the events say and what only the callers know, to compare the counters with. A nested call is part of its Do.
 	succeeded, ended, refused, left, either, retries, queued, thrown atomic.Int64
@@ -399,7 +400,7 @@ func stressRandomly(t *testing.T, cfg aiguard.Config, d time.Duration) {
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
 
-	s := &stress{T: t, seed: rand.Uint64(), url: srv.URL, ctx: ctx}
+	s := &stress{T: t, seed: rand.Uint64(), url: srv.URL, ctx: ctx, lives: newLives(t)}
 	cfg.CallTimeout, cfg.StreamIdleTimeout, cfg.StreamTimeout = stressMs(250), stressMs(150), stressMs(400)
 	cfg.QueueTimeout, cfg.TotalTimeout, cfg.TaskTimeout = stressMs(400), stressMs(1200), stressMs(800)
 	cfg.MaxPromptChars = 1000
@@ -463,6 +464,7 @@ func stressRandomly(t *testing.T, cfg aiguard.Config, d time.Duration) {
 			s.differences(), s.guard.Stats(), s.succeeded.Load(), s.ended.Load(), s.refused.Load(), s.left.Load(), s.either.Load(),
 			s.thrown.Load(), s.retries.Load(), s.queued.Load())
 	}
+	s.lives.ended(-1)
 	t.Logf("seed %d: %d actions, %d requests, %.1f in flight on average, %+v", s.seed, s.actions.Load(), srv.Count(),
 		float64(inFlight)/float64(max(samples, 1)), s.guard.Stats())
 }
@@ -503,6 +505,7 @@ func (s *stress) differences() string {
 // event is Config.OnEvent.
 func (s *stress) event(ctx context.Context, ev aiguard.Event) {
 	s.gauges()
+	s.lives.OnEvent(ctx, ev)
 	switch ev.Type {
 	case aiguard.EventRetry:
 		s.retries.Add(1)
@@ -522,6 +525,7 @@ func (s *stress) event(ctx context.Context, ev aiguard.Event) {
 			s.refused.Add(1)
 		case errors.As(ev.Err, &own):
 			s.ended.Add(1)
+		case ev.Err == aiguard.ErrUnwound: // counted as thrown
 		case errors.Is(ev.Err, errStressFn):
 			s.either.Add(1) // fn failed, and its caller may have left meanwhile
 		default:

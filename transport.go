@@ -127,25 +127,35 @@ func (x *exchange) wrapped(ctx context.Context) (*http.Response, error) {
 	if len(x.guard.cfg.Middleware) == 0 {
 		return x.run(ctx)
 	}
-	var resp *http.Response
+	w := &wrappedExchange{x: x}
+	w.call = w
 	handedOver := false
 	defer func() { // a Middleware may panic, too
-		if resp != nil && !handedOver {
-			resp.Body.Close()
+		if w.resp != nil && !handedOver {
+			w.resp.Body.Close()
 		}
 	}()
-	err := x.guard.wrap(ctx, x.settings.Call, func(ctx context.Context) (err error) {
-		resp, err = x.run(ctx)
-		return err
-	})
-	if err == nil && resp == nil {
+	err := x.guard.wrap(ctx, x.settings.Call, &w.once)
+	if err == nil && w.resp == nil {
 		err = errors.New("aiguard: a Middleware returned nil without an answer")
 	}
 	if err != nil {
 		return nil, err
 	}
 	handedOver = true
-	return resp, nil
+	return w.resp, nil
+}
+
+// wrappedExchange is an exchange inside the middleware.
+type wrappedExchange struct {
+	once
+	x    *exchange
+	resp *http.Response
+}
+
+func (w *wrappedExchange) run(ctx context.Context) (err error) {
+	w.resp, err = w.x.run(ctx)
+	return err
 }
 
 // exchange is a request on its way through the transport.
@@ -190,11 +200,14 @@ func (x *exchange) run(ctx context.Context) (*http.Response, error) {
 	c := x.guard.newCall(ctx, &x.settings)
 	x.call = c
 	c.wire = &x.wire
+	if c.trail != nil {
+		c.trail.endpoint = x.endpoint.Op()
+	}
 	c.wire.tokens = max(float64(x.req.ContentLength), 0) / bytesPerToken
 	if err := c.begin(ctx); err != nil {
 		return nil, err
 	}
-	defer c.end()
+	defer c.end(ctx)
 	if limit := c.cfg.MaxRequestBytes; limit != Off && x.req.ContentLength > limit {
 		return nil, c.finish(ctx, requestTooLarge(x.req.ContentLength, limit))
 	}

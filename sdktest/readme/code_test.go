@@ -62,6 +62,12 @@ var pieces = map[string]piece{
 		given:   "var chat []openai.ChatCompletionMessage\nvar err error\n",
 		used:    "cfg, chat, err",
 	},
+	"otelguard:": {
+		module:  "otelguard",
+		imports: []string{aiguardImport, aiguardImport + "/otelguard"},
+		given:   guardGiven,
+		used:    "guard, err",
+	},
 	"aiguardtest:": {
 		imports: []string{"testing", aiguardImport + "/aiguardtest"},
 		given:   "var t *testing.T\n",

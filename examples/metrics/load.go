@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/aiguard-go/aiguard/aiguardtest"
+)
+
+// What a question may ask the fake provider to do.
+const (
+	hangs  = "Please hang."
+	breaks = "Please break."
+)
+
+// moody answers in 20 ms. Some of its answers are late, some fail, and it does what a question asks for.
+func moody() func(*aiguardtest.Request) aiguardtest.Reply {
+	answer := aiguardtest.Slowly(20*time.Millisecond, aiguardtest.TextN("It is the moon's work, and the sun's.", 5))
+	var n atomic.Int64
+	return func(r *aiguardtest.Request) aiguardtest.Reply {
+		switch n := n.Add(1); {
+		case strings.Contains(string(r.Body), hangs):
+			return aiguardtest.Hang()
+		case strings.Contains(string(r.Body), breaks):
+			return aiguardtest.Error(http.StatusInternalServerError, "")
+		case n%100 == 0:
+			return aiguardtest.Error(http.StatusServiceUnavailable, "")
+		case n%10 == 7:
+			return aiguardtest.After(500*time.Millisecond, answer)
+		}
+		return answer
+	}
+}
+
+// play plays users until ctx ends: one who asks all the time, and now and then a crowd, a question that is too long, and
+// some that the provider fails for.
+func play(ctx context.Context, s *service) {
+	var users sync.WaitGroup
+	defer users.Wait()
+	ask := func(n int, text string) {
+		users.Go(func() {
+			_, _ = s.ask(ctx, question{text: text, tenant: fmt.Sprintf("tenant-%d", n%3), stream: n%2 == 0}) // counted by the guard
+		})
+	}
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		ask(n, "Why are there tides?")
+		switch n % 100 {
+		case 10:
+			ask(n, strings.Repeat("Why? ", 5000))
+		case 30:
+			ask(n, hangs)
+		case 60: // enough of them in a row for an outage
+			for range 8 {
+				ask(n, breaks)
+			}
+		case 80:
+			for i := range 40 {
+				ask(i, "Why are there tides?")
+			}
+		}
+	}
+}

@@ -1,0 +1,5 @@
+//go:build race
+
+package otelguard_test
+
+const raceEnabled = true

@@ -1,0 +1,157 @@
+package otelguard
+
+import (
+	"cmp"
+	"strings"
+	"sync"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// values bounds what a label may say: the first maxValues, and "other" for the rest.
+type values struct {
+	mu   sync.Mutex
+	seen map[string]bool
+}
+
+func (v *values) bound(value string) string {
+	if value == "" {
+		return ""
+	}
+	value = clean(value)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch {
+	case v.seen[value]:
+	case len(v.seen) >= maxValues:
+		return other
+	default:
+		if v.seen == nil {
+			v.seen = make(map[string]bool)
+		}
+		v.seen[value] = true
+	}
+	return value
+}
+
+const maxValueBytes = 128
+
+// clean makes a valid attribute value of at most maxValueBytes of a text that users may have written.
+func clean(s string) string {
+	if len(s) > maxValueBytes {
+		s = s[:maxValueBytes]
+	}
+	return strings.Clone(strings.ToValidUTF8(s, "?"))
+}
+
+// subject is what calls have in common that are counted together.
+type subject struct{ endpoint, op, model, host string }
+
+// series holds the attributes of a subject, which cost more to make than to record with.
+type series struct {
+	operation string // "": a Do's
+	span      string // its name
+	start     []trace.SpanStartOption
+	attrs     []attribute.KeyValue
+	model     string // what the attributes say
+
+	record []metric.RecordOption
+	add    []metric.AddOption
+	tokens []metric.AddOption
+	failed sync.Map // error.type → []metric.RecordOption
+}
+
+// maxSeries bounds the combinations that are kept; what comes later is other.
+const maxSeries = 2000
+
+// all finds the series of a subject.
+type all struct {
+	guard string // Config.Name
+
+	mu                    sync.RWMutex
+	m                     map[subject]*series
+	endpoints, ops        values
+	models, hosts, phases values
+}
+
+func (a *all) of(s subject) *series {
+	a.mu.RLock()
+	found := a.m[s]
+	a.mu.RUnlock()
+	if found != nil {
+		return found
+	}
+	bounded := subject{a.endpoints.bound(s.endpoint), a.ops.bound(s.op), a.models.bound(s.model), a.hosts.bound(s.host)}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if found := a.m[bounded]; found != nil {
+		return found
+	}
+	if len(a.m) >= maxSeries {
+		for _, field := range []*string{&bounded.endpoint, &bounded.op, &bounded.model, &bounded.host} {
+			if *field != "" {
+				*field = other
+			}
+		}
+		if found := a.m[bounded]; found != nil {
+			return found
+		}
+	}
+	made := a.newSeries(bounded)
+	a.m[bounded] = made
+	return made
+}
+
+// newSeries makes the attributes of a bounded subject: of a request to a provider, or of a Do.
+func (a *all) newSeries(s subject) *series {
+	var attrs []attribute.KeyValue
+	if a.guard != "" {
+		attrs = append(attrs, attribute.String(attrGuard, a.guard))
+	}
+	made := &series{model: s.model}
+	name := cmp.Or(s.endpoint, s.op, "do")
+	name = cmp.Or(operations[name], name)
+	if s.host != "" {
+		made.operation = name
+		address, port := splitHost(s.host)
+		attrs = append(attrs, attribute.String(attrOperation, name), attribute.String(attrProvider, providerOf(address, s.endpoint)),
+			attribute.String(attrAddress, address), attribute.Int(attrPort, port))
+	} else {
+		attrs = append(attrs, attribute.String(attrOp, name))
+	}
+	if s.model != "" {
+		attrs = append(attrs, attribute.String(attrModel, s.model))
+	}
+	made.span = strings.TrimSpace(name + " " + s.model)
+	made.attrs = attrs
+	made.start = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(attrs...)}
+	if s.host == "" {
+		made.start[0] = trace.WithSpanKind(trace.SpanKindInternal)
+	}
+	made.record, made.add = recordOptions(attrs), addOptions(attrs)
+	made.tokens = addOptions(attrs, attribute.String(attrModality, modalityUnknown))
+	return made
+}
+
+// failure returns the attributes of the series with an error type, of which there are few.
+func (s *series) failure(errorType string) []metric.RecordOption {
+	if found, ok := s.failed.Load(errorType); ok {
+		return found.([]metric.RecordOption)
+	}
+	found, _ := s.failed.LoadOrStore(errorType, recordOptions(s.attrs, attribute.String(attrErrorType, errorType)))
+	return found.([]metric.RecordOption)
+}
+
+func recordOptions(attrs []attribute.KeyValue, more ...attribute.KeyValue) []metric.RecordOption {
+	return []metric.RecordOption{metric.WithAttributeSet(newSet(attrs, more))}
+}
+
+func addOptions(attrs []attribute.KeyValue, more ...attribute.KeyValue) []metric.AddOption {
+	return []metric.AddOption{metric.WithAttributeSet(newSet(attrs, more))}
+}
+
+func newSet(attrs, more []attribute.KeyValue) attribute.Set {
+	return attribute.NewSet(append(attrs[:len(attrs):len(attrs)], more...)...)
+}
