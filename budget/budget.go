@@ -14,6 +14,9 @@
 // never spend the same money. A limit holds as far as estimates do: the answer to a prompt with an image may take more than
 // was reserved. Then the sum is above the limit, and the next call is refused.
 //
+// A call is an attempt that was sent, and that the provider has not refused. A Do is one call; if it makes guarded calls of
+// the same Guard, those count in its place.
+//
 // A refused call fails with aiguard.ErrBudget. Error.RetryAfter says when its window ends, or the oldest part of a sliding
 // one. It is 0 for a run, and for a call that needs more than the whole limit.
 package budget

@@ -646,7 +646,7 @@ var mutations = []mutation{
 	{name: "settled in the window of the end", in: "budget", run: "^TestWhatIsSettledLateCountsInItsOwnWindow$",
 		file: "budget/budget.go", old: "c := h.charges[i]\n", new: "c := l.charge(l.key, 0, time.Now(), h.cfg.Location)\n"},
 	{name: "model without a price is free silently", in: "budget", run: "^TestModelWithoutAPriceIsRefusedOrFreeAsAsked$",
-		file: "budget/budget.go", old: "!nameless && !h.cfg.FreeUnpriced {", new: "false {"},
+		file: "budget/budget.go", old: "!nameless && !h.cfg.FreeUnpriced {", new: "!nameless && false {"},
 	{name: "calls pass while the store fails", in: "budget", run: "^TestStoreThatFailsRefusesOrAllowsAndIsLoggedOnce$",
 		file: "budget/budget.go", old: "case err != nil && h.cfg.AllowWithoutStore:", new: "case err != nil:"},
 	{name: "soft limit told again and again", in: "budget", run: "^TestSoftLimitIsToldOncePerWindowAndKey$",
