@@ -53,7 +53,9 @@ type Config struct {
 	Limits   []Limit        // a call must fit into all of them. None
 	Location *time.Location // in which days and months begin. UTC
 
-	Store             Store         // keeps what was spent in windows. NewMemory()
+	// Store keeps what was spent in windows. What calls under way have reserved when a process crashes stays spent until the
+	// window is over. NewMemory()
+	Store             Store
 	StoreTimeout      time.Duration // the longest wait for a Store other than Memory. 2s
 	AllowWithoutStore bool          // calls pass uncounted while the Store fails; otherwise they fail with aiguard.ErrUnavailable. false
 
