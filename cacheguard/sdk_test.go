@@ -8,9 +8,6 @@ import (
 	"net/http"
 	"testing"
 
-	officialsdk "github.com/openai/openai-go/v3"
-	"github.com/openai/openai-go/v3/option"
-	"github.com/openai/openai-go/v3/responses"
 	openai "github.com/sashabaranov/go-openai"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -20,7 +17,7 @@ import (
 	"github.com/aiguard-go/aiguard/cacheguard"
 )
 
-// twice asks twice and requires the same answer, the second time without a slot and without a request.
+// twice calls ask twice. The second answer must be the same, without a slot or a request.
 func (w *world) twice(t *testing.T, ask func() (string, error)) {
 	t.Helper()
 	first, err := ask()
@@ -41,7 +38,7 @@ var chatRequest = openai.ChatCompletionRequest{
 	Messages: []openai.ChatCompletionMessage{{Role: "user", Content: "Hi"}},
 }
 
-// goOpenAI is what its clients, bare and guarded, have in common.
+// goOpenAI is implemented by go-openai's client and by the guarded client.
 type goOpenAI interface {
 	CreateChatCompletion(context.Context, openai.ChatCompletionRequest) (openai.ChatCompletionResponse, error)
 	CreateChatCompletionStream(context.Context, openai.ChatCompletionRequest) (*openai.ChatCompletionStream, error)
@@ -92,7 +89,7 @@ func testGoOpenAI(t *testing.T, w *world, client goOpenAI) {
 	})
 }
 
-// recvAll joins the texts of a stream's events; io.EOF is the good end.
+// recvAll joins the texts of a stream's events. io.EOF is a complete end.
 func recvAll[E any](recv func() (E, error), textOf func(E) string) (text string, err error) {
 	for {
 		ev, err := recv()
@@ -118,7 +115,7 @@ func TestGoOpenAI(t *testing.T) {
 	require.Equal(t, aiguard.ErrUnauthorized, aiguard.KindOf(err))
 }
 
-// The guard's own client with the cache before its transport: it keeps its prompt and output limits, and its errors.
+// The guard's own client in front of the cache keeps its prompt limits, output limits and errors.
 func TestGuardsOwnClient(t *testing.T) {
 	w := newGuardedWorld(t, aiguardtest.NewServer(t), cacheguard.Config{}, aiguard.Config{MaxPromptChars: 100, MaxOutputTokens: 50})
 	oc := openai.DefaultConfig("sk-one")
@@ -141,58 +138,7 @@ func TestGuardsOwnClient(t *testing.T) {
 	assert.Equal(t, "other", e.Model)
 }
 
-func TestOpenAIGo(t *testing.T) {
-	w := newWorld(t, aiguardtest.NewServer(t), cacheguard.Config{})
-	client := officialsdk.NewClient(option.WithBaseURL(w.srv.URL), option.WithAPIKey("sk-one"), option.WithMaxRetries(0),
-		option.WithHTTPClient(&http.Client{Transport: w.cache}))
-	params := officialsdk.ChatCompletionNewParams{
-		Model: "m", Temperature: officialsdk.Float(0), Messages: []officialsdk.ChatCompletionMessageParamUnion{officialsdk.UserMessage("Hi")},
-	}
-	t.Run("chat", func(t *testing.T) {
-		w.twice(t, func() (string, error) {
-			c, err := client.Chat.Completions.New(t.Context(), params)
-			if err != nil {
-				return "", err
-			}
-			return c.Choices[0].Message.Content, nil
-		})
-	})
-	t.Run("stream", func(t *testing.T) {
-		w.twice(t, func() (text string, err error) {
-			stream := client.Chat.Completions.NewStreaming(t.Context(), params)
-			defer stream.Close()
-			for stream.Next() {
-				for _, choice := range stream.Current().Choices {
-					text += choice.Delta.Content
-				}
-			}
-			return text, stream.Err()
-		})
-	})
-	t.Run("response stream", func(t *testing.T) {
-		w.twice(t, func() (text string, err error) {
-			stream := client.Responses.NewStreaming(t.Context(), responses.ResponseNewParams{Model: "m", Temperature: officialsdk.Float(0),
-				Store: officialsdk.Bool(false), Input: responses.ResponseNewParamsInputUnion{OfString: officialsdk.String("Hi")}})
-			defer stream.Close()
-			for stream.Next() {
-				text += stream.Current().Type + " "
-			}
-			return text, stream.Err()
-		})
-	})
-	t.Run("embeddings", func(t *testing.T) {
-		w.twice(t, func() (string, error) {
-			e, err := client.Embeddings.New(t.Context(), officialsdk.EmbeddingNewParams{Model: "m",
-				Input: officialsdk.EmbeddingNewParamsInputUnion{OfString: officialsdk.String("Hi")}})
-			if err != nil {
-				return "", err
-			}
-			return e.Data[0].RawJSON(), nil
-		})
-	})
-}
-
-// Over real connections, in both protocols, under load: what virtual time cannot show.
+// Real connections under load, in both protocols, test what virtual time cannot.
 func TestManyCallersOverRealConnections(t *testing.T) {
 	for name, opts := range map[string][]aiguardtest.Option{"HTTP1": nil, "HTTP2": {aiguardtest.TLS()}} {
 		t.Run(name, func(t *testing.T) {

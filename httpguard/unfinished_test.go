@@ -1,6 +1,7 @@
 package httpguard_test
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -16,9 +17,9 @@ import (
 	"github.com/aiguard-go/aiguard/internal/pipe"
 )
 
-// A client that never finishes its request's body must not keep its connection and the server's goroutine, though the
-// server has no timeouts of its own.
-func TestClientThatNeverFinishesItsBodyLosesItsConnection(t *testing.T) {
+// A client that never finishes its request body must not keep its connection or a goroutine of the server, even if
+// the server has no timeouts.
+func TestUnfinishedBodyClosesTheConnection(t *testing.T) {
 	const timeout, afterwards = 10 * time.Second, 6 * time.Second
 	decode := func(w http.ResponseWriter, r *http.Request) {
 		var v any
@@ -28,21 +29,21 @@ func TestClientThatNeverFinishesItsBodyLosesItsConnection(t *testing.T) {
 	}
 	for name, tc := range map[string]struct {
 		handler http.HandlerFunc
-		body    string // as far as it comes
+		body    string // the part that arrives
 		length  int
 		refused bool
 		status  int
 		within  time.Duration
 	}{
-		"read":                     {decode, `{"a"`, 100, false, 504, timeout + afterwards},
-		"read again and again":     {func(w http.ResponseWriter, r *http.Request) { readOn(r.Body) }, `{"a"`, 100, false, 504, timeout + afterwards},
-		"not read, context heeded": {func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, `{"a"`, 100, false, 504, timeout + afterwards},
+		"read":                        {decode, `{"a"`, 100, false, 504, timeout + afterwards},
+		"read repeatedly":             {func(w http.ResponseWriter, r *http.Request) { readOn(r.Body) }, `{"a"`, 100, false, 504, timeout + afterwards},
+		"not read, context respected": {func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, `{"a"`, 100, false, 504, timeout + afterwards},
 		"not read, context ignored": {func(w http.ResponseWriter, r *http.Request) { time.Sleep(20 * time.Second) }, `{"a"`, 100, false, 504,
 			timeout + afterwards},
-		"answered at once":                  {func(w http.ResponseWriter, r *http.Request) {}, `{"a"`, 100, false, 200, afterwards},
-		"refused at its first byte":         {decode, `x`, 100, false, 400, afterwards},
-		"refused unread":                    {decode, `{`, 100, true, 503, afterwards},
-		"refused unread, announced as huge": {decode, `{`, 100 << 20, false, 413, afterwards},
+		"response at once":                     {func(w http.ResponseWriter, r *http.Request) {}, `{"a"`, 100, false, 200, afterwards},
+		"rejected at its first byte":           {decode, `x`, 100, false, 400, afterwards},
+		"rejected unread":                      {decode, `{`, 100, true, 503, afterwards},
+		"rejected unread, huge Content-Length": {decode, `{`, 100 << 20, false, 413, afterwards},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -63,10 +64,34 @@ func TestClientThatNeverFinishesItsBodyLosesItsConnection(t *testing.T) {
 				require.NoError(t, err, "the connection is still open after an hour")
 				require.Contains(t, string(answer), fmt.Sprintf("HTTP/1.1 %d ", tc.status))
 				require.LessOrEqual(t, time.Since(start), tc.within)
-				time.Sleep(20 * time.Second) // until the handler has returned
+				time.Sleep(20 * time.Second) // the handler returns
 			})
 		})
 	}
+}
+
+// The bound for the rest of a body is none for the next request.
+func TestConnectionIsUsedAgainHoweverLateTheNextRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
+		tr, stop := pipe.Serve(&http.Server{Handler: limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{})}, false)
+		defer stop()
+		conn, err := tr.DialContext(t.Context(), "tcp", "site")
+		require.NoError(t, err)
+		defer conn.Close()
+		answers := bufio.NewReader(conn)
+		for range 3 {
+			_, err := io.WriteString(conn, "POST / HTTP/1.1\r\nHost: site\r\nContent-Length: 5\r\n\r\nHello")
+			require.NoError(t, err)
+			resp, err := http.ReadResponse(answers, nil)
+			require.NoError(t, err)
+			text, err := io.ReadAll(resp.Body)
+			require.NoError(t, err)
+			require.NoError(t, resp.Body.Close())
+			require.Equal(t, "Hello", string(text))
+			time.Sleep(time.Minute)
+		}
+	})
 }
 
 // readOn reads whatever errors come.
