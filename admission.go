@@ -55,6 +55,13 @@ var errQueue = errors.New("aiguard: no slot is free")
 // enter begins an attempt if a slot is free, or with that of the Do around it.
 func (c *call) enter(ctx context.Context) error {
 	now := c.arrival()
+	if c.cfg.Budget != nil {
+		if err := c.reserve(ctx); err != nil {
+			c.denied = true
+			return err
+		}
+		now = c.now()
+	}
 	var err error
 	if c.shared() != nil {
 		err = c.limiter.enterNested(c, now)

@@ -52,6 +52,8 @@ func (x *exchange) whole(w *watch, resp *http.Response) (*http.Response, error) 
 		resp.TransferEncoding = nil
 		resp.Header.Del("Content-Length") // of what was sent, before trimming
 	}
+	x.wire.usage = usage // although another attempt may be first
+	x.wire.estimate.complete, x.wire.estimate.whole, x.wire.estimate.seen = true, true, int64(end)/bytesPerToken
 	if err := x.call.claim(); err != nil {
 		return nil, err
 	}

@@ -35,7 +35,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 	if err != nil {
 		return nil, err
 	}
-	x.sent = true
+	x.sent, x.call.billed = true, true
 	x.wire.prompt, x.wire.answer = max(req.ContentLength, 0), 0
 	resp, err := x.roundTripper().RoundTrip(req)
 	if err == nil {
@@ -52,6 +52,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 			body.Close()
 		}
 	}()
+	x.call.billed = billable(resp.StatusCode)
 	x.call.limiter.tell(&x.call.permit, resp.Header)
 	switch {
 	case resp.StatusCode == http.StatusSwitchingProtocols:

@@ -16,8 +16,8 @@ import (
 //
 //	begin → for each attempt: enter, queue → the attempt → again → finish
 //
-// begin registers it, so that Close can cancel it and Shutdown wait for it; enter admits it, and queue waits for that if
-// enter cannot; the attempt is Do's or the transport's own; again decides about a further one and waits for it. It belongs
+// begin registers it, so that Close can cancel it and Shutdown wait for it; enter asks the budget and admits it, and queue
+// waits for that if enter cannot; the attempt is Do's or the transport's own; again decides about a further one and waits for it. It belongs
 // to one goroutine, but for cancel and the ring, which core.mu guards, and the permit, which any goroutine may give back.
 type call struct {
 	*core
@@ -43,6 +43,10 @@ type call struct {
 	gone     bool  // out of the ring, with nothing left to give back
 	nested   bool  // part of a Do, which counts
 	lost     bool  // to another attempt of its request
+	billed   bool  // the attempt may be billed
+	mayBill  bool  // one of the attempts may be
+
+	reserved atomic.Pointer[reservation] // in Config.Budget, for the attempt
 
 	queued, backoff, inFlight time.Duration
 	last                      *Error // why the attempt before failed
@@ -57,9 +61,10 @@ type call struct {
 // wire is what is known besides of a call over HTTP.
 type wire struct {
 	tokens         float64 // that a request is expected to take
-	used           int64   // tokens of the answer
+	usage          Usage   // that the answer says
 	prompt, answer int64   // bytes sent and received by the last attempt
 	race           *race   // that the attempt takes part in; nil: none
+	estimate       estimate
 }
 
 // tokens is what a request of the call is expected to take.
@@ -140,8 +145,17 @@ func (c *call) count() {
 // so that the next to get that finds the new limit.
 func (c *call) judge(ctx context.Context, err error) {
 	c.verdict = c.outcome(ctx, err)
-	if e := c.own(ctx, err); e != nil && c.permit.route != &c.limiter.routes.nameless {
+	e := c.own(ctx, err)
+	if e == nil {
+		return
+	}
+	if c.permit.route != &c.limiter.routes.nameless {
 		e.judged = true
+	}
+	if c.wire != nil {
+		e.MayBeBilled = c.billed
+	} else {
+		c.billed = e.MayBeBilled // as fn's error says
 	}
 }
 
@@ -155,10 +169,16 @@ func (c *call) free() { c.giveBack(false) }
 
 // giveBack is free. If it ends the last attempt, it takes the call out of the ring as well; it reports whether it has.
 func (c *call) giveBack(last bool) bool {
+	if c.reserved.Load() != nil {
+		defer c.pay(c.used()) // when the slot is free
+	}
+	c.mayBill, c.billed = c.mayBill || c.billed, false
 	used, more := int64(0), 0.
-	if w := c.wire; w != nil && w.used > 0 {
-		used, more = w.used, float64(w.used)-w.tokens
-		w.used = 0
+	if w := c.wire; w != nil {
+		if used = w.usage.Input + w.usage.Output; used > 0 {
+			more = float64(used) - w.tokens
+		}
+		w.usage = Usage{}
 	}
 	took, turned, ok := c.limiter.finish(c, used, more, last)
 	if !ok {
@@ -179,7 +199,7 @@ func (c *call) giveBack(last bool) bool {
 // succeed ends the call with an answer.
 func (c *call) succeed(ctx context.Context, u Usage) {
 	if c.wire != nil {
-		c.wire.used = u.Input + u.Output
+		c.wire.usage = u
 	}
 	_ = c.finishWith(ctx, nil, u)
 }

@@ -45,6 +45,7 @@ func Explain(err error) *Error {
 	if f, ok := readForeign(by); ok {
 		e.RequestID, e.RetryAfter = f.requestID, f.retryAfter
 	}
+	e.MayBeBilled = mayBeBilled(e)
 	return e
 }
 
@@ -143,6 +144,9 @@ func timedOut(err net.Error) bool {
 // describe returns one line about err without a word that came from the provider or the caller: what wraps an error may
 // quote a prompt, net/http quotes a malformed answer, and a URL may have a key in it.
 func describe(err error) string {
+	if own := errtree.Find[logTexter](err); own != nil {
+		return printable(own.LogText(), maxLogText)
+	}
 	_, by, _ := classify(err)
 	switch by := by.(type) {
 	case nil:
@@ -171,6 +175,14 @@ func describe(err error) string {
 		}
 	}
 	return reason(err)
+}
+
+const maxLogText = 512 // bytes
+
+// logTexter is an error of a Budget that knows what a log may say of it.
+type logTexter interface {
+	error
+	LogText() string
 }
 
 // reason names what a failed connection may be reduced to: an errno, an end of file, or the type of the innermost error.

@@ -83,6 +83,8 @@ type Config struct {
 	Retry Retry // when a failed attempt is repeated
 	Hedge Hedge // a second attempt beside a slow first one. Off
 
+	Budget Budget // what calls may spend; package budget has one. None
+
 	// DeadlineHeader is the request header in which Transport sends the time that is left for the attempt, in seconds such
 	// as "29.950". None
 	DeadlineHeader string
@@ -113,6 +115,7 @@ type Retry struct {
 	BaseDelay   time.Duration // before the second attempt; doubled for each further one. 500ms
 	MaxDelay    time.Duration // 8s
 	Timeouts    bool          // also retry a call that hit CallTimeout: a silent provider is rarely worth a second wait. false
+	Unbilled    bool          // retry only what the provider cannot charge for: see Error.MayBeBilled. false
 	Budget      float64       // retries as a fraction of calls, above a small floor, for each route and for the whole Guard. 0.1
 	Patience    time.Duration // how long an alternative of Fallback, but the last, waits for its provider. 3s
 }

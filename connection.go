@@ -44,6 +44,7 @@ func (t *connTrace) hooks() *httptrace.ClientTrace {
 // unanswered classifies an attempt that brought no response.
 func (x *exchange) unanswered(w *watch, err error) error {
 	connected := x.conn.got.Load() || !x.conn.asked.Load() && !isDial(err)
+	x.call.billed = connected
 	if end := w.failure(err); end != nil {
 		if e := x.call.own(w.caller, end); e != nil {
 			return x.repeatable(e, connected)
@@ -54,8 +55,10 @@ func (x *exchange) unanswered(w *watch, err error) error {
 	switch own := errtree.Find[*Error](err); {
 	case own != nil: // requestBody's
 		copied := *own
+		x.call.billed = false
 		return &copied
 	case !x.conn.asked.Load() && !sendable(x.req.URL), refusedBeforehand(err):
+		x.call.billed = false
 		return &Error{Kind: ErrMisconfigured, Phase: PhaseConnect, Err: err, retry: neverAsk}
 	case ne != nil && timedOut(ne):
 		e := &Error{Kind: ErrTimeout, Phase: PhaseConnect, Limit: connectLimit(&x.guard.cfg), Err: err}

@@ -81,6 +81,7 @@ func attempt[T any](ctx context.Context, c *doing, fn func(context.Context) (T, 
 	}
 	actx.begin(ctx, &c.call)
 	defer actx.end()
+	c.billed = true
 	if v, err = fn(actx); err != nil {
 		err = actx.explain(err)
 	}

@@ -36,7 +36,7 @@ func testEnv(name string) bool {
 //	AIGUARD_RETRY_MAX_ATTEMPTS                                         a number, or off
 //	AIGUARD_RETRY_BASE_DELAY, AIGUARD_RETRY_MAX_DELAY,
 //	AIGUARD_RETRY_PATIENCE                                             a duration, or off
-//	AIGUARD_RETRY_TIMEOUTS                                             true or false
+//	AIGUARD_RETRY_TIMEOUTS, AIGUARD_RETRY_UNBILLED                     true or false
 //	AIGUARD_RETRY_BUDGET                                               a fraction such as 0.1, or off
 //	AIGUARD_FAILURES_AS_RESPONSES                                      true or false
 //	AIGUARD_HEDGE_QUANTILE                                             a fraction such as 0.95, or off
@@ -181,6 +181,7 @@ func (c *Config) settings() []setting {
 		{field: "Retry.MaxDelay", name: "RETRY_MAX_DELAY", set: durationSetting(&c.Retry.MaxDelay)},
 		{field: "FailuresAsResponses", name: "FAILURES_AS_RESPONSES", set: boolSetting(&c.FailuresAsResponses)},
 		{field: "Retry.Timeouts", name: "RETRY_TIMEOUTS", set: boolSetting(&c.Retry.Timeouts)},
+		{field: "Retry.Unbilled", name: "RETRY_UNBILLED", set: boolSetting(&c.Retry.Unbilled)},
 		{field: "Retry.Budget", name: "RETRY_BUDGET", set: fractionSetting(&c.Retry.Budget)},
 		{field: "Retry.Patience", name: "RETRY_PATIENCE", set: durationSetting(&c.Retry.Patience)},
 		{field: "Hedge.Quantile", name: "HEDGE_QUANTILE", set: quantileSetting(&c.Hedge.Quantile)},

@@ -43,7 +43,7 @@ func TestFromEnvReadsEveryVariable(t *testing.T) {
 		"CALL_TIMEOUT=5s", "STREAM_IDLE_TIMEOUT=6s", "STREAM_TIMEOUT=1h", "QUEUE_TIMEOUT=off", "TOTAL_TIMEOUT=1m30s", "TASK_TIMEOUT=3m",
 		"MAX_CONCURRENT=7", "MIN_CONCURRENT=3", "MAX_QUEUE=OFF", "MAX_PROMPT_CHARS=100", "MAX_PROMPT_TOKENS=50", "MAX_OUTPUT_TOKENS=60",
 		"MAX_REQUEST_BYTES=64KiB", "MAX_RESPONSE_BYTES=1 MiB", "MAX_EVENT_BYTES=2MiB", "MEMORY_LIMIT=2GiB",
-		"RETRY_MAX_ATTEMPTS=1", "RETRY_BASE_DELAY=1ms", "RETRY_MAX_DELAY=2s", "RETRY_TIMEOUTS=true", "FAILURES_AS_RESPONSES=true", "RETRY_BUDGET=0.5", "RETRY_PATIENCE=off",
+		"RETRY_MAX_ATTEMPTS=1", "RETRY_BASE_DELAY=1ms", "RETRY_MAX_DELAY=2s", "RETRY_TIMEOUTS=true", "RETRY_UNBILLED=true", "FAILURES_AS_RESPONSES=true", "RETRY_BUDGET=0.5", "RETRY_PATIENCE=off",
 		"MAX_BACKGROUND=2", "REQUESTS_PER_MINUTE=60", "TOKENS_PER_MINUTE=9000", "HEDGE_QUANTILE=0.95", "DEADLINE_HEADER=X-Deadline",
 		"MODELS=o3*:timeout=1m,weight=2; llama3:8b:attempts=1,priority=background,ends_without_finish=true;",
 	} {
@@ -55,7 +55,7 @@ func TestFromEnvReadsEveryVariable(t *testing.T) {
 		CallTimeout: 5 * time.Second, StreamIdleTimeout: 6 * time.Second, StreamTimeout: time.Hour, QueueTimeout: Off,
 		TotalTimeout: 90 * time.Second, TaskTimeout: 3 * time.Minute, MaxConcurrent: 7, MinConcurrent: 3, MaxQueue: Off, MaxPromptChars: 100,
 		MaxPromptTokens: 50, MaxOutputTokens: 60, MaxRequestBytes: 64 << 10, MaxResponseBytes: 1 << 20, MaxEventBytes: 2 << 20, MemoryLimit: 2 << 30, FailuresAsResponses: true,
-		Retry:         Retry{MaxAttempts: 1, BaseDelay: time.Millisecond, MaxDelay: 2 * time.Second, Timeouts: true, Budget: 0.5, Patience: Off},
+		Retry:         Retry{MaxAttempts: 1, BaseDelay: time.Millisecond, MaxDelay: 2 * time.Second, Timeouts: true, Unbilled: true, Budget: 0.5, Patience: Off},
 		MaxBackground: 2, RequestsPerMinute: 60, TokensPerMinute: 9000, Hedge: Hedge{Quantile: 0.95}, DeadlineHeader: "X-Deadline",
 		Models: map[string]Call{
 			"o3*":       {Timeout: time.Minute, Weight: 2},

@@ -27,6 +27,7 @@ const (
 	ErrTruncated        Kind = "truncated"          // the answer ended before it was complete
 	ErrRateLimited      Kind = "rate_limited"       // 429 that is not quota
 	ErrQuota            Kind = "quota_exceeded"     // 402; the account's quota, billing or spend limit
+	ErrBudget           Kind = "budget_exceeded"    // Config.Budget has refused the call
 	ErrUnavailable      Kind = "unavailable"        // connection failed, 408, 409, 5xx
 	ErrUnauthorized     Kind = "unauthorized"       // 401, 403
 	ErrMisconfigured    Kind = "misconfigured"      // wrong base URL, unknown model or deployment, revoked token
@@ -54,6 +55,11 @@ type Error struct {
 	RequestID  string        // the provider's x-request-id
 	RetryAfter time.Duration // when it is worth trying again; 0: unknown
 	Attempts   int           // attempts made, the first included; 0: refused before the first
+
+	// MayBeBilled reports whether the provider may charge for the call: an attempt was sent, and ended without an answer
+	// and without a refusal of the provider. It was cut, timed out or left by its caller, say. A refusal is a status of 400
+	// and above, but for those of a gateway that has stopped waiting (504, 524).
+	MayBeBilled bool
 
 	Queued, Backoff, InFlight time.Duration // where the time went
 

@@ -41,6 +41,7 @@ var kindTable = []struct {
 	{aiguard.ErrTruncated, "truncated", 502},
 	{aiguard.ErrRateLimited, "rate_limited", 429},
 	{aiguard.ErrQuota, "quota_exceeded", 503},
+	{aiguard.ErrBudget, "budget_exceeded", 403},
 	{aiguard.ErrMisconfigured, "misconfigured", 500},
 	{aiguard.ErrUnavailable, "unavailable", 502},
 	{aiguard.ErrUnauthorized, "unauthorized", 502},

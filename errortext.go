@@ -62,6 +62,10 @@ func (e *Error) detail() string {
 		return fmt.Sprintf("the output limit cannot be set to %d tokens in a signed request; set it before signing", e.Max)
 	case PhaseWeight:
 		return fmt.Sprintf("weight %d is above the capacity %d", e.Size, e.Max)
+	case PhaseBudget:
+		if e.Limit > 0 {
+			return "no decision of the budget within " + limit
+		}
 	case PhaseQueue:
 		switch {
 		case e.expected:
@@ -177,6 +181,7 @@ func (e *Error) attrs() []slog.Attr {
 	add("request_id", slog.StringValue(identifier(e.RequestID)), e.RequestID == "")
 	add("retry_after", slog.DurationValue(e.RetryAfter), e.RetryAfter == 0)
 	add("attempts", slog.IntValue(e.Attempts), e.Attempts == 0)
+	add("may_be_billed", slog.BoolValue(e.MayBeBilled), !e.MayBeBilled)
 	add("queued", slog.DurationValue(e.Queued), e.Queued == 0)
 	add("backoff", slog.DurationValue(e.Backoff), e.Backoff == 0)
 	add("in_flight", slog.DurationValue(e.InFlight), e.InFlight == 0)
@@ -216,9 +221,12 @@ func identifier(s string) string {
 }
 
 // short bounds a text to 128 bytes of printable characters.
-func short(s string) string {
-	if len(s) > 128 {
-		s = strings.ToValidUTF8(s[:125], "") + "..."
+func short(s string) string { return printable(s, 128) }
+
+// printable bounds a text to so many bytes of printable characters.
+func printable(s string, most int) string {
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most-3], "") + "..."
 	}
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

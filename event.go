@@ -52,6 +52,9 @@ func (e Event) LogValue() slog.Value {
 			attrs = append(attrs, slog.Duration(d.key, d.value))
 		}
 	}
+	if e.MayBeBilled {
+		attrs = append(attrs, slog.Bool("may_be_billed", true))
+	}
 	if e.Err != nil {
 		attrs = append(attrs, slog.Any("error", e.safeErr()))
 	}

@@ -13,7 +13,7 @@ import (
 )
 
 // Fallback returns the value of the first alternative that succeeds. It goes on to the next after a failure that
-// another model could cure: timeout, overloaded, rate limited, quota, unavailable, misconfigured, truncated, invalid response, prompt or
+// another model could cure: timeout, overloaded, rate limited, quota, budget, unavailable, misconfigured, truncated, invalid response, prompt or
 // response too large. It stops once ctx has ended, when the request was rejected or unauthorized, and at a Final error.
 //
 // Each alternative but the last knows that there is another: its guarded calls fail at once while their route is down or
@@ -85,7 +85,7 @@ func curable(err error) bool {
 		return false
 	}
 	switch KindOf(err) {
-	case ErrTimeout, ErrOverloaded, ErrRateLimited, ErrQuota, ErrUnavailable, ErrTruncated, ErrInvalidResponse,
+	case ErrTimeout, ErrOverloaded, ErrRateLimited, ErrQuota, ErrBudget, ErrUnavailable, ErrTruncated, ErrInvalidResponse,
 		ErrPromptTooLarge, ErrResponseTooLarge, ErrMisconfigured:
 		return true
 	case "":

@@ -27,7 +27,7 @@ func (r *tries) answers(name string) func(context.Context) (string, error) { ret
 
 func TestFallbackGoesOnOnlyWhereAnotherModelCouldHelp(t *testing.T) {
 	curable := map[aiguard.Kind]bool{
-		aiguard.ErrTimeout: true, aiguard.ErrOverloaded: true, aiguard.ErrRateLimited: true, aiguard.ErrQuota: true,
+		aiguard.ErrTimeout: true, aiguard.ErrOverloaded: true, aiguard.ErrRateLimited: true, aiguard.ErrQuota: true, aiguard.ErrBudget: true,
 		aiguard.ErrUnavailable: true, aiguard.ErrTruncated: true, aiguard.ErrInvalidResponse: true,
 		aiguard.ErrPromptTooLarge: true, aiguard.ErrResponseTooLarge: true,
 		aiguard.ErrRejected: false, aiguard.ErrUnauthorized: false, aiguard.ErrMisconfigured: true, aiguard.ErrClosed: false,

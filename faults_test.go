@@ -388,6 +388,7 @@ func (p promise) keeps(t *testing.T, srv *aiguardtest.Server, g *aiguard.Guard, 
 	}
 	a, err := bounded(t, least, most, call)
 	require.Zero(t, g.Stats().InFlight, "the slot is free when the call is over")
+	p.settles(t, g.Config().Budget.(*ledger), attempts)
 
 	if strings.HasSuffix(p.text, "…") {
 		require.True(t, strings.HasPrefix(a.text, strings.TrimSuffix(p.text, "…")), "got %.100q", a.text)
@@ -414,6 +415,7 @@ func (p promise) keeps(t *testing.T, srv *aiguardtest.Server, g *aiguard.Guard, 
 func (p promise) failsAsPromised(t *testing.T, err error, attempts int) {
 	t.Helper()
 	e := facts(t, err, p.kind)
+	require.Equal(t, p.billable(), e.MayBeBilled, "may be billed")
 	require.Contains(t, strings.Split(p.phase, "|"), e.Phase)
 	require.Equal(t, p.status, e.StatusCode)
 	require.Equal(t, attempts, e.Attempts)
@@ -449,6 +451,34 @@ func (p promise) failsAsPromised(t *testing.T, err error, attempts int) {
 	require.NotContains(t, aiguard.UserMessage(err), "PROVIDER")
 	require.NotEmpty(t, aiguard.UserMessage(err))
 	require.GreaterOrEqual(t, aiguard.HTTPStatus(err), 400)
+}
+
+// settles checks what each attempt has used for the budget: what the answer says, nothing where nothing can have been, and
+// else an estimate.
+func (p promise) settles(t *testing.T, l *ledger, attempts int) {
+	t.Helper()
+	entries := l.all()
+	require.Len(t, entries, attempts)
+	for i, e := range entries {
+		switch {
+		case p.kind != "" && !p.billable():
+			require.Equal(t, aiguard.Usage{}, e.used)
+		case p.kind != "" || e.used.Estimated:
+			require.True(t, e.used.Estimated)
+			require.Equal(t, !p.large, e.used.Input > 0, "a picture has no text")
+			require.Positive(t, e.used.Output)
+		default:
+			require.Equal(t, aiguard.Usage{Input: 1, Output: 2}, e.used, "attempt %d", i)
+		}
+	}
+}
+
+// billable reports whether the provider may charge for the attempts of a call that fails: unless it has refused them, or
+// they were never sent. Behind a gateway that has stopped waiting it may still work.
+func (p promise) billable() bool {
+	refused := p.status >= 300 && p.status != http.StatusGatewayTimeout
+	unsent := p.unseen && p.again == always
+	return !refused && !unsent
 }
 
 // createsOnce proves that what creates something is not created twice.
@@ -651,6 +681,7 @@ func guardedServer(t *testing.T, fault aiguardtest.Fault, proto string, cfg aigu
 		cfg.Retry.BaseDelay = time.Millisecond
 	}
 	cfg.Retry.Budget = aiguard.Off
+	cfg.Budget = newLedger(t)
 	srv := newFaultServer(t, proto)
 	left := leavesNoGoroutine()
 	g, err := aiguard.New(cfg)

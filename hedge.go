@@ -153,6 +153,7 @@ func (r *race) runFirst(ctx context.Context) (*http.Response, error) {
 	case <-r.secondOver:
 		c.attemptDone(ctx, err, Usage{})
 		c.attempts = r.second.call.attempts
+		c.mayBill = c.mayBill || r.second.call.mayBill
 		c.inFlight += c.since(failed)
 	}
 	c.wire.race = nil
@@ -177,7 +178,7 @@ func (r *race) runSecond(ctx context.Context) {
 			}
 		}
 	}()
-	if now := c.now(); r.winner.Load() == nil && ctx.Err() == nil && c.register() && c.limiter.enterSecond(c, now) {
+	if now, ok := r.enterSecond(ctx); ok {
 		c.inFlight = time.Duration(now - r.began)
 		c.retries.Add(1)
 		c.emit(ctx, EventHedge, nil)
@@ -190,6 +191,19 @@ func (r *race) runSecond(ctx context.Context) {
 		r.resp = resp
 	}
 	returned = true
+}
+
+// enterSecond begins the second attempt, unless it is refused or in somebody's way.
+func (r *race) enterSecond(ctx context.Context) (now instant, ok bool) {
+	c := r.second.call
+	if r.winner.Load() != nil || ctx.Err() != nil || !c.register() {
+		return 0, false
+	}
+	if c.cfg.Budget != nil && c.reserve(ctx) != nil {
+		return 0, false
+	}
+	now = c.now()
+	return now, c.limiter.enterSecond(c, now)
 }
 
 // cancelTimer keeps the second attempt from beginning.
@@ -240,6 +254,7 @@ func (c *call) claim() error {
 		if !r.returned { // nobody is there to take the answer
 			return &Error{Kind: ErrClosed}
 		}
+		c.mayBill = c.mayBill || r.first.call.mayBill
 		return nil
 	}
 	r.cancelTimer()
@@ -247,6 +262,7 @@ func (c *call) claim() error {
 	<-r.secondOver
 	r.rethrow()
 	c.attempts = r.second.call.attempts
+	c.mayBill = c.mayBill || r.second.call.mayBill
 	return nil
 }
 

@@ -37,6 +37,11 @@ func UserMessage(err error) string {
 		return "The AI service is receiving too many requests. Please try again" + inAWhile(e)
 	case ErrQuota:
 		return "The AI service is not available to us right now. Please try again later."
+	case ErrBudget:
+		if e != nil && e.RetryAfter > 0 {
+			return "The usage limit is reached for now. Please try again" + inAWhile(e)
+		}
+		return "This request has used all that it may use, and was stopped."
 	case ErrUnavailable:
 		return "The AI service is temporarily unavailable. Please try again" + inAWhile(e)
 	case ErrUnauthorized:
@@ -78,7 +83,8 @@ func inAWhile(e *Error) string {
 
 // HTTPStatus returns the status a web service answers with when a call failed with err: 200 for nil, 499
 // (client closed request) for the caller's own cancellation, 504 for its own deadline, 500 for what KindOf
-// does not know. For ErrOverloaded and ErrRateLimited send Error.RetryAfter along, as Retry-After.
+// does not know. ErrBudget is 429 if its RetryAfter says when a window ends, else 403. For ErrOverloaded, ErrRateLimited and
+// ErrBudget send Error.RetryAfter along, as Retry-After.
 func HTTPStatus(err error) int {
 	if err == nil {
 		return http.StatusOK
@@ -93,6 +99,11 @@ func HTTPStatus(err error) int {
 		return http.StatusRequestEntityTooLarge
 	case ErrRateLimited:
 		return http.StatusTooManyRequests
+	case ErrBudget:
+		if e, ok := by.(*Error); ok && e.RetryAfter > 0 {
+			return http.StatusTooManyRequests
+		}
+		return http.StatusForbidden
 	case ErrUnavailable:
 		if providerStatus(by) == http.StatusServiceUnavailable {
 			return http.StatusServiceUnavailable

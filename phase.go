@@ -7,6 +7,7 @@ const (
 	PhaseRequest      = "request"       // bytes of the request's body
 	PhaseOutput       = "output_tokens" // tokens of output that MaxOutputTokens allows
 	PhaseWeight       = "weight"        // Call.Weight, against MaxConcurrent
+	PhaseBudget       = "budget"        // none: Config.Budget refused; or Limit is QueueTimeout, within which it had to decide
 	PhaseQueue        = "queue"         // waiting calls where the queue was full; else Limit is QueueTimeout
 	PhaseMemory       = "memory"        // bytes of live heap, or of buffered answers
 	PhasePause        = "pause"         // none: the provider asked for a pause, see RetryAfter

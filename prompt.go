@@ -151,13 +151,17 @@ type tally struct {
 	chars int // of this prompt
 	most  int // bytes of the greatest one, with what CountTokens may add
 	bytes int
+
+	all   int64 // bytes of all prompts
+	count bool  // count them, for a Budget
 }
 
 func (t *tally) part() func(dialect.Part) bool {
-	if t.limits.chars <= 0 && t.limits.tokens <= 0 {
+	if t.limits.chars <= 0 && t.limits.tokens <= 0 && !t.count {
 		return nil
 	}
 	return func(p dialect.Part) bool {
+		t.all += int64(p.IDs)*bytesPerToken + int64(len(p.Value))
 		if p.New {
 			t.chars, t.bytes = 0, 0
 		}

@@ -30,6 +30,8 @@ type Event struct {
 	Usage Usage // EventAttemptDone, EventDone
 	Err   error // why: an *Error, or the caller's own
 
+	MayBeBilled bool // with Err: the provider may charge for what it has done so far, see Error.MayBeBilled
+
 	// Of the call that EventMemorySpike names: the bodies of the last request, if its length was known, and of its answer,
 	// and how much the heap has grown since the call was admitted.
 	PromptBytes, AnswerBytes, HeapGrowth int64
@@ -67,7 +69,7 @@ type Usage struct {
 	Input, Output         int64
 	CacheRead, CacheWrite int64 // of the input: read from the provider's cache, and written to it
 	Reasoning             int64 // of the output
-	Estimated             bool  // not what the answer said, but a guess
+	Estimated             bool  // a guess, because no answer said it; only a Budget gets those
 }
 
 // tell counts the call's end, and then tells OnEvent, which may panic, and the log.
@@ -116,12 +118,13 @@ func (c *call) fill(e *Error) {
 		e.Host = c.host
 	}
 	e.Attempts, e.Queued, e.Backoff, e.InFlight = int(c.attempts), c.queued, c.backoff, c.inFlight
+	e.MayBeBilled = e.MayBeBilled || c.mayBill
 }
 
 // event is this moment of the call.
 func (c *call) event(t EventType, err error) Event {
 	e := Event{Type: t, Call: c.Call, Host: c.host, Alternative: int(c.alternative), Attempt: int(c.attempts),
-		Queued: c.queued, Backoff: c.backoff, InFlight: c.inFlight, Elapsed: c.since(c.start), Err: err}
+		Queued: c.queued, Backoff: c.backoff, InFlight: c.inFlight, Elapsed: c.since(c.start), Err: err, MayBeBilled: err != nil && c.mayBill}
 	if key, ok := c.routeKey(); ok {
 		e.Route = key.text()
 	}

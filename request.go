@@ -45,6 +45,9 @@ func (x *exchange) prepare(ctx context.Context) error {
 	k, ok := req.Context().Value(knownKey{}).(*known)
 	if ok && k.taken.CompareAndSwap(false, true) { // a request made in a callback, with the context of another, is its own
 		x.known = k
+		if x.guard.cfg.Budget != nil {
+			x.readRequest() // to estimate what it can use
+		}
 		x.settings = x.guard.request(req.Context(), k.op, k.Model, req.URL.Host, req.URL.Path)
 	} else {
 		x.settle(x.endpoint.Model())
@@ -213,7 +216,7 @@ func (x *exchange) understand(data []byte) dialect.Request {
 		x.settle(x.endpoint.Read(data, nil).Model)
 	}
 	limits := x.guard.limits(&x.settings)
-	t := tally{limits: limits}
+	t := tally{limits: limits, count: x.guard.cfg.Budget != nil}
 	r := x.endpoint.Read(data, t.part())
 	x.settle(r.Model)
 	if x.flaw = t.over(&x.settings); x.flaw == nil && limits.tokens > 0 && t.longest(limits.tokens) {
@@ -222,7 +225,29 @@ func (x *exchange) understand(data []byte) dialect.Request {
 	if limits.output > 0 && x.flaw == nil {
 		x.lower(data, &r, limits.output)
 	}
+	if t.count {
+		x.estimate(&r, t.all, len(data), limits.output)
+	}
 	return r
+}
+
+// estimate notes what a request with so many bytes of prompts can use. limit is the output limit of the settings.
+func (x *exchange) estimate(r *dialect.Request, prompts int64, size, limit int) {
+	e := &x.wire.estimate
+	e.input = prompts / bytesPerToken
+	limited := x.endpoint.LimitsOutput()
+	if !x.endpoint.Inference() && r.Model != "" { // of which the prompts may be unknown
+		e.input = max(e.input, int64(size)/bytesPerToken)
+		limited = true
+	}
+	if limited {
+		e.guess = outputGuess
+		if e.output = r.Output; limit > 0 && (e.output == 0 || e.output > int64(limit)) {
+			e.output = int64(limit)
+		}
+		e.output *= max(r.Choices, 1)
+		e.guess *= max(r.Choices, 1)
+	}
 }
 
 // countTokens counts the tokens of a request whose size does not tell.

@@ -27,7 +27,7 @@ func (c *call) plan(ctx context.Context, e *Error) (delay time.Duration, ok bool
 	switch {
 	case c.shared() != nil: // the Do around this call retries, once it has given its slot back
 		return 0, false
-	case tries >= c.maxAttempts(), !r.allows(e), isFinal(e):
+	case tries >= c.maxAttempts(), !r.allows(e), isFinal(e), r.Unbilled && e.MayBeBilled:
 		return 0, false
 	case c.planB && c.hopelessNow(e):
 		return 0, false
@@ -120,6 +120,9 @@ func number(s string, unit time.Duration) time.Duration {
 func (c *call) again(ctx context.Context, err error) error {
 	denied := c.denied
 	c.denied = false
+	if denied {
+		c.free() // what was reserved for the attempt
+	}
 	c.attemptDone(ctx, err, Usage{})
 	c.tellTurn(ctx, err)
 	if ctx.Err() != nil {

@@ -46,6 +46,7 @@ type stream struct {
 	events events // nil: plain bytes
 	held   hold
 	sized  int // what of it is asked for
+	shell  int // bytes of the last event that are not text
 
 	watcher callctx.Progress // nil: nobody wants to know
 	latest  instant          // when the last event was handed on, for watcher
@@ -66,6 +67,7 @@ type stream struct {
 	// What Close and expired share with Read, which may be in another goroutine.
 	reading, closed, whole, over atomic.Bool
 	usage                        atomic.Pointer[Usage]
+	said                         atomic.Int64  // bytes of text, for a Budget
 	stop                         func() bool   // of context.AfterFunc; for Read and Close
 	ended                        chan struct{} // closed when final is there
 	final                        error

@@ -137,7 +137,10 @@ func (s *stream) conclude(err error, abandoned bool) bool {
 	if p := s.usage.Load(); p != nil {
 		u = *p
 	}
-	c.wire.used = u.Input + u.Output
+	c.wire.usage = u
+	if err == nil {
+		c.wire.estimate.complete, c.wire.estimate.seen = true, s.said.Load()/bytesPerToken
+	}
 	c.settle(ctx, err)
 	close(s.ended) // before the callbacks, which may call Close
 	if abandoned {

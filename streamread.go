@@ -96,6 +96,7 @@ func (s *stream) next() {
 		if s.out, s.err = s.bytes(ev); s.err != nil {
 			return
 		}
+		s.count(ev)
 		if s.watcher != nil && !ev.Done {
 			s.progressed()
 		}
@@ -108,6 +109,22 @@ func (s *stream) next() {
 		}
 		return
 	}
+}
+
+// count counts the text of an event, for a Budget whose answer does not tell its usage. An event is a token at least.
+func (s *stream) count(ev sse.Event) {
+	if s.x.guard.cfg.Budget == nil {
+		return
+	}
+	if !ev.Like {
+		s.shell = len(ev.Data)
+		for _, span := range s.progress.Free() {
+			if span.Some {
+				s.shell -= span.End - span.Start - len(`""`)
+			}
+		}
+	}
+	s.said.Add(max(int64(len(ev.Data)-s.shell), bytesPerToken))
 }
 
 // hold keeps an event that brings the answer nowhere for the next that does.

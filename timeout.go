@@ -194,7 +194,7 @@ func (a *attemptContext) explain(err error) error {
 	}
 	end := a.call.ended(a.Context, armed, why)
 	if e, ok := end.(*Error); ok {
-		e.Err = notEcho(err, why)
+		e.Err, e.MayBeBilled = notEcho(err, why), true
 	}
 	return end
 }

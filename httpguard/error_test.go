@@ -45,6 +45,8 @@ var failures = []struct {
 	{"rate limited", &aiguard.Error{Kind: aiguard.ErrRateLimited, RetryAfter: 30 * time.Second}, 429, "rate_limited", "30"},
 	{"raw 429", &openai.APIError{HTTPStatusCode: 429, Message: providerWords}, 429, "rate_limited", "10"},
 	{"quota", aiguard.ErrQuota, 503, "quota_exceeded", ""},
+	{"budget of a window", &aiguard.Error{Kind: aiguard.ErrBudget, RetryAfter: 90 * time.Minute}, 429, "budget_exceeded", "5400"},
+	{"budget of a run", &aiguard.Error{Kind: aiguard.ErrBudget}, 403, "budget_exceeded", ""},
 	{"unavailable", &aiguard.Error{Kind: aiguard.ErrUnavailable, StatusCode: 500, RetryAfter: time.Second}, 502, "unavailable", "1"},
 	{"provider's 503", &aiguard.Error{Kind: aiguard.ErrUnavailable, StatusCode: 503}, 503, "unavailable", "10"},
 	{"unauthorized", aiguard.ErrUnauthorized, 502, "unauthorized", ""},
@@ -356,7 +358,7 @@ func TestNeitherFormShowsASecretInAnyField(t *testing.T) {
 	cause := fmt.Errorf("answering %s: %w", secret, &openai.APIError{Code: secret + " key", Type: secret + " type", Message: secret, HTTPStatusCode: 400})
 	for _, kind := range []aiguard.Kind{
 		aiguard.ErrTimeout, aiguard.ErrOverloaded, aiguard.ErrClosed, aiguard.ErrPromptTooLarge, aiguard.ErrResponseTooLarge,
-		aiguard.ErrTruncated, aiguard.ErrRateLimited, aiguard.ErrQuota, aiguard.ErrUnavailable, aiguard.ErrUnauthorized,
+		aiguard.ErrTruncated, aiguard.ErrRateLimited, aiguard.ErrQuota, aiguard.ErrBudget, aiguard.ErrUnavailable, aiguard.ErrUnauthorized,
 		aiguard.ErrRejected, aiguard.ErrInvalidResponse, "",
 	} {
 		e := &aiguard.Error{Kind: kind, Op: secret, Model: secret, Phase: secret, RequestID: secret, Err: cause}

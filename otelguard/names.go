@@ -34,8 +34,8 @@ const (
 	attrAlternative = "aiguard.alternative"   // of Fallback, if it is not the first
 	attrRoute       = "aiguard.route"         // its name within the host
 	attrPhase       = "aiguard.phase"         // the limit or step that failed: Error.Phase
+	attrBilled      = "aiguard.may_be_billed" // the provider may charge for a call that failed
 	attrWait        = "aiguard.wait"          // seconds, of an event of a span
-	attrEstimated   = "aiguard.usage.guessed" // the usage is an estimate
 )
 
 // Names of spans and their events.

@@ -238,8 +238,8 @@ func facts(attrs []attribute.KeyValue, e *aiguard.Event) []attribute.KeyValue {
 			attrs = append(attrs, attribute.Int64(n.name, n.value))
 		}
 	}
-	if e.Usage.Estimated {
-		attrs = append(attrs, attribute.Bool(attrEstimated, true))
+	if e.MayBeBilled {
+		attrs = append(attrs, attribute.Bool(attrBilled, true))
 	}
 	return attrs
 }

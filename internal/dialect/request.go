@@ -12,9 +12,11 @@ import (
 type Request struct {
 	Model   string
 	Stream  bool
-	Creates bool // stores something at the provider, so that a repeat does the work twice
-	Forgets bool // says that nothing is to be stored, with "store": false
-	Later   bool // asks for a ticket instead of the answer: what comes back is not judged
+	Creates bool  // stores something at the provider, so that a repeat does the work twice
+	Forgets bool  // says that nothing is to be stored, with "store": false
+	Later   bool  // asks for a ticket instead of the answer: what comes back is not judged
+	Output  int64 // tokens that each choice may have, at most 1e9; 0: no limit
+	Choices int64 // that it asks for, at most 1,000; 0: it does not say
 
 	limits  [8]limitSpan // of the output
 	nLimits int
@@ -73,8 +75,14 @@ func (e Endpoint) Read(body []byte, part func(Part) bool) Request {
 	for key := range c.Members() {
 		q.top(key, &c)
 	}
+	for _, l := range r.limits[:r.nLimits] {
+		r.Output = min(max(r.Output, number(body[l.start:l.end])), maxOutput)
+	}
 	return r
 }
+
+// LimitsOutput reports whether a request may have a limit of output tokens.
+func (e Endpoint) LimitsOutput() bool { return e.api != nil && len(e.api.output.names) > 0 }
 
 // Repeatable reports whether a repeat of the request does no work twice. The responses API stores an answer unless it is
 // told not to.
@@ -123,12 +131,15 @@ func (q *query) top(key []byte, c *jsonscan.Cursor) {
 	if q.api == nil {
 		return
 	}
+	if q.choices(key, c) {
+		return
+	}
 	if out := &q.api.output; len(out.within) == 0 && q.limit(key, c) {
 		return
 	} else if slices.Contains(out.within, string(key)) {
 		q.inside = opened(q.body, c.Offset())
 		for key := range c.Members() {
-			if !q.limit(key, c) && q.api.member != nil {
+			if !q.choices(key, c) && !q.limit(key, c) && q.api.member != nil {
 				q.api.member(q, key, c)
 			}
 		}
@@ -138,6 +149,27 @@ func (q *query) top(key []byte, c *jsonscan.Cursor) {
 		q.api.member(q, key, c)
 	}
 }
+
+// choices reads how many answers are asked for.
+func (q *query) choices(key []byte, c *jsonscan.Cursor) bool {
+	switch string(key) {
+	case "n", "best_of", "num_generations", "candidateCount", "candidate_count":
+		value := c.Value()
+		if !natural(value) {
+			q.walk(value)
+		} else if len(q.api.output.names) > 0 {
+			q.Choices = min(max(q.Choices, number(value)), maxChoices)
+		}
+		return true
+	}
+	return false
+}
+
+// More than any provider gives.
+const (
+	maxChoices = 1000
+	maxOutput  = 1_000_000_000 // tokens
+)
 
 func (q *query) limit(key []byte, c *jsonscan.Cursor) bool {
 	for _, name := range q.api.output.names {

@@ -380,7 +380,7 @@ var mutations = []mutation{
 	{name: "Fallback goes on after Final", run: "^TestRelayThatHasSentTextIsNotRepeated$",
 		file: "fallback.go", old: "\tif isFinal(err) {\n\t\treturn false\n\t}\n", new: ""},
 	{name: "Do goes on after Final", run: "^TestRelayThatHasSentTextIsNotRepeated$",
-		file: "retry.go", old: "!r.allows(e), isFinal(e):", new: "!r.allows(e):"},
+		file: "retry.go", old: "!r.allows(e), isFinal(e), ", new: "!r.allows(e), "},
 
 	// What is sent.
 	{name: "prompt one character too long", run: "^TestPromptLimitCountsCharactersInEveryScript$",
@@ -595,4 +595,27 @@ var mutations = []mutation{
 		file: "fallback.go", old: "context.Cause(actx) == error(end) && KindOf(err) == \"\" {", new: "false {"},
 	{name: "guard's own failures not answered as responses", run: "^TestGuardsOwnFailuresAsResponses$",
 		file: "response.go", old: "case x.guard.cfg.FailuresAsResponses:", new: "case false:"},
+
+	// What calls may spend.
+	{name: "reservation settled twice", run: "^TestEachAttemptIsReservedAndSettledForItself$",
+		file: "budget.go", old: "c.reserved.Swap(nil)", new: "c.reserved.Load()"},
+	{name: "what was refused is billed", run: "^TestEachAttemptIsReservedAndSettledForItself$",
+		file: "budget.go", old: "return status < 300 ||", new: "return true ||"},
+	{name: "what was cut costs nothing", run: "^TestWhatMayBeBilledIsEstimated$",
+		file: "attempt.go", old: "x.sent, x.call.billed = true, true", new: "x.sent = true",
+		also: []edit{{"connection.go", "x.call.billed = connected", "x.call.billed = false"}}},
+	{name: "a panic costs nothing", run: "^TestPanicAndGoexitSettle$",
+		file: "attempt.go", old: "x.sent, x.call.billed = true, true", new: "x.sent = true"},
+	{name: "what was not sent is billed", run: "^TestWhatIsNotSentUsesNothing$",
+		file: "budget.go", old: "case !c.billed || r == nil:", new: "case r == nil:"},
+	{name: "reservation of a Do kept for the calls inside", run: "^TestDoHandsItsReservationToTheCallsInside$",
+		file: "budget.go", old: "o.pay(Usage{})", new: "_ = o"},
+	{name: "hedge sent without a reservation", run: "^TestHedgeThatTheBudgetRefusesIsNotSent$",
+		file: "hedge.go", old: "c.cfg.Budget != nil && c.reserve(ctx) != nil", new: "false"},
+	{name: "a Budget waited for without end", run: "^TestBudgetIsNotWaitedForWithoutEnd$",
+		file: "budget.go", old: "timeBound{PhaseBudget, c.cfg.QueueTimeout}", new: "timeBound{PhaseBudget, Off}"},
+	{name: "what may be billed is retried", run: "^TestRetryUnbilledRepeatsOnlyWhatCannotBeBilled$",
+		file: "retry.go", old: ", r.Unbilled && e.MayBeBilled:", new: ":"},
+	{name: "choices not counted", run: "^TestMostIsEstimatedFromTheRequest$",
+		file: "request.go", old: "e.output *= max(r.Choices, 1)", new: ""},
 }

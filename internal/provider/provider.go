@@ -32,7 +32,8 @@ type Route struct {
 	pause  pause
 	pace   pace
 	Budget Budget
-	times  [2]*times // by form; nil: none
+	times  [2]*recent[time.Duration] // by form; nil: none
+	output *recent[int64]            // tokens of answers; nil: none
 
 	sent int64 // requests so far
 	held float64

@@ -17,36 +17,36 @@ const (
 	Start               // a body that is handed over when it starts
 )
 
-// times are the most recent times that requests of one form have taken to be answered.
-type times struct {
-	recent [timesKept]time.Duration // a ring
-	next   int                      // in recent
-	sorted []time.Duration          // those in recent
+// recent are the most recent numbers of a kind, such as the times that requests of one form have taken to be answered.
+type recent[T ~int64] struct {
+	ring   [recentKept]T
+	next   int // in ring
+	sorted []T // those in ring
 }
 
 const (
-	timesKept   = 128
+	recentKept  = 128
 	timesNeeded = 20 // fewer say too little
 )
 
-func (t *times) add(d time.Duration) {
-	if len(t.sorted) == timesKept {
-		i, _ := slices.BinarySearch(t.sorted, t.recent[t.next])
-		t.sorted = slices.Delete(t.sorted, i, i+1)
+func (r *recent[T]) add(n T) {
+	if len(r.sorted) == recentKept {
+		i, _ := slices.BinarySearch(r.sorted, r.ring[r.next])
+		r.sorted = slices.Delete(r.sorted, i, i+1)
 	}
-	t.recent[t.next] = d
-	t.next = (t.next + 1) % timesKept
-	i, _ := slices.BinarySearch(t.sorted, d)
-	t.sorted = slices.Insert(t.sorted, i, d)
+	r.ring[r.next] = n
+	r.next = (r.next + 1) % recentKept
+	i, _ := slices.BinarySearch(r.sorted, n)
+	r.sorted = slices.Insert(r.sorted, i, n)
 }
 
-// quantile is the time that the fraction q of the requests have not exceeded; 0: not known.
-func (t *times) quantile(q float64) time.Duration {
-	n := len(t.sorted)
-	if n < timesNeeded {
+// quantile is the number that the fraction q of them do not exceed; 0: there are fewer than least.
+func (r *recent[T]) quantile(q float64, least int) T {
+	n := len(r.sorted)
+	if n < least {
 		return 0
 	}
-	return t.sorted[max(int(math.Ceil(q*float64(n)))-1, 0)]
+	return r.sorted[max(int(math.Ceil(q*float64(n)))-1, 0)]
 }
 
 // Late returns how long a request may take before it is late: Config.Quantile of the times of this form; 0: not known. From
@@ -58,7 +58,7 @@ func (r *Route) Late(s *Sending, f Form) time.Duration {
 
 func (r *Route) late(f Form) time.Duration {
 	if t := r.times[f-1]; t != nil {
-		return t.quantile(r.Quantile)
+		return t.quantile(r.Quantile, timesNeeded)
 	}
 	return 0
 }
@@ -78,7 +78,7 @@ func (r *Route) timed(now Instant, s *Sending, answered bool) {
 	}
 	t := &r.times[f-1]
 	if *t == nil {
-		*t = new(times)
+		*t = new(recent[time.Duration])
 	}
 	(*t).add(took)
 }
@@ -87,4 +87,20 @@ func (r *Route) timed(now Instant, s *Sending, answered bool) {
 // request nor a 429 since the last answer.
 func (r *Route) Healthy(now Instant) bool {
 	return r.outage.since == 0 && r.outage.failures == 0 && now >= r.pause.until && r.pause.refusals == 0
+}
+
+// NoteOutput counts the tokens of an answer.
+func (r *Route) NoteOutput(tokens int64) {
+	if r.output == nil {
+		r.output = new(recent[int64])
+	}
+	r.output.add(tokens)
+}
+
+// Output is the number of tokens that the fraction q of the last answers have not exceeded; 0: none is known.
+func (r *Route) Output(q float64) int64 {
+	if r.output == nil {
+		return 0
+	}
+	return r.output.quantile(q, 1)
 }

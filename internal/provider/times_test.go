@@ -35,7 +35,7 @@ func TestLateIsTheQuantileOfTheLatestTimes(t *testing.T) {
 			d := time.Duration(rng.IntN(50)) * time.Millisecond // many are equal
 			want := time.Duration(0)
 			if len(all) >= timesNeeded {
-				last := slices.Clone(all[max(len(all)-timesKept, 0):])
+				last := slices.Clone(all[max(len(all)-recentKept, 0):])
 				slices.Sort(last)
 				want = last[max(int(math.Ceil(q*float64(len(last))))-1, 0)]
 			}
@@ -44,7 +44,7 @@ func TestLateIsTheQuantileOfTheLatestTimes(t *testing.T) {
 			}
 			all = append(all, d)
 		}
-		if kept := r.times[Whole-1]; len(kept.sorted) != timesKept || !slices.IsSorted(kept.sorted) {
+		if kept := r.times[Whole-1]; len(kept.sorted) != recentKept || !slices.IsSorted(kept.sorted) {
 			t.Fatalf("%d times kept", len(kept.sorted))
 		}
 	}
@@ -91,7 +91,7 @@ func TestTimesOfRequestsThatNobodyAsksAboutAreNotKept(t *testing.T) {
 		r.Judge(2, &s, Outcome{Answered: true}, false)
 		r.Done(3, &s)
 	}
-	if r.times != [2]*times{} {
+	if r.times != [2]*recent[time.Duration]{} {
 		t.Fatal("times are kept")
 	}
 }

@@ -1,0 +1,329 @@
+// Package budget bounds what calls may spend: calls, tokens or money, per minute, hour, day or month, for each tenant,
+// model or key of one's own, and for each run of an agent.
+//
+//	b, err := budget.New(budget.Config{
+//		Prices: map[string]budget.Price{"gpt-4o-mini*": {Input: 0.15 * budget.Unit, Output: 0.60 * budget.Unit}},
+//		Limits: []budget.Limit{{Name: "tenant and day", Cost: 5 * budget.Unit, Per: budget.Tenant, Window: budget.Day}},
+//	})
+//	guard, err := aiguard.New(aiguard.Config{Budget: b})
+//
+//	ctx = budget.WithRun(ctx, budget.Run{Calls: 20, Cost: 0.10 * budget.Unit, Time: time.Minute})
+//
+// What a call may take is reserved before each attempt, and settled with what it took: as its answer says, or else with an
+// estimate, or with nothing if it was not sent or the provider refused it. See aiguard.Budget. So calls at the same time
+// never spend the same money. A limit holds as far as estimates do: the answer to a prompt with an image may take more than
+// was reserved. Then the sum is above the limit, and the next call is refused.
+//
+// A refused call fails with aiguard.ErrBudget. Error.RetryAfter says when its window ends, or the oldest part of a sliding
+// one. It is 0 for a run, and for a call that needs more than the whole limit.
+package budget
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/aiguard-go/aiguard"
+)
+
+// DefaultStoreTimeout is that of Config.StoreTimeout.
+const DefaultStoreTimeout = 2 * time.Second
+
+// Config configures a Budget. The zero Config has no limit of its own and serves runs.
+type Config struct {
+	// Prices are those of models, in any one currency. A key is a model's name, or a prefix that ends in "*"; the longest one
+	// that matches applies. None
+	Prices map[string]Price
+
+	// FreeUnpriced lets calls of models without a price pass as if they cost nothing. Otherwise they are refused with
+	// aiguard.ErrMisconfigured where cost is limited. false
+	FreeUnpriced bool
+
+	Limits   []Limit        // a call must fit into all of them. None
+	Location *time.Location // in which days and months begin. UTC
+
+	Store             Store         // keeps what was spent in windows. NewMemory()
+	StoreTimeout      time.Duration // the longest wait for a Store other than Memory. 2s
+	AllowWithoutStore bool          // calls pass uncounted while the Store fails; otherwise they fail with aiguard.ErrUnavailable. false
+
+	// OnSoft is called when so much of a limit is spent as its Soft says, once for each key and window and in the goroutine
+	// of the call. A process tells of 10,000 keys at most before it may repeat itself. None
+	OnSoft func(context.Context, Reached)
+
+	// Logger gets an error when the Store begins to fail, and a line when it works again. Silent
+	Logger *slog.Logger
+}
+
+// Reached says that a limit is nearly spent.
+type Reached struct {
+	Limit string // its Name
+	Key   string // the tenant or model, say
+	What  string // "calls", "tokens" or "cost"
+	Spent int64  // with what calls under way have reserved; of cost in billionths
+	Max   int64
+	Until time.Time // the end of the window; of a sliding one, when there may be more room
+}
+
+// Budget is an aiguard.Budget. It may serve several Guards and is safe for concurrent use. Make it with New.
+type Budget struct {
+	cfg    Config
+	prices prices
+	local  bool // the store is a Memory
+	broken atomic.Bool
+
+	mu   sync.Mutex
+	told map[string]int64 // by key: the slot for which OnSoft was called
+}
+
+var _ aiguard.Budget = (*Budget)(nil)
+
+// New makes a Budget. A field out of range is an error that names it.
+func New(cfg Config) (*Budget, error) {
+	var mistakes []error
+	mistake := func(format string, args ...any) {
+		mistakes = append(mistakes, fmt.Errorf("budget: Config."+format, args...))
+	}
+	for _, name := range slices.Sorted(maps.Keys(cfg.Prices)) {
+		p := cfg.Prices[name]
+		if name == "" || strings.Contains(strings.TrimSuffix(name, "*"), "*") {
+			mistake(`Prices: name is %q; want a model's name, or a prefix that ends in "*"`, name)
+		}
+		for _, m := range []Money{p.Input, p.CachedInput, p.CacheWrite, p.Output} {
+			if m < 0 || m > maxPrice {
+				mistake("Prices[%q] has %v; want prices from 0 to %v per million tokens", name, m, Money(maxPrice))
+			}
+		}
+	}
+	seen := make(map[string]bool)
+	for i := range cfg.Limits {
+		l := &cfg.Limits[i]
+		if text := l.mistake(); text != "" {
+			mistake("Limits[%d]: %s", i, text)
+		} else if seen[l.Name] {
+			mistake("Limits[%d]: Name is %q; want one that no other limit has", i, l.Name)
+		} else if l.Cost > 0 && len(cfg.Prices) == 0 {
+			mistake("Limits[%d]: Cost is %v; want Prices to be set with it", i, l.Cost)
+		}
+		seen[l.Name] = true
+	}
+	if cfg.StoreTimeout < 0 {
+		mistake("StoreTimeout is %v; want a positive duration, or 0 for the default", cfg.StoreTimeout)
+	}
+	if mistakes != nil {
+		return nil, errors.Join(mistakes...)
+	}
+	if cfg.StoreTimeout == 0 {
+		cfg.StoreTimeout = DefaultStoreTimeout
+	}
+	if cfg.Location == nil {
+		cfg.Location = time.UTC
+	}
+	if cfg.Store == nil {
+		cfg.Store = NewMemory()
+	}
+	cfg.Limits = slices.Clone(cfg.Limits)
+	_, local := cfg.Store.(*Memory)
+	return &Budget{cfg: cfg, prices: newPrices(cfg.Prices), local: local, told: make(map[string]int64)}, nil
+}
+
+// Reserve implements aiguard.Budget.
+func (b *Budget) Reserve(ctx context.Context, call aiguard.Call, most aiguard.Usage) (settle func(aiguard.Usage), err error) {
+	h := &hold{Budget: b, ctx: context.WithoutCancel(ctx), model: call.Model, run: runOf(ctx)}
+	if err := h.value(ctx, call, most); err != nil {
+		return nil, err
+	}
+	if err := h.run.reserve(h.amounts); err != nil {
+		return nil, err
+	}
+	if err := h.spend(ctx); err != nil {
+		h.run.settle(h.amounts, amounts{}, "", false, true)
+		return nil, err
+	}
+	return h.settle, nil
+}
+
+// hold is a reservation.
+type hold struct {
+	*Budget
+	amounts
+	ctx     context.Context
+	model   string
+	price   Price
+	priced  bool
+	run     *run
+	limits  []part
+	charges []Charge // of limits
+	sums    []Sum
+	once    sync.Once
+}
+
+// part is a limit that applies.
+type part struct {
+	*Limit
+	key string
+}
+
+// value works out what the call takes of each limit, and refuses one that has no price but needs it.
+func (h *hold) value(ctx context.Context, call aiguard.Call, most aiguard.Usage) error {
+	now := time.Now()
+	needsPrice := h.run.limitsCost()
+	for i := range h.cfg.Limits {
+		l := &h.cfg.Limits[i]
+		key, applies := "", true
+		if l.Per != nil {
+			key, applies = l.Per(ctx, call)
+		}
+		if applies {
+			h.limits = append(h.limits, part{l, key})
+			needsPrice = needsPrice || l.Cost > 0
+		}
+	}
+	most = sane(most)
+	h.price, h.priced = h.prices.find(call.Model)
+	nameless := call.Model == "" && most.Input+most.Output == 0 // a Do, or a request that is no inference
+	if !h.priced && needsPrice && !nameless && !h.cfg.FreeUnpriced {
+		return &aiguard.Error{Kind: aiguard.ErrMisconfigured, Phase: aiguard.PhaseBudget, Err: unpriced{call.Model}}
+	}
+	h.amounts = h.worth(most)
+	h.calls = 1
+	for _, l := range h.limits {
+		h.charges = append(h.charges, l.charge(l.key, h.of(l.unit()), now, h.cfg.Location))
+	}
+	return nil
+}
+
+func (b *hold) worth(u aiguard.Usage) amounts {
+	return amounts{tokens: u.Input + u.Output, cost: int64(b.price.cost(u))}
+}
+
+// spend takes the call's amounts from the limits.
+func (h *hold) spend(ctx context.Context) error {
+	if len(h.charges) == 0 {
+		return nil
+	}
+	sums, spent, err := h.store(h.ctx, h.charges)
+	switch {
+	case err != nil && h.cfg.AllowWithoutStore:
+		h.limits, h.charges = nil, nil
+		return nil
+	case err != nil:
+		return &aiguard.Error{Kind: aiguard.ErrUnavailable, Phase: aiguard.PhaseBudget, Err: err}
+	case spent:
+		h.sums = sums
+		return nil
+	}
+	return h.refusal(sums)
+}
+
+// refusal says which limit was exceeded: if there are several, the one that lasts longest.
+func (h *hold) refusal(sums []Sum) error {
+	e := &aiguard.Error{Kind: aiguard.ErrBudget, Phase: aiguard.PhaseBudget}
+	now := time.Now()
+	for i, l := range h.limits {
+		c := &h.charges[i]
+		if sums[i].Spent <= c.Max-c.Amount {
+			continue
+		}
+		wait := max(l.next(c, sums[i].Oldest).Sub(now), time.Second)
+		never := c.Amount > c.Max
+		if e.Err != nil && !never && (e.RetryAfter == 0 || wait <= e.RetryAfter) {
+			continue
+		}
+		if e.RetryAfter = wait; never {
+			e.RetryAfter = 0
+		}
+		e.Err = &Exceeded{Limit: l.Name, Key: l.key, What: l.unit().String(), Spent: sums[i].Spent, Asked: c.Amount, Max: c.Max}
+	}
+	return e
+}
+
+// settle is what Reserve returns. It does nothing the second time.
+func (h *hold) settle(used aiguard.Usage) { h.once.Do(func() { h.settleOnce(used) }) }
+
+func (h *hold) settleOnce(used aiguard.Usage) {
+	u := amounts{}
+	if used != (aiguard.Usage{}) {
+		u = h.worth(sane(used))
+		u.calls = 1
+	}
+	h.run.settle(h.amounts, u, h.model, used.Estimated, h.priced)
+	if len(h.charges) == 0 {
+		return
+	}
+	changed := make([]Charge, 0, len(h.charges))
+	at := make([]int, 0, len(h.charges))
+	for i, l := range h.limits {
+		c := h.charges[i]
+		if c.Amount = u.of(l.unit()) - h.of(l.unit()); c.Amount != 0 {
+			c.Max = math.MaxInt64
+			changed, at = append(changed, c), append(at, i)
+		}
+	}
+	if len(changed) > 0 {
+		sums, _, err := h.store(h.ctx, changed)
+		if err != nil {
+			return // what was reserved stays spent
+		}
+		for j, i := range at {
+			h.sums[i] = sums[j]
+		}
+	}
+	h.tell()
+}
+
+// store asks the Store. An error is logged when it begins.
+func (b *Budget) store(ctx context.Context, charges []Charge) (sums []Sum, spent bool, err error) {
+	if b.local {
+		return b.cfg.Store.Spend(ctx, charges)
+	}
+	sctx, cancel := context.WithTimeout(ctx, b.cfg.StoreTimeout)
+	defer cancel()
+	sums, spent, err = b.cfg.Store.Spend(sctx, charges)
+	if err == nil && len(sums) != len(charges) {
+		err = fmt.Errorf("budget: Store returned %d sums for %d charges", len(sums), len(charges))
+	}
+	if broken := err != nil; b.broken.Swap(broken) != broken && b.cfg.Logger != nil {
+		if broken {
+			b.cfg.Logger.ErrorContext(ctx, "budget: store failed", "error", err, "calls_allowed", b.cfg.AllowWithoutStore)
+		} else {
+			b.cfg.Logger.InfoContext(ctx, "budget: store works again")
+		}
+	}
+	return sums, spent, err
+}
+
+// tell calls OnSoft for the limits that have come so far.
+func (h *hold) tell() {
+	if h.cfg.OnSoft == nil {
+		return
+	}
+	for i, l := range h.limits {
+		c, sum := &h.charges[i], h.sums[i]
+		if sum.Spent >= l.soft() && h.first(c, l.Sliding) {
+			h.cfg.OnSoft(h.ctx, Reached{Limit: l.Name, Key: l.key, What: l.unit().String(), Spent: sum.Spent, Max: c.Max, Until: l.next(c, sum.Oldest)})
+		}
+	}
+}
+
+// first reports whether OnSoft has not been called for the charge's window. A sliding window is another one when nothing of
+// it is left.
+func (b *Budget) first(c *Charge, sliding bool) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if told, ok := b.told[c.Key]; ok && (told == c.Slot || sliding && told >= c.Since) {
+		return false
+	}
+	if len(b.told) >= maxKeys {
+		clear(b.told)
+	}
+	b.told[c.Key] = c.Slot
+	return true
+}

@@ -1,0 +1,74 @@
+package budget
+
+import (
+	"fmt"
+	"strings"
+	"unicode"
+)
+
+// Exceeded is the cause of an aiguard.ErrBudget: errors.As finds it. Its text names amounts, the limit and models, and
+// never a key, a prompt or an answer.
+type Exceeded struct {
+	Limit string // the Name of the Limit, or of the Run
+	Run   bool   // a Run has refused the call
+	Key   string // of the limit: the tenant or model, say
+
+	What  string // is limited: "calls", "tokens", "cost" or "time"
+	Spent int64  // so far, with what calls under way have reserved; of cost in billionths, of time in nanoseconds
+	Asked int64  // by the call that was refused
+	Max   int64
+
+	Models []ModelSpending // what a Run was spent on
+}
+
+// Error returns LogText with the package's name.
+func (e *Exceeded) Error() string { return "budget: " + e.LogText() }
+
+// LogText says what was spent and on what, in less than 500 bytes.
+func (e *Exceeded) LogText() string {
+	var b strings.Builder
+	if b.WriteString("limit"); e.Run {
+		b.Reset()
+		b.WriteString("run")
+	}
+	if e.Limit != "" {
+		fmt.Fprintf(&b, " %q", clip(printable(e.Limit), 64))
+	}
+	u := unit(0)
+	for ; u < elapsedTime && u.String() != e.What; u++ {
+	}
+	fmt.Fprintf(&b, ": %s %s of %s spent", e.What, u.print(e.Spent), u.print(e.Max))
+	if e.Asked > 0 {
+		fmt.Fprintf(&b, ", %s more asked for", u.print(e.Asked))
+	}
+	const most = 3
+	for i, m := range e.Models {
+		if i == most {
+			fmt.Fprintf(&b, "; and %d more models", len(e.Models)-most)
+			break
+		}
+		fmt.Fprintf(&b, "; %s: %d calls, %d tokens", clip(printable(m.Model), 64), m.Calls, m.Tokens)
+		if m.Cost > 0 {
+			fmt.Fprintf(&b, ", cost %v", m.Cost)
+		}
+	}
+	return b.String()
+}
+
+// unpriced is the refusal of a call whose model has no price.
+type unpriced struct{ model string }
+
+func (e unpriced) Error() string { return "budget: " + e.LogText() }
+
+func (e unpriced) LogText() string {
+	return fmt.Sprintf("no price for model %q; add one to Config.Prices, or set Config.FreeUnpriced", clip(printable(e.model), 128))
+}
+
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
+}

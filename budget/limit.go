@@ -1,0 +1,184 @@
+package budget
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/aiguard-go/aiguard"
+)
+
+// Limit bounds what may be spent in a window of time. Exactly one of Calls, Tokens and Cost is set.
+type Limit struct {
+	Name string // in errors, events and the Store: unique, at most 64 bytes, without a slash. Required
+
+	Calls  int64
+	Tokens int64 // input and output
+	Cost   Money
+
+	// Per divides the limit: each key has one of its own. Tenant and Model do so. If applies is false the limit is not for
+	// the call. It is called for each attempt and should not wait. nil: all calls share one
+	Per func(ctx context.Context, call aiguard.Call) (key string, applies bool)
+
+	Window  Window  // required
+	Sliding bool    // the window is the time before now, in steps of 1/60, and a month 30 days; else one of the calendar in Config.Location
+	Soft    float64 // the fraction from which on OnSoft is called, once per window. 0.8; Off: never
+}
+
+// Off, in Limit.Soft, means: never.
+const Off = -1
+
+const defaultSoft = 0.8
+
+// Window is the length of a window.
+type Window int8
+
+// The windows.
+const (
+	Minute Window = iota + 1
+	Hour
+	Day
+	Month
+)
+
+// Tenant divides a limit by Call.Tenant. All calls without a tenant share one limit.
+func Tenant(_ context.Context, call aiguard.Call) (key string, applies bool) {
+	return call.Tenant, true
+}
+
+// Model divides a limit by Call.Model.
+func Model(_ context.Context, call aiguard.Call) (key string, applies bool) { return call.Model, true }
+
+func (l *Limit) mistake() string {
+	set := 0
+	for _, n := range []int64{l.Calls, l.Tokens, int64(l.Cost)} {
+		if n < 0 {
+			return "Calls, Tokens and Cost must not be negative"
+		}
+		if n > 0 {
+			set++
+		}
+	}
+	switch {
+	case l.Name == "" || len(l.Name) > 64 || strings.ContainsAny(l.Name, "/\x00") || !utf8.ValidString(l.Name):
+		return fmt.Sprintf("Name is %q; want at most 64 bytes of text without a slash", clip(l.Name, 80))
+	case set != 1:
+		return "want exactly one of Calls, Tokens and Cost"
+	case l.Cost > maxLimit:
+		return fmt.Sprintf("Cost is %v; want at most %v", l.Cost, Money(maxLimit))
+	case l.Window < Minute || l.Window > Month:
+		return fmt.Sprintf("Window is %d; want Minute, Hour, Day or Month", l.Window)
+	case math.IsNaN(l.Soft) || l.Soft > 1 || l.Soft < 0 && l.Soft != Off:
+		return fmt.Sprintf("Soft is %v; want a fraction up to 1, 0 for %v, or Off", l.Soft, defaultSoft)
+	}
+	return ""
+}
+
+// unit is what the limit counts.
+func (l *Limit) unit() unit {
+	switch {
+	case l.Calls > 0:
+		return calls
+	case l.Tokens > 0:
+		return tokens
+	}
+	return cost
+}
+
+func (l *Limit) max() int64 { return max(l.Calls, l.Tokens, int64(l.Cost)) }
+
+// soft is the amount from which on OnSoft is called.
+func (l *Limit) soft() int64 {
+	switch l.Soft {
+	case Off:
+		return math.MaxInt64
+	case 0:
+		return int64(math.Ceil(float64(l.max()) * defaultSoft))
+	}
+	return int64(math.Ceil(float64(l.max()) * l.Soft))
+}
+
+// charge is an amount of the limit that is spent now.
+func (l *Limit) charge(key string, amount int64, now time.Time, loc *time.Location) Charge {
+	c := Charge{Key: l.Name + "/" + storable(key), Amount: amount, Max: l.max()}
+	if l.Sliding {
+		step, length := l.Window.step(), l.Window.length()
+		c.Slot = floor(now.Unix(), step)
+		c.Since = floor(now.Unix()-length, step)
+		c.Until = c.Slot + step + length
+		return c
+	}
+	start, end := l.Window.calendar(now.In(loc))
+	c.Slot, c.Since, c.Until = start.Unix(), start.Unix(), end.Unix()
+	return c
+}
+
+// next is when there may be more room in the window, of which oldest is the first slot in use.
+func (l *Limit) next(c *Charge, oldest int64) time.Time {
+	if l.Sliding && oldest != 0 {
+		return time.Unix(oldest+l.Window.step()+l.Window.length(), 0)
+	}
+	return time.Unix(c.Until, 0)
+}
+
+// length is that of a sliding window, in seconds.
+func (w Window) length() int64 {
+	switch w {
+	case Minute:
+		return 60
+	case Hour:
+		return 60 * 60
+	case Day:
+		return 24 * 60 * 60
+	}
+	return 30 * 24 * 60 * 60
+}
+
+func (w Window) step() int64 { return w.length() / 60 }
+
+// calendar is the window of the calendar that now is in. A day in which clocks change has 23 or 25 hours.
+func (w Window) calendar(now time.Time) (start, end time.Time) {
+	y, m, d := now.Date()
+	switch w {
+	case Minute, Hour:
+		_, offset := now.Zone()
+		begin := floor(now.Unix()+int64(offset), w.length()) - int64(offset)
+		return time.Unix(begin, 0), time.Unix(begin+w.length(), 0)
+	case Day:
+		return time.Date(y, m, d, 0, 0, 0, 0, now.Location()), time.Date(y, m, d+1, 0, 0, 0, 0, now.Location())
+	}
+	return time.Date(y, m, 1, 0, 0, 0, 0, now.Location()), time.Date(y, m+1, 1, 0, 0, 0, 0, now.Location())
+}
+
+func floor(n, step int64) int64 {
+	rest := n % step
+	if rest < 0 {
+		rest += step
+	}
+	return n - rest
+}
+
+// maxKey is how many bytes of a key a Store must keep.
+const maxKey = 256
+
+// storable is key if a database can keep it, else a hash of it.
+func storable(key string) string {
+	if len(key) <= maxKey && utf8.ValidString(key) && !strings.Contains(key, "\x00") {
+		return key
+	}
+	sum := sha256.Sum256([]byte(key))
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// clip bounds a text, which need not be valid.
+func clip(s string, n int) string {
+	if len(s) > n {
+		s = s[:n] + "..."
+	}
+	return strings.ToValidUTF8(s, "?")
+}

@@ -1,0 +1,163 @@
+package budget
+
+import (
+	"cmp"
+	"context"
+	"math"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Store keeps what was spent in the windows of limits. It must be safe for concurrent use. Package storetest checks one.
+type Store interface {
+	// Spend adds each charge's Amount to what was spent in its Slot under its Key, all of them or none, in one step that
+	// nothing can come between. It adds none if one of those with a positive Amount would make the sum of the slots from
+	// Since on exceed Max. A slot never falls below zero. sums are those after Spend, in the order of charges: with the
+	// amounts if spent is true. The keys of charges differ.
+	//
+	// An error leaves open whether the amounts were added.
+	Spend(ctx context.Context, charges []Charge) (sums []Sum, spent bool, err error)
+}
+
+// Charge is an amount to be spent. Its times are in seconds since 1970.
+type Charge struct {
+	Key    string // valid UTF-8 without a zero byte, at most 400 bytes
+	Slot   int64  // the part of time that the amount belongs to
+	Since  int64  // the first slot that counts against Max
+	Until  int64  // from then on the slot counts no more, and may be forgotten
+	Amount int64  // at most 1e15; negative: it is given back
+	Max    int64  // math.MaxInt64: no limit
+}
+
+// Sum is what was spent under a key in the slots from Since on.
+type Sum struct {
+	Spent  int64
+	Oldest int64 // the first of these slots that has an amount; 0: none has
+}
+
+// maxKeys is how many keys a Memory keeps.
+const maxKeys = 10_000
+
+// Memory is a Store in memory: what it knows ends with the process. It keeps the busiest 10,000 keys. If there are twice as
+// many it forgets the others, and what they have spent. Make it with NewMemory.
+type Memory struct {
+	mu       sync.Mutex
+	counters map[string]*counter
+}
+
+// counter is what was spent under a key.
+type counter struct {
+	slots []slot // the oldest first
+	uses  int64
+}
+
+type slot struct{ at, until, spent int64 }
+
+// NewMemory returns an empty Memory.
+func NewMemory() *Memory { return &Memory{counters: make(map[string]*counter)} }
+
+// Spend implements Store. It never waits and never fails.
+func (m *Memory) Spend(_ context.Context, charges []Charge) (sums []Sum, spent bool, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	sums = make([]Sum, len(charges))
+	spent = true
+	for i := range charges {
+		c := &charges[i]
+		sums[i] = m.counters[c.Key].sum(c.Since)
+		if c.Amount > 0 && sums[i].Spent > c.Max-c.Amount {
+			spent = false
+		}
+	}
+	if !spent {
+		return sums, false, nil
+	}
+	for i := range charges {
+		c := &charges[i]
+		if c.Amount == 0 {
+			continue
+		}
+		of := m.counters[c.Key]
+		if of == nil {
+			if c.Amount < 0 {
+				continue // it has been forgotten
+			}
+			of = m.add(c.Key)
+		}
+		of.spend(c)
+		sums[i] = of.sum(c.Since)
+	}
+	return sums, true, nil
+}
+
+func (m *Memory) add(key string) *counter {
+	if len(m.counters) >= 2*maxKeys {
+		m.prune(time.Now().Unix())
+	}
+	c := &counter{}
+	m.counters[key] = c
+	return c
+}
+
+// prune forgets what is over, and then the least busy. It is called once for as many new keys.
+func (m *Memory) prune(now int64) {
+	keys := make([]string, 0, len(m.counters))
+	for key, c := range m.counters {
+		if n := len(c.slots); n == 0 || c.slots[n-1].until <= now {
+			delete(m.counters, key)
+		} else {
+			keys = append(keys, key)
+		}
+	}
+	slices.SortFunc(keys, func(a, b string) int { return cmp.Compare(m.counters[a].uses, m.counters[b].uses) })
+	for _, key := range keys[:max(len(keys)-maxKeys, 0)] {
+		delete(m.counters, key)
+	}
+}
+
+func (c *counter) sum(since int64) (s Sum) {
+	if c == nil {
+		return s
+	}
+	for i := range c.slots {
+		if of := &c.slots[i]; of.at >= since && of.spent > 0 {
+			if s.Oldest == 0 {
+				s.Oldest = of.at
+			}
+			s.Spent = addUp(s.Spent, of.spent)
+		}
+	}
+	return s
+}
+
+// addUp is a+b, which are not negative, or the most there is.
+func addUp(a, b int64) int64 {
+	if a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
+}
+
+func (c *counter) spend(ch *Charge) {
+	if ch.Amount > 0 {
+		c.uses++
+	}
+	i, found := slices.BinarySearchFunc(c.slots, ch.Slot, func(s slot, at int64) int { return cmp.Compare(s.at, at) })
+	switch {
+	case found:
+		of := &c.slots[i]
+		if ch.Amount < 0 {
+			of.spent = max(of.spent+ch.Amount, 0)
+		} else {
+			of.spent = addUp(of.spent, ch.Amount)
+		}
+		return
+	case ch.Amount < 0:
+		return
+	}
+	c.slots = slices.Insert(c.slots, i, slot{ch.Slot, ch.Until, ch.Amount})
+	for len(c.slots) > 0 && c.slots[0].at < ch.Since {
+		c.slots = slices.Delete(c.slots, 0, 1)
+	}
+}
