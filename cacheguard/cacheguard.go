@@ -119,6 +119,11 @@ type Config struct {
 
 	Store         Store         // where answers are kept, instead of in memory: then MaxBytes means nothing. None
 	LookupTimeout time.Duration // of that Store. 50ms
+
+	// OnAnswer is called when the answer to a request begins, in the goroutine of its caller and with no lock held. ctx is the
+	// caller's, source what Header says, and waited how long the caller has waited. first is the context of the caller whose
+	// request it is: another's, if source is "shared". otelguard's Telemetry.CacheAnswer is one. None
+	OnAnswer func(ctx context.Context, source string, waited time.Duration, first context.Context)
 }
 
 func (c *Config) validate() error {
@@ -261,13 +266,30 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		unheed()
 		return nil, callctx.Err(ctx)
 	}
+	joined := time.Now()
 	r, err := t.join(ctx, q)
 	if err != nil {
 		unheed()
 		return nil, err
 	}
 	r.unheed = unheed
-	return r.response(req)
+	resp, err := r.response(req)
+	if err == nil && t.cfg.OnAnswer != nil {
+		t.tell(r, resp.Header.Get(Header), time.Since(joined))
+	}
+	return resp, err
+}
+
+// tell calls OnAnswer. A caller whom that throws out has no answer to close.
+func (t *Transport) tell(r *reader, source string, waited time.Duration) {
+	returned := false
+	defer func() {
+		if !returned {
+			r.Close()
+		}
+	}()
+	t.cfg.OnAnswer(r.ctx, source, waited, r.f.q.send.Context())
+	returned = true
 }
 
 // CloseIdleConnections lets http.Client.CloseIdleConnections reach next.

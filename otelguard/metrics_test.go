@@ -61,6 +61,7 @@ func everything(t *testing.T, w *world) {
 	for range 5 { // timeouts, then an outage
 		require.Error(t, w.chat(ctx))
 	}
+	w.telemetry.CacheAnswer(ctx, "hit", 0, ctx)
 	for range 2 { // one has to wait
 		go func() {
 			_, _ = aiguard.Do(ctx, w.Guard().With(aiguard.Call{Op: "work", Weight: 5}), func(context.Context) (int, error) {

@@ -35,12 +35,14 @@ const (
 	attrRoute       = "aiguard.route"         // its name within the host
 	attrPhase       = "aiguard.phase"         // the limit or step that failed: Error.Phase
 	attrBilled      = "aiguard.may_be_billed" // the provider may charge for a call that failed
+	attrSource      = "aiguard.cache.source"  // hit, shared or miss
 	attrWait        = "aiguard.wait"          // seconds, of an event of a span
 )
 
 // Names of spans and their events.
 const (
 	spanAttempt = "aiguard.attempt"
+	spanCache   = "aiguard.cache"
 
 	eventQueued    = "aiguard.queued"
 	eventBackoff   = "aiguard.backoff"
@@ -105,6 +107,7 @@ var (
 	timeouts  = instrument{"aiguard.timeouts", "{timeout}", "Deadlines of the guard that ran out.", nil}
 	hedges    = instrument{"aiguard.hedges", "{attempt}", "Second attempts beside a slow first one.", nil}
 	fallbacks = instrument{"aiguard.fallbacks", "{call}", "Calls made by a later alternative of a Fallback.", nil}
+	cached    = instrument{"aiguard.cache.answers", "{answer}", "Answers by where they came from: hit, shared or miss.", nil}
 	outages   = instrument{"aiguard.outages", "{outage}", "Times that a route has gone down.", nil}
 )
 

@@ -14,6 +14,9 @@
 // Spans that are made with the call's context become children of the attempt: those of fn in a Do, or of an instrumented
 // base transport. The provider is told of the trace only if Config.Propagator is set.
 //
+// An answer of cacheguard that is shared or kept makes no call. With Telemetry.CacheAnswer as cacheguard's OnAnswer it has a span
+// of its own, and a shared one a link to the caller whose request it is.
+//
 // # Metrics
 //
 // Names, units, buckets and attributes are those of the OpenTelemetry semantic conventions for generative AI, release v0.1.0;
@@ -23,6 +26,9 @@
 //
 // error.type is the Kind of an *aiguard.Error ("timeout"), "canceled" or "deadline_exceeded" if the caller left, "panic", or
 // "_OTHER" for an error that fn of a Do returned.
+//
+// The folder dashboards has a Grafana dashboard (aiguard.json) and Prometheus alert rules (alerts.yml) for these metrics, as the
+// OpenTelemetry exporter for Prometheus names them. The program examples/metrics is a service that they work with.
 //
 // Neither traces nor metrics have a prompt, an answer, a key or a provider's words.
 package otelguard

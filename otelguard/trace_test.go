@@ -240,6 +240,31 @@ func TestBothAttemptsOfAHedgeHaveSpans(t *testing.T) {
 	})
 }
 
+func TestASharedAnswerHasALinkToTheCallerWhoseRequestItIs(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{}, otelguard.Config{}, func(t *testing.T, w *world) {
+		first, leader := w.tracer.Tracer("test").Start(t.Context(), "first")
+		ctx, follower := w.tracer.Tracer("test").Start(t.Context(), "second")
+		time.Sleep(time.Second)
+		w.telemetry.CacheAnswer(first, "miss", time.Second, first)
+		w.telemetry.CacheAnswer(ctx, "shared", time.Second, first)
+		w.telemetry.CacheAnswer(ctx, "hit", 0, ctx)
+		leader.End()
+		follower.End()
+		roots := w.tree()
+		require.Equal(t, []string{"first", "second(aiguard.cache aiguard.cache)"}, texts(roots))
+		shared, hit := roots[1].children[0], roots[1].children[1]
+		require.Len(t, shared.Links(), 1)
+		require.Equal(t, leader.SpanContext().SpanID(), shared.Links()[0].SpanContext.SpanID())
+		require.Equal(t, time.Second, shared.EndTime().Sub(shared.StartTime()))
+		require.Empty(t, hit.Links())
+		sources := map[string]float64{}
+		for _, p := range pointsOf(w.collect(t)["aiguard.cache.answers"]) {
+			sources[p.attr("aiguard.cache.source")] = p.sum
+		}
+		require.Equal(t, map[string]float64{"hit": 1, "miss": 1, "shared": 1}, sources)
+	})
+}
+
 // The context of a call must not make package context watch it with a goroutine of its own.
 func TestContextsDerivedInACallStartNoGoroutine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

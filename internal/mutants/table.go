@@ -100,7 +100,7 @@ var mutations = []mutation{
 	{name: "buffered answers wait for each other", run: "^TestBufferedAnswersDoNotWaitForEachOther$",
 		file: "room.go", old: "r.held == r.stalled {", new: "false {"},
 	{name: "buffered answer kept after a panic", run: "^TestBufferedAnswersAreGivenBackAfterAPanic$",
-		file: "transport.go", old: "if resp != nil && !handedOver {", new: "if resp != nil && handedOver && false {"},
+		file: "transport.go", old: "if w.resp != nil && !handedOver {", new: "if w.resp != nil && handedOver && false {"},
 	{name: "services' own names in the environment ignored", run: "^TestFromEnvKnowsTheNamesThatServicesHave$",
 		file: "env.go", old: "aliases && s.alias != \"\" && read(s.alias, s.setAlias)", new: "false"},
 	{name: "a counter that stops early is taken", run: "^TestNewChecksRelationsAndOddValues$",
