@@ -157,6 +157,33 @@ func TestEachTimeoutIsCountedOnceByItsPhase(t *testing.T) {
 	})
 }
 
+func TestATimeoutInsideADoIsCountedOnce(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{}, otelguard.Config{}, func(t *testing.T, w *world) {
+		w.srv.SetDefault(aiguardtest.Hang())
+		_, err := aiguard.Do(t.Context(), w.Guard().With(aiguard.Call{Op: "work", Timeout: time.Minute}), func(ctx context.Context) (int, error) {
+			return 0, w.chat(ctx)
+		})
+		require.ErrorIs(t, err, aiguard.ErrTimeout)
+		require.Equal(t, "chat", only(t, w.collect(t), "aiguard.timeouts").attr("gen_ai.operation.name"))
+	})
+}
+
+func TestACallerWhoLeavesTheQueueIsNeitherRefusedNorServed(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{MaxConcurrent: 1}, otelguard.Config{}, func(t *testing.T, w *world) {
+		w.srv.SetDefault(aiguardtest.After(5*time.Second, aiguardtest.Text("Hello!")))
+		go func() { _ = w.chat(t.Context()) }()
+		synctest.Wait()
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		require.Error(t, w.chat(ctx))
+		time.Sleep(time.Minute)
+		all := w.collect(t)
+		require.EqualValues(t, 1, only(t, all, "gen_ai.client.inference.duration").count)
+		require.Empty(t, pointsOf(all["aiguard.refused"]))
+		require.InDelta(t, 1, only(t, all, "aiguard.queue.wait").sum, 1e-3)
+	})
+}
+
 func TestRefusalsAreCountedByReasonAndAreNoInference(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{MaxPromptChars: 5}, otelguard.Config{}, func(t *testing.T, w *world) {
 		require.Error(t, w.chat(t.Context()))
