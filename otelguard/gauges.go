@@ -62,7 +62,7 @@ func (t *Telemetry) observeRoutes(o metric.Observer, gs *gauges, common []attrib
 	for _, r := range routes {
 		at := place{r.Host, r.Name}
 		if t.routes.bound(r.Host+" "+r.Name) == other {
-			at = place{other, other}
+			at = place{"", other}
 		}
 		s := sum[at]
 		s.inFlight += r.InFlight
@@ -70,8 +70,12 @@ func (t *Telemetry) observeRoutes(o metric.Observer, gs *gauges, common []attrib
 		sum[at] = s
 	}
 	for at, s := range sum {
-		with := metric.WithAttributeSet(newSet(common, []attribute.KeyValue{
-			attribute.String(attrAddress, clean(at.host)), attribute.String(attrRoute, clean(at.name))}))
+		attrs := []attribute.KeyValue{attribute.String(attrRoute, clean(at.name))}
+		if at.host != "" { // else it is a Do's
+			address, port := splitHost(at.host)
+			attrs = append(attrs, attribute.String(attrAddress, clean(address)), attribute.Int(attrPort, port))
+		}
+		with := metric.WithAttributeSet(newSet(common, attrs))
 		o.ObserveInt64(gs.routeInFlight, s.inFlight, with)
 		o.ObserveInt64(gs.routePaused, s.paused, with)
 		o.ObserveInt64(gs.routeDown, s.down, with)
