@@ -53,7 +53,8 @@ bench: ## Measure what a guard costs, ROUNDS (6) times, and what users get under
 	$(if $(filter .,$(BENCH)),cd benchmarks && go run ./overload -rounds $(ROUNDS))
 
 .PHONY: lint
-lint: ## Check formatting, vet, staticcheck, and that go.mod files are tidy
+lint: ## Check formatting, vet, staticcheck, that go.mod files are tidy, and that no file is over 1 MB
+	@large=$$(git ls-tree -r -l HEAD | awk '$$4 > 1000000 { print $$5 }'); if [ -n "$$large" ]; then echo "over 1 MB:"; echo "$$large"; exit 1; fi
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; fi
 	$(call in-each,go vet ./... && go run $(STATICCHECK) ./... && go mod tidy -diff)
 

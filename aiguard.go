@@ -89,6 +89,7 @@ type core struct {
 	ids      atomic.Uint64 // the last CallID; its random start keeps those of several guards apart
 	repeats  repeats
 	recent   recent
+	storm    storm
 
 	mu      sync.Mutex  // guards the ring and the limiter: a call enters and leaves both at once
 	active  call        // head of the ring of calls and tasks under way
@@ -112,7 +113,7 @@ func New(cfg Config) (*Guard, error) {
 	cfg.Models = maps.Clone(cfg.Models)
 	clock := newClock()
 	c := &core{clock: clock, cfg: cfg, ownTotal: ownTotal, models: newModels(cfg.Models),
-		memory: newMemory(cfg.MemoryLimit, clock), pool: newPool(&cfg), idle: make(chan struct{})}
+		memory: newMemory(cfg.MemoryLimit, cfg.MaxEventBytes, clock), pool: newPool(&cfg), idle: make(chan struct{})}
 	c.limiter = newLimiter(&cfg, clock, &c.mu)
 	c.repeats.seed = maphash.MakeSeed()
 	c.ids.Store(rand.Uint64())
@@ -166,7 +167,7 @@ func mustContext(method string, ctx context.Context) {
 func (g *Guard) Stats() Stats {
 	g.must("Stats")
 	st := g.limiter.stats()
-	st.MemoryLimit, st.BufferedBytes = g.memory.limit, g.memory.room.bytes()
+	st.MemoryLimit, st.BufferedBytes = g.memory.limit, g.memory.buffered()
 	st.Calls, st.Succeeded, st.Failed, st.Refused = g.calls.Load(), g.succeeded.Load(), g.failed.Load(), g.refused.Load()
 	st.Retries, st.Timeouts = g.retries.Load(), g.timeouts.Load()
 	st.HeapBytes = g.memory.sample(g.now(), memorySample)

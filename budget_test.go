@@ -220,6 +220,7 @@ func TestWhatIsNotSentUsesNothing(t *testing.T) {
 		calls.Wait()
 		require.Equal(t, []aiguard.Usage{{Input: 1, Output: 1}, nothing, nothing}, l.used())
 		srv.Close()
+		synctest.Wait() // the pool has seen that its connections are closed: none carries the next request
 		_, err := chat(t.Context(), c)
 		e := facts(t, err, aiguard.ErrUnavailable)
 		require.False(t, e.MayBeBilled)

@@ -24,7 +24,7 @@ func (x *exchange) read(w *watch, resp *http.Response, held *hold) ([]byte, erro
 	case over:
 		return nil, x.tooLarge(resp, PhaseResponse, limit)
 	case err == errNoRoom:
-		return nil, x.noRoom(w, resp)
+		return nil, x.noRoom(w, resp, held.room)
 	case err == nil:
 		return body, nil
 	}
@@ -56,13 +56,12 @@ func (x *exchange) tooLarge(resp *http.Response, phase string, limit int64) *Err
 
 // noRoom is an answer that others left no room for within the attempt's time. It is not asked for again: a second one
 // would cost as much, and come to the same place.
-func (x *exchange) noRoom(w *watch, resp *http.Response) error {
+func (x *exchange) noRoom(w *watch, resp *http.Response, room *room) error {
 	if end := w.failure(context.Canceled); end != nil {
 		if e := x.call.own(w.caller, end); e == nil || e.Kind != ErrTimeout {
 			return end
 		}
 	}
-	room := &x.guard.memory.room
 	e := memoryError(room.bytes(), room.size)
 	e.StatusCode, e.RequestID = resp.StatusCode, requestID(resp.Header)
 	return e

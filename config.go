@@ -77,8 +77,12 @@ type Config struct {
 	MaxOutputTokens  int                                   // a larger or absent limit in the request is set to it. None
 	MaxRequestBytes  int64                                 // of a request's body. 32 MiB
 	MaxResponseBytes int64                                 // of an answer, after decompression. 32 MiB
-	MaxEventBytes    int64                                 // of one event of a stream. 16 MiB
 	MemoryLimit      int64                                 // live heap in bytes above which new calls are refused; answers held for their callers may take a quarter of it. 90% of GOMEMLIMIT if that is set, else none
+
+	// MaxEventBytes bounds one event of a stream. Without a MemoryLimit, and if MaxEventBytes is over 1 MiB, the events of all
+	// streams that are longer than 64 KiB share 2 MiB of memory, which one event at a time may exceed. The other streams wait for
+	// their turn. One whose timeout ends first fails with ErrOverloaded. 16 MiB
+	MaxEventBytes int64
 
 	Retry Retry // when a failed attempt is repeated
 	Hedge Hedge // a second attempt beside a slow first one. Off

@@ -2,6 +2,10 @@ package aiguard
 
 import (
 	"encoding/json"
+	"reflect"
+	"strings"
+	"sync"
+	"unicode/utf8"
 
 	openai "github.com/sashabaranov/go-openai"
 
@@ -17,7 +21,11 @@ const maxShapes = 64
 
 // check returns the error that go-openai would return for an event of a stream of op.
 func (d *decodable) check(op string, data []byte) error {
-	shape := shapeOf(data)
+	var known map[string]struct{}
+	if op == "chat.completions" { // the only one of these types without maps, whose names are values
+		known = chunkNames()
+	}
+	shape := shapeOf(data, known)
 	if _, ok := d.shapes[shape]; ok {
 		return nil
 	}
@@ -44,8 +52,53 @@ func (d *decodable) check(op string, data []byte) error {
 	return nil
 }
 
-// shapeOf is a hash of what decides whether JSON can be decoded: names, kinds of values and how they are nested.
-func shapeOf(data []byte) uint64 {
+// chunkNames returns the names that go-openai decodes in a chunk of a chat, at any depth and in lower case. The decoder
+// ignores case, and skips members with other names.
+var chunkNames = sync.OnceValue(func() map[string]struct{} {
+	names := make(map[string]struct{})
+	addNames(names, reflect.TypeFor[openai.ChatCompletionStreamResponse]())
+	return names
+})
+
+func addNames(names map[string]struct{}, t reflect.Type) {
+	switch t.Kind() {
+	case reflect.Pointer, reflect.Slice, reflect.Array:
+		addNames(names, t.Elem())
+	case reflect.Struct:
+		for i := range t.NumField() {
+			f := t.Field(i)
+			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			if name == "" {
+				name = f.Name
+			}
+			names[strings.ToLower(name)] = struct{}{}
+			addNames(names, f.Type)
+		}
+	}
+}
+
+// isKnown reports whether a name may be in names. A name with an escape or beyond ASCII may be another spelling of one.
+func isKnown(names map[string]struct{}, name []byte) bool {
+	var lower [64]byte
+	if len(name) > len(lower) {
+		return false
+	}
+	for i, c := range name {
+		switch {
+		case c == '\\' || c >= utf8.RuneSelf:
+			return true
+		case c >= 'A' && c <= 'Z':
+			c += 'a' - 'A'
+		}
+		lower[i] = c
+	}
+	_, ok := names[string(lower[:len(name)])]
+	return ok
+}
+
+// shapeOf is a hash of what decides whether JSON can be decoded: names, kinds of values and how they are nested. Members that
+// are not known are left out; nil stands for all names.
+func shapeOf(data []byte, known map[string]struct{}) uint64 {
 	const prime = 1099511628211 // FNV-1a
 	h := uint64(14695981039346656037)
 	add := func(b byte) { h = (h ^ uint64(b)) * prime }
@@ -61,6 +114,12 @@ func shapeOf(data []byte) uint64 {
 				next++
 			}
 			if next < len(data) && data[next] == ':' {
+				if known != nil && !isKnown(known, data[i+1:end-1]) {
+					if i, ok = jsonscan.Skip(data, next+1); !ok {
+						return h
+					}
+					continue
+				}
 				for _, b := range data[i:end] {
 					add(b)
 				}

@@ -3,7 +3,7 @@ package aiguard
 import "net/http"
 
 // SetRoom bounds the answers held to so many bytes, as a MemoryLimit does that the test's own heap might be over.
-func SetRoom(g *Guard, bytes int64) { g.memory.room.size = bytes }
+func SetRoom(g *Guard, bytes int64) { g.memory.room.size, g.memory.events = bytes, &g.memory.room }
 
 // SetLeap sets the growth across a call that is told.
 func SetLeap(g *Guard, bytes int64) { g.memory.leap = bytes }

@@ -2,6 +2,7 @@ package aiguard_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,16 +21,18 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// This file keeps the promises of faults_test.go in the other APIs, with net/http as the client. A fault then has the form of
-// the API. What it becomes is the same, but for the differences below.
+// This file keeps the promises of faults_test.go in the other APIs, with net/http as the client. A fault then has the form
+// of the API. What it becomes is the same, but for the differences below.
 
 // wireAPI is an operation of an API as it is called without an SDK.
 type wireAPI struct {
-	whole, stream string // the paths
-	body          string // STREAM is true or false, and IMAGE the place of one
-	image         string // DATA is its bytes
-	text          string // what stands before a text of the answer
-	refusal       string // a pattern for the body of an error
+	whole, stream string        // the paths
+	body          string        // STREAM is true or false, and IMAGE the place of one
+	image         string        // DATA is its bytes
+	text          string        // what stands before a text of the answer
+	refusal       string        // a pattern for the body of an error
+	usage         aiguard.Usage // of a good answer
+	most          int64         // bytes that the client reads; 0: maxRead
 }
 
 var wireAPIs = map[string]wireAPI{
@@ -39,6 +42,7 @@ var wireAPIs = map[string]wireAPI{
 		image:   `,{"type":"image","source":{"type":"base64","media_type":"image/png","data":"DATA"}}`,
 		text:    `"text":"`,
 		refusal: `^\{"type":"error","error":\{"type":"[a-z_]+","message":"[^"]+"\}\}$`,
+		usage:   aiguard.Usage{Input: 15, Output: 2},
 	},
 	"gemini": {
 		whole: "/v1beta/models/m:generateContent", stream: "/v1beta/models/m:streamGenerateContent?alt=sse",
@@ -46,12 +50,14 @@ var wireAPIs = map[string]wireAPI{
 		image:   `,{"inlineData":{"mimeType":"image/png","data":"DATA"}}`,
 		text:    `"text":"`,
 		refusal: `^\{"error":\{"code":\d+,"message":"[^"]+","status":"[A-Z_]+".*\}\}$`,
+		usage:   aiguard.Usage{Input: 11, Output: 2},
 	},
 	"gemini array": {
 		stream:  "/v1beta/models/m:streamGenerateContent",
 		body:    `{"contents":[{"role":"user","parts":[{"text":"Hi"}]}]}`,
 		text:    `"text":"`,
 		refusal: `^\[\{"error":\{"code":\d+,"message":"[^"]+","status":"[A-Z_]+".*\}\}\]$`,
+		usage:   aiguard.Usage{Input: 11, Output: 2},
 	},
 	"ollama chat": {
 		whole: "/api/chat", stream: "/api/chat",
@@ -59,6 +65,7 @@ var wireAPIs = map[string]wireAPI{
 		image:   `,"images":["DATA"]`,
 		text:    `"content":"`,
 		refusal: `^\{"error":"[^"]+"\}$`,
+		usage:   aiguard.Usage{Input: 8, Output: 2},
 	},
 	"ollama generate": {
 		whole: "/api/generate", stream: "/api/generate",
@@ -94,7 +101,7 @@ func (api wireAPI) request(c *http.Client, srv *aiguardtest.Server, streamed, la
 		if resp.StatusCode >= 400 {
 			return answer{}, api.refused(resp)
 		}
-		read, err := io.ReadAll(io.LimitReader(resp.Body, maxRead))
+		read, err := io.ReadAll(io.LimitReader(resp.Body, cmp.Or(api.most, maxRead)))
 		a := answer{}
 		for _, rest := range bytes.Split(read, []byte(api.text))[1:] { // in an answer, and in each event
 			if text, _, ok := bytes.Cut(rest, []byte{'"'}); ok {
@@ -124,9 +131,12 @@ type wireRefusal struct {
 
 // refused makes an error of a failure status, as an SDK would.
 func (api wireAPI) refused(resp *http.Response) error {
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxRead))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, cmp.Or(api.most, maxRead)))
 	if err != nil {
 		return err
+	}
+	if !bytes.Contains(body, []byte(aiguardtest.ProviderText)) {
+		return errors.New("the provider's words are lost")
 	}
 	said := &stainlessError{StatusCode: resp.StatusCode, Response: resp, Message: string(body)}
 	if e := aiguard.Explain(said); e != nil && resp.Header.Get("X-Should-Retry") == "false" {
@@ -239,6 +249,7 @@ func TestFaultsOfEveryAPI(t *testing.T) {
 							if d.change != nil {
 								d.change(&p)
 							}
+							p.texts, p.usage = true, api.usage
 							api.prove(t, p, fault, proto)
 						}
 					})
@@ -297,6 +308,9 @@ func (api wireAPI) prove(t *testing.T, p promise, fault aiguardtest.Fault, proto
 			srv := faulty(t, fault, proto)
 			base := srv.Transport()
 			t.Cleanup(base.CloseIdleConnections)
+			if p.kind == aiguard.ErrResponseTooLarge {
+				api.most = 2 << 20 // above the cap, and for ever if it wanted to
+			}
 			call := api.request(&http.Client{Transport: base}, srv, streamed || api.whole == "", p.large)
 			api.suffers(t, p, fault, srv, call)
 		})

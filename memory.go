@@ -24,7 +24,8 @@ type memory struct {
 	over    atomic.Bool
 	told    atomic.Int64 // when a call was last named for a leap, an instant; 0: never
 
-	room room
+	room   room  // for answers that are read whole, and for the events of streams with a limit
+	events *room // for the events of streams
 }
 
 const (
@@ -41,7 +42,7 @@ const (
 	leapFactor = 64
 )
 
-func newMemory(limit int64, clock clock) *memory {
+func newMemory(limit, maxEvent int64, clock clock) *memory {
 	switch {
 	case limit == Off:
 		limit = 0
@@ -51,10 +52,22 @@ func newMemory(limit int64, clock clock) *memory {
 		}
 	}
 	m := &memory{clock: clock, limit: limit, leap: leapUnlimited, room: room{size: math.MaxInt64}}
+	m.events = &m.room
 	if limit > 0 {
 		m.leap, m.room.size = limit/leapShare, limit/roomShare
+	} else if maxEvent == Off || maxEvent > smallEvent {
+		m.events = &room{size: eventRoom, spare: true}
 	}
 	return m
+}
+
+// buffered is how many bytes of answers are held in buffers.
+func (m *memory) buffered() int64 {
+	n := m.room.bytes()
+	if m.events != &m.room {
+		n += m.events.bytes()
+	}
+	return n
 }
 
 // check refuses while the heap is over the limit; crossed is true for the first call that finds it so.

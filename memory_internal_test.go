@@ -12,7 +12,7 @@ import (
 // What is due is measured on the guard's own clock, from its making on, and not by the wall clock, which may be set back.
 func TestHeapIsSampledByTheGuardsClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m := newMemory(Off, newClock())
+		m := newMemory(Off, DefaultMaxEventBytes, newClock())
 		m.sample(m.now(), memorySample)
 		require.Equal(t, int64(m.now()), m.sampled.Load(), "the first sample is due at once")
 		first := m.sampled.Load()

@@ -240,8 +240,9 @@ type memoryRow struct {
 	slow   bool
 	raw    int // so many calls without the guard are the control; 0: none
 
-	room int64  // the MemoryLimit; events may be as long as by default then, and some find no room
-	also string // how calls that find none end
+	defaults bool   // events may be as long as by default
+	limit    int64  // the MemoryLimit, with which some find no room
+	also     string // how calls that find none end
 
 	name  string            // instead of fault's
 	reply aiguardtest.Reply // instead of fault's
@@ -267,8 +268,13 @@ func memoryRows() []memoryRow {
 		{fault: aiguardtest.FaultManyHeaders, end: invalid, http2: true},
 		{fault: aiguardtest.FaultStreamHugeLine, end: tooLarge, hold: nearCap, stream: true},
 		{fault: aiguardtest.FaultStreamEndlessLine, end: tooLarge, hold: nearCap, stream: true, http2: true, raw: 1},
-		{name: "stream/endless-line at the default", reply: aiguardtest.FaultStreamEndlessLine.Reply(), end: tooLarge, also: string(aiguard.ErrOverloaded),
-			hold: 60 << 10, room: 96 << 20, stream: true},
+		{name: "stream/endless-line at the default", reply: aiguardtest.FaultStreamEndlessLine.Reply(), end: tooLarge, hold: 60 << 10, defaults: true,
+			stream: true},
+		{name: "stream/endless-line, MemoryLimit", reply: aiguardtest.FaultStreamEndlessLine.Reply(), end: tooLarge, also: string(aiguard.ErrOverloaded),
+			hold: 60 << 10, defaults: true, limit: 80 << 20, stream: true},
+		// Honest, as partial images are: whoever finds no room waits for it, and all arrive.
+		{name: "two honest events of 1.4 MB", reply: events(bigEvent, 2), end: memoryEnd(strings.Repeat(bigEvent, 2), nil), hold: 60 << 10, defaults: true,
+			stream: true, most: honestMost},
 		{fault: aiguardtest.FaultStreamHugeComments, end: healthy, hold: memoryCap, stream: true},
 		{fault: aiguardtest.FaultStreamManyObjects, end: tooLarge, hold: 900_000, stream: true},
 		{name: "stream/pings-flood", reply: flood(": ping\n\n"), end: string(aiguard.ErrTimeout), stream: true},
@@ -290,13 +296,29 @@ func (row memoryRow) order(calls int) memoryOrder {
 	if row.stream { // it is the length of a line that bounds it
 		order.MaxResponseBytes, order.MaxEventBytes = 0, memoryCap
 	}
-	if row.room > 0 {
-		order.MaxEventBytes, order.MemoryLimit = 0, row.room
+	if row.defaults {
+		order.MaxEventBytes, order.MemoryLimit = 0, row.limit
 	}
 	if row.end == string(aiguard.ErrTimeout) {
 		order.MaxResponseBytes, order.CallTimeout = aiguard.Off, 500*time.Millisecond
 	}
 	return order
+}
+
+var bigEvent = strings.Repeat("0123456789", 140_000)
+
+// events is a good stream that says text n times.
+func events(text string, n int) aiguardtest.Reply {
+	return func(w http.ResponseWriter, _ *aiguardtest.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		for range n {
+			if _, err := fmt.Fprintf(w, "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":%q}}]}\n\n", text); err != nil {
+				return
+			}
+			_ = http.NewResponseController(w).Flush()
+		}
+		_, _ = io.WriteString(w, "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n")
+	}
 }
 
 // honest is a good answer that says text.

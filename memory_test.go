@@ -235,6 +235,26 @@ func TestBufferedEventsOfAStreamCountAndHaveABound(t *testing.T) {
 	require.NoError(t, err)
 }
 
+// A stream holds a large event only until its reader comes for the next one.
+func TestLargeEventIsGivenBackAtTheNext(t *testing.T) {
+	srv := aiguardtest.NewServer(t)
+	c := newClient(t, srv, aiguard.Config{})
+	small := "data: " + hello + "\n\n"
+	large := strings.Replace(small, "Hello", strings.Repeat("x", 400_000), 1)
+	srv.Enqueue(aiguardtest.Raw(200, "text/event-stream", large+small+"data: [DONE]\n\n"))
+	s, err := c.CreateChatCompletionStream(t.Context(), chatRequest)
+	require.NoError(t, err)
+	defer s.Close()
+	r, err := s.Recv()
+	require.NoError(t, err)
+	require.Len(t, r.Choices[0].Delta.Content, 400_000)
+	require.Greater(t, c.Guard().Stats().BufferedBytes, int64(400_000))
+	r, err = s.Recv()
+	require.NoError(t, err)
+	require.Equal(t, "Hello", r.Choices[0].Delta.Content)
+	require.Less(t, c.Guard().Stats().BufferedBytes, int64(100_000))
+}
+
 // Whatever becomes of a call, what its answer took is given back: newGuard looks when the test is over.
 func TestBufferedAnswersAreGivenBackAfterAPanic(t *testing.T) {
 	for name, cfg := range map[string]aiguard.Config{

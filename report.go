@@ -102,7 +102,7 @@ func (c *call) tell(ctx context.Context, err error, u Usage) {
 		c.recent.record(c, e)
 	}
 	if e != nil && !c.nested { // the Do around it has the last word
-		c.log(ctx, t, e)
+		c.log(ctx, t, e, c.identity()...)
 	}
 }
 
@@ -180,7 +180,7 @@ func (c *call) report(ctx context.Context, t EventType, e *Error, wait time.Dura
 		ev.Backoff = wait
 		c.cfg.OnEvent(ctx, ev)
 	}
-	c.log(ctx, t, e, slog.Duration("wait", wait))
+	c.log(ctx, t, e, append(c.identity(), slog.Duration("wait", wait))...)
 }
 
 // silent reports whether nobody would hear what there is to tell.
@@ -203,5 +203,18 @@ func (c *core) log(ctx context.Context, t EventType, e *Error, more ...slog.Attr
 		EventDone: "aiguard: call failed", EventAbandoned: "aiguard: stream abandoned", EventTask: "aiguard: task stopped",
 		EventMemorySpike: "aiguard: memory limit reached",
 	}[t]
-	c.cfg.Logger.LogAttrs(ctx, level, msg, append(e.attrs(), more...)...)
+	if c.mayLog(ctx, level, t, msg, e) {
+		c.cfg.Logger.LogAttrs(ctx, level, msg, append(e.attrs(), more...)...)
+	}
+}
+
+// identity is what a log line says about the call besides the facts of its error.
+func (c *call) identity() (attrs []slog.Attr) {
+	if c.Tenant != "" {
+		attrs = append(attrs, slog.String("tenant", short(c.Tenant)))
+	}
+	if c.trail != nil {
+		attrs = append(attrs, slog.String("call_id", c.trail.id.String()))
+	}
+	return attrs
 }

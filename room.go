@@ -13,16 +13,23 @@ const (
 	roomShare = 4
 	// So much of every answer finds room: ordinary ones, and what explains a failure, do not wait for huge ones.
 	roomFree = maxErrorBytes + 1<<10
+
+	// Without a memory limit the events of all streams have this room, and one event beyond it: 50 streams of endless lines then
+	// stay below 100 MB. Where the limit of one event is no more than smallEvent, that limit is bound enough.
+	eventRoom  = 2 << 20
+	smallEvent = 1 << 20
 )
 
 // room counts the bytes of the answers that are held in buffers, by their capacity, and bounds them: an answer that has no
 // room to grow is read no further, which slows its provider down, until others have given back theirs. If they all wait
-// for each other, the latest is refused.
+// for each other, the latest is refused; or, in a room that has something to spare, the first goes on all the same.
 type room struct {
-	size int64
+	size  int64
+	spare bool
 
 	mu      sync.Mutex
 	held    int64
+	extra   *hold     // the one beyond size, if spare; it never waits
 	stalled int64     // of it, by answers that wait
 	waiting []*waiter // in the order they came
 }
@@ -72,13 +79,13 @@ func (r *room) ask(h *hold, size int64) *waiter {
 	switch more := size - h.bytes; {
 	case h.over || more <= 0:
 		return nil
-	case size <= roomFree || more <= r.size-r.held:
+	case size <= roomFree || more <= r.size-r.held || h == r.extra:
 		r.held += more
 		h.bytes = size
 		return nil
 	}
 	w := &waiter{hold: h, size: size, done: make(chan struct{})}
-	if size > r.size {
+	if size > r.size && !r.spare {
 		close(w.done) // it could wait for ever
 		return w
 	}
@@ -91,7 +98,12 @@ func (r *room) ask(h *hold, size int64) *waiter {
 // settle grants what has room, and refuses the latest where nobody is left who would make some.
 func (r *room) settle() {
 	for _, w := range slices.Clone(r.waiting) {
-		if more := w.size - w.hold.bytes; more <= r.size-r.held {
+		more := w.size - w.hold.bytes
+		fits := more <= r.size-r.held
+		if fits || r.spare && r.extra == nil {
+			if !fits {
+				r.extra = w.hold
+			}
 			w.granted = true
 			r.remove(w)
 			r.held += more
@@ -133,9 +145,27 @@ func (h *hold) release() bool {
 			break
 		}
 	}
-	r.held -= h.bytes
-	r.settle()
+	r.give(h, 0)
 	return true
+}
+
+// shrink gives back all but size bytes.
+func (h *hold) shrink(size int64) {
+	r := h.room
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !h.over && size < h.bytes {
+		r.give(h, size)
+	}
+}
+
+func (r *room) give(h *hold, rest int64) {
+	r.held -= h.bytes - rest
+	h.bytes = rest
+	if h == r.extra {
+		r.extra = nil
+	}
+	r.settle()
 }
 
 // wholeBody is an answer that was read whole, in the hands of its caller: it is held until they have read it to its end

@@ -39,3 +39,51 @@ func TestRoomIsNeverOverrunNorBlockedForGood(t *testing.T) {
 	require.Zero(t, r.stalled)
 	require.Empty(t, r.waiting)
 }
+
+// In a room with something to spare everybody gets what they want in the end, one after another: at most one of them is beyond
+// the size.
+func TestRoomWithSomethingToSpareRefusesNobody(t *testing.T) {
+	const size, most, answers = 4 << 20, 17 << 20, 100
+	r := &room{size: size, spare: true}
+	var wg sync.WaitGroup
+	for i := range answers {
+		wg.Go(func() {
+			random := rand.New(rand.NewPCG(uint64(i), 2))
+			h := &hold{room: r}
+			defer h.release()
+			for range 3 { // events
+				for want := int64(512); want < most; want *= 2 + random.Int64N(15) {
+					if !h.grow(t.Context(), want) {
+						t.Error("refused")
+					}
+					if held := r.bytes(); held > size+most+answers*roomFree {
+						t.Errorf("%d bytes held", held)
+					}
+				}
+				h.shrink(roomFree / 4)
+			}
+		})
+	}
+	wg.Wait()
+	require.Zero(t, r.held)
+	require.Zero(t, r.stalled)
+	require.Empty(t, r.waiting)
+	require.Nil(t, r.extra)
+}
+
+// Who leaves while another is beyond the size has not been granted anything.
+func TestWhoeverWaitsInARoomMayLeave(t *testing.T) {
+	r := &room{size: 1 << 20, spare: true}
+	first, second := &hold{room: r}, &hold{room: r}
+	require.True(t, first.grow(t.Context(), 5<<20))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.False(t, second.grow(ctx, 2<<20))
+	require.True(t, first.grow(t.Context(), 9<<20), "the one that is beyond it never waits")
+	first.shrink(1 << 10)
+	require.EqualValues(t, 1<<10, r.bytes())
+	require.True(t, second.grow(t.Context(), 2<<20))
+	second.release()
+	first.release()
+	require.Zero(t, r.bytes())
+}

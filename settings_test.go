@@ -55,6 +55,21 @@ func TestContextsAddUp(t *testing.T) {
 	})
 }
 
+// The settings of a context are kept for the next Do made with it, which may be of another guard.
+func TestOneContextServesTheDosOfSeveralGuards(t *testing.T) {
+	ctx := aiguard.WithCall(t.Context(), aiguard.Call{Attempts: 1})
+	root := newGuard(t, aiguard.Config{})
+	guards := map[string]*aiguard.Guard{"one": root.With(aiguard.Call{Op: "one"}), "two": root.With(aiguard.Call{Op: "two"}),
+		"three": newGuard(t, aiguard.Config{}).With(aiguard.Call{Op: "three"})}
+	for range 3 {
+		for op, g := range guards {
+			e := facts(t, do(ctx, g, func(context.Context) error { return aiguard.ErrUnavailable }), aiguard.ErrUnavailable)
+			require.Equal(t, op, e.Op)
+			require.Equal(t, 1, e.Attempts)
+		}
+	}
+}
+
 func TestLimitsOfAModelReplaceThoseOfConfig(t *testing.T) {
 	cfg := aiguard.Config{MaxOutputTokens: 100, Models: map[string]aiguard.Call{
 		"long*":  {MaxPromptChars: 50_000, MaxOutputTokens: 900},

@@ -31,6 +31,7 @@ type events interface {
 	Ask(room func(size int) bool)
 	Rest() []byte
 	Size() int
+	Trim(size int)
 }
 
 // stream is a body that is handed over while the provider still writes it: events of an endpoint that a dialect knows, each
@@ -74,7 +75,7 @@ type stream struct {
 }
 
 func newStream(x *exchange, w *watch, resp *http.Response) *stream {
-	return &stream{x: x, w: w, resp: resp, body: resp.Body, ended: make(chan struct{}), held: hold{room: &x.guard.memory.room},
+	return &stream{x: x, w: w, resp: resp, body: resp.Body, ended: make(chan struct{}), held: hold{room: x.guard.memory.events},
 		progress: x.endpoint.Follow()}
 }
 
@@ -179,6 +180,9 @@ func (s *stream) fetch(p []byte) (int, error) {
 	return n, err
 }
 
+// trimmed is the size of each buffer that a stream keeps between two events.
+const trimmed = 16 << 10
+
 // room asks for room for the buffers of the events and for those behind them.
 func (s *stream) room(size int) bool {
 	if size += cap(s.buf) + cap(s.behind); size > s.sized {
@@ -188,6 +192,21 @@ func (s *stream) room(size int) bool {
 		s.sized = size
 	}
 	return true
+}
+
+// trim gives back the room of an event that was large, once its reader comes for the next one.
+func (s *stream) trim() {
+	if s.sized <= roomFree {
+		return
+	}
+	s.events.Trim(trimmed)
+	for _, b := range [...]*[]byte{&s.buf, &s.behind, &s.idle} {
+		if cap(*b) > trimmed {
+			*b = nil
+		}
+	}
+	s.sized = s.events.Size() + cap(s.buf) + cap(s.behind)
+	s.held.shrink(int64(s.sized))
 }
 
 // open waits for the first event that brings the answer forward, and hands the body over; plain bytes are handed over at

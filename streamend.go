@@ -41,7 +41,7 @@ func (s *stream) ending(err error) error {
 	case errtree.Is(err, errTooMuch):
 		return s.x.tooLarge(s.resp, PhaseResponse, s.x.guard.cfg.MaxResponseBytes)
 	case err == sse.ErrNoRoom:
-		return s.x.noRoom(s.w, s.resp)
+		return s.x.noRoom(s.w, s.resp, s.held.room)
 	case errtree.Is(err, sse.ErrLineTooLong):
 		return s.x.tooLarge(s.resp, PhaseEvent, s.x.guard.cfg.MaxEventBytes)
 	case err == awsframe.ErrFrame:

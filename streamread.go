@@ -68,6 +68,7 @@ const maxBehind = 64 << 10
 // both.
 func (s *stream) next() {
 	s.out, s.behind, s.idle = nil, s.behind[:0], s.idle[:0]
+	s.trim()
 	for {
 		ev, err := s.events.Next()
 		switch {
@@ -139,7 +140,7 @@ func (s *stream) hold(ev sse.Event) error {
 	}
 	s.behind = append(s.behind, out...)
 	if !s.room(s.events.Size()) {
-		return s.x.noRoom(s.w, s.resp)
+		return s.x.noRoom(s.w, s.resp, s.held.room)
 	}
 	if len(s.behind) > max(s.maxEvent(), maxBehind) {
 		return s.x.tooLarge(s.resp, PhaseEvent, s.x.guard.cfg.MaxEventBytes)
@@ -228,7 +229,7 @@ func (s *stream) bytes(ev sse.Event) ([]byte, error) {
 		return ev.Raw, nil
 	}
 	if more := len(ev.Data) + len("data: \n\n") - cap(s.buf); more > 0 && !s.room(s.events.Size()+more) {
-		return nil, s.x.noRoom(s.w, s.resp)
+		return nil, s.x.noRoom(s.w, s.resp, s.held.room)
 	}
 	return s.write(ev), nil
 }

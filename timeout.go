@@ -231,7 +231,7 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 			if end.Kind == ErrTimeout {
 				g.timeouts.Add(1)
 			}
-			g.log(ctx, EventTask, end, slog.Duration("elapsed", end.InFlight))
+			g.log(ctx, EventTask, end, append(c.identity(), slog.Duration("elapsed", end.InFlight))...)
 			err = end
 		}
 	}

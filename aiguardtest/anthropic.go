@@ -41,15 +41,16 @@ func anthropicOf(r *Request) (dialect, bool) {
 		},
 		framing: f,
 		failure: anthropicError,
-		limited: refusal{http.StatusTooManyRequests, "rate_limit_error", "This request would exceed your organization's rate limit"},
+		limited: refusal{http.StatusTooManyRequests, "rate_limit_error", "This request would exceed your rate limit"},
 		refusals: func() map[Fault]refusal {
+			invalid := func(message string) refusal { return refusal{http.StatusBadRequest, "invalid_request_error", message} }
 			return map[Fault]refusal{
-				FaultInsufficientQuota: {http.StatusBadRequest, "invalid_request_error", "Your credit balance is too low to access the Anthropic API"},
+				FaultInsufficientQuota: invalid("Your credit balance is too low to access the Anthropic API"),
 				FaultBillingNotActive:  {http.StatusPaymentRequired, "billing_error", "There is an issue with your billing"},
-				FaultSpendLimit:        {http.StatusBadRequest, "invalid_request_error", "You have reached your specified API usage limits"},
-				FaultCreditExhausted:   {http.StatusBadRequest, "invalid_request_error", "Your credit balance is too low to access the Anthropic API"},
-				FaultPromptTooLong:     {http.StatusBadRequest, "invalid_request_error", "prompt is too long: 200001 tokens > 200000 maximum"},
-				FaultContentPolicy:     {http.StatusBadRequest, "invalid_request_error", "Output blocked by content filtering policy"},
+				FaultSpendLimit:        invalid("You have reached your specified API usage limits"),
+				FaultCreditExhausted:   invalid("Your credit balance is too low to access the Anthropic API"),
+				FaultPromptTooLong:     invalid("prompt is too long: 200001 tokens > 200000 maximum"),
+				FaultContentPolicy:     invalid("Output blocked by content filtering policy"),
 			}
 		},
 		objects: func(streamed bool) string {

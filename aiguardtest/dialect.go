@@ -13,7 +13,7 @@ type dialect struct {
 
 	requestID string        // the header with the request's number
 	known     bool          // the path leads to the operation, and not only to the API
-	respond   func(*answer) // answers as Text does. nil: the API has one operation, which is whole or a stream
+	respond   func(*answer) // answers the request as Text does
 
 	// A whole answer that says a.text, and one that says of itself that it failed.
 	whole, failed func(a *answer) object
@@ -25,8 +25,8 @@ type dialect struct {
 
 	framing
 
-	// failure is the body of an error. The code is what the API identifies an error by. An empty one is replaced by what
-	// the API has for the status.
+	// failure is an error. The code is what the API identifies an error by. An empty one stands for the API's code for the
+	// status.
 	failure func(status int, code, message string) string
 	listed  bool // an error that is a whole body is in a list
 
@@ -77,7 +77,7 @@ func (d *dialect) words(r refusal) string {
 	return d.failure(r.status, r.code, message)
 }
 
-// body makes a body of an error.
+// body makes a whole body of an error.
 func (d *dialect) body(failure string) string {
 	if d.listed {
 		return "[" + failure + "]"

@@ -26,11 +26,11 @@
 // part that is listed here does not matter, so every client can use
 // [Server].URL as its base URL:
 //
-//	/v1/messages                            Anthropic, an event stream
+//	/v1/messages                            Anthropic; streams are server-sent events
 //	/models/{model}:generateContent         Gemini
-//	/models/{model}:streamGenerateContent   Gemini, a JSON array; with ?alt=sse an event stream
-//	/api/chat, /api/generate                Ollama, JSON lines unless "stream" is false
-//	all others                              OpenAI, an event stream
+//	/models/{model}:streamGenerateContent   Gemini; a JSON array, or with ?alt=sse server-sent events
+//	/api/chat, /api/generate                Ollama; JSON lines unless "stream" is false
+//	all others                              OpenAI; streams are server-sent events
 //
 // Replies and faults have the form of the API: an [Error] that Anthropic's SDK
 // gets is Anthropic's, and a stream that breaks for Ollama's client is of JSON
@@ -83,8 +83,9 @@
 //
 // The list below describes OpenAI's form. Other APIs have their own: Anthropic's
 // stop_reason and message_stop instead of finish_reason and [DONE], for example,
-// or an empty piece of text as a ping where there are no comments. An API without
-// a fault plays the nearest that it has. For Anthropic, FaultInsufficientQuota is
+// or an empty piece of text as a ping where there are no comments. Gemini's
+// FaultStreamErrorEvent is an error in a line of its own, without "data:". An API
+// without a fault plays the nearest that it has. For Anthropic, FaultInsufficientQuota is
 // its 400 for a credit balance that is too low. For Ollama, whose errors are texts
 // without a code, it is a plain 429.
 //

@@ -35,10 +35,14 @@ func streamFaults() []faultRow {
 	return []faultRow{
 		{FaultStreamNoEvent, always(HangAfter(Bytes())), "headers, then silence"},
 		{FaultStreamSilence, heldOpen(streamed(two)), "two events, then silence"},
-		{FaultStreamOnlyPings, func(a *answer) Reply { return a.forEver(pingPause, func(s *stream) { s.pings(1) }) }, "comments for ever, and no event"},
-		{FaultStreamManyPings, streamed(func(s *stream) *stream { return two(s.pings(manyPings)).ends() }), "200 comments, then a good answer"},
-		{FaultStreamNeverEnds, func(a *answer) Reply { return a.forEver(eventPause, func(s *stream) { s.says("Hel") }) }, "events for ever, one a millisecond"},
-		{FaultStreamLong, func(a *answer) Reply { return Slowly(longPause, a.long().reply()) }, "a good answer of 20 events, 100 ms apart"},
+		{FaultStreamOnlyPings, func(a *answer) Reply { return a.forEver(pingPause, func(s *stream) { s.pings(1) }) },
+			"comments for ever, and no event"},
+		{FaultStreamManyPings, streamed(func(s *stream) *stream { return two(s.pings(manyPings)).ends() }),
+			"200 comments, then a good answer"},
+		{FaultStreamNeverEnds, func(a *answer) Reply { return a.forEver(eventPause, func(s *stream) { s.says("Hel") }) },
+			"events for ever, one a millisecond"},
+		{FaultStreamLong, func(a *answer) Reply { return Slowly(longPause, a.long().reply()) },
+			"a good answer of 20 events, 100 ms apart"},
 		{FaultStreamHugeLine, func(a *answer) Reply { return a.oneLine(hugeLine) }, "an event of 50 MB in one line"},
 		{FaultStreamEndlessLine, func(a *answer) Reply { return a.oneLine(-1) }, "an event that never ends, in one line"},
 		{FaultStreamHugeComments, commented, "200 good events, each after a comment of 64 KiB"},
@@ -53,17 +57,23 @@ func streamFaults() []faultRow {
 		{FaultStreamErrorHeldOpen, heldOpen(streamed(func(s *stream) *stream {
 			return failing(s).last(func(part string) string { return strings.TrimSuffix(strings.TrimSuffix(part, "\n"), "\r") })
 		})), "the same without a line after it, and the connection stays open"},
-		{FaultStreamErrorAfterPing, streamed(func(s *stream) *stream { return s.says("Hel").pings(1).fails() }), "the same after a comment"},
-		{FaultStreamErrorEvent, streamed(func(s *stream) *stream { return s.says("Hel").failsOtherwise() }), `the same as "event: error"`},
+		{FaultStreamErrorAfterPing, streamed(func(s *stream) *stream { return s.says("Hel").pings(1).fails() }),
+			"the same after a comment"},
+		{FaultStreamErrorEvent, streamed(func(s *stream) *stream { return s.says("Hel").failsOtherwise() }),
+			`the same as "event: error"`},
 		{FaultStreamMalformed, streamed(func(s *stream) *stream {
 			return s.says("Hel").events(halve(s.a.delta(s.a, "lo!"))).ends()
 		}), "an event, then half of one"},
-		{FaultStreamAnsweredJSON, func(a *answer) Reply { return JSON(http.StatusOK, encode(a.whole(a))) }, "a good answer that is not a stream"},
+		{FaultStreamAnsweredJSON, func(a *answer) Reply { return JSON(http.StatusOK, encode(a.whole(a))) },
+			"a good answer that is not a stream"},
 		{FaultStreamAnsweredHTML, always(Raw(http.StatusOK, "text/html", html)), "200 with HTML"},
 		{FaultStreamAnsweredError, limited, "200 with an error, in JSON, of code rate_limit_exceeded"},
-		{FaultStreamCut, func(a *answer) Reply { return Cut(two(a.stream()).last(halve).size(), two(a.stream()).reply()) }, "an event and a half, then the connection is closed"},
-		{FaultStreamReset, func(a *answer) Reply { return resetAfter(two(a.stream()).last(halve).reply()) }, "an event and a half, then the connection is reset"},
-		{FaultStreamOpenedThenNothing, heldOpen(streamed(func(s *stream) *stream { return s.says("Hel") })), "an event, then silence: for clients that forget to close"},
+		{FaultStreamCut, func(a *answer) Reply { return Cut(two(a.stream()).last(halve).size(), two(a.stream()).reply()) },
+			"an event and a half, then the connection is closed"},
+		{FaultStreamReset, func(a *answer) Reply { return resetAfter(two(a.stream()).last(halve).reply()) },
+			"an event and a half, then the connection is reset"},
+		{FaultStreamOpenedThenNothing, heldOpen(streamed(func(s *stream) *stream { return s.says("Hel") })),
+			"an event, then silence: for clients that forget to close"},
 		{FaultStreamManyObjects, manyInEvent, "an event of 900 KB: 300,000 empty choices"},
 	}
 }

@@ -13,7 +13,7 @@ import (
 // Request is what the server received. It is shared by the reply, the journal
 // and everyone who reads the journal: do not change it.
 type Request struct {
-	Number int       // 1 for the first request since Start; also in the answer's X-Request-Id (Anthropic: Request-Id), as req_fake_1
+	Number int       // 1 for the first request since Start; the answer's X-Request-Id (Anthropic: Request-Id) is req_fake_1
 	Time   time.Time // when its headers had arrived
 	Method string
 	Path   string // without the query

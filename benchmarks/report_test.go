@@ -49,10 +49,10 @@ func TestReportTellsEveryTargetAndWhichIsMissed(t *testing.T) {
 	text := b.String()
 	require.Contains(t, text, "on 2026-01-02")
 	require.Contains(t, text, "quick look")
-	require.Contains(t, text, "**2 of ", "1e9 percent are reused, in two rows")
+	require.Contains(t, text, "**3 of ", "1e9 percent are reused, in two rows, and 1e9 bytes are read in a second")
 	for _, row := range cost.Rows {
 		for _, target := range row.Targets {
-			if target.Unit != cost.Reused {
+			if target.Unit != cost.Reused && target.Unit != cost.BytesPerSec {
 				require.Contains(t, text, "- "+row.Work+": "+target.Text+", is ")
 			}
 		}
@@ -63,6 +63,7 @@ func TestReportTellsEveryTargetAndWhichIsMissed(t *testing.T) {
 	for _, row := range cost.Rows {
 		for range 2 { // so that the median is this
 			good.Add(row.Bench, contender.Aiguard, cost.Reused, 99)
+			good.Add(row.Bench, contender.Aiguard, cost.BytesPerSec, 1e9)
 		}
 	}
 	require.NoError(t, report(&b, good, cost.Rows, enoughRounds, time.Now()))

@@ -4,6 +4,7 @@ package browser
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"net/url"
@@ -188,18 +189,19 @@ func (b *tab) emulate(width, height int64, scheme string) {
 	require.NoError(b.t, err)
 }
 
-// shoot takes pictures at each width and in each colour scheme, and checks that the page fits the width.
+// shoot takes pictures at each width and in each colour scheme, and checks that the page fits the width and is accessible.
 func (b *tab) shoot(name string) {
 	b.t.Helper()
 	require.NoError(b.t, os.MkdirAll(screenshots, 0o755))
 	for _, width := range []struct {
 		name          string
 		width, height int64
-	}{{"phone", 390, 844}, {"desktop", 1280, 900}} {
+	}{{"phone", 380, 800}, {"desktop", 1280, 900}} {
 		for _, scheme := range []string{"light", "dark"} {
 			b.emulate(width.width, width.height, scheme)
 			require.LessOrEqual(b.t, eval[int64](b, "document.documentElement.scrollWidth"), width.width,
 				"%s is wider than a %s", name, width.name)
+			b.accessible(name)
 			picture, err := chromedp.Call(b.ctx, page.CaptureScreenshot, page.CaptureScreenshotParams{
 				CaptureBeyondViewport: new(true), OptimizeForSpeed: new(true),
 			})
@@ -208,4 +210,41 @@ func (b *tab) shoot(name string) {
 			require.NoError(b.t, os.WriteFile(file, picture.Data, 0o644))
 		}
 	}
+}
+
+var errNoAxe = errors.New("axe-core is not installed: run `npm ci` in browser/")
+
+// axe is the source of axe-core, which checks pages by the rules of WCAG.
+var axe = sync.OnceValues(func() (string, error) {
+	source, err := os.ReadFile("node_modules/axe-core/axe.min.js")
+	if errors.Is(err, os.ErrNotExist) {
+		err = errNoAxe
+	}
+	return string(source), err
+})
+
+// accessible checks that axe-core finds no violation in the page. Where axe-core is missing TestAxeIsInstalled tells.
+func (b *tab) accessible(name string) {
+	b.t.Helper()
+	source, err := axe()
+	if errors.Is(err, errNoAxe) {
+		return
+	}
+	require.NoError(b.t, err)
+	if !eval[bool](b, `typeof axe !== "undefined"`) {
+		eval[chromedp.Void](b, "%s", source+"; void 0")
+	}
+	found, err := chromedp.Run(b.ctx, chromedp.Evaluate[[]string](`axe.run().then(results => results.violations.flatMap(v =>
+		v.nodes.map(node => v.id + ": " + v.help + ": " + node.html)))`, chromedp.EvalAwaitPromise))
+	require.NoError(b.t, err)
+	assert.Empty(b.t, found, name)
+}
+
+func TestAxeIsInstalled(t *testing.T) {
+	needChromium(t)
+	_, err := axe()
+	if errors.Is(err, errNoAxe) && os.Getenv("CI") == "" {
+		t.Skip(err)
+	}
+	require.NoError(t, err)
 }

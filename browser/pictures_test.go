@@ -30,9 +30,10 @@ func pictures(t *testing.T) (address string, names []string) {
 		names = append(names, name)
 		mux.HandleFunc("/"+name, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "text/html; charset=utf-8")
-			fmt.Fprintf(w, `<!doctype html><html lang="en"><meta name="viewport" content="width=device-width"><title>%s</title>`+
+			fmt.Fprintf(w, `<!doctype html><html lang="en"><meta name="viewport" content="width=device-width"><title>%[1]s</title>`+
 				`<link rel="icon" href="data:,"><style>:root { color-scheme: light dark } body { margin: 15px; background: light-dark(#fff, #0d1117) } `+
-				`svg { width: 100%%; height: auto; max-width: 520px }</style>%s`, name, picture)
+				`svg { width: 100%%; height: auto; max-width: 520px }</style>`+
+				`<main><h1>%[1]s</h1>%[2]s</main>`, name, picture)
 		})
 	}
 	srv := httptest.NewServer(mux)

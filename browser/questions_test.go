@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -61,7 +62,7 @@ const (
 
 func (b *tab) fault(name string) {
 	b.t.Helper()
-	b.do(chromedp.SetValue(chromedp.CSS("#fault"), name))
+	eval[string](b, `document.getElementById("fault").value = %q`, name)
 }
 
 func TestQuestionsAndFeedbackSucceed(t *testing.T) {
@@ -69,13 +70,13 @@ func TestQuestionsAndFeedbackSucceed(t *testing.T) {
 	b.shoot("start")
 	b.do(chromedp.SetValue(chromedp.CSS("#topic"), `<b>Tides</b> & "currents"`), chromedp.SendKeys(chromedp.CSS("#topic"), kb.Enter))
 	b.see(newest+" .status", "Done")
-	b.see(newest+" h3", `Questions: <b>Tides</b> & "currents"`)
+	b.see(newest+" h3", `1. Questions: <b>Tides</b> & "currents"`)
 	require.Equal(t, 5, b.count(newest+" .result ol li"))
 	b.see(newest+" .result", `<b>Tides</b> & "currents"`)
 	require.Zero(t, b.count(newest+" b"), "a user's text is text")
 
 	b.click(askFeedback + " button")
-	b.see(newest+" h3", "Feedback: Why are there two high tides a day?")
+	b.see(newest+" h3", "2. Feedback: Why are there two high tides a day?")
 	b.see(newest+" .result", "Score: 4 of 5")
 	b.see(newest+" .result", "To improve")
 	require.Empty(t, b.text(newest+" .message"))
@@ -140,10 +141,11 @@ func TestCancelEndsAnOperation(t *testing.T) {
 	b.click(newest + " .cancel")
 	b.see(newest+" .status", "Cancelled")
 	b.see(newest+" .message", "This was cancelled.")
+	require.True(t, eval[bool](b, `document.activeElement.matches("%s .retry")`, newest), "the focus stays in the card")
 	b.shoot("cancelled")
 }
 
-func TestMoreOperationsThanConnectionsAreWatched(t *testing.T) {
+func TestEveryOperationShowsItsStatus(t *testing.T) {
 	t.Parallel()
 	needChromium(t)
 	b := open(t, serve(t, "-call-timeout", "1m", "-max-concurrent", "8")+"/")
@@ -152,6 +154,128 @@ func TestMoreOperationsThanConnectionsAreWatched(t *testing.T) {
 		b.click(askQuestions + " button")
 		b.until(`document.querySelectorAll("#list > li").length === %d`, n+1)
 	}
+	b.until(`document.querySelectorAll("#list > .running").length === 8`)
+	titles := eval[[]string](b, `[...document.querySelectorAll("#list h3")].map(title => title.textContent)`)
+	slices.Sort(titles)
+	require.Len(t, slices.Compact(titles), 8, "no two cards have the same title")
 	eval[chromedp.Void](b, `document.querySelectorAll(".cancel").forEach(button => button.click())`)
 	b.until(`document.querySelectorAll("#list > .cancelled").length === 8`)
+}
+
+func TestCardsHaveTimeAndDuration(t *testing.T) {
+	b := questions(t)
+	b.fault("slow")
+	b.click(askQuestions + " button")
+	b.until(`/^, for \d/.test(document.querySelector("%s .took")?.textContent)`, newest)
+	b.see(newest+" .status", "Done")
+	b.until(`/^, took \d+(\.\d)? s$/.test(document.querySelector("%s .took")?.textContent)`, newest)
+	require.True(t, eval[bool](b, `Math.abs(new Date(document.querySelector("%s .asked").dateTime) - Date.now()) < 60000`, newest))
+}
+
+func TestFailedOperationIsRetriedFromItsCard(t *testing.T) {
+	b := questions(t)
+	b.do(chromedp.SetValue(chromedp.CSS("#topic"), "Volcanoes"))
+	b.fault("outage")
+	b.click(askQuestions + " button")
+	b.see(newest+" .status", "Failed")
+	b.fault("")
+	b.do(chromedp.SetValue(chromedp.CSS("#topic"), "Something else"))
+	b.click(newest + " .retry")
+	b.see(newest+" h3", "2. Questions: Volcanoes")
+	b.see(newest+" .status", "Done")
+	require.Equal(t, 2, b.count("#list > li"))
+	require.False(t, eval[bool](b, `document.querySelector("%s .retry").checkVisibility()`, newest), "it did not fail")
+	b.shoot("retried")
+}
+
+func TestWhatHappenedIsInViewOnAPhone(t *testing.T) {
+	b := questions(t)
+	b.emulate(380, 667, "light")
+	inView := func(selector string) {
+		b.until(`(box => box && box.top >= 0 && box.bottom <= innerHeight)(document.querySelector(%q)?.getBoundingClientRect())`, selector)
+	}
+	for _, form := range []string{askQuestions, askFeedback} {
+		b.fault("")
+		b.click(form + " button")
+		b.see(newest+" .status", "Done")
+		inView(newest + " .head")
+		inView(newest + " .result :first-child")
+		b.fault("outage")
+		b.click(form + " button")
+		b.see(newest+" .status", "Failed")
+		inView(newest + " .message")
+		inView(newest + " .retry")
+	}
+	b.fault("slow")
+	b.click(askQuestions + " button") // runs
+	b.see(newest+" .status", "Running")
+	inView(newest + " progress")
+	inView(newest + " .cancel")
+	b.click(askQuestions + " button") // waits
+	b.see(newest+" .status", "Waiting")
+	b.click(askQuestions + " button") // is one too many
+	b.see(askQuestions+" .message", "We are handling many requests")
+	inView(askQuestions + " .message")
+}
+
+func TestPageIsUsedByKeyboardAlone(t *testing.T) {
+	b := questions(t)
+	focused := func(selector string) {
+		b.t.Helper()
+		b.until(`document.activeElement.matches("%s")`, selector)
+		require.True(t, eval[bool](b, `document.activeElement.matches(":focus-visible")`), "the focus is seen on %s", selector)
+	}
+	press := func(keys ...string) {
+		for _, key := range keys {
+			b.do(chromedp.KeyEvent(key))
+		}
+	}
+	press(kb.Tab)
+	focused("#fault")
+	press("answer slowly", kb.Tab) // chooses the option
+	focused("#topic")
+	press("Stars", kb.Enter)
+	focused(newest)
+	b.see(newest+" .status", "Running")
+	press(kb.Tab)
+	focused(newest + " .cancel")
+	press(kb.Enter)
+	b.see(newest+" .status", "Cancelled")
+	focused(newest + " .retry")
+	press(" ")
+	b.see(newest+" h3", "2. Questions: Stars")
+	focused(newest)
+	b.see(newest+" .status", "Done")
+	focused(newest)
+}
+
+func TestBordersOfControlsHaveContrast(t *testing.T) {
+	b := questions(t)
+	b.fault("slow")
+	b.click(askQuestions + " button")
+	b.see(newest+" .status", "Running")
+	for _, scheme := range []string{"light", "dark"} {
+		b.emulate(1280, 900, scheme)
+		weak := eval[[]string](b, `(() => {
+			const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+			const luminance = color => {
+				canvas.fillStyle = color;
+				canvas.fillRect(0, 0, 1, 1);
+				return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).map(v => v / 255)
+					.map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+					.reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+			};
+			const behind = e => {
+				for (; e; e = e.parentElement) {
+					const color = getComputedStyle(e).backgroundColor;
+					if (color !== "rgba(0, 0, 0, 0)") return color;
+				}
+			};
+			return [...document.querySelectorAll("input, textarea, select, .cancel, .card")].map(e => {
+				const [low, high] = [luminance(getComputedStyle(e).borderTopColor), luminance(behind(e.parentElement))].sort((x, y) => x - y);
+				return [(high + 0.05) / (low + 0.05), e.id || e.className];
+			}).filter(([ratio]) => ratio < 3).map(([ratio, name]) => name + ": " + ratio.toFixed(2));
+		})()`)
+		require.Empty(t, weak, scheme)
+	}
 }

@@ -4,10 +4,10 @@ import (
 	"context"
 	"fmt"
 	"log"
+	"math"
 	"net/http"
 
-	"github.com/openai/openai-go/v3"
-	"github.com/openai/openai-go/v3/option"
+	openai "github.com/sashabaranov/go-openai"
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/aiguardtest"
@@ -28,20 +28,20 @@ func Example() {
 		log.Fatal(err)
 	}
 	defer cache.Close()
-	client := openai.NewClient(option.WithBaseURL(provider.URL), option.WithAPIKey("any key"),
-		option.WithHTTPClient(&http.Client{Transport: cache}), option.WithMaxRetries(0))
+	oc := openai.DefaultConfig("any key")
+	oc.BaseURL, oc.HTTPClient = provider.URL, &http.Client{Transport: cache}
+	client := openai.NewClientWithConfig(oc)
 
 	for range 3 {
-		var resp *http.Response
-		answer, err := client.Chat.Completions.New(context.Background(), openai.ChatCompletionNewParams{
-			Model:       "gpt-4o-mini",
-			Temperature: openai.Float(0),
-			Messages:    []openai.ChatCompletionMessageParamUnion{openai.UserMessage("Say hello.")},
-		}, option.WithResponseInto(&resp))
+		answer, err := client.CreateChatCompletion(context.Background(), openai.ChatCompletionRequest{
+			Model:       openai.GPT4oMini,
+			Temperature: math.SmallestNonzeroFloat32, // go-openai leaves a 0 out
+			Messages:    []openai.ChatCompletionMessage{{Role: "user", Content: "Say hello."}},
+		})
 		if err != nil {
 			log.Fatal(err)
 		}
-		fmt.Println(resp.Header.Get(cacheguard.Header), answer.Choices[0].Message.Content)
+		fmt.Println(answer.Header().Get(cacheguard.Header), answer.Choices[0].Message.Content)
 	}
 	fmt.Println("requests:", provider.Count(), "calls of the guard:", guard.Stats().Calls)
 	// Output:

@@ -8,9 +8,6 @@ import (
 	"net/http"
 	"testing"
 
-	officialsdk "github.com/openai/openai-go/v3"
-	"github.com/openai/openai-go/v3/option"
-	"github.com/openai/openai-go/v3/responses"
 	openai "github.com/sashabaranov/go-openai"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -139,57 +136,6 @@ func TestGuardsOwnClient(t *testing.T) {
 	e, ok := err.(*aiguard.Error)
 	require.True(t, ok, "%T", err)
 	assert.Equal(t, "other", e.Model)
-}
-
-func TestOpenAIGo(t *testing.T) {
-	w := newWorld(t, aiguardtest.NewServer(t), cacheguard.Config{})
-	client := officialsdk.NewClient(option.WithBaseURL(w.srv.URL), option.WithAPIKey("sk-one"), option.WithMaxRetries(0),
-		option.WithHTTPClient(&http.Client{Transport: w.cache}))
-	params := officialsdk.ChatCompletionNewParams{
-		Model: "m", Temperature: officialsdk.Float(0), Messages: []officialsdk.ChatCompletionMessageParamUnion{officialsdk.UserMessage("Hi")},
-	}
-	t.Run("chat", func(t *testing.T) {
-		w.twice(t, func() (string, error) {
-			c, err := client.Chat.Completions.New(t.Context(), params)
-			if err != nil {
-				return "", err
-			}
-			return c.Choices[0].Message.Content, nil
-		})
-	})
-	t.Run("stream", func(t *testing.T) {
-		w.twice(t, func() (text string, err error) {
-			stream := client.Chat.Completions.NewStreaming(t.Context(), params)
-			defer stream.Close()
-			for stream.Next() {
-				for _, choice := range stream.Current().Choices {
-					text += choice.Delta.Content
-				}
-			}
-			return text, stream.Err()
-		})
-	})
-	t.Run("response stream", func(t *testing.T) {
-		w.twice(t, func() (text string, err error) {
-			stream := client.Responses.NewStreaming(t.Context(), responses.ResponseNewParams{Model: "m", Temperature: officialsdk.Float(0),
-				Store: officialsdk.Bool(false), Input: responses.ResponseNewParamsInputUnion{OfString: officialsdk.String("Hi")}})
-			defer stream.Close()
-			for stream.Next() {
-				text += stream.Current().Type + " "
-			}
-			return text, stream.Err()
-		})
-	})
-	t.Run("embeddings", func(t *testing.T) {
-		w.twice(t, func() (string, error) {
-			e, err := client.Embeddings.New(t.Context(), officialsdk.EmbeddingNewParams{Model: "m",
-				Input: officialsdk.EmbeddingNewParamsInputUnion{OfString: officialsdk.String("Hi")}})
-			if err != nil {
-				return "", err
-			}
-			return e.Data[0].RawJSON(), nil
-		})
-	})
 }
 
 // Over real connections, in both protocols, under load: what virtual time cannot show.

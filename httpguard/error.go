@@ -32,7 +32,7 @@ type Problem struct {
 	RequestID  string `json:"request_id"`            // also in the header X-Request-Id
 
 	Nonce      string `json:"-"` // of the page's own style and script
-	Repeatable bool   `json:"-"` // a GET or HEAD: the page may offer to ask again
+	Repeatable bool   `json:"-"` // a GET or HEAD that may succeed when it is sent again: the page may offer to
 }
 
 // Error answers r for a request that failed with err: with an HTML page where Accept prefers text/html, else with
@@ -174,7 +174,7 @@ const (
 func (x *exchange) problem(err error) Problem {
 	p := Problem{
 		Type: "about:blank", Status: aiguard.HTTPStatus(err), Detail: aiguard.UserMessage(err), Code: string(aiguard.KindOf(err)),
-		RequestID: x.id, Repeatable: x.repeatable,
+		RequestID: x.id,
 	}
 	body := errtree.Find[*http.MaxBytesError](err)
 	switch {
@@ -189,11 +189,22 @@ func (x *exchange) problem(err error) Problem {
 	default:
 		p.Code = codeInternal
 	}
+	p.Repeatable = x.repeatable && mayPass(p)
 	if p.Title = http.StatusText(p.Status); p.Status == statusClientClosed {
 		p.Title = "Client Closed Request"
 	}
 	p.RetryAfter = int64((retryAfter(err, p) + time.Second - 1) / time.Second)
 	return p
+}
+
+// mayPass reports whether the same request may succeed later. A request that is too large, malformed or rejected cannot, and
+// an account or a configuration must be mended first.
+func mayPass(p Problem) bool {
+	switch aiguard.Kind(p.Code) {
+	case aiguard.ErrQuota, aiguard.ErrUnauthorized, aiguard.ErrMisconfigured, aiguard.ErrResponseTooLarge:
+		return false
+	}
+	return p.Status == http.StatusTooManyRequests || p.Status == statusClientClosed || p.Status >= 500
 }
 
 const statusClientClosed = 499 // nginx's; net/http has no name for it

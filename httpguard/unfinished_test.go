@@ -1,6 +1,7 @@
 package httpguard_test
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -67,6 +68,30 @@ func TestClientThatNeverFinishesItsBodyLosesItsConnection(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The bound for the rest of a body is none for the next request.
+func TestConnectionIsUsedAgainHoweverLateTheNextRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
+		tr, stop := pipe.Serve(&http.Server{Handler: limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{})}, false)
+		defer stop()
+		conn, err := tr.DialContext(t.Context(), "tcp", "site")
+		require.NoError(t, err)
+		defer conn.Close()
+		answers := bufio.NewReader(conn)
+		for range 3 {
+			_, err := io.WriteString(conn, "POST / HTTP/1.1\r\nHost: site\r\nContent-Length: 5\r\n\r\nHello")
+			require.NoError(t, err)
+			resp, err := http.ReadResponse(answers, nil)
+			require.NoError(t, err)
+			text, err := io.ReadAll(resp.Body)
+			require.NoError(t, err)
+			require.NoError(t, resp.Body.Close())
+			require.Equal(t, "Hello", string(text))
+			time.Sleep(time.Minute)
+		}
+	})
 }
 
 // readOn reads whatever errors come.

@@ -4,6 +4,7 @@ go 1.26.0
 
 require (
 	github.com/aiguard-go/aiguard v0.0.0
+	github.com/aiguard-go/aiguard/cacheguard v0.0.0
 	github.com/anthropics/anthropic-sdk-go v1.84.0
 	github.com/cloudwego/eino v0.7.13
 	github.com/cloudwego/eino-ext/components/model/openai v0.1.7
@@ -62,6 +63,7 @@ require (
 	github.com/json-iterator/go v1.1.12 // indirect
 	github.com/klauspost/cpuid/v2 v2.2.9 // indirect
 	github.com/mailru/easyjson v0.7.7 // indirect
+	github.com/maypok86/otter/v2 v2.4.0 // indirect
 	github.com/meguminnnnnnnnn/go-openai v0.1.1 // indirect
 	github.com/modern-go/concurrent v0.0.0-20180306012644-bacd9c7ef1dd // indirect
 	github.com/modern-go/reflect2 v1.0.2 // indirect
@@ -104,3 +106,5 @@ require (
 )
 
 replace github.com/aiguard-go/aiguard => ../
+
+replace github.com/aiguard-go/aiguard/cacheguard => ../cacheguard

@@ -58,6 +58,19 @@ var Rows = []Row{
 	{"stream of 1,000 events over loopback", "StreamLoopback", contender.Streaming, Repeated, SecPerEvent, []Target{
 		ratio(SecPerEvent, 1.10, contender.Bare)}},
 
+	{"openai-go over HTTPClient, a prompt of 20,000 characters", "SDKPrompt", prompting, Repeated, SecPerOp, []Target{
+		ratio(SecPerOp, 1.10, contender.OpenAI)}},
+	{"stream of 1,000 chunks, each of another shape", "StreamShapes/chunks", shaping, Repeated, secPerEvent, []Target{
+		ratio(secPerEvent, 1.15, contender.Bare), more(allocsPerEvent, 0.01, contender.Bare)}},
+	{"Responses stream of 1,000 events, openai-go", "StreamShapes/responses", responding, Repeated, secPerEvent, []Target{
+		ratio(secPerEvent, 1.15, contender.OpenAI), more(allocsPerEvent, 0.01, contender.OpenAI)}},
+	{"Messages stream of 1,000 events, net/http", "StreamShapes/anthropic", shaping, Repeated, secPerEvent, []Target{
+		ratio(secPerEvent, 1.15, contender.Bare), more(allocsPerEvent, 0.01, contender.Bare)}},
+	{"reading a request of 1 MiB", "ReadRequest/messages", reading, Repeated, BytesPerSec, []Target{
+		atLeast(BytesPerSec, 500e6), atMost(BytesPerOp, 1000)}},
+	{"reading a request of 1 MiB, nested 10,000 deep", "ReadRequest/nested", reading, Repeated, SecPerOp, []Target{
+		atMost(SecPerOp, 10e-3)}},
+
 	{"CheckPrompt, 20,000 ASCII characters", "Prompt/ascii", checking, Repeated, SecPerOp, []Target{
 		atMost(SecPerOp, 10e-6), atMost(AllocsPerOp, 0)}},
 	{"CheckPrompt, 20,000 Chinese characters", "Prompt/chinese", checking, Repeated, SecPerOp, []Target{
@@ -80,7 +93,14 @@ var Rows = []Row{
 		atMost(requestsPerCall, 1.2)}},
 }
 
-var checking = []string{contender.Aiguard, contender.Hand}
+// Who does the work of a row beside aiguard: most often the SDK that aiguard is under.
+var (
+	checking   = []string{contender.Aiguard, contender.Hand}
+	prompting  = []string{contender.Aiguard, contender.OpenAI}
+	shaping    = []string{contender.Aiguard, contender.Bare}
+	responding = []string{contender.Aiguard, contender.OpenAI}
+	reading    = []string{contender.Aiguard}
+)
 
 // Units as x/perf has them: seconds and bytes.
 const (
@@ -92,6 +112,7 @@ const (
 	connsPerCall    = "conns/call"
 	Reused          = "%reused"
 	bytesPerWaiter  = "B/waiter"
+	BytesPerSec     = "B/s"
 	requestsPerCall = "requests/call"
 	PeakBytes       = "B"
 )
@@ -141,6 +162,8 @@ func Quantity(v float64, unit string) string {
 		return scaled(v, "s")
 	case bytesPerWaiter, BytesPerOp, PeakBytes:
 		return scaled(v, "B")
+	case BytesPerSec:
+		return scaled(v, "B/s")
 	case Reused:
 		return fmt.Sprintf("%.4g %% reused", v)
 	}

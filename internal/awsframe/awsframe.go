@@ -22,6 +22,7 @@ const ErrFrame Error = "awsframe: not a valid frame"
 const (
 	prelude = 12 // two lengths and their checksum
 	least   = prelude + 4
+	large   = 1 << 20 // from here on a buffer is doubled
 )
 
 // Reader splits a stream into frames. It is not safe for concurrent use.
@@ -72,7 +73,7 @@ func (r *Reader) next() (ev sse.Event, err error) {
 	}
 	// The length is the peer's word: the buffer grows with what has come.
 	for have := prelude; have < int(total); {
-		if !r.grow(min(int(total), max(16*have, 4<<10))) {
+		if !r.grow(min(int(total), max(min(16*have, max(large, 2*have)), 4<<10))) {
 			return ev, sse.ErrNoRoom
 		}
 		n, err := io.ReadFull(r.r, r.frame[have:min(int(total), len(r.frame))])
@@ -163,6 +164,13 @@ func (r *Reader) Learn(sse.Event, []jsonscan.Span) {}
 
 // Size returns how many bytes the Reader holds on to.
 func (r *Reader) Size() int { return len(r.frame) }
+
+// Trim lets go of a buffer of more than size bytes, as an sse.Reader does.
+func (r *Reader) Trim(size int) {
+	if len(r.frame) > size {
+		r.frame = nil
+	}
+}
 
 // Rest returns nothing: a Reader reads no further than it must.
 func (r *Reader) Rest() []byte { return nil }

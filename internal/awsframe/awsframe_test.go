@@ -118,3 +118,16 @@ func TestReaderWithoutRoomHoldsNoMore(t *testing.T) {
 	require.Equal(t, sse.ErrNoRoom, err)
 	require.LessOrEqual(t, r.Size(), 64<<10)
 }
+
+func TestTrimmedReaderReadsOn(t *testing.T) {
+	large := `{"a":"` + strings.Repeat("x", 50_000) + `"}`
+	in := bytes.Join([][]byte{frame(large, ":event-type", "e"), frame(`{"b":1}`, ":event-type", "e"), frame(large, ":event-type", "e")}, nil)
+	r := NewReader(bytes.NewReader(in), 1<<20, limits)
+	for _, want := range []string{large, `{"b":1}`, large} {
+		ev, err := r.Next()
+		require.NoError(t, err)
+		require.Equal(t, want, string(ev.Data))
+		r.Trim(16 << 10)
+		require.LessOrEqual(t, r.Size(), 16<<10)
+	}
+}

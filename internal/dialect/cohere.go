@@ -125,7 +125,7 @@ func (s *Stream) cohereFinish(reason []byte) {
 		if !s.failed {
 			s.fail(Failure{Code: "error"})
 		}
-	case `"ERROR_TOXIC"`:
+	case `"ERROR_TOXIC"`, "null", `""`:
 		s.cut = true
 	}
 }

@@ -58,6 +58,14 @@ func TestRefusalsAreUnderstoodInEveryDialectsWords(t *testing.T) {
 		{403, `{"type":"error","error":{"type":"permission_error","message":"x"}}`, Unauthorized},
 		{400, `{"type":"error","error":{"type":"invalid_request_error","message":"You have reached your specified API usage limits."}}`, Quota},
 
+		{403, `{"code":"AllocationQuota.FreeTierOnly","message":"The free tier of the model has been exhausted."}`, Quota},
+		{403, `{"error":{"message":"Key limit exceeded (total limit).","code":403}}`, Quota},
+		{400, `{"error":{"message":"Input length 140000 exceeds the maximum allowed token count 131072","type":"invalid_request_error"}}`, PromptTooLarge},
+		{400, `{"object":"error","message":"The input (140000 tokens) is longer than the model's context length (131072 tokens).","code":400}`, PromptTooLarge},
+		{400, `{"error":{"type":"invalid_request_error","code":"context_window_exceeded"}}`, PromptTooLarge},
+		{400, `{"error":{"code":"model_decommissioned","type":"invalid_request_error"}}`, Misconfigured},
+		{400, `{"error":{"code":"model_not_supported","type":"invalid_request_error"}}`, Misconfigured},
+
 		// Gemini
 		{400, `{"error":{"code":400,"message":"API key not valid.","status":"INVALID_ARGUMENT","details":[{"@type":"t","reason":"API_KEY_INVALID"}]}}`, Unauthorized},
 		{400, `{"error":{"code":400,"message":"The input token count (1200000) exceeds the maximum number of tokens allowed","status":"INVALID_ARGUMENT"}}`, PromptTooLarge},

@@ -78,6 +78,7 @@ func ollamaEvent(s *Stream, _, data []byte) {
 			s.varies(&c)
 		case "done":
 			s.done = s.done || isTrue(c.Value())
+			s.cut = s.answer && !s.done
 		case "done_reason":
 			switch string(c.Value()) {
 			case `"error"`:

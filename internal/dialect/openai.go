@@ -620,10 +620,11 @@ var openaiErrors = vocabulary{
 		"usage_limit_reached":          Quota,                                                                         // ChatGPT's plans, if the window is long
 		"exceeded_current_quota_error": Quota,                                                                         // Moonshot
 		"insufficient_user_quota":      Quota, "insufficient_balance": Quota, "pre_consume_token_quota_failed": Quota, // one-api, new-api
-		"AccountOverdueError": Quota, // Volcengine
-		"Arrearage":           Quota, // DashScope
-		"1113":                Quota, // z.ai
-		"1008":                Quota, // MiniMax
+		"AccountOverdueError":          Quota, // Volcengine
+		"Arrearage":                    Quota, // DashScope
+		"AllocationQuota.FreeTierOnly": Quota, // DashScope
+		"1113":                         Quota, // z.ai
+		"1008":                         Quota, // MiniMax
 
 		"rate_limit_exceeded": RateLimited, "slow_down": RateLimited, "tokens": RateLimited, "requests": RateLimited,
 		"rate_limit_reached_error": RateLimited, "Throttling": RateLimited, "Throttling.RateQuota": RateLimited,
@@ -632,6 +633,7 @@ var openaiErrors = vocabulary{
 		"context_length_exceeded": PromptTooLarge, "string_above_max_length": PromptTooLarge, "tokens_limit_reached": PromptTooLarge,
 		"exceed_context_size_error": PromptTooLarge, // llama.cpp
 		"too_many_prompt_tokens":    PromptTooLarge, // Perplexity
+		"context_window_exceeded":   PromptTooLarge,
 		"1039":                      PromptTooLarge, "1261": PromptTooLarge,
 
 		"server_error": Unavailable, "internal_server_error": Unavailable, "engine_overloaded": Unavailable, "engine_overloaded_error": Unavailable,
@@ -644,7 +646,8 @@ var openaiErrors = vocabulary{
 
 		"model_not_found": Misconfigured, "DeploymentNotFound": Misconfigured, "ModelNotFound": Misconfigured, "unknown_model": Misconfigured,
 		"ModelNotOpen": Misconfigured, "InvalidEndpointOrModel.NotFound": Misconfigured, "OperationNotSupported": Misconfigured,
-		"model_not_available": Misconfigured, "unsupported_country_region_territory": Unauthorized,
+		"model_decommissioned": Misconfigured, "model_terms_required": Misconfigured, // Groq
+		"model_not_supported": Misconfigured, "model_not_available": Misconfigured, "unsupported_country_region_territory": Unauthorized,
 
 		"invalid_prompt": Rejected, "string_too_long": PromptTooLarge,
 		"content_policy_violation": ContentPolicy, "content_filter": ContentPolicy, "moderation_blocked": ContentPolicy,
@@ -657,6 +660,9 @@ var openaiErrors = vocabulary{
 		{"context length exceeded", PromptTooLarge, 0},
 		{"exceeds the context window", PromptTooLarge, 0},
 		{"exceeds the available context size", PromptTooLarge, 0},
+		{"exceeds the maximum allowed token", PromptTooLarge, 0},
+		{"longer than the model's context length", PromptTooLarge, 0}, // SGLang
+		{"key limit exceeded", Quota, 403},                            // OpenRouter
 		{"insufficient balance", Quota, 0},
 		{"insufficient credits", Quota, 0},
 		{"moderation", ContentPolicy, 403},

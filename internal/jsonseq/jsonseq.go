@@ -10,7 +10,10 @@ import (
 	"github.com/aiguard-go/aiguard/internal/sse"
 )
 
-const minBuffer = 4 << 10
+const (
+	minBuffer = 4 << 10
+	large     = 1 << 20 // from here on a buffer is doubled
+)
 
 // Reader splits a stream into JSON texts. It is not safe for concurrent use.
 type Reader struct {
@@ -154,6 +157,16 @@ func (r *Reader) Learn(sse.Event, []jsonscan.Span) {}
 // Size returns how many bytes the Reader holds on to.
 func (r *Reader) Size() int { return cap(r.buf) }
 
+// Trim lets go of a buffer of more than size bytes, as an sse.Reader does.
+func (r *Reader) Trim(size int) {
+	if size = max(size, minBuffer); len(r.buf) <= size || r.end-r.start >= size || r.begun >= 0 {
+		return
+	}
+	buf := make([]byte, size)
+	r.end, r.at = copy(buf, r.buf[r.start:r.end]), r.at-r.start
+	r.buf, r.start = buf, 0
+}
+
 // Rest returns what has been read and not been returned yet.
 func (r *Reader) Rest() []byte { return r.buf[r.start:r.end] }
 
@@ -173,8 +186,8 @@ func (r *Reader) fill() {
 		}
 	}
 	if r.end == len(r.buf) {
-		size := max(minBuffer, min(16*len(r.buf), r.max+2))
-		if size > r.max/2 {
+		size := max(minBuffer, min(16*len(r.buf), max(large, 2*len(r.buf)), r.max+2))
+		if size > r.max/8 {
 			size = max(minBuffer, r.max+2)
 		}
 		if r.ask != nil && !r.ask(size) {

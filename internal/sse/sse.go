@@ -28,6 +28,7 @@ const ErrNoRoom Error = "sse: no room for a buffer"
 
 const (
 	minBuffer = 4 << 10
+	large     = 1 << 20 // from here on a buffer is doubled
 	maxName   = 1 << 10
 	maxOther  = 8 << 10 // of an event's fields that are not data
 )
@@ -208,6 +209,22 @@ func (r *Reader) Learn(ev Event, free []jsonscan.Span) {
 // Size returns how many bytes the Reader holds on to.
 func (r *Reader) Size() int { return cap(r.buf) + cap(r.data) + cap(r.raw) + r.known.Size() }
 
+// Trim lets go of the buffers that have more than size bytes and are not needed for what has been read. The slices of the
+// last Event are not valid any more.
+func (r *Reader) Trim(size int) {
+	if size = max(size, minBuffer); len(r.buf) > size && r.end-r.pos < size && r.from < 0 {
+		buf := make([]byte, size)
+		r.end = copy(buf, r.buf[r.pos:r.end])
+		r.buf, r.pos = buf, 0
+	}
+	if cap(r.data) > size && !r.open {
+		r.data = nil
+	}
+	if cap(r.raw) > size && len(r.raw) == 0 {
+		r.raw = nil
+	}
+}
+
 // line returns the next line that is not a comment, without its line end. It
 // reads only when there is no complete line in the buffer.
 func (r *Reader) line() ([]byte, error) {
@@ -292,8 +309,8 @@ func (r *Reader) fill() {
 	}
 	if r.end == len(r.buf) {
 		// In few steps, and the last one to the full size: each leaves its buffer to the collector.
-		size := max(minBuffer, min(16*len(r.buf), r.max+2))
-		if size > r.max/2 {
+		size := max(minBuffer, min(16*len(r.buf), max(large, 2*len(r.buf)), r.max+2))
+		if size > r.max/8 {
 			size = r.max + 2
 		}
 		if !r.mayGrow(size - len(r.buf)) {

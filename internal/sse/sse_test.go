@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -486,4 +487,27 @@ func TestRawIsWhatCame(t *testing.T) {
 
 func TestErrorFieldIsAnErrorEvent(t *testing.T) {
 	require.Equal(t, `{} /2; error: {"message":"x"} /15; EOF`, describe(t, NewReader(strings.NewReader("data: {}\n\nerror: {\"message\":\"x\"}\n\nerror: text\n\n"), testMax, testLim)))
+}
+
+// Trim lets go of what a large event needed, and loses nothing of what has been read.
+func TestTrimmedReaderReadsOn(t *testing.T) {
+	large := `{"a":"` + strings.Repeat("x", 50_000) + `"}`
+	in := strings.Repeat("event: e\ndata: "+large+"\n\ndata: {\"b\":1}\n\n: c\n\ndata: {\"c\":\ndata: \""+large[6:50_000]+"\"}\n\n", 3)
+	for name, r := range map[string]io.Reader{"at once": strings.NewReader(in), "in pieces": &pieces{rest: slices.Collect(slices.Chunk([]byte(in), 7001)), err: io.EOF}} {
+		want, got := NewReader(strings.NewReader(in), 1<<20, jsonscan.Limits{Containers: 8, Depth: 4}), NewReader(r, 1<<20, jsonscan.Limits{Containers: 8, Depth: 4})
+		for n := 0; ; n++ {
+			a, errA := want.Next()
+			b, errB := got.Next()
+			require.Equal(t, errA, errB, name)
+			if errA != nil {
+				require.Equal(t, 9, n, name)
+				break
+			}
+			require.Equal(t, string(a.Name)+string(a.Data)+string(a.Raw), string(b.Name)+string(b.Data)+string(b.Raw), name)
+			got.Trim(16 << 10)
+			if name == "in pieces" {
+				require.Less(t, got.Size(), 3*16<<10, name)
+			}
+		}
+	}
 }

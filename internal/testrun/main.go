@@ -44,7 +44,7 @@ func run(ctx context.Context, out io.Writer, all bool) error {
 	} else {
 		for _, m := range found {
 			if m.Published {
-				r.part(ctx, m.Dir, func() error { return r.test(ctx, m.Dir, "-short") })
+				r.part(ctx, title(m), func() error { return r.test(ctx, m.Dir, "-short") })
 			}
 		}
 	}
@@ -52,18 +52,19 @@ func run(ctx context.Context, out io.Writer, all bool) error {
 }
 
 func everything(ctx context.Context, r *runner, found []modules.Module) {
-	var race []string
+	// Some tests read the whole repository, which the cache of test results does not know.
+	flags := []string{"-count=1"}
 	if compiles(ctx) {
-		race = append(race, "-race")
+		flags = append(flags, "-race")
 	} else {
 		fmt.Fprintln(r.out, "note: no C compiler found, so the tests run without the race detector")
 	}
 	for _, m := range found {
-		r.part(ctx, m.Dir, func() error {
+		r.part(ctx, title(m), func() error {
 			if err := r.install(ctx, m.Dir); err != nil {
 				return err
 			}
-			return r.test(ctx, m.Dir, race...)
+			return r.test(ctx, m.Dir, flags...)
 		})
 	}
 	// The race detector allocates too.
@@ -73,6 +74,13 @@ func everything(ctx context.Context, r *runner, found []modules.Module) {
 			return r.command(ctx, ".", "make", "--no-print-directory", target, "FUZZTIME=5s", "STRESS=10s")
 		})
 	}
+}
+
+func title(m modules.Module) string {
+	if m.Dir == "." {
+		return "root module"
+	}
+	return m.Dir
 }
 
 // compiles reports whether there is a C compiler, without which go turns cgo off.

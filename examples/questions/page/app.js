@@ -6,98 +6,128 @@ const unreachable = "The service could not be reached. Please try again in a mom
 for (const form of document.querySelectorAll("form")) {
   form.addEventListener("submit", event => {
     event.preventDefault();
-    start(form);
+    const request = { title: form.dataset.title, path: form.dataset.path, texts: Object.fromEntries(new FormData(form)) };
+    const message = form.querySelector(".message");
+    message.textContent = "";
+    start(request, message);
   });
 }
 
-// start asks the service for an operation and shows it, or why there is none.
-async function start(form) {
-  const message = form.querySelector(".message");
-  const texts = Object.fromEntries(new FormData(form));
+// start asks the service for an operation and shows it, or says in message why there is none.
+async function start(request, message) {
   const fault = document.getElementById("fault")?.value;
-  message.textContent = "";
   try {
-    const response = await fetch(form.dataset.path + (fault ? "?fault=" + encodeURIComponent(fault) : ""), {
+    const response = await fetch(request.path + (fault ? "?fault=" + encodeURIComponent(fault) : ""), {
       method: "POST",
       headers: { "Content-Type": "application/json", "Accept": "application/json" },
-      body: JSON.stringify(texts),
+      body: JSON.stringify(request.texts),
     });
     const answer = await response.json();
-    if (!response.ok) {
-      message.textContent = answer.detail;
+    if (response.ok) {
+      show(request, response.headers.get("Location"), answer);
       return;
     }
-    show(form.dataset.title + ": " + Object.values(texts)[0], response.headers.get("Location"), answer);
+    message.textContent = answer.detail;
   } catch {
     message.textContent = unreachable;
   }
+  message.scrollIntoView({ block: "nearest" });
 }
 
-// show adds an operation to the list and follows it to its end.
-function show(title, path, operation) {
+let shown = 0;
+
+// show adds an operation to the list and follows it to its end. A card has a number, for two may have the same text.
+function show(request, path, operation) {
   const card = document.getElementById("operation").content.firstElementChild.cloneNode(true);
   const part = name => card.querySelector(name);
+  const title = ++shown + ". " + request.title + ": " + Object.values(request.texts)[0];
   part("h3").textContent = title;
   part("progress").setAttribute("aria-label", "Progress of " + title);
   part(".cancel").setAttribute("aria-label", "Cancel " + title);
-  let revision = 0;
+  part(".retry").setAttribute("aria-label", "Try again: " + title);
+  const asked = Date.now();
+  part(".asked").dateTime = operation.created_at;
+  part(".asked").textContent = new Date(operation.created_at).toLocaleTimeString();
+
+  let current = { revision: 0 };
   const update = op => {
-    if (op.revision <= revision) return; // an answer that a later one has overtaken
-    revision = op.revision;
-    const final = op.finished_at !== null;
+    if (op.revision < current.revision) return; // an answer that a later one has overtaken
+    const changed = op.revision > current.revision;
+    current = op;
+    part(".took").textContent = op.finished_at === null ? ", for " + seconds(Date.now() - asked)
+      : ", took " + seconds(new Date(op.finished_at) - new Date(op.created_at));
+    if (!changed) return;
+    const final = op.finished_at !== null, hadFocus = part(".working").contains(document.activeElement);
     card.className = "card operation " + op.status + (final ? " final" : "");
     if (part(".status").textContent !== statuses[op.status]) part(".status").textContent = statuses[op.status];
     part("progress").value = op.progress;
     part(".note").textContent = op.cancel_requested ? "Cancelling" : op.progress_note ?? "";
     part(".message").textContent = op.error_message ?? "";
+    part(".retry").hidden = op.status !== "failed" && op.status !== "cancelled";
     if (op.result) part(".result").replaceChildren(...render(op.result));
+    // The button that had the focus is gone.
+    if (final && hadFocus) (part(".retry").hidden ? card : part(".retry")).focus({ preventScroll: true });
+    // Whoever waits for the result sees it, and whoever has gone on is not called back.
+    if (final && card.contains(document.activeElement) && card.getBoundingClientRect().top >= 0) card.scrollIntoView({ block: "nearest" });
   };
-  part(".cancel").addEventListener("click", async () => {
-    part(".cancel").disabled = true;
+
+  onClick(part(".cancel"), async () => {
     try {
       const response = await fetch(path, { method: "DELETE" });
       if (!response.ok) throw new Error();
       update(await response.json());
     } catch {
       part(".message").textContent = unreachable;
-      part(".cancel").disabled = false;
     }
   });
+  onClick(part(".retry"), () => start(request, part(".message")));
+
   update(operation);
   document.getElementById("operations").hidden = false;
   document.getElementById("list").prepend(card);
-  watch(path + "/events", update, () => { part(".message").textContent = unreachable; });
+  card.focus({ preventScroll: true });
+  const { top } = card.getBoundingClientRect();
+  if (top < 0 || top + roomForCard > innerHeight) card.scrollIntoView();
+  follow(path, update, part(".message"), () => current.finished_at !== null);
 }
 
-// Browsers open six connections to a host over HTTP/1.1: two stay free for requests. An operation whose turn comes
-// late misses nothing, for its first event is how it is by then.
-const maxStreams = 4;
-let streams = 0;
-const waiting = [];
+// onClick runs an action, and ignores clicks while it runs. It does not disable the button, which would lose the focus.
+function onClick(button, action) {
+  button.addEventListener("click", async () => {
+    if (button.ariaDisabled === "true") return;
+    button.ariaDisabled = "true";
+    await action();
+    button.ariaDisabled = "false";
+  });
+}
 
-// watch gives each event of an operation to update, until it is over.
-function watch(path, update, lost) {
-  if (streams === maxStreams) {
-    waiting.push([path, update, lost]);
-    return;
+const roomForCard = 240; // pixels of a card that must be in view
+const pollEvery = 500, pollAtMost = 8000; // milliseconds
+
+// follow asks for an operation until it is over, less often while the service cannot be reached.
+async function follow(path, update, message, over) {
+  for (let wait = pollEvery; !over();) {
+    await new Promise(resolve => setTimeout(resolve, wait));
+    try {
+      const response = await fetch(path, { headers: { "Accept": "application/json" }, signal: AbortSignal.timeout(10_000) });
+      if (response.status === 404) {
+        message.textContent = "The service no longer knows this operation.";
+        return;
+      }
+      if (!response.ok) throw new Error();
+      const operation = await response.json();
+      if (message.textContent === unreachable) message.textContent = "";
+      update(operation);
+      wait = pollEvery;
+    } catch {
+      message.textContent = unreachable;
+      wait = Math.min(2 * wait, pollAtMost);
+    }
   }
-  streams++;
-  const source = new EventSource(path);
-  const end = () => {
-    source.close();
-    streams--;
-    if (waiting.length > 0) watch(...waiting.shift());
-  };
-  source.addEventListener("progress", event => update(JSON.parse(event.data)));
-  source.addEventListener("finished", event => {
-    update(JSON.parse(event.data));
-    end();
-  });
-  source.addEventListener("error", () => {
-    if (source.readyState !== EventSource.CLOSED) return; // it comes back by itself
-    lost();
-    end();
-  });
+}
+
+function seconds(milliseconds) {
+  return (milliseconds / 1000).toFixed(milliseconds < 10_000 ? 1 : 0) + " s";
 }
 
 // render makes elements of a result. All its texts are set as text, never as HTML.

@@ -1,0 +1,94 @@
+package aiguard
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// storm bounds how often the log repeats itself. Lines with the same message, kind, phase and route share a limit of
+// stormLines in each second. At the end of the second one more line says how many were suppressed.
+type storm struct {
+	mu     sync.Mutex
+	counts map[stormKey]*stormCount
+}
+
+type stormKey struct {
+	event       EventType
+	kind        Kind
+	phase       string
+	host, model string
+}
+
+type stormCount struct {
+	until      instant // the end of the second
+	lines      int
+	suppressed int
+}
+
+const (
+	stormLines  = 3
+	stormSpan   = time.Second
+	maxStormKey = 1000 // models may come from users: beyond this many, lines share a limit whatever their route
+)
+
+// allow reports whether a line may be written now. For the first line that is suppressed in a second it arranges that tell is
+// called with the number of suppressed lines, by a timer and with no lock held.
+func (s *storm) allow(now instant, key stormKey, tell func(suppressed int)) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.counts[key]
+	if c == nil && len(s.counts) >= maxStormKey {
+		if s.prune(now); len(s.counts) >= maxStormKey {
+			key.host, key.model = "", ""
+			c = s.counts[key]
+		}
+	}
+	if c == nil {
+		if s.counts == nil {
+			s.counts = make(map[stormKey]*stormCount)
+		}
+		c = new(stormCount)
+		s.counts[key] = c
+	}
+	if now >= c.until && c.suppressed == 0 {
+		*c = stormCount{until: now.add(stormSpan)}
+	}
+	if c.lines < stormLines {
+		c.lines++
+		return true
+	}
+	if c.suppressed++; c.suppressed == 1 {
+		time.AfterFunc(max(time.Duration(c.until-now), 1), func() { tell(s.end(key)) })
+	}
+	return false
+}
+
+// end forgets a key and returns how many lines were suppressed.
+func (s *storm) end(key stormKey) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.counts[key].suppressed
+	delete(s.counts, key)
+	return n
+}
+
+// prune forgets the keys whose second is over. Those with suppressed lines have a timer.
+func (s *storm) prune(now instant) {
+	for key, c := range s.counts {
+		if now >= c.until && c.suppressed == 0 {
+			delete(s.counts, key)
+		}
+	}
+}
+
+// mayLog reports whether a line about e may be written now, or has been enough of its like.
+func (c *core) mayLog(ctx context.Context, level slog.Level, t EventType, msg string, e *Error) bool {
+	key := stormKey{t, e.Kind, e.Phase, short(e.Host), short(e.Model)}
+	return c.storm.allow(c.now(), key, func(suppressed int) {
+		c.cfg.Logger.LogAttrs(context.WithoutCancel(ctx), level, "aiguard: similar lines suppressed", slog.String("line", msg),
+			slog.String("kind", short(string(e.Kind))), slog.String("phase", short(e.Phase)), slog.String("host", key.host),
+			slog.String("model", key.model), slog.Int("suppressed", suppressed))
+	})
+}
