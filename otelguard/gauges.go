@@ -16,6 +16,7 @@ type gauges struct {
 	inFlight, waiting, limit, buffered    metric.Int64ObservableGauge
 	routeInFlight, routePaused, routeDown metric.Int64ObservableGauge
 	tenantInFlight, tenantWaiting         metric.Int64ObservableGauge
+	budgetReached                         metric.Int64ObservableGauge
 }
 
 func (t *Telemetry) observe(g *aiguard.Guard) (metric.Registration, error) {
@@ -29,7 +30,7 @@ func (t *Telemetry) observe(g *aiguard.Guard) (metric.Registration, error) {
 	gs := &gauges{
 		inFlight: gauge(inFlight), waiting: gauge(waiting), limit: gauge(limit), buffered: gauge(buffered),
 		routeInFlight: gauge(routeInFlight), routePaused: gauge(routePaused), routeDown: gauge(routeDown),
-		tenantInFlight: gauge(tenantInFlight), tenantWaiting: gauge(tenantWaiting),
+		tenantInFlight: gauge(tenantInFlight), tenantWaiting: gauge(tenantWaiting), budgetReached: gauge(budgetReached),
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
@@ -49,6 +50,10 @@ func (t *Telemetry) observe(g *aiguard.Guard) (metric.Registration, error) {
 		o.ObserveInt64(gs.buffered, st.BufferedBytes, whole)
 		t.observeRoutes(o, gs, common, g.Routes())
 		t.observeTenants(o, gs, common, st.Tenants)
+		for limit, keys := range t.budgets.reached(time.Now()) {
+			o.ObserveInt64(gs.budgetReached, keys, metric.WithAttributeSet(newSet(common, []attribute.KeyValue{
+				attribute.String(attrBudget, limit.name), attribute.String(attrBudgetUnit, limit.unit)})))
+		}
 		return nil
 	}, all...)
 }

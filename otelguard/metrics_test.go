@@ -19,6 +19,7 @@ import (
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/aiguardtest"
+	"github.com/aiguard-go/aiguard/budget"
 	"github.com/aiguard-go/aiguard/otelguard"
 )
 
@@ -62,6 +63,7 @@ func everything(t *testing.T, w *world) {
 		require.Error(t, w.chat(ctx))
 	}
 	w.telemetry.CacheAnswer(ctx, "hit", 0, ctx)
+	w.telemetry.BudgetReached(ctx, budget.Reached{Limit: "day", What: "cost", Until: time.Now().Add(time.Hour)})
 	for range 2 { // one has to wait
 		go func() {
 			_, _ = aiguard.Do(ctx, w.Guard().With(aiguard.Call{Op: "work", Weight: 5}), func(context.Context) (int, error) {
@@ -244,6 +246,30 @@ func TestLabelsBeyondOneHundredValuesAreOther(t *testing.T) {
 		}
 		last := w.spans.Ended()[299]
 		require.Equal(t, "model-149", textOf(last.Attributes(), "gen_ai.request.model"), "spans have no such bound")
+	})
+}
+
+func TestAnAlmostSpentBudgetIsToldUntilItsWindowEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := aiguardtest.NewServer(t, aiguardtest.Pipe())
+		var w *world
+		b, err := budget.New(budget.Config{
+			Limits: []budget.Limit{{Name: "tenant and minute", Calls: 10, Per: budget.Tenant, Window: budget.Minute}},
+			OnSoft: func(ctx context.Context, r budget.Reached) { w.telemetry.BudgetReached(ctx, r) },
+		})
+		require.NoError(t, err)
+		w = newWorld(t, srv, aiguard.Config{Budget: b}, otelguard.Config{})
+		for _, tenant := range []string{"a", "b", "c"} {
+			for range map[string]int{"a": 9, "b": 8, "c": 2}[tenant] {
+				require.NoError(t, w.chat(aiguard.WithCall(t.Context(), aiguard.Call{Tenant: tenant})))
+			}
+		}
+		reached := only(t, w.collect(t), "aiguard.budget.reached")
+		require.Equal(t, 2., reached.sum)
+		require.Equal(t, "tenant and minute", reached.attr("aiguard.budget.limit"))
+		require.Equal(t, "calls", reached.attr("aiguard.budget.unit"))
+		time.Sleep(2 * time.Minute)
+		require.Zero(t, only(t, w.collect(t), "aiguard.budget.reached").sum)
 	})
 }
 

@@ -27,6 +27,8 @@
 // error.type is the Kind of an *aiguard.Error ("timeout"), "canceled" or "deadline_exceeded" if the caller left, "panic", or
 // "_OTHER" for an error that fn of a Do returned.
 //
+// Telemetry.BudgetReached as the OnSoft of a budget.Config says in aiguard.budget.reached which limits are nearly spent.
+//
 // The folder dashboards has a Grafana dashboard (aiguard.json) and Prometheus alert rules (alerts.yml) for these metrics, as the
 // OpenTelemetry exporter for Prometheus names them. The program examples/metrics is a service that they work with.
 //
@@ -66,6 +68,7 @@ type Telemetry struct {
 	series     all
 
 	routes, tenants values
+	budgets         budgets
 }
 
 // New makes a Telemetry. It fails if the MeterProvider refuses an instrument.
