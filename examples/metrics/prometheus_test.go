@@ -124,28 +124,30 @@ func TestDashboardAndAlertsWorkInPrometheus(t *testing.T) {
 		provider func(*aiguardtest.Request) aiguardtest.Reply
 		users    int
 		question string // of each third
+		tenant   string // whose question it is
 	}{
-		{"AiguardSaturated", slow, 12, fine},
-		{"AiguardRefusing", calm, 1, strings.Repeat("Why? ", 5000)},
+		{"AiguardBudget", calm, 1, fine, trialTenant},
+		{"AiguardSaturated", slow, 12, fine, ""},
+		{"AiguardRefusing", calm, 1, strings.Repeat("Why? ", 5000), ""},
 		{"AiguardTimeouts", func(r *aiguardtest.Request) aiguardtest.Reply {
 			if strings.Contains(string(r.Body), hangs) {
 				return aiguardtest.Hang()
 			}
 			return calm(r)
-		}, 2, hangs},
-		{"AiguardRouteDown", broken, 1, fine},
+		}, 2, hangs, ""},
+		{"AiguardRouteDown", broken, 1, fine, ""},
 	} {
 		t.Run(fault.alert, func(t *testing.T) {
 			var mu sync.Mutex
-			users, question := 1, fine
-			playing := func(n int, text string, behave func(*aiguardtest.Request) aiguardtest.Reply) {
+			users, third := 1, question{text: fine}
+			playing := func(n int, q question, behave func(*aiguardtest.Request) aiguardtest.Reply) {
 				mu.Lock()
-				users, question = n, text
+				users, third = n, q
 				mu.Unlock()
 				provider.Handle(behave)
 			}
-			playing(1, fine, calm)
-			ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+			playing(1, question{text: fine}, calm)
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute) // a budget's window is a minute
 			stop := inBackground(func() {
 				var all sync.WaitGroup
 				defer all.Wait()
@@ -154,13 +156,18 @@ func TestDashboardAndAlertsWorkInPrometheus(t *testing.T) {
 						for n := 0; ctx.Err() == nil; n++ {
 							time.Sleep(20 * time.Millisecond)
 							mu.Lock()
-							text, idle := question, user >= users
+							q, idle := third, user >= users
 							mu.Unlock()
 							if n%3 != 0 {
-								text = fine
+								q = question{text: fine}
 							}
-							if !idle {
-								_, _ = s.ask(ctx, question1(text, n)) // counted by the guard
+							q.stream = n%2 == 0
+							switch { // what becomes of it the guard counts
+							case idle:
+							case n%5 == 4: // so that its route, once down, comes back
+								_, _ = s.model("gpt-4o-mini", question{text: fine})(ctx)
+							default:
+								_, _ = s.ask(ctx, q)
 							}
 						}
 					})
@@ -170,17 +177,13 @@ func TestDashboardAndAlertsWorkInPrometheus(t *testing.T) {
 			defer cancel()
 			prom.await(t, ctx, "no alert before the fault", func(firing map[string]int) bool { return len(firing) == 0 })
 			fired := prom.count(fault.alert)
-			playing(fault.users, fault.question, fault.provider)
+			playing(fault.users, question{text: fault.question, tenant: fault.tenant}, fault.provider)
 			prom.await(t, ctx, fault.alert+" fires", func(firing map[string]int) bool { return firing[fault.alert] > 0 })
-			playing(1, fine, calm)
+			playing(1, question{text: fine}, calm)
 			prom.await(t, ctx, fault.alert+" resolves", func(firing map[string]int) bool { return len(firing) == 0 })
 			require.Equal(t, fired+1, prom.count(fault.alert), "it fires once")
 		})
 	}
-}
-
-func question1(text string, n int) question {
-	return question{text: text, tenant: "acme", stream: n%2 == 0}
 }
 
 // inBackground runs f; stop waits for its end.
