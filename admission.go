@@ -11,8 +11,8 @@ import (
 	"github.com/aiguard-go/aiguard/internal/callctx"
 )
 
-// refuseIfCrowded refuses before anything is made of a call that would only find the queue full: under overload that
-// is most of what a guard does.
+// refuseIfCrowded rejects a call that would find the queue full, before a call is made. Rejecting is most of a
+// guard's work under overload.
 func (g *Guard) refuseIfCrowded(ctx context.Context, s *settings) error {
 	l := g.limiter
 	if l.maxQueue == Off || l.waiting.Load() < int64(l.maxQueue) {
@@ -21,13 +21,14 @@ func (g *Guard) refuseIfCrowded(ctx context.Context, s *settings) error {
 	return g.refuseInCrowd(ctx, s)
 }
 
-// refuseInCrowd is the rest of refuseIfCrowded. Its frame must not be below a call that waits.
+// refuseInCrowd is the slow path of refuseIfCrowded. It is not inlined, to keep its frame off the stack of a waiting
+// call.
 //
 //go:noinline
 func (g *Guard) refuseInCrowd(ctx context.Context, s *settings) error {
 	l := g.limiter
 	if l.fits(s.Weight) != nil || callctx.HoldsSlot(ctx) || ctx.Err() != nil || g.closing.Load() {
-		return nil // or for a reason of its own
+		return nil // rejected for another reason
 	}
 	e := l.crowded(s)
 	if e == nil {
@@ -42,17 +43,17 @@ func (g *Guard) refuseInCrowd(ctx context.Context, s *settings) error {
 	return e
 }
 
-// refuse counts and tells what never became a call.
+// refuse counts and reports a rejection for which no call was made.
 func (g *Guard) refuse(ctx context.Context, s *settings, err error) error {
 	c := g.newCall(ctx, s)
 	c.count()
 	return c.finish(ctx, err)
 }
 
-// errQueue is enter's: the call has to wait.
+// errQueue is returned by enter when the call has to wait.
 var errQueue = errors.New("aiguard: no slot is free")
 
-// enter begins an attempt if a slot is free, or with that of the Do around it.
+// enter begins an attempt if a slot is free, or uses the slot of the Do around the call.
 func (c *call) enter(ctx context.Context) error {
 	now := c.arrival()
 	if c.cfg.Budget != nil {
@@ -79,7 +80,8 @@ func (c *call) enter(ctx context.Context) error {
 	return err
 }
 
-// arrival is now, when an attempt is wanted: for the first one, when the call began, which spares a look at the clock.
+// arrival returns the time at which the attempt was requested. For the first attempt that is the start of the call,
+// which saves a reading of the clock.
 func (c *call) arrival() instant {
 	if c.attempts == 0 && c.queued == 0 && c.skipped == 0 {
 		return c.start
@@ -87,7 +89,7 @@ func (c *call) arrival() instant {
 	return c.now()
 }
 
-// unfit refuses a call that can never be admitted, or must not be now.
+// unfit rejects a call that can never be admitted, or not now.
 func (c *call) unfit(ctx context.Context) *Error {
 	if c.attempts > 0 {
 		return nil
@@ -102,8 +104,8 @@ func (c *call) unfit(ctx context.Context) *Error {
 	return e
 }
 
-// queue waits to be admitted, in line or in Config.Limiter, and begins an attempt. A call that waits here should need no
-// more stack than the 2 KiB that a goroutine begins with, so the frames above and below are few and small.
+// queue waits for admission, in line or in Config.Limiter, and begins an attempt. A waiting call should fit in the 2
+// KiB stack with which a goroutine starts, so the frames above and below are few and small.
 func (c *call) queue(ctx context.Context) error {
 	if c.cfg.OnEvent != nil {
 		c.emit(ctx, EventQueued, nil)
@@ -127,7 +129,7 @@ func (c *call) dequeued(ctx context.Context, joined instant, err error) error {
 		c.limiter.waiters.Put(c.waiter)
 		c.waiter = nil
 	}
-	now := instant(c.permit.sending.At) // that of the grant, which spares a look at the clock
+	now := instant(c.permit.sending.At) // the time of admission, which saves a reading of the clock
 	if err != nil {
 		now = c.now()
 	}
@@ -139,19 +141,19 @@ func (c *call) dequeued(ctx context.Context, joined instant, err error) error {
 	return err
 }
 
-// waited counts a wait to be admitted.
+// waited adds to the time spent waiting for admission.
 func (c *call) waited(d time.Duration) {
 	c.queued += d
 	c.limiter.waitCount.Add(1)
 	c.limiter.waitTime.Add(int64(d))
 }
 
-// boundByTotal reports whether the total is over before the wait in line is.
+// boundByTotal reports whether TotalTimeout ends before the wait in line.
 func (c *call) boundByTotal(joined instant) bool {
 	return c.deadline != 0 && (c.cfg.QueueTimeout == Off || c.deadline < joined.add(c.cfg.QueueTimeout))
 }
 
-// waitWithinTotal waits in line with a timer of its own.
+// waitWithinTotal waits in line with its own timer.
 func (c *call) waitWithinTotal(ctx context.Context) error {
 	wctx, cancel, why := c.bound(ctx, ErrTimeout, timeBound{limit: Off})
 	defer cancel()
@@ -164,7 +166,7 @@ func (c *call) waitWithinTotal(ctx context.Context) error {
 	return err
 }
 
-// begun notes that an attempt is under way.
+// begun records the start of an attempt.
 func (c *call) begun(ctx context.Context, now instant) {
 	c.admitted = now
 	c.attempts++

@@ -1,8 +1,8 @@
-// Package aiguard makes LLM calls bounded: no call hangs, piles up, is retried into a storm, sends an
-// oversized prompt, eats the machine's memory, looks complete when it was cut short, or shows a
-// user a provider's raw error.
+// Package aiguard puts limits on LLM calls. A guarded call does not hang, pile up, start a retry storm or send an
+// oversized prompt. It does not exhaust memory, pass off a truncated answer as complete, or show a provider's raw
+// error to a user.
 //
-// Wrap the OpenAI client and go on as before:
+// Wrap the OpenAI client and use it as before:
 //
 //	client, err := aiguard.NewClient(openai.DefaultConfig(key), aiguard.Config{})
 //	resp, err := client.CreateChatCompletion(ctx, req)
@@ -10,33 +10,35 @@
 //		http.Error(w, aiguard.UserMessage(err), aiguard.HTTPStatus(err))
 //	}
 //
-// Most programs need NewClient alone. Guard.Transport gives the same bounds to any SDK that speaks HTTP, Do to any
-// function, RunTask to a background task of many calls.
+// Most programs need only NewClient. Guard.Transport applies the same limits to any SDK that uses HTTP, Do applies
+// them to any function, and Guard.RunTask to a background task that makes many calls.
 //
 // # Deadlines
 //
-// One API call may take CallTimeout (30 s), a stream StreamIdleTimeout between two events (30 s) and
-// StreamTimeout in all (10 min), the wait for a slot QueueTimeout (30 s), and all attempts with their waits
-// TotalTimeout (2 min). The Error says which bound ran out and where the time went. The caller's own context is
-// honoured throughout, and its error returned unchanged.
+// Each API call has a timeout of CallTimeout (30 s). A stream may pause for StreamIdleTimeout (30 s) between two
+// events and run for StreamTimeout (10 min) in total. A call waits at most QueueTimeout (30 s) for a slot.
+// TotalTimeout (2 min) limits all attempts together with their waits. The Error says which limit was reached and
+// where the time went. The caller's context is always honored, and its error is returned unchanged.
 //
 // # Capacity
 //
-// MaxConcurrent calls (5) are in flight and MaxQueue (100) wait; the rest are refused at once with a RetryAfter, and so is
-// a call that is not expected to be served before its deadline. Waiting calls are served by priority, then fair share between
-// tenants, then arrival; under lasting overload the newest call of a tenant goes first. A slot is held while the provider
-// works: until a JSON answer is read or a stream has ended or is closed, not while backing off.
+// At most MaxConcurrent calls (5) are in flight and MaxQueue calls (100) wait. Further calls are rejected at once
+// with a RetryAfter. So is a call that is not expected to be served before its deadline. Waiting calls are served by
+// priority, then by fair share between tenants, then in order of arrival. Under lasting overload a tenant's newest
+// call is served first. A call holds its slot while the provider works: until a JSON answer has been read, or until a
+// stream has ended or is closed. It holds no slot while it backs off.
 //
-// What is known of a provider is kept for each route: a host and model. A 429 pauses its route; an outage takes it down
-// until a probe is answered; rate limit headers pace it; and its limit adapts between MinConcurrent (1) and MaxConcurrent
-// by additive increase and multiplicative decrease (Chiu and Jain, 1989; RFC 5681). Calls that wait for a route do not
-// hold up those of another. Guard.Routes tells.
+// The Guard tracks each route separately. A route is a host and a model. A 429 pauses its route. An outage takes the
+// route down until a probe succeeds. Rate limit headers set its pace. The limit of a route adapts between
+// MinConcurrent (1) and MaxConcurrent by additive increase and multiplicative decrease (Chiu and Jain, 1989; RFC
+// 5681). Calls that wait for one route do not delay calls to another. Guard.Routes reports the state of each route.
 //
 // # Errors
 //
-// Every failure of the Client is an *Error with a Kind: errors.Is(err, aiguard.ErrRateLimited). The cause stays reachable:
-// errors.As finds go-openai's *openai.APIError, with the provider's reason. Other SDKs return their own error types. KindOf
-// and Explain understand those too, and UserMessage and HTTPStatus turn any error into what a user and a client may see.
+// Every failure of the Client is an *Error with a Kind, so errors.Is(err, aiguard.ErrRateLimited) works. The cause
+// stays reachable: errors.As finds go-openai's *openai.APIError with the provider's reason. Other SDKs return their
+// own error types, which KindOf and Explain also understand. UserMessage and HTTPStatus turn any error into a text
+// and a status that are safe to send to users and clients.
 package aiguard
 
 import (
@@ -50,38 +52,45 @@ import (
 	"time"
 )
 
-// Stats is a snapshot of a Guard: gauges now, then counters since New. Calls that their callers left are in Calls,
-// and neither in Succeeded nor Failed nor Refused.
+// Stats is a snapshot of a Guard. The first fields are gauges, the others are counters since New. A call that its
+// caller canceled is counted in Calls, but not in Succeeded, Failed or Refused.
 type Stats struct {
-	InFlight, Waiting, MaxConcurrent int64     // weight in flight, calls waiting, capacity (Off: none)
-	Limit                            int64     // weight that may be in flight at present: MaxConcurrent, or less if the routes' limits add up to less
-	HeapBytes, MemoryLimit           int64     // live heap; 0 where there is no limit
-	BufferedBytes                    int64     // answers held until their callers have read or closed them; a quarter of MemoryLimit at most
-	PausedUntil                      time.Time // the latest end of the pauses that providers have asked for; zero: none
-	OverMemory, Draining             bool      // new calls are refused: by the memory limit, after Shutdown or Close
+	InFlight, Waiting, MaxConcurrent int64 // weight in flight, calls waiting, capacity (Off: no limit)
+
+	// Limit is the weight that may be in flight now: MaxConcurrent, or the sum of the routes' limits if that is less.
+	Limit int64
+
+	HeapBytes, MemoryLimit int64 // live heap; a MemoryLimit of 0 means no limit
+
+	// BufferedBytes counts answers that are held until their callers have read or closed them. The maximum is a
+	// quarter of MemoryLimit.
+	BufferedBytes int64
+
+	PausedUntil          time.Time // latest end of the pauses that providers asked for; zero: none
+	OverMemory, Draining bool      // new calls are rejected: memory limit reached; Shutdown or Close was called
 
 	Calls, Succeeded, Failed, Refused int64
 	Retries, Timeouts                 int64
 	WaitCount                         int64         // calls that had to wait
-	WaitTime                          time.Duration // how long, in all
+	WaitTime                          time.Duration // total time that calls waited
 
 	Background, Normal, Critical PriorityStats
-	Tenants                      []TenantStats // the busiest 1,000, the busiest first; nil if no call has a Tenant
+	Tenants                      []TenantStats // the 1,000 busiest tenants, busiest first; nil if no call has a Tenant
 }
 
-// Guard bounds calls. It owns the limits, which everything made from it shares; it is safe for concurrent
-// use. Make it with New, once per provider account, and Close or Shutdown it at the end.
+// Guard limits calls. Everything made from a Guard shares its limits. Make one per provider account with New, and
+// call Shutdown or Close at the end. A Guard is safe for concurrent use.
 type Guard struct {
 	*core
-	own  Call     // those of With
-	call settings // of a Do: own, over what the model has
+	own  Call     // the Call given to With
+	call settings // settings of a Do: own on top of the model's settings
 }
 
-// core is what all Guards that With derives share.
+// core is the state shared by a Guard and all Guards derived from it by With.
 type core struct {
 	clock
 	cfg      Config
-	ownTotal bool // TotalTimeout is not the default
+	ownTotal bool // TotalTimeout was set by the user
 	models   models
 	limiter  *limiter
 	memory   *memory
@@ -91,17 +100,17 @@ type core struct {
 	recent   recent
 	storm    storm
 
-	mu      sync.Mutex  // guards the ring and the limiter: a call enters and leaves both at once
-	active  call        // head of the ring of calls and tasks under way
-	closing atomic.Bool // no new ones; set with mu held
-	killed  bool        // those under way are cancelled
+	mu      sync.Mutex  // guards the ring and the limiter, because a call enters and leaves both at once
+	active  call        // head of the ring of active calls and tasks
+	closing atomic.Bool // new calls are rejected; set with mu held
+	killed  bool        // active calls are canceled
 	idle    chan struct{}
 
 	calls, succeeded, failed, refused, retries, timeouts atomic.Int64
 }
 
-// New makes a Guard. The zero Config is valid; a field out of range is an error that names the field, its value and
-// what is allowed.
+// New makes a Guard. The zero Config is valid. If a field is out of range, New returns an error that names the field,
+// its value and the allowed values.
 func New(cfg Config) (*Guard, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
@@ -121,8 +130,8 @@ func New(cfg Config) (*Guard, error) {
 	return &Guard{core: c, call: c.settle(Call{})}, nil
 }
 
-// With returns a Guard that shares every limit with g and applies c's non-zero fields to its calls. It panics if a field
-// of c is out of range.
+// With returns a Guard that shares all limits with g and applies c's non-zero fields to its calls. It panics if a
+// field of c is out of range.
 func (g *Guard) With(c Call) *Guard {
 	g.must("With")
 	c.mustBeValid("With")
@@ -130,29 +139,31 @@ func (g *Guard) With(c Call) *Guard {
 	return &Guard{core: g.core, own: own, call: g.settle(own)}
 }
 
-// must refuses a Guard that was not made by New, with words instead of a nil dereference.
+// must panics with a clear message if the Guard was not made by New.
 func (g *Guard) must(method string) {
 	if g == nil || g.core == nil {
 		panic("aiguard: " + method + ": nil Guard; make it with aiguard.New")
 	}
 }
 
-// Do runs fn as one bounded call. It waits for a slot, gives fn a context that ends at the call's timeout, and repeats fn
-// after a failure that may pass (see KindOf for the errors it understands). It returns fn's value and error; a failure with
-// a Kind comes as an *Error. A result that fn returns after its deadline is still a result.
+// Do runs fn as one guarded call. It waits for a slot and calls fn with a context that ends at the call's timeout. It
+// calls fn again after a failure that may be temporary; see KindOf for the errors it understands. Do returns fn's
+// value and error. An error that has a Kind is returned as an *Error. A result that fn returns after its deadline
+// still counts as a result.
 //
-// Do waits for fn: if fn ignores its ctx, it holds its slot until it returns. Do repeats fn as a whole. If fn has passed a
-// part of an answer on, a second run would send it again: return Final(err) then. A stream that fn returns is dead: it
-// ends with fn's context.
+// Do always waits for fn to return. If fn ignores its context, it holds its slot until it returns. A retry runs the
+// whole of fn again. If fn has already passed on part of an answer, return Final(err) to prevent a retry. Do not
+// return a stream from fn, because the stream ends with fn's context.
 //
-// Guarded calls of the same Guard inside fn, made with its ctx, take no second slot and make one attempt each: return their
-// errors, so that Do can retry. A call that meets a paused or slow route fails at once; Do waits for the route without its
-// slot, which costs an attempt. A context that does not end with fn's, such as one of context.WithoutCancel, is not inside.
+// Guarded calls that fn makes through the same Guard with its context share fn's slot and make one attempt each.
+// Return their errors from fn, so that Do can retry. Such a call fails at once if its route is paused or rate
+// limited. Do then waits for the route without holding its slot, which uses up one attempt. A context that does not
+// end with fn's context, such as one from context.WithoutCancel, does not share the slot.
 //
-// A Do has a route of its own, named by its Op and Model, which its failures may pause or take down. A Do without a name,
-// given by Guard.With or WithCall, has none.
+// A Do has its own route, named by its Op and Model. A failure of fn may pause that route or take it down. Set the
+// names with Guard.With or WithCall. A Do without a name has no route.
 //
-// Do panics if ctx, g or fn is nil, and passes on fn's panic.
+// Do panics if ctx, g or fn is nil. A panic in fn propagates to the caller.
 func Do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error)) (T, error) {
 	return do(ctx, g, fn, false)
 }
@@ -163,7 +174,7 @@ func mustContext(method string, ctx context.Context) {
 	}
 }
 
-// Stats returns a snapshot.
+// Stats returns a snapshot of the Guard's gauges and counters.
 func (g *Guard) Stats() Stats {
 	g.must("Stats")
 	st := g.limiter.stats()
@@ -176,7 +187,7 @@ func (g *Guard) Stats() Stats {
 	return st
 }
 
-// Config returns the settings in force: those given to New, with the defaults in the fields that were zero.
+// Config returns the settings in effect: the Config given to New, with defaults in place of zero fields.
 func (g *Guard) Config() Config {
 	g.must("Config")
 	cfg := g.cfg
@@ -188,9 +199,9 @@ func (g *Guard) Config() Config {
 	return cfg
 }
 
-// Shutdown refuses new calls and tasks with ErrClosed and waits for those under way, queued ones included. When ctx
-// ends first it cancels the rest, as Close does, and returns ctx's error. It closes the connections of the guard's own pool,
-// and may be called more than once and together with Close.
+// Shutdown rejects new calls and tasks with ErrClosed and waits until all active calls, including queued ones, are
+// done. If ctx ends first, Shutdown cancels the remaining calls, as Close does, and returns ctx's error. It closes
+// the connections of the Guard's own pool. Shutdown may be called more than once and concurrently with Close.
 func (g *Guard) Shutdown(ctx context.Context) error {
 	g.must("Shutdown")
 	mustContext("Shutdown", ctx)
@@ -205,8 +216,8 @@ func (g *Guard) Shutdown(ctx context.Context) error {
 	}
 }
 
-// Close refuses new calls and tasks with ErrClosed, cancels those under way, which end with ErrClosed too, and closes
-// the connections of the guard's own pool. It does not wait for them. It always returns nil.
+// Close rejects new calls and tasks with ErrClosed and cancels the active ones, which also end with ErrClosed. It
+// closes the connections of the Guard's own pool. Close does not wait for the canceled calls. It always returns nil.
 func (g *Guard) Close() error {
 	g.must("Close")
 	g.refuseNew()

@@ -13,22 +13,22 @@ import (
 	"github.com/aiguard-go/aiguard/internal/sse"
 )
 
-// isWhole reports whether an answer is to be read whole before it is handed over. The label decides where it names a
-// stream, else what was asked for: both are hints, and the bytes have the last word.
+// isWhole reports whether an answer is read whole before it is returned. A media type that names a stream decides,
+// else the request does. Both are hints, and the first bytes decide in the end.
 func (x *exchange) isWhole(resp *http.Response) bool {
 	media := mediaType(resp.Header)
 	switch {
 	case isStream(media) && (x.eventLines || !x.json):
 		return false
 	case !x.judged:
-		return x.json && isJSON(media) // a cut is a failure of this attempt then
+		return x.json && isJSON(media) // so that a truncated answer fails this attempt
 	case isBytes(media) && x.endpoint.Plain():
 		return false
 	}
 	return x.json
 }
 
-// whole reads an answer, all of it, so that whatever is wrong with it is this attempt's failure.
+// whole reads the whole answer, so that any error in it fails this attempt.
 func (x *exchange) whole(w *watch, resp *http.Response) (*http.Response, error) {
 	b := &wholeBody{hold: hold{room: &x.guard.memory.room}, call: x.call, ctx: w.caller}
 	handedOver := false
@@ -50,7 +50,7 @@ func (x *exchange) whole(w *watch, resp *http.Response) (*http.Response, error) 
 	if resp.ContentLength != int64(end) {
 		resp.ContentLength = int64(end)
 		resp.TransferEncoding = nil
-		resp.Header.Del("Content-Length") // of what was sent, before trimming
+		resp.Header.Del("Content-Length") // it counts bytes before trimming
 	}
 	x.wire.usage = usage // although another attempt may be first
 	x.wire.estimate.complete, x.wire.estimate.whole, x.wire.estimate.seen = true, true, int64(end)/bytesPerToken
@@ -66,7 +66,7 @@ func (x *exchange) whole(w *watch, resp *http.Response) (*http.Response, error) 
 	return resp, nil
 }
 
-// judge decides whether body is the answer that was asked for, and where in it the answer ends.
+// judge checks that body is the requested answer, and returns where the answer ends in it.
 func (x *exchange) judge(resp *http.Response, body []byte) (end int, u Usage, err error) {
 	if !x.judged {
 		return len(body), u, nil
@@ -75,7 +75,7 @@ func (x *exchange) judge(resp *http.Response, body []byte) (end int, u Usage, er
 	switch {
 	case len(bytes.TrimSpace(body)) == 0:
 		if x.endpoint.Plain() && strings.HasPrefix(media, "text/") && len(body) > 0 {
-			return len(body), u, nil // a transcript of silence
+			return len(body), u, nil // transcript of silence
 		}
 		return 0, u, x.invalid(resp)
 	case !couldBeText(media):
@@ -83,7 +83,7 @@ func (x *exchange) judge(resp *http.Response, body []byte) (end int, u Usage, er
 	}
 	end, err = jsonscan.Check(body, dialect.MaxShape)
 	if x.endpoint.Plain() && !isJSON(media) && media != "text/html" && (err != nil || !jsonObject(body)) {
-		return len(body), u, nil // a transcript as text
+		return len(body), u, nil // transcript as plain text
 	}
 	if errors.Is(err, jsonscan.ErrSyntax) && x.eventLines && eventsIn(body) {
 		return x.judgeEvents(resp, body)
@@ -104,7 +104,7 @@ func (x *exchange) judge(resp *http.Response, body []byte) (end int, u Usage, er
 			nameless = ErrUnavailable
 		}
 		return 0, u, x.failed(resp, a.Failure, nameless)
-	case !a.OK, x.stream && !x.eventLines: // go-openai would find no event in it, and call that the end
+	case !a.OK, x.stream && !x.eventLines: // go-openai would find no event and report the end of the stream
 		return 0, u, x.invalid(resp)
 	}
 	if len(bytes.TrimSpace(body[end:])) == 0 {
@@ -113,7 +113,7 @@ func (x *exchange) judge(resp *http.Response, body []byte) (end int, u Usage, er
 	return end, usageOf(a.Usage), nil
 }
 
-// judgeEvents judges an event stream that came under the label of something else.
+// judgeEvents checks an event stream with the media type of another format.
 func (x *exchange) judgeEvents(resp *http.Response, body []byte) (end int, u Usage, err error) {
 	follow := x.endpoint.Follow()
 	events := sse.NewReader(bytes.NewReader(body), len(body), dialect.MaxShape)
@@ -143,14 +143,14 @@ func (x *exchange) judgeEvents(resp *http.Response, body []byte) (end int, u Usa
 	}
 }
 
-// endsWithoutFinish reports whether the streams of this call's model may end without a finish reason.
+// endsWithoutFinish reports whether streams of this call's model may end without a finish reason.
 func (x *exchange) endsWithoutFinish() bool { return x.settings.EndsWithoutFinish }
 
 func usageOf(u dialect.Usage) Usage {
 	return Usage{Input: u.Input, Output: u.Output, CacheRead: u.CacheRead, CacheWrite: u.CacheWrite, Reasoning: u.Reasoning}
 }
 
-// failed is the failure that a provider reports inside a success status.
+// failed returns the error for a failure that a provider reports inside a success status.
 func (x *exchange) failed(resp *http.Response, f dialect.Failure, nameless Kind) *Error {
 	e := x.errorOf(resp, kindOfProvider(0, f, nameless))
 	e.Err = providerCause(resp.StatusCode, f, true, nil)
@@ -160,7 +160,7 @@ func (x *exchange) failed(resp *http.Response, f dialect.Failure, nameless Kind)
 
 func mediaType(h http.Header) string {
 	value := h.Get("Content-Type")
-	if value == "application/json" { // nearly always: spare the parser's work
+	if value == "application/json" { // most common; saves parsing
 		return value
 	}
 	media, _, err := mime.ParseMediaType(value)
@@ -174,7 +174,7 @@ func isJSON(media string) bool {
 	return media == "application/json" || strings.HasSuffix(media, "+json")
 }
 
-// isStream reports whether media is that of a stream of events.
+// isStream reports whether media is the type of an event stream.
 func isStream(media string) bool {
 	switch media {
 	case "text/event-stream", "application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines",
@@ -184,17 +184,17 @@ func isStream(media string) bool {
 	return false
 }
 
-// isBytes reports whether media is that of a sound, a picture or a file.
+// isBytes reports whether media is the type of audio, an image or a file.
 func isBytes(media string) bool {
 	return media == "application/octet-stream" || !couldBeText(media)
 }
 
-// couldBeText reports whether an answer in JSON or events may have this label: servers label them as they like.
+// couldBeText reports whether an answer in JSON or events may have this media type. Servers are not reliable here.
 func couldBeText(media string) bool {
 	return media == "" || strings.HasPrefix(media, "text/") || strings.HasPrefix(media, "application/")
 }
 
-// eventsIn reports whether bytes look like an event stream.
+// eventsIn reports whether b looks like an event stream.
 func eventsIn(b []byte) bool {
 	b = bytes.TrimLeft(b, "\uFEFF \t\r\n")
 	for _, field := range [...]string{"data:", "event:", "id:", "retry:", ":"} {

@@ -13,8 +13,8 @@ import (
 	"github.com/aiguard-go/aiguard/internal/callctx"
 )
 
-// attempt sends the request once and reads the answer, or opens the stream. The slot is free when it returns, and the
-// call over if it succeeded, except for a body that is handed over: that keeps both.
+// attempt sends the request once and reads the answer, or opens the stream. When it returns, the slot is free, and on
+// success the call is over. A stream that is returned keeps both.
 func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 	phase := PhaseCall
 	if x.stream {
@@ -25,7 +25,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 	defer func() {
 		if !handedOver {
 			w.stop()
-			if err != nil { // after a panic err is nil, and whole has judged a complete answer itself
+			if err != nil { // after a panic err is nil; whole has judged a complete answer itself
 				x.call.judge(ctx, err)
 			}
 			x.call.free()
@@ -94,7 +94,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 	}
 }
 
-// request is the request of this attempt, with its own body.
+// request returns the request for this attempt, with its own body.
 func (x *exchange) request(w *watch) (*http.Request, error) {
 	x.conn = new(connTrace)
 	req := x.req.WithContext(httptrace.WithClientTrace(w, x.conn.hooks()))
@@ -106,7 +106,7 @@ func (x *exchange) request(w *watch) (*http.Request, error) {
 		}
 		req.Body = body
 	}
-	unknown := req.ContentLength <= 0 && req.Body != nil && req.Body != http.NoBody // net/http takes 0 for unknown too
+	unknown := req.ContentLength <= 0 && req.Body != nil && req.Body != http.NoBody // net/http treats 0 as unknown
 	if limit := x.guard.cfg.MaxRequestBytes; unknown && limit != Off {
 		req.Body = &requestBody{ReadCloser: req.Body, limit: limit}
 	}
@@ -115,7 +115,8 @@ func (x *exchange) request(w *watch) (*http.Request, error) {
 		more = callctx.HeadersOf(w.caller)
 	}
 	if name := x.guard.cfg.DeadlineHeader; name != "" || more != nil || !x.keepsRequests() || req.Header.Get("Accept-Encoding") != "" {
-		// A base may edit its request, although a RoundTripper must not: each attempt has its own URL and header.
+		// Each attempt gets its own URL and header, because a base may modify its request although a RoundTripper
+		// must not.
 		url := *req.URL
 		req.URL, req.Header = &url, req.Header.Clone()
 		req.Header.Del("Accept-Encoding")
@@ -129,7 +130,7 @@ func (x *exchange) request(w *watch) (*http.Request, error) {
 	return req, nil
 }
 
-// keepsRequests reports whether the base is known to leave its request as it is.
+// keepsRequests reports whether the base is known not to modify requests.
 func (t *transport) keepsRequests() bool {
 	switch t.base.(type) {
 	case nil, *http.Transport:
@@ -138,7 +139,7 @@ func (t *transport) keepsRequests() bool {
 	return false
 }
 
-// requestBody stops a body of unknown length at the limit.
+// requestBody limits a body of unknown length.
 type requestBody struct {
 	io.ReadCloser
 	read, limit int64
@@ -156,7 +157,7 @@ func requestTooLarge(size, limit int64) *Error {
 	return &Error{Kind: ErrPromptTooLarge, Phase: PhaseRequest, Size: size, Max: limit}
 }
 
-// openBody returns the stream that a response's body is, if it is one.
+// openBody returns the response's body if it is a stream.
 func openBody(resp *http.Response) (*stream, bool) {
 	if resp == nil {
 		return nil, false

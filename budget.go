@@ -2,32 +2,34 @@ package aiguard
 
 import "context"
 
-// Budget decides what calls may spend. It must be safe for concurrent use. Package budget has one with prices, limits and
-// runs.
+// Budget limits what calls may spend. It must be safe for concurrent use. Package budget has one with prices, limits
+// and runs.
 type Budget interface {
-	// Reserve is asked before an attempt waits for a slot, with the most tokens that it is expected to use. An error refuses
-	// the attempt: one with a Kind keeps it, any other is ErrBudget. Logs show its type alone, unless it or an error in it
-	// has a method LogText() string, which returns what they may show. ctx is the caller's, and ends after QueueTimeout at
-	// the latest.
+	// Reserve is called before an attempt waits for a slot. most is the largest number of tokens that the attempt is
+	// expected to use. An error rejects the attempt. An error with a Kind keeps it, and any other becomes ErrBudget.
+	// Logs show only the type of the error, unless it or an error it wraps has a method LogText() string, whose
+	// result they show. ctx is the caller's, and ends after QueueTimeout at the latest.
 	//
-	// settle is called once for each reservation, with no lock held and at the end of the attempt: however that ends, in any
-	// goroutine, and after ctx may have ended. used is one of these:
+	// settle is called once per reservation when the attempt ends, whatever its result. It is called with no lock
+	// held, in any goroutine, and possibly after ctx has ended. used is one of these:
 	//
-	//	Usage{}                 nothing can have been used: the attempt was not sent, or the provider refused it
-	//	as the answer says      the answer has told its usage
-	//	Estimated is true       the answer has not told, or was cut, timed out or left: see Error.MayBeBilled
+	//	Usage{}                 no tokens: the attempt was not sent, or the provider refused it
+	//	the answer's usage      the answer reported its usage
+	//	Estimated is true       the answer did not report it, was truncated, timed out or was canceled: see Error.MayBeBilled
 	//
-	// An estimate has the input of most, and its output unless a complete stream says otherwise by its length. most counts the
-	// texts of the prompt, four bytes to a token: images, sounds and files are not in it. Its output is the output limit of
-	// the request, times the choices it asks for; without a limit it is the 95th percentile of what the route's answers had,
-	// or 1,000 tokens where no answer is known. An endpoint without a dialect has an estimate only if its JSON names a model.
+	// An estimate has the input of most. It also has the output of most, unless the length of a complete stream gives
+	// a better value. The input of most counts four bytes of prompt text as a token. Images, audio and files are not
+	// included. The output of most is the output limit of the request, times the number of choices. Without a limit
+	// it is the 95th percentile of the outputs on the route, or 1,000 tokens if no answer is known. For an endpoint
+	// without a dialect there is an estimate only if its JSON names a model.
 	//
-	// A Do has no tokens: most is Usage{}, and an attempt that fn was called for is Usage{Estimated: true}. When a guarded
-	// call of the same Guard is made inside, the Do's own reservation is settled with Usage{} before that of the call is made.
+	// A Do has no token counts. Its most is Usage{}, and an attempt that called fn is settled with Usage{Estimated:
+	// true}. If fn makes a guarded call of the same Guard, the reservation of the Do is first settled with Usage{},
+	// and then that of the call is made.
 	Reserve(ctx context.Context, call Call, most Usage) (settle func(used Usage), err error)
 }
 
-// reservation is what Config.Budget has granted for an attempt.
+// reservation is what Config.Budget has granted to an attempt.
 type reservation struct {
 	settle func(Usage)
 	most   Usage
@@ -41,7 +43,7 @@ func (c *call) reserve(ctx context.Context) error {
 		return &Error{Kind: ErrClosed}
 	}
 	if o := c.shared(); o != nil {
-		o.pay(Usage{}) // the calls inside count for themselves
+		o.pay(Usage{}) // the calls inside have their own reservations
 	}
 	bctx, cancel, why := c.bound(ctx, ErrOverloaded, timeBound{PhaseBudget, c.cfg.QueueTimeout})
 	defer cancel()
@@ -69,13 +71,13 @@ func (c *call) pay(used Usage) {
 	}
 }
 
-// estimate is what is known of a request's tokens beside the usage that its answer tells.
+// estimate holds the token counts of a request that do not come from its answer.
 type estimate struct {
 	input    int64
-	output   int64 // that the request allows; 0: it has no limit
-	guess    int64 // output where there is no limit and no answer is known
-	complete bool  // the answer is
-	whole    bool  // and was read whole
+	output   int64 // output limit of the request; 0: no limit
+	guess    int64 // output without a limit and without known answers
+	complete bool  // the answer is complete
+	whole    bool  // the answer was read whole
 	seen     int64 // output of a complete answer, by its length
 }
 
@@ -84,7 +86,7 @@ const (
 	outputQuantile = 0.95
 )
 
-// mostUsage is what the next attempt uses at most, as far as is known.
+// mostUsage returns the largest usage expected of the next attempt.
 func (c *call) mostUsage() Usage {
 	if c.wire == nil {
 		return Usage{}
@@ -99,7 +101,7 @@ func (c *call) mostUsage() Usage {
 	return u
 }
 
-// used is what the attempt has used. The caller knows that there is a reservation.
+// used returns the usage of the attempt. The caller has checked that there is a reservation.
 func (c *call) used() Usage {
 	w, r := c.wire, c.reserved.Load()
 	switch {
@@ -129,7 +131,7 @@ func (c *call) used() Usage {
 	return u
 }
 
-// usualOutput is the 95th percentile of the tokens that answers of the call's route have had; 0: not known.
+// usualOutput returns the 95th percentile of the output tokens of answers on the call's route; 0: unknown.
 func (l *limiter) usualOutput(s *settings) int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -147,13 +149,13 @@ func (l *limiter) learnOutput(r *route, tokens int64) {
 	}
 }
 
-// billable reports whether a provider may charge for a response of this status. A gateway that has stopped waiting says
-// nothing of the provider behind it.
+// billable reports whether a provider may charge for a response with this status. A timeout of a gateway says nothing
+// about the provider behind it.
 func billable(status int) bool {
 	return status < 300 || status == 504 || status == 524
 }
 
-// mayBeBilled is MayBeBilled as far as the other facts of a failure tell.
+// mayBeBilled derives MayBeBilled from the other facts of a failure.
 func mayBeBilled(e *Error) bool {
 	switch {
 	case e.StatusCode != 0:

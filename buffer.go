@@ -12,7 +12,7 @@ import (
 	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
-// read reads a body to its end, within the cap and the room there is.
+// read reads a body to its end, within its limit and the room for buffers.
 func (x *exchange) read(w *watch, resp *http.Response, held *hold) ([]byte, error) {
 	limit := x.guard.cfg.MaxResponseBytes
 	if limit != Off && resp.ContentLength > limit {
@@ -37,7 +37,7 @@ func (x *exchange) read(w *watch, resp *http.Response, held *hold) ([]byte, erro
 	return nil, x.broken(resp, err)
 }
 
-// broken is an answer whose bytes stopped with err.
+// broken returns the error for an answer whose bytes stopped with err.
 func (x *exchange) broken(resp *http.Response, err error) *Error {
 	kind := ErrTruncated
 	if errtree.Is(err, gzip.ErrHeader) || errtree.Is(err, gzip.ErrChecksum) || errtree.Has[flate.CorruptInputError](err) {
@@ -54,8 +54,8 @@ func (x *exchange) tooLarge(resp *http.Response, phase string, limit int64) *Err
 	return e
 }
 
-// noRoom is an answer that others left no room for within the attempt's time. It is not asked for again: a second one
-// would cost as much, and come to the same place.
+// noRoom returns the error for an answer that got no room for its buffers within the attempt's time. It is not
+// retried, because a retry would cost as much and would meet the same limit.
 func (x *exchange) noRoom(w *watch, resp *http.Response, room *room) error {
 	if end := w.failure(context.Canceled); end != nil {
 		if e := x.call.own(w.caller, end); e == nil || e.Kind != ErrTimeout {
@@ -75,18 +75,19 @@ func (x *exchange) invalid(resp *http.Response) *Error {
 	return x.repeatable(e, true)
 }
 
-// errNoRoom ends a read whose buffer would be one too many.
+// errNoRoom ends a read for whose next buffer there is no room.
 var errNoRoom = errors.New("aiguard: no room for the answer")
 
-// readCapped reads r to its end, or to limit: then over is true and the rest unread. Its buffer is counted in held, and
-// may have to wait there; beyond 1 MiB it grows with what comes, whatever length was announced.
+// readCapped reads r to its end or to limit. At the limit, over is true and the rest is unread. Its buffers count in
+// held and may have to wait for room. Beyond 1 MiB a buffer grows only with the bytes received, whatever length was
+// announced.
 func readCapped(ctx context.Context, r io.Reader, announced, limit int64, held *hold) (body []byte, over bool, err error) {
 	if limit == Off {
 		limit = math.MaxInt64 - 1
 	}
 	size := int64(512)
 	if announced >= 0 {
-		size = min(announced, 1<<20) + 1 // Read tells of the end in a call of its own
+		size = min(announced, 1<<20) + 1 // Read reports the end in a separate call
 	}
 	for {
 		if len(body) == cap(body) {
@@ -109,8 +110,9 @@ func readCapped(ctx context.Context, r io.Reader, announced, limit int64, held *
 	}
 }
 
-// grown is the next size of a buffer of that many bytes: in few steps, and the last one to the limit or the end that was
-// announced, since each leaves its buffer to the collector; append's would leave five times the body.
+// grown returns the next size of a buffer of size bytes. It takes few steps, because each step leaves a buffer for
+// the garbage collector. The last step goes to the limit or the announced end. append would leave buffers of five
+// times the body.
 func grown(size, announced, limit int64) int64 {
 	if announced > size && announced <= 8*size {
 		return min(announced+512, limit+1)

@@ -16,58 +16,59 @@ import (
 //
 //	begin → for each attempt: enter, queue → the attempt → again → finish
 //
-// begin registers it, so that Close can cancel it and Shutdown wait for it; enter asks the budget and admits it, and queue
-// waits for that if enter cannot; the attempt is Do's or the transport's own; again decides about a further one and waits for it. It belongs
-// to one goroutine, but for cancel and the ring, which core.mu guards, and the permit, which any goroutine may give back.
+// begin registers the call, so that Close can cancel it and Shutdown can wait for it. enter asks the budget and
+// admits the call, and queue waits if enter cannot. The attempt is made by Do or the transport. again decides about
+// another attempt and waits for it. A call belongs to one goroutine, except for cancel and the ring (guarded by
+// core.mu) and the permit (which any goroutine may release).
 type call struct {
 	*core
 	*settings
-	outer *call // the Do or RunTask that this call is made in, of any Guard
+	outer *call // the Do or RunTask around this call, of any Guard
 
 	start    instant
-	deadline instant // TotalTimeout; 0: none
-	admitted instant // begin of the attempt; 0: none is under way
+	deadline instant // end of TotalTimeout; 0: none
+	admitted instant // start of the current attempt; 0: none
 	permit   permit
 	verdict  provider.Outcome // what the attempt says about its provider
-	waiter   *inLine          // in line
+	waiter   *inLine          // the place in line
 
-	encloses atomic.Int64 // when the attempt of a Do ends at the latest; 0: never
+	encloses atomic.Int64 // latest end of the attempt of a Do; 0: never
 
 	attempts int32
-	skipped  int32 // attempts in whose stead the guard has answered
-	turned   turn  // of the route, to be told
+	skipped  int32 // attempts that failed without being sent, because the route was closed
+	turned   turn  // change of the route, to be reported
 	denied   bool  // the attempt was not admitted
-	stale    bool  // has had its retry without backoff
+	stale    bool  // the retry without backoff has been used
 	over     bool  // finished, or handed over to a stream
 	task     bool  // a RunTask
-	gone     bool  // out of the ring, with nothing left to give back
+	gone     bool  // out of the ring, with nothing left to release
 	nested   bool  // part of a Do, which counts
-	lost     bool  // to another attempt of its request
+	lost     bool  // lost to another attempt of its request
 	billed   bool  // the attempt may be billed
-	mayBill  bool  // one of the attempts may be
+	mayBill  bool  // one of the attempts may be billed
 
-	reserved atomic.Pointer[reservation] // in Config.Budget, for the attempt
+	reserved atomic.Pointer[reservation] // the attempt's reservation in Config.Budget
 
 	queued, backoff, inFlight time.Duration
-	last                      *Error // why the attempt before failed
+	last                      *Error // why the previous attempt failed
 
-	trail *trail // nil: nobody observes the call
-	wire  *wire  // nil: a Do's
+	trail *trail // nil: the call is not observed
+	wire  *wire  // nil for a Do
 
 	next, prev *call
-	cancel     context.CancelFunc // ends what the call is in right now
+	cancel     context.CancelFunc // cancels the current work of the call
 }
 
-// wire is what is known besides of a call over HTTP.
+// wire holds the extra state of a call over HTTP.
 type wire struct {
-	tokens         float64 // that a request is expected to take
-	usage          Usage   // that the answer says
+	tokens         float64 // expected tokens of a request
+	usage          Usage   // from the answer
 	prompt, answer int64   // bytes sent and received by the last attempt
-	race           *race   // that the attempt takes part in; nil: none
+	race           *race   // the race of the attempt; nil: none
 	estimate       estimate
 }
 
-// tokens is what a request of the call is expected to take.
+// tokens returns the expected tokens of a request.
 func (c *call) tokens() float64 {
 	if c.wire == nil {
 		return 0
@@ -96,8 +97,8 @@ func (c *call) init(ctx context.Context, core *core, s *settings) {
 	}
 }
 
-// around reports whether ctx ends with this call, a Do or RunTask: one that does not (context.WithoutCancel) may outlive
-// it, and must not use its slot.
+// around reports whether ctx ends with this call, a Do or RunTask. A context that does not (context.WithoutCancel)
+// may outlive the call and must not use its slot.
 func (c *call) around(ctx context.Context) bool {
 	if ctx.Done() == nil {
 		return false
@@ -120,10 +121,10 @@ func (c *call) shared() *call {
 	return nil
 }
 
-// HoldsSlot is for callctx: calls made in c use its slot, or that of a Do around it.
+// HoldsSlot implements callctx: it reports whether calls made in c use its slot, or the slot of a Do around it.
 func (c *call) HoldsSlot() bool { return c.permit.held.Load() || c.shared() != nil }
 
-// begin counts the call. It is registered when it is admitted or put in line.
+// begin counts the call. The call is registered when it is admitted or put in line.
 func (c *call) begin(ctx context.Context) error {
 	c.count()
 	if ctx.Err() != nil {
@@ -141,8 +142,8 @@ func (c *call) count() {
 	}
 }
 
-// judge notes what the end of an attempt says about its provider. free tells the route, while the call still has its slot,
-// so that the next to get that finds the new limit.
+// judge records what the end of an attempt says about its provider. free updates the route while the call still has
+// its slot, so that the next call to get the slot sees the new limit.
 func (c *call) judge(ctx context.Context, err error) {
 	c.verdict = c.outcome(ctx, err)
 	e := c.own(ctx, err)
@@ -159,15 +160,16 @@ func (c *call) judge(ctx context.Context, err error) {
 	}
 }
 
-// answered tells the route at once that the provider has answered: a stream keeps its slot for longer.
+// answered updates the route at once, because a stream keeps its slot long after the provider's first answer.
 func (c *call) answered() {
 	c.turned = c.limiter.judge(&c.permit, provider.Outcome{Answered: true, Found: true})
 }
 
-// free ends an attempt's hold on its slot; it does nothing the second time.
+// free releases an attempt's slot. A second call does nothing.
 func (c *call) free() { c.giveBack(false) }
 
-// giveBack is free. If it ends the last attempt, it takes the call out of the ring as well; it reports whether it has.
+// giveBack implements free. If the attempt is the last, it also takes the call out of the ring. It reports whether it
+// did.
 func (c *call) giveBack(last bool) bool {
 	if c.reserved.Load() != nil {
 		defer c.pay(c.used()) // when the slot is free
@@ -204,7 +206,7 @@ func (c *call) succeed(ctx context.Context, u Usage) {
 	_ = c.finishWith(ctx, nil, u)
 }
 
-// finish ends the call with err, which it returns with the facts filled in.
+// finish ends the call with err and returns err with the facts filled in.
 func (c *call) finish(ctx context.Context, err error) error {
 	_ = c.finishWith(ctx, err, Usage{})
 	c.leap(ctx)
@@ -218,7 +220,7 @@ func (c *call) finishWith(ctx context.Context, err error, u Usage) error {
 	return err
 }
 
-// settle gives back what the call holds and fills the facts into its error.
+// settle releases what the call holds and fills the facts into its error.
 func (c *call) settle(ctx context.Context, err error) {
 	c.letGo()
 	if e := c.own(ctx, err); e != nil {
@@ -226,7 +228,7 @@ func (c *call) settle(ctx context.Context, err error) {
 	}
 }
 
-// letGo gives back the slot and the places in line and in the ring, whatever happens in the user's Limiter.
+// letGo releases the slot and the places in line and in the ring, even if the user's Limiter panics.
 func (c *call) letGo() {
 	if c.gone {
 		return
@@ -239,7 +241,8 @@ func (c *call) letGo() {
 	c.free()
 }
 
-// own is err if it is this call's *Error, and not the caller's: the deadline of a Do or RunTask around it, say.
+// own returns err if it is this call's *Error, and nil if it is the caller's, such as the deadline of a Do or RunTask
+// around it.
 func (c *call) own(ctx context.Context, err error) *Error {
 	e, ok := err.(*Error)
 	if !ok || ctx.Err() != nil && err == context.Cause(ctx) {
@@ -248,7 +251,7 @@ func (c *call) own(ctx context.Context, err error) *Error {
 	return e
 }
 
-// end cleans up after a panic or Goexit; for a call that has ended it does nothing.
+// end cleans up after a panic or Goexit. For a call that is over it does nothing.
 func (c *call) end(ctx context.Context) {
 	if !c.over {
 		c.letGo()

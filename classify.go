@@ -21,17 +21,18 @@ import (
 	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
-// KindOf classifies any error: an *Error or Kind, an error type of go-openai, openai-go, anthropic-sdk-go, genai or Ollama's
-// client (by the provider's code first, its status second), and errors of net and net/http, however wrapped; of joined
-// errors the first that it knows. It returns "" for nil, for errors it does not know, and for the caller's own cancellation
-// or deadline, which are never a failure of the call.
+// KindOf classifies any error. It understands *Error and Kind, the error types of go-openai, openai-go,
+// anthropic-sdk-go, genai and Ollama's client, and errors of net and net/http, also when wrapped. For SDK errors the
+// provider's code takes precedence over the status. For joined errors the first known error decides. KindOf returns
+// "" for nil, for unknown errors, and for the caller's own cancellation or deadline, which is never a failure of the
+// call.
 func KindOf(err error) Kind {
 	k, _, _ := classify(err)
 	return k
 }
 
-// Explain returns the facts of a failure: those of the *Error in err, or those that the response in an SDK's own error
-// carries because a guard's Transport returned it, or else what the error's status and code say. It returns nil where
+// Explain returns the facts of a failure. These come from the *Error in err, or from a response that a Guard's
+// Transport returned and an SDK's error carries, or else from the error's status and code. Explain returns nil if
 // KindOf returns "".
 func Explain(err error) *Error {
 	k, by, _ := classify(err)
@@ -49,8 +50,8 @@ func Explain(err error) *Error {
 	return e
 }
 
-// classify returns the kind of err and the error in its tree that has it. known is false where another branch of the
-// tree may know better; the caller's own end is known, and no kind. A typed nil is an unknown error.
+// classify returns the kind of err and the error in its tree that has it. known is false if another branch of the
+// tree may decide instead. The caller's own cancellation is known and has no kind. A typed nil is an unknown error.
 func classify(err error) (k Kind, by error, known bool) {
 	if errtree.IsNil(err) {
 		return "", nil, false
@@ -63,7 +64,7 @@ func classify(err error) (k Kind, by error, known bool) {
 	case *openai.APIError:
 		return kindOfProvider(e.HTTPStatusCode, apiFailure(e), ErrUnavailable), e, true
 	case *openai.RequestError:
-		if e.HTTPStatusCode == 0 { // what it wraps knows more
+		if e.HTTPStatusCode == 0 { // the wrapped error says more
 			break
 		}
 		if said := errtree.Find[*openai.APIError](e.Err); said != nil {
@@ -72,7 +73,7 @@ func classify(err error) (k Kind, by error, known bool) {
 		return kindOfStatus(e.HTTPStatusCode), e, true
 	case *net.DNSError:
 		return ErrUnavailable, e, true
-	case *net.OpError: // before what it wraps: the net package's own time-outs call themselves context.DeadlineExceeded
+	case *net.OpError: // before unwrapping, because timeouts of package net claim to be context.DeadlineExceeded
 		if timedOut(e) {
 			return ErrTimeout, e, true
 		}
@@ -114,7 +115,7 @@ func classify(err error) (k Kind, by error, known bool) {
 			}
 		}
 	}
-	if ne, ok := err.(net.Error); ok && !known { // an *url.Error among them: the exchange itself failed
+	if ne, ok := err.(net.Error); ok && !known { // such as *url.Error: the exchange itself failed
 		if timedOut(ne) {
 			return ErrTimeout, err, true
 		}
@@ -123,15 +124,16 @@ func classify(err error) (k Kind, by error, known bool) {
 	return k, by, known
 }
 
-// isClientTimeout reports whether err says that the Timeout of the caller's http.Client ran out. The type is that of
-// other time-outs of net/http, and only the text tells them apart.
+// isClientTimeout reports whether err says that the Timeout of the caller's http.Client expired. Other timeouts of
+// net/http have the same type, and only the text differs.
 func isClientTimeout(err error) bool {
 	t := reflect.TypeOf(err)
 	return t.Kind() == reflect.Pointer && t.Elem().PkgPath() == "net/http" && t.Elem().Name() == "timeoutError" &&
 		strings.Contains(err.Error(), " (Client.Timeout ")
 }
 
-// timedOut is err.Timeout, which for errors of net asks what they wrap: not where a typed nil is in there.
+// timedOut returns err.Timeout(), or false if err wraps a typed nil. Errors of package net call Timeout on what they
+// wrap.
 func timedOut(err net.Error) bool {
 	for inner := error(err); inner != nil; inner = errors.Unwrap(inner) {
 		if errtree.IsNil(inner) {
@@ -141,8 +143,8 @@ func timedOut(err net.Error) bool {
 	return err.Timeout()
 }
 
-// describe returns one line about err without a word that came from the provider or the caller: what wraps an error may
-// quote a prompt, net/http quotes a malformed answer, and a URL may have a key in it.
+// describe returns one line about err without text from the provider or the caller. A wrapping error may quote a
+// prompt, net/http quotes malformed answers, and a URL may contain a key.
 func describe(err error) string {
 	if own := errtree.Find[logTexter](err); own != nil {
 		return printable(own.LogText(), maxLogText)
@@ -179,13 +181,13 @@ func describe(err error) string {
 
 const maxLogText = 512 // bytes
 
-// logTexter is an error of a Budget that knows what a log may say of it.
+// logTexter is implemented by errors of a Budget that provide a text for logs.
 type logTexter interface {
 	error
 	LogText() string
 }
 
-// reason names what a failed connection may be reduced to: an errno, an end of file, or the type of the innermost error.
+// reason names the cause of a failed connection: an errno, an end of file, or the type of the innermost error.
 func reason(err error) string {
 	if errno := errtree.Find[syscall.Errno](err); errno != 0 {
 		return errno.Error()
@@ -199,7 +201,7 @@ func reason(err error) string {
 	case errtree.Has[*tls.CertificateVerificationError](err):
 		return "the server's certificate is not trusted"
 	case errtree.Has[*json.UnmarshalTypeError](err):
-		return "JSON of another type than the API's"
+		return "JSON that does not match the API's types"
 	}
 	if ne := errtree.Find[net.Error](err); ne != nil && timedOut(ne) {
 		return "i/o timeout"
@@ -212,7 +214,7 @@ func reason(err error) string {
 	return fmt.Sprintf("%T", err)
 }
 
-// contentType is the cause of an ErrInvalidResponse: what the answer claims to be.
+// contentType is the cause of an ErrInvalidResponse: the media type of the answer.
 type contentType string
 
 func (c contentType) Error() string {
@@ -235,7 +237,7 @@ func providerStatus(err error) int {
 	return f.status
 }
 
-// isContentPolicy reports whether err says that the provider declined the request for its content.
+// isContentPolicy reports whether the provider declined the request because of its content.
 func isContentPolicy(err error) bool {
 	return errtree.Search(err, func(err error) bool {
 		if ae, ok := err.(*openai.APIError); ok {
@@ -246,14 +248,14 @@ func isContentPolicy(err error) bool {
 	})
 }
 
-// aboutContext reports whether err may be no more than a context's end.
+// aboutContext reports whether err may be only a consequence of the end of a context.
 func aboutContext(err error) bool {
 	return errtree.Is(err, context.Canceled) || errtree.Is(err, context.DeadlineExceeded) || errtree.Is(err, os.ErrDeadlineExceeded) ||
 		errtree.Is(err, net.ErrClosed) || errtree.Is(err, io.ErrUnexpectedEOF) || errtree.Has[net.Error](err)
 }
 
-// kindOfProvider classifies a provider's failure: by what it says, then by its status. nameless is the kind where it has
-// neither: an error without a name inside a 200.
+// kindOfProvider classifies a provider's failure by its code, then by its status. nameless is the kind for an error
+// inside a 200 without a code.
 func kindOfProvider(status int, f dialect.Failure, nameless Kind) Kind {
 	if k := kindOfClass(dialect.Classify(status, f)); k != "" {
 		return k
@@ -307,8 +309,8 @@ func kindOfStatus(status int) Kind {
 	return ErrInvalidResponse
 }
 
-// providerCause builds the error go-openai's users know from what a provider said: *openai.APIError where
-// it said anything in a known form, else *openai.RequestError.
+// providerCause builds go-openai's error for a provider's failure: an *openai.APIError if the body has a known
+// format, else an *openai.RequestError.
 func providerCause(status int, f dialect.Failure, ok bool, body []byte) error {
 	text := ""
 	if status != 0 {

@@ -15,17 +15,20 @@ import (
 	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
-// Client is go-openai's client with every method bounded: it embeds *openai.Client, built over Guard.Transport. The methods
-// below know the request besides, so that its prompt is checked, its output tokens limited, and every failure an *Error
-// with the facts, or the caller's own error, or go-openai's refusal to send a request. The others, whose failures come
-// wrapped in *url.Error, are bounded in time, capacity, size and retries. It is safe for concurrent use.
+// Client is go-openai's client with limits on every method. It embeds an *openai.Client that sends its requests
+// through Guard.Transport.
+//
+// The methods declared here also know the request. They check its prompt and limit its output tokens. Each failure
+// they return is an *Error with the facts, the caller's own error, or go-openai's refusal to send the request. The
+// embedded methods are limited in time, concurrency, size and retries, and their failures are wrapped in *url.Error.
+// A Client is safe for concurrent use.
 type Client struct {
 	*openai.Client
 	guard  *Guard
 	config openai.ClientConfig
 }
 
-// NewClient makes a Guard and its Client: New and Guard.Client in one.
+// NewClient makes a Guard with New and returns its Client.
 func NewClient(oc openai.ClientConfig, cfg Config) (*Client, error) {
 	g, err := New(cfg)
 	if err != nil {
@@ -34,9 +37,9 @@ func NewClient(oc openai.ClientConfig, cfg Config) (*Client, error) {
 	return g.Client(oc), nil
 }
 
-// Client returns a client for oc whose every call g bounds. oc.HTTPClient is respected: of an *http.Client the Transport
-// becomes the base (nil: the guard's own pool), Jar and Timeout are kept, and redirects are not followed; any other
-// HTTPDoer becomes the base as it is.
+// Client returns a client for oc whose calls are limited by g. It respects oc.HTTPClient. If that is an *http.Client,
+// its Transport becomes the base (nil: the Guard's own pool), its Jar and Timeout are kept, and redirects are not
+// followed. Any other HTTPDoer becomes the base.
 func (g *Guard) Client(oc openai.ClientConfig) *Client {
 	g.must("Client")
 	t := &transport{guard: g}
@@ -59,19 +62,19 @@ type doerTransport struct{ openai.HTTPDoer }
 
 func (d doerTransport) RoundTrip(req *http.Request) (*http.Response, error) { return d.Do(req) }
 
-// Format prints the type alone for every verb: the configuration has the key.
+// Format prints only the type, for every verb, because the configuration contains the key.
 func (c Client) Format(f fmt.State, verb rune) {
 	fmt.Fprintf(f, fmt.FormatString(f, verb), "aiguard.Client")
 }
 
-// With returns a client that shares every limit with c and applies call's non-zero fields to its calls. It panics as
-// Guard.With does.
+// With returns a client that shares all limits with c and applies call's non-zero fields to its calls. It panics if a
+// field of call is out of range.
 func (c *Client) With(call Call) *Client { return c.guard.With(call).Client(c.config) }
 
-// Guard returns the guard that bounds c.
+// Guard returns the Guard that limits c.
 func (c *Client) Guard() *Guard { return c.guard }
 
-// CreateChatCompletion is go-openai's, bounded.
+// CreateChatCompletion is openai.Client.CreateChatCompletion with limits.
 func (c *Client) CreateChatCompletion(ctx context.Context, request openai.ChatCompletionRequest) (openai.ChatCompletionResponse, error) {
 	ctx, err := c.chat(ctx, &request, false)
 	if err != nil {
@@ -81,8 +84,8 @@ func (c *Client) CreateChatCompletion(ctx context.Context, request openai.ChatCo
 	return response, c.failure(ctx, err)
 }
 
-// CreateChatCompletionStream is go-openai's, bounded. It returns at the first event; later failures come from Recv.
-// Close the stream in every case.
+// CreateChatCompletionStream is openai.Client.CreateChatCompletionStream with limits. It returns at the first event.
+// Recv returns later failures. The caller must close the stream.
 func (c *Client) CreateChatCompletionStream(ctx context.Context, request openai.ChatCompletionRequest) (*openai.ChatCompletionStream, error) {
 	ctx, err := c.chat(ctx, &request, true)
 	if err != nil {
@@ -104,7 +107,7 @@ func (c *Client) chat(ctx context.Context, r *openai.ChatCompletionRequest, stre
 	return c.prepare(ctx, &k, &s, p)
 }
 
-// CreateCompletion is go-openai's, bounded.
+// CreateCompletion is openai.Client.CreateCompletion with limits.
 func (c *Client) CreateCompletion(ctx context.Context, request openai.CompletionRequest) (openai.CompletionResponse, error) {
 	ctx, err := c.completion(ctx, &request, false)
 	if err != nil {
@@ -114,7 +117,8 @@ func (c *Client) CreateCompletion(ctx context.Context, request openai.Completion
 	return response, c.failure(ctx, err)
 }
 
-// CreateCompletionStream is go-openai's, bounded, as CreateChatCompletionStream is.
+// CreateCompletionStream is openai.Client.CreateCompletionStream with limits. It returns at the first event, and the
+// caller must close the stream.
 func (c *Client) CreateCompletionStream(ctx context.Context, request openai.CompletionRequest) (*openai.CompletionStream, error) {
 	ctx, err := c.completion(ctx, &request, true)
 	if err != nil {
@@ -136,7 +140,7 @@ func (c *Client) completion(ctx context.Context, r *openai.CompletionRequest, st
 	return c.prepare(ctx, &k, &s, p)
 }
 
-// CreateResponse is go-openai's, bounded.
+// CreateResponse is openai.Client.CreateResponse with limits.
 func (c *Client) CreateResponse(ctx context.Context, request openai.CreateResponseRequest) (openai.CreateResponseResponse, error) {
 	ctx, err := c.response(ctx, &request, false)
 	if err != nil {
@@ -146,7 +150,8 @@ func (c *Client) CreateResponse(ctx context.Context, request openai.CreateRespon
 	return response, c.failure(ctx, err)
 }
 
-// CreateResponseStream is go-openai's, bounded, as CreateChatCompletionStream is.
+// CreateResponseStream is openai.Client.CreateResponseStream with limits. It returns at the first event, and the
+// caller must close the stream.
 func (c *Client) CreateResponseStream(ctx context.Context, request openai.CreateResponseRequest) (*openai.ResponseStream, error) {
 	ctx, err := c.response(ctx, &request, true)
 	if err != nil {
@@ -171,7 +176,7 @@ func (c *Client) response(ctx context.Context, r *openai.CreateResponseRequest, 
 	return c.prepare(ctx, &k, &s, p)
 }
 
-// CreateEmbeddings is go-openai's, bounded.
+// CreateEmbeddings is openai.Client.CreateEmbeddings with limits.
 func (c *Client) CreateEmbeddings(ctx context.Context, conv openai.EmbeddingRequestConverter) (openai.EmbeddingResponse, error) {
 	if conv == nil {
 		panic("aiguard: CreateEmbeddings: nil request")
@@ -187,25 +192,25 @@ func (c *Client) CreateEmbeddings(ctx context.Context, conv openai.EmbeddingRequ
 	return response, c.failure(ctx, err)
 }
 
-// settings are those of the call that a request will be.
+// settings returns the settings of the call for a request.
 func (c *Client) settings(ctx context.Context, k *known) settings {
 	mustContext("Client", ctx)
 	return c.guard.request(ctx, k.op, k.Model, "", "")
 }
 
-// prepare checks the prompts of a request and tells the transport about it.
+// prepare checks the prompts of a request and passes what is known of the request to the transport.
 func (c *Client) prepare(ctx context.Context, k *known, s *settings, prompts ...prompt) (context.Context, error) {
 	for i := range prompts {
 		if err := c.guard.checkPrompt(s, &prompts[i]); err != nil {
-			refused := *s // here, and not the caller's: that stays on its stack
+			refused := *s // a copy, so that the caller's settings stay on its stack
 			return nil, c.guard.refuse(ctx, &refused, err)
 		}
 	}
 	return context.WithValue(ctx, knownKey{}, k), nil
 }
 
-// failure takes the transport's error out of net/http's wrapping. What is left is go-openai's own: a request it would not
-// send, or an answer it could not decode.
+// failure unwraps the transport's error from net/http's *url.Error. Other errors are go-openai's: a request it
+// refused to send, or an answer it could not decode.
 func (c *Client) failure(ctx context.Context, err error) error {
 	if err == nil {
 		return nil

@@ -115,9 +115,9 @@ func (p *prompt) input(v any) {
 	}
 }
 
-// items adds the texts of structured input as the transport would read them in the field of that name.
+// items adds the texts of structured input, as the transport would read them in the field of that name.
 func (p *prompt) items(field string, v any) {
-	if b, err := json.Marshal(map[string]any{field: v}); err == nil { // else the client fails on it with its own words
+	if b, err := json.Marshal(map[string]any{field: v}); err == nil { // else the client reports its own error
 		responsesEndpoint.Read(b, func(part dialect.Part) bool {
 			p.part(part)
 			return true
@@ -125,14 +125,14 @@ func (p *prompt) items(field string, v any) {
 	}
 }
 
-// extra adds the texts of the members that a caller adds to a request.
+// extra adds the texts of the extra members of a request.
 func (p *prompt) extra(members map[string]any) {
 	for name, v := range members {
 		p.items(name, v)
 	}
 }
 
-// embeddings returns the prompts of an embeddings request: each of its inputs is one.
+// embeddings returns one prompt per input of an embeddings request.
 func embeddings(r *openai.EmbeddingRequest) (prompts []prompt) {
 	one := func(text string) {
 		if strings.HasPrefix(text, "data:") { // perhaps an image
@@ -179,7 +179,7 @@ func embeddingPrompts(field string, v any) (prompts []prompt) {
 	return prompts
 }
 
-// capChat sets or lowers the output limit of r, which is the client's own copy.
+// capChat sets or lowers the output limit of r. The caller must own r.
 func capChat(r *openai.ChatCompletionRequest, limit int) {
 	if limit <= 0 {
 		return
@@ -201,7 +201,7 @@ func capChat(r *openai.ChatCompletionRequest, limit int) {
 
 func capResponse(r *openai.CreateResponseRequest, limit int) {
 	r.MaxOutputTokens = capped(r.MaxOutputTokens, limit)
-	if n, ok := r.ExtraBody["max_output_tokens"]; ok && limit > 0 { // it would win over the field
+	if n, ok := r.ExtraBody["max_output_tokens"]; ok && limit > 0 { // it would override the field
 		r.ExtraBody = maps.Clone(r.ExtraBody)
 		delete(r.ExtraBody, "max_output_tokens")
 		if n, err := strconv.Atoi(fmt.Sprint(n)); err == nil && n > 0 { // an int, a float64 or a json.Number
@@ -210,7 +210,8 @@ func capResponse(r *openai.CreateResponseRequest, limit int) {
 	}
 }
 
-// capped is n within the limit; absent, or negative, which some servers take for unlimited, becomes the limit.
+// capped returns n lowered to limit. If n is absent or negative, it returns limit, because some servers treat a
+// negative n as unlimited.
 func capped(n, limit int) int {
 	if limit > 0 && (n <= 0 || n > limit) {
 		return limit

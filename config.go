@@ -14,10 +14,11 @@ import (
 	"github.com/aiguard-go/aiguard/internal/line"
 )
 
-// Off, in a field of Config or Retry, or in a timeout or Attempts of Call, means: no such bound.
+// Off disables a limit. It is allowed in the fields of Config and Retry, and in the timeouts, the limits and the
+// Attempts of Call.
 const Off = -1
 
-// The defaults of Config and Retry.
+// Defaults of Config and Retry.
 const (
 	DefaultCallTimeout       = 30 * time.Second
 	DefaultStreamIdleTimeout = 30 * time.Second
@@ -41,121 +42,152 @@ const (
 	DefaultPatience    = 3 * time.Second
 )
 
-// totalMargin is what the default TotalTimeout leaves for queue, retries and backoff.
+// totalMargin is the time that the default TotalTimeout allows for queueing, retries and backoff.
 const totalMargin = DefaultTotalTimeout - DefaultCallTimeout
 
-// Config configures a Guard. The zero value is valid. In each field zero means the default stated there, Off (-1) no
-// such bound. Any other negative value makes New fail.
+// Config configures a Guard. The zero value is valid. In each field, zero selects the default, and Off (-1)
+// disables the limit. New rejects any other negative value.
 type Config struct {
-	CallTimeout       time.Duration // one API call, request to last byte; of a stream, to its first event. 30s
-	StreamIdleTimeout time.Duration // silence between two events of a stream, while the caller waits for one. 30s
-	StreamTimeout     time.Duration // a whole stream. 10m
-	QueueTimeout      time.Duration // waiting to be sent: for a slot, for a pause or for the provider's pace. 30s
-	TaskTimeout       time.Duration // RunTask. 2m
+	// CallTimeout limits one API call, from the request to the last byte of the answer. For a stream it limits the
+	// time to the first event. Default 30s
+	CallTimeout time.Duration
 
-	// TotalTimeout bounds queue, attempts and backoff together; of a stream, to its first event. The default is 2m, or the
-	// longest CallTimeout or Timeout in Models plus 90s if that is more.
+	// StreamIdleTimeout limits the silence between two events of a stream while the caller waits. Default 30s
+	StreamIdleTimeout time.Duration
+
+	StreamTimeout time.Duration // limit for a whole stream. Default 10m
+	QueueTimeout  time.Duration // wait for a slot, for a paused route or for the provider's rate limit. Default 30s
+	TaskTimeout   time.Duration // limit for RunTask. Default 2m
+
+	// TotalTimeout limits queueing, attempts and backoff together. For a stream it ends at the first event. The
+	// default is 2m, or the longest CallTimeout or Models timeout plus 90s if that is more.
 	TotalTimeout time.Duration
 
-	// Models has settings for single models: timeouts, limits, weight, attempts. A key is a model's name, or a prefix that
-	// ends in "*"; the longest one that matches applies. Op, Model and Tenant must be empty. None
+	// Models sets timeouts, limits, weight and attempts per model. A key is a model's name, or a prefix that ends in
+	// "*". The longest matching key applies. Op, Model and Tenant must be empty. Default none
 	Models map[string]Call
 
-	MaxConcurrent int64   // weight in flight. 5
-	MinConcurrent int64   // the limit of each route adapts between this and MaxConcurrent; if equal, it does not. 1
-	MaxBackground int64   // weight in flight of calls with priority Background. MaxConcurrent-1, at least 1
-	MaxQueue      int     // calls that may wait for a slot, and for each route that has no room. 100
-	Limiter       Limiter // replaces the in-process limit; MaxConcurrent is only what Stats reports then. None
+	MaxConcurrent int64   // weight in flight. Default 5
+	MinConcurrent int64   // each route's limit adapts between this and MaxConcurrent; if equal, it is fixed. Default 1
+	MaxBackground int64   // weight in flight of calls with priority Background. Default MaxConcurrent-1, at least 1
+	MaxQueue      int     // calls that may wait for a slot, and for each route at its limit. Default 100
+	Limiter       Limiter // replaces the in-process limit; Stats still reports MaxConcurrent. Default none
 
-	// RequestsPerMinute and TokensPerMinute pace the calls of each route; a tenth may be used at once. What a provider's
-	// rate limit headers say is honored in any case. None
+	// RequestsPerMinute and TokensPerMinute limit the rate of each route. The burst is a tenth of a minute's amount.
+	// Rate limits in a provider's headers are always honored. Default none
 	RequestsPerMinute, TokensPerMinute int64
 
-	MaxPromptChars   int                                   // characters (runes) in all texts of a request. 20,000
-	MaxPromptTokens  int                                   // tokens in them; needs CountTokens. None
-	CountTokens      func(model, text string) (int, error) // for concurrent use; asked where the size does not tell, and once by New; may add 8 to a text. None
-	MaxOutputTokens  int                                   // a larger or absent limit in the request is set to it. None
-	MaxRequestBytes  int64                                 // of a request's body. 32 MiB
-	MaxResponseBytes int64                                 // of an answer, after decompression. 32 MiB
-	MemoryLimit      int64                                 // live heap in bytes above which new calls are refused; answers held for their callers may take a quarter of it. 90% of GOMEMLIMIT if that is set, else none
+	MaxPromptChars  int // characters (runes) in all texts of a request. Default 20,000
+	MaxPromptTokens int // tokens in all texts of a request; needs CountTokens. Default none
 
-	// MaxEventBytes bounds one event of a stream. Without a MemoryLimit, and if MaxEventBytes is over 1 MiB, the events of all
-	// streams that are longer than 64 KiB share 2 MiB of memory, which one event at a time may exceed. The other streams wait for
-	// their turn. One whose timeout ends first fails with ErrOverloaded. 16 MiB
+	// CountTokens counts the tokens of a text and must be safe for concurrent use. It is called once by New, and for
+	// a prompt whose size in bytes does not already show that it is within the limit. It may add up to 8 tokens per
+	// text. Default none
+	CountTokens func(model, text string) (int, error)
+
+	MaxOutputTokens  int   // maximum output tokens; a larger or missing limit in the request is set to it. Default none
+	MaxRequestBytes  int64 // request body. Default 32 MiB
+	MaxResponseBytes int64 // answer after decompression. Default 32 MiB
+
+	// MemoryLimit is the live heap in bytes above which new calls are rejected. Answers that wait for their callers
+	// may use a quarter of it. The default is 90% of GOMEMLIMIT if that is set, else none.
+	MemoryLimit int64
+
+	// MaxEventBytes limits one event of a stream. If there is no MemoryLimit and MaxEventBytes is over 1 MiB, all
+	// events longer than 64 KiB share 2 MiB of memory. One event at a time may exceed it, and other streams wait. A
+	// stream whose timeout ends first fails with ErrOverloaded. Default 16 MiB
 	MaxEventBytes int64
 
-	Retry Retry // when a failed attempt is repeated
-	Hedge Hedge // a second attempt beside a slow first one. Off
+	Retry Retry // when to repeat a failed attempt
+	Hedge Hedge // when to start a second attempt beside a slow one. Default off
 
-	Budget Budget // what calls may spend; package budget has one. None
+	Budget Budget // limits what calls may spend; package budget has one. Default none
 
-	// DeadlineHeader is the request header in which Transport sends the time that is left for the attempt, in seconds such
-	// as "29.950". None
+	// DeadlineHeader names a request header in which Transport sends the time left for the attempt, in seconds such
+	// as "29.950". Default none
 	DeadlineHeader string
 
-	// Middleware wraps each call, outside limiter and retry; the first is outermost. None
+	// Middleware wraps each call, outside of the queue and the retries. The first Middleware is the outermost.
+	// Default none
 	Middleware []Middleware
 
-	// FailuresAsResponses makes Transport answer a failure of the guard's own (time, queue, sizes, a cut answer) with a response
-	// in the endpoint's own error form instead of an error: for SDKs that hide the error of a RoundTripper. Its status is that
-	// of HTTPStatus, its message that of UserMessage. A stream that fails after its first event still ends with an error. false
+	// FailuresAsResponses makes Transport return the Guard's own failures (timeout, queue, size, truncated answer) as
+	// responses instead of errors. It helps with SDKs that hide the error of a RoundTripper. The response has the
+	// endpoint's own error format, the status of HTTPStatus and the message of UserMessage. A stream that fails after
+	// its first event still ends with an error. Default false
 	FailuresAsResponses bool
 
-	// OnEvent is called at the moments of a call's life, in the goroutine of the call and with no lock held:
-	// it may call the Guard, and should not wait. None
+	// OnEvent is called for each Event of a call, in the call's goroutine and with no lock held. It may use the Guard
+	// and should not block. Default none
 	OnEvent func(context.Context, Event)
 
-	// Logger gets timeouts, retries, refusals, pauses, outages and abandoned streams; never a prompt, an answer or a key. Silent
+	// Logger receives timeouts, retries, rejections, pauses, outages and abandoned streams. Prompts, answers and keys
+	// are never logged. The default is no logging.
 	Logger *slog.Logger
 
-	aliases []string // from which FromEnv has read, for New to log
+	aliases []string // alias names that FromEnv has read, for New to log
 }
 
-// Retry says when a failed attempt is repeated. Delays are exponential with jitter between half and all of the
-// delay ("equal jitter" in Marc Brooker's "Exponential Backoff And Jitter", AWS Architecture Blog, 2015); a
-// provider's Retry-After is waited for in full, with up to a quarter on top.
+// Retry configures when a failed attempt is repeated. The delay grows exponentially, with jitter between half and all
+// of it ("equal jitter" in Marc Brooker's "Exponential Backoff And Jitter", AWS Architecture Blog, 2015). A
+// provider's Retry-After is waited for in full, plus up to a quarter.
 type Retry struct {
-	MaxAttempts int           // the first included. 3; 1 or Off: never retry
-	BaseDelay   time.Duration // before the second attempt; doubled for each further one. 500ms
-	MaxDelay    time.Duration // 8s
-	Timeouts    bool          // also retry a call that hit CallTimeout: a silent provider is rarely worth a second wait. false
-	Unbilled    bool          // retry only what the provider cannot charge for: see Error.MayBeBilled. false
-	Budget      float64       // retries as a fraction of calls, above a small floor, for each route and for the whole Guard. 0.1
-	Patience    time.Duration // how long an alternative of Fallback, but the last, waits for its provider. 3s
+	MaxAttempts int           // attempts, including the first; 1 or Off: never retry. Default 3
+	BaseDelay   time.Duration // delay before the second attempt; doubles for each further attempt. Default 500ms
+	MaxDelay    time.Duration // maximum delay. Default 8s
+
+	// Timeouts also retries a call that reached CallTimeout. A silent provider is rarely worth a second
+	// wait. Default false
+	Timeouts bool
+
+	Unbilled bool    // retry only if the provider cannot charge for the attempt: see Error.MayBeBilled. Default false
+	Budget   float64 // retries as a fraction of calls, above a small floor, per route and for the whole Guard. Default 0.1
+
+	// Patience limits how long each alternative of Fallback, except the last, waits for its provider. Default 3s
+	Patience time.Duration
 }
 
-// Priority orders calls that wait: a higher one goes first. One of every ten admissions goes to the call that has waited
-// longest, whatever its priority.
+// Priority orders waiting calls: the highest priority is served first. To prevent starvation, one in ten admissions
+// goes to the call that has waited longest, whatever its priority.
 type Priority int8
 
-// The priorities. The zero value is Normal.
+// Priorities. The zero value is Normal.
 const (
-	Background Priority = iota - 1 // work nobody waits for; it never takes the last free slot: see Config.MaxBackground
+	Background Priority = iota - 1 // work without a waiting user; it never takes the last free slot: see Config.MaxBackground
 	Normal
 	Critical
 )
 
-// line is the priority as an index.
+// line returns the priority as an index.
 func (p Priority) line() line.Priority { return line.Priority(p + 1) }
 
-// Call is one call's own settings. The zero Call is valid: in each field zero means what Config says.
+// Call holds the settings of a single call. The zero Call is valid. In each field, zero selects the setting of
+// Config. Off disables a timeout or a limit. As Attempts, Off means never retry.
 type Call struct {
-	Op       string   // name in errors, logs and metrics. Client sets it: "chat.completions", …
-	Model    string   // Client and Transport set it from the request
-	Tenant   string   // on whose behalf the call is made, at most 256 bytes; capacity is shared fairly between tenants. "": all such calls are one tenant
-	Priority Priority // Background, Normal or Critical. Normal
-	Weight   int64    // share of MaxConcurrent. 1
+	Op    string // name in errors, logs and metrics. Client sets it: "chat.completions", …
+	Model string // set by Client and Transport from the request
 
-	Timeout           time.Duration // one attempt: CallTimeout, and for RunTask TaskTimeout; Off: none
-	TotalTimeout      time.Duration // queue, pauses, attempts and backoff together; Off: none. Config's, or Timeout plus 90s if that is more and Config's is the default
-	StreamIdleTimeout time.Duration // silence between two events of a stream; Off: none
-	Attempts          int           // Retry.MaxAttempts; 1: never retry
-	MaxPromptChars    int           // Off: no bound
-	MaxOutputTokens   int           // Off: no bound
-	EndsWithoutFinish bool          // this model's streams may end cleanly without a finish reason. false
+	// Tenant names the customer or user that the call is made for, in at most 256 bytes. Tenants share capacity
+	// fairly. All calls with an empty Tenant count as one tenant.
+	Tenant string
+
+	Priority Priority // Background, Normal or Critical. Default Normal
+	Weight   int64    // share of MaxConcurrent that the call uses. Default 1
+
+	Timeout time.Duration // limit of one attempt. Default CallTimeout, for RunTask TaskTimeout
+
+	// TotalTimeout limits queueing, pauses, attempts and backoff together. The default is Config's, or Timeout plus
+	// 90s if that is more and Config.TotalTimeout is the default.
+	TotalTimeout time.Duration
+
+	StreamIdleTimeout time.Duration // silence between two events of a stream. Default Config.StreamIdleTimeout
+	Attempts          int           // attempts, including the first; 1: never retry. Default Retry.MaxAttempts
+	MaxPromptChars    int           // characters of a prompt. Default Config.MaxPromptChars
+	MaxOutputTokens   int           // tokens of an answer. Default Config.MaxOutputTokens
+	EndsWithoutFinish bool          // this model's streams may end without a finish reason. Default false
 }
 
-// over returns c with the non-zero fields of top.
+// over returns c with the non-zero fields of top applied.
 func (c Call) over(top Call) Call {
 	return Call{
 		Op: cmp.Or(top.Op, c.Op), Model: cmp.Or(top.Model, c.Model), Tenant: cmp.Or(top.Tenant, c.Tenant),
@@ -167,7 +199,7 @@ func (c Call) over(top Call) Call {
 	}
 }
 
-// mistakes are the fields of c that are out of range.
+// mistakes returns an error for each field of c that is out of range.
 func (c *Call) mistakes() error {
 	var m mistakes
 	m.check(c.Priority >= Background && c.Priority <= Critical, "Priority", c.Priority, "Background (-1), Normal (0) or Critical (1)")
@@ -183,14 +215,14 @@ func (c *Call) mistakes() error {
 	return m.join("Call.")
 }
 
-// mustBeValid panics with the mistakes of a Call given to method.
+// mustBeValid panics if a field of c is out of range. The message names method.
 func (c *Call) mustBeValid(method string) {
 	if err := c.mistakes(); err != nil {
 		panic(fmt.Sprintf("aiguard: %s: %v", method, err))
 	}
 }
 
-// mistakes gathers what is wrong with the fields of a struct.
+// mistakes collects the errors in the fields of a struct.
 type mistakes []string
 
 func (m *mistakes) check(ok bool, field string, value any, want string) {
@@ -207,7 +239,7 @@ func (m *mistakes) number(field string, n int64) {
 	m.check(n >= Off, field, n, "a positive number, 0 for the default, or Off")
 }
 
-// join makes one error of the mistakes, each with the prefix.
+// join returns all mistakes as one error, each with the prefix.
 func (m mistakes) join(prefix string) error {
 	errs := make([]error, len(m))
 	for i, text := range m {
@@ -231,7 +263,7 @@ func (c *Config) validate() error {
 	most := cmp.Or(c.MaxConcurrent, DefaultMaxConcurrent)
 	if c.MinConcurrent > 0 {
 		m.check(c.MinConcurrent <= most, "MinConcurrent", c.MinConcurrent, fmt.Sprintf("at most MaxConcurrent (%d)", most))
-		m.check(c.Limiter == nil, "MinConcurrent", c.MinConcurrent, "no Limiter beside it")
+		m.check(c.Limiter == nil, "MinConcurrent", c.MinConcurrent, "0 or Off with a Limiter")
 	}
 	m.number("MaxBackground", c.MaxBackground)
 	if c.MaxBackground > 0 && most != Off {
@@ -242,9 +274,9 @@ func (c *Config) validate() error {
 	m.number("TokensPerMinute", c.TokensPerMinute)
 	m.number("MaxPromptChars", int64(c.MaxPromptChars))
 	m.number("MaxPromptTokens", int64(c.MaxPromptTokens))
-	m.check(c.MaxPromptTokens <= 0 || c.CountTokens != nil, "MaxPromptTokens", c.MaxPromptTokens, "CountTokens to be set with it")
+	m.check(c.MaxPromptTokens <= 0 || c.CountTokens != nil, "MaxPromptTokens", c.MaxPromptTokens, "0 or Off without CountTokens")
 	if n, of, ok := c.countReaches(); !ok {
-		m.check(false, "CountTokens", fmt.Sprintf("a counter that finds %d tokens in a text of more than %d", n, of),
+		m.check(false, "CountTokens", fmt.Sprintf("a function that counts %d tokens in a text of more than %d", n, of),
 			fmt.Sprintf("one that reaches MaxPromptTokens (%d)", c.MaxPromptTokens))
 	}
 	m.number("MaxOutputTokens", int64(c.MaxOutputTokens))
@@ -261,7 +293,7 @@ func (c *Config) validate() error {
 	m.check((c.Retry.Budget >= 0 || c.Retry.Budget == Off) && c.Retry.Budget <= maxBudget, "Retry.Budget", c.Retry.Budget,
 		"a fraction of calls such as 0.1, 0 for the default, or Off")
 	m.check(c.Hedge.Quantile >= 0 && c.Hedge.Quantile < 1, "Hedge.Quantile", c.Hedge.Quantile, "a fraction below 1 such as 0.95, or 0 for no hedging")
-	m.check(c.Hedge.Quantile == 0 || c.Limiter == nil, "Hedge.Quantile", c.Hedge.Quantile, "0 with a Limiter, which cannot tell whether a slot is free")
+	m.check(c.Hedge.Quantile == 0 || c.Limiter == nil, "Hedge.Quantile", c.Hedge.Quantile, "0 with a Limiter, which cannot report a free slot")
 	m.check(validHeader(c.DeadlineHeader), "DeadlineHeader", fmt.Sprintf("%q", c.DeadlineHeader), "the name of an HTTP header")
 	for i, mw := range c.Middleware {
 		m.check(mw != nil, fmt.Sprintf("Middleware[%d]", i), "nil", "a function")
@@ -295,7 +327,7 @@ func (c *Config) validateModels() error {
 	return errors.Join(errs...)
 }
 
-// validHeader reports whether name can be the name of a header, or is empty.
+// validHeader reports whether name is empty or a valid header name.
 func validHeader(name string) bool {
 	for _, r := range name {
 		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_' {
@@ -318,7 +350,7 @@ func (c *Config) setDefaults() {
 	orDefault(&c.TaskTimeout, DefaultTaskTimeout)
 	orDefault(&c.MaxConcurrent, DefaultMaxConcurrent)
 	if c.Limiter != nil || c.MaxConcurrent == Off {
-		orDefault(&c.MinConcurrent, Off) // there is nothing to adapt
+		orDefault(&c.MinConcurrent, Off) // an infinite limit does not adapt
 	}
 	orDefault(&c.MinConcurrent, DefaultMinConcurrent)
 	if c.MaxConcurrent == Off {

@@ -111,7 +111,7 @@ func TestNewChecksRelationsAndOddValues(t *testing.T) {
 		"tokens without a counter": {aiguard.Config{MaxPromptTokens: 5}, []string{"Config.MaxPromptTokens is 5", "CountTokens"}},
 		"tokens with a counter":    {aiguard.Config{MaxPromptTokens: 5, CountTokens: countBytes}, nil},
 		"a counter that stops early": {aiguard.Config{MaxPromptTokens: 500, CountTokens: func(_, text string) (int, error) { return min(len(text), 101), nil }},
-			[]string{"Config.CountTokens is a counter that finds 101 tokens", "MaxPromptTokens (500)"}},
+			[]string{"Config.CountTokens is a function that counts 101 tokens", "MaxPromptTokens (500)"}},
 		"an estimate":                   {aiguard.Config{MaxPromptTokens: 500, CountTokens: func(_, text string) (int, error) { return len(text) / 4, nil }}, nil},
 		"a counter of words":            {aiguard.Config{MaxPromptTokens: 500, CountTokens: func(_, text string) (int, error) { return len(strings.Fields(text)), nil }}, nil},
 		"more tokens than New counts":   {aiguard.Config{MaxPromptTokens: math.MaxInt32, CountTokens: countBytes}, nil},

@@ -16,11 +16,11 @@ import (
 	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
-// connTrace notes how far a request came. Its hooks may run in net/http's goroutines.
+// connTrace records how far a request got. Its hooks may run in net/http's goroutines.
 type connTrace struct {
 	trace                       httptrace.ClientTrace
 	asked, got, reused, replied atomic.Bool
-	conn                        atomic.Pointer[poolConn] // nil: not of the guard's own pool
+	conn                        atomic.Pointer[poolConn] // nil: not from the guard's own pool
 }
 
 func (t *connTrace) ended() bool {
@@ -41,7 +41,7 @@ func (t *connTrace) hooks() *httptrace.ClientTrace {
 	return &t.trace
 }
 
-// unanswered classifies an attempt that brought no response.
+// unanswered classifies an attempt that received no response.
 func (x *exchange) unanswered(w *watch, err error) error {
 	connected := x.conn.got.Load() || !x.conn.asked.Load() && !isDial(err)
 	x.call.billed = connected
@@ -53,7 +53,7 @@ func (x *exchange) unanswered(w *watch, err error) error {
 	}
 	ne := errtree.Find[net.Error](err)
 	switch own := errtree.Find[*Error](err); {
-	case own != nil: // requestBody's
+	case own != nil: // the error of requestBody
 		copied := *own
 		x.call.billed = false
 		return &copied
@@ -62,24 +62,24 @@ func (x *exchange) unanswered(w *watch, err error) error {
 		return &Error{Kind: ErrMisconfigured, Phase: PhaseConnect, Err: err, retry: neverAsk}
 	case ne != nil && timedOut(ne):
 		e := &Error{Kind: ErrTimeout, Phase: PhaseConnect, Limit: connectLimit(&x.guard.cfg), Err: err}
-		if connected { // a limit of the user's own base
+		if connected { // a header limit of a custom base
 			e.Phase, e.Limit = PhaseCall, x.call.since(x.call.admitted)
 		}
 		return x.repeatable(e, connected)
 	case x.conn.replied.Load() && !isConnectionLoss(err) && !x.conn.ended(), isProtocolError(err):
-		return &Error{Kind: ErrInvalidResponse, Phase: PhaseHeaders, Err: err, retry: neverAsk} // not HTTP, or too much of it
+		return &Error{Kind: ErrInvalidResponse, Phase: PhaseHeaders, Err: err, retry: neverAsk} // not HTTP, or over a limit
 	}
 	e := &Error{Kind: ErrUnavailable, Err: err}
 	if !connected {
 		e.Phase = PhaseConnect
 	} else if x.conn.reused.Load() && !x.conn.replied.Load() {
-		e.retry = retryAtOnce // the server closed a connection just as we took it from the pool
+		e.retry = retryAtOnce // the server closed a pooled connection just as we used it
 	}
 	return x.repeatable(e, connected)
 }
 
-// repeatable notes on e what the request allows, beyond the kind: acted is false where the provider cannot have done
-// anything yet.
+// repeatable sets on e whether the request may be retried. acted is false if the provider cannot have started the
+// work.
 func (x *exchange) repeatable(e *Error, acted bool) *Error {
 	switch {
 	case !x.replayable:
@@ -92,13 +92,13 @@ func (x *exchange) repeatable(e *Error, acted bool) *Error {
 	return e
 }
 
-// sendable reports whether a URL has what every transport needs.
+// sendable reports whether a URL has the scheme and host that every transport needs.
 func sendable(u *url.URL) bool {
 	return (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
 }
 
-// refusedBeforehand reports whether a base was refused what it needs before it sends anything, such as a fresh token: its
-// error has the response that says so. golang.org/x/oauth2's has that form.
+// refusedBeforehand reports whether base failed before it sent the request, for example because it was refused a
+// fresh token. Such an error has the response of the refusal. The errors of golang.org/x/oauth2 have this form.
 func refusedBeforehand(err error) bool {
 	for ; !errtree.IsNil(err); err = errors.Unwrap(err) {
 		v := reflect.ValueOf(err)
@@ -126,7 +126,7 @@ func isDial(err error) bool {
 
 func isConnectionLoss(err error) bool {
 	if reset := errtree.Find[streamError](err); reset.StreamID != 0 {
-		return reset.Code != 1 // PROTOCOL_ERROR: what net/http could not follow
+		return reset.Code != 1 // PROTOCOL_ERROR: net/http could not parse the response
 	}
 	for _, loss := range []error{io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, io.ErrClosedPipe, syscall.ECONNRESET, syscall.EPIPE} {
 		if errtree.Is(err, loss) {
@@ -136,7 +136,7 @@ func isConnectionLoss(err error) bool {
 	return errtree.Has[*net.OpError](err)
 }
 
-// streamError is the shape in which net/http lets errors.As find the reset of an HTTP/2 stream.
+// streamError has the shape that net/http accepts in errors.As for the reset of an HTTP/2 stream.
 type streamError struct {
 	StreamID, Code uint32
 	Cause          error
@@ -144,8 +144,8 @@ type streamError struct {
 
 func (e streamError) Error() string { return fmt.Sprintf("stream reset with code %d", e.Code) }
 
-// isProtocolError reports whether net/http gave up on a peer whose HTTP/2 it cannot follow, headers beyond the cap among
-// them. It does not export the type of that error.
+// isProtocolError reports whether net/http gave up on malformed HTTP/2, including headers over the limit. net/http
+// does not export the type of that error.
 func isProtocolError(err error) bool {
 	for ; !errtree.IsNil(err); err = errors.Unwrap(err) {
 		if t := reflect.TypeOf(err); t.Kind() == reflect.Uint32 && strings.HasSuffix(t.Name(), "ConnectionError") {

@@ -12,11 +12,11 @@ import (
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
-// decodable finds events that go-openai cannot decode: its streams return the decoder's error as it is. Most events have the
-// shape of another one, and are decoded here no more.
+// decodable finds events that go-openai cannot decode, because go-openai's streams return the decoder's raw error. It
+// decodes one event of each shape, since most events of a stream have the same shape.
 type decodable struct{ shapes map[uint64]struct{} }
 
-// maxShapes is how many shapes are remembered of a stream.
+// maxShapes is the number of shapes remembered per stream.
 const maxShapes = 64
 
 // check returns the error that go-openai would return for an event of a stream of op.
@@ -137,7 +137,7 @@ func shapeOf(data []byte, known map[string]struct{}) uint64 {
 					kind = 'e'
 				}
 			}
-			if i-start > 18 || kind == 'e' { // it may be out of range
+			if i-start > 18 || kind == 'e' { // may be out of range
 				for _, b := range data[start:i] {
 					add(b)
 				}

@@ -8,7 +8,7 @@ import (
 	"errors"
 )
 
-// do is Do, or, inside its middleware, the rest of it.
+// do implements Do. inside is true when the middleware already runs.
 func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error), inside bool) (v T, err error) {
 	g.must("Do")
 	mustContext("Do", ctx)
@@ -44,7 +44,7 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 	}
 }
 
-// wrapped is do inside the middleware.
+// wrapped runs do inside the middleware.
 //
 //go:noinline
 func wrapped[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error)) (T, error) {
@@ -67,7 +67,7 @@ func (w *wrappedDo[T]) run(ctx context.Context) (err error) {
 	return err
 }
 
-// doing is the call of a Do. The context of the first attempt is part of it, which spares an allocation.
+// doing is the call of a Do. It includes the context of the first attempt to save an allocation.
 type doing struct {
 	call
 	first attemptContext
@@ -92,13 +92,13 @@ func attempt[T any](ctx context.Context, c *doing, fn func(context.Context) (T, 
 	return v, err
 }
 
-// explain makes an *Error of an error that has a Kind; others stay as they are. The attempts of a nested call count
-// as this one's.
+// explain converts an error that has a Kind to an *Error, and returns other errors unchanged. It adds the attempts of
+// a nested call to this call's.
 func (c *call) explain(err error) error {
 	k, by, _ := classify(err)
 	if inner, ok := by.(*Error); ok {
 		e := *inner
-		e.Op, e.Model = "", "" // fill prefers the call's own
+		e.Op, e.Model = "", "" // fill sets the call's own
 		if c.Op == "" {
 			e.Op = inner.Op
 		}
@@ -106,7 +106,7 @@ func (c *call) explain(err error) error {
 			e.Model = inner.Model
 		}
 		if error(inner) != err {
-			e.Err = err // the words fn put around it
+			e.Err = err // keep the text that fn added
 		}
 		c.attempts += int32(max(inner.Attempts-1, 0))
 		e.told = inner.judged
@@ -121,7 +121,8 @@ func (c *call) explain(err error) error {
 	return err
 }
 
-// returned ends a Do whose fn has succeeded. It is not part of do, whose frame is below a call that waits.
+// returned ends a Do whose fn succeeded. It is not inlined into do, because the frame of do stays on the stack of a
+// waiting call.
 //
 //go:noinline
 func (c *call) returned(ctx context.Context) {

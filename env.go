@@ -11,10 +11,10 @@ import (
 
 const (
 	envPrefix   = "AIGUARD_"
-	aliasesName = "ALIASES" // of the variable that says whether names without the prefix are read
+	aliasesName = "ALIASES" // suffix of the variable that switches the alias names off
 )
 
-// testEnv are the variables that only tests read.
+// testEnv reports whether only tests read the variable.
 func testEnv(name string) bool {
 	switch name {
 	case "STRESS", "CHAOS", "CHAOS_SEED", "MEMORY_CHILD":
@@ -23,8 +23,8 @@ func testEnv(name string) bool {
 	return false
 }
 
-// FromEnv returns the defaults with the AIGUARD_ variables of the environment over them. TotalTimeout, MinConcurrent and
-// MaxBackground, whose defaults depend on other fields, stay zero where nothing is set:
+// FromEnv returns the defaults, overridden by the AIGUARD_ variables of the environment. TotalTimeout, MinConcurrent
+// and MaxBackground stay zero if they are not set, because their defaults depend on other fields.
 //
 //	AIGUARD_CALL_TIMEOUT, AIGUARD_STREAM_IDLE_TIMEOUT, AIGUARD_STREAM_TIMEOUT, AIGUARD_QUEUE_TIMEOUT,
 //	AIGUARD_TOTAL_TIMEOUT, AIGUARD_TASK_TIMEOUT                        a duration such as 30s, or off
@@ -44,22 +44,22 @@ func testEnv(name string) bool {
 //	AIGUARD_MODELS                                                     settings per model, such as
 //	                                                                   o3*:timeout=5m,weight=2;gpt-4o-mini:attempts=1
 //
-// AIGUARD_MODELS separates models by semicolons and a model's settings by commas. A model's name, or a prefix that ends in
-// "*", ends at the last colon, so that it may have colons itself. The settings are timeout, total_timeout,
-// stream_idle_timeout, weight, attempts, max_prompt_chars, max_output_tokens, priority (background, normal or critical) and
-// ends_without_finish (true or false), as in Call.
+// In AIGUARD_MODELS, semicolons separate models and commas separate the settings of a model. A name may end in "*" to
+// match a prefix. The last colon ends the name, so a name may contain colons. The settings are timeout,
+// total_timeout, stream_idle_timeout, weight, attempts, max_prompt_chars, max_output_tokens, priority (background,
+// normal or critical) and ends_without_finish (true or false), as in Call.
 //
-// Names that services have for the same are read where the AIGUARD_ variable is not set:
+// FromEnv also reads these common names, if the AIGUARD_ variable is not set:
 //
 //	MAX_CONCURRENT_AI_REQUESTS    AIGUARD_MAX_CONCURRENT
 //	AI_MODEL_MAX_TOKENS           AIGUARD_MAX_OUTPUT_TOKENS
-//	WORKER_TIME_LIMIT             AIGUARD_TOTAL_TIMEOUT; whole seconds such as 60, too
-//	WORKER_MEMORY_LIMIT_MB        AIGUARD_MEMORY_LIMIT; a number is one of MiB
+//	WORKER_TIME_LIMIT             AIGUARD_TOTAL_TIMEOUT; also whole seconds such as 60
+//	WORKER_MEMORY_LIMIT_MB        AIGUARD_MEMORY_LIMIT; a plain number is in MiB
 //
-// New logs which of these names were read. AIGUARD_ALIASES=false keeps FromEnv from reading them.
+// New logs which of these names were read. AIGUARD_ALIASES=false switches them off.
 //
-// An empty variable counts as not set. The error joins all mistakes, each with the variable, its value and what is
-// allowed; a variable with the prefix that is none of these is a mistake too, of which only the name is told.
+// An empty variable counts as not set. The error joins all mistakes, each with the variable, its value and the
+// allowed values. An unknown variable with the prefix is also a mistake, and the error contains only its name.
 // AIGUARD_MAX_PROMPT_TOKENS needs Config.CountTokens, which the caller sets.
 func FromEnv() (Config, error) { return fromEnv(os.Environ()) }
 
@@ -76,7 +76,7 @@ func fromEnv(environ []string) (Config, error) {
 		variable, value, _ := strings.Cut(entry, "=")
 		name, ours := strings.CutPrefix(variable, envPrefix)
 		if ours && !testEnv(name) && !slices.Contains(names, name) {
-			mistakes = append(mistakes, fmt.Errorf("aiguard: %s is no variable of aiguard; %s", variable, suggestion(name, names)))
+			mistakes = append(mistakes, fmt.Errorf("aiguard: %s is not a variable of aiguard; %s", variable, suggestion(name, names)))
 		}
 		values[variable] = strings.TrimSpace(value)
 	}
@@ -97,7 +97,7 @@ func fromEnv(environ []string) (Config, error) {
 			cfg.aliases = append(cfg.aliases, s.alias)
 		}
 	}
-	if len(mistakes) == 0 { // what does not go together
+	if len(mistakes) == 0 { // check relations between fields
 		if err := cfg.validateWithCounter(); err != nil {
 			return Config{}, errors.New(inEnvironment(err.Error(), settings))
 		}
@@ -109,7 +109,7 @@ func fromEnv(environ []string) (Config, error) {
 	return cfg, nil
 }
 
-// tellAliases logs, once, which names that are not the guard's own its settings have come from.
+// tellAliases logs once which variables without the prefix were read.
 func (c *Config) tellAliases() {
 	if c.aliases != nil && c.Logger != nil {
 		c.Logger.Info("aiguard: settings read from variables without the prefix "+envPrefix, slog.Any("variables", c.aliases))
@@ -117,20 +117,21 @@ func (c *Config) tellAliases() {
 	c.aliases = nil
 }
 
-// validateWithCounter is validate for a Config whose CountTokens comes from the program.
+// validateWithCounter validates a Config whose CountTokens the program sets later.
 func (c Config) validateWithCounter() error {
 	c.CountTokens = func(_, text string) (int, error) { return len(text), nil }
 	return c.validate()
 }
 
-// setIndependentDefaults is setDefaults without the defaults that depend on other fields: a program may still set those.
+// setIndependentDefaults sets the defaults that do not depend on other fields, because a program may still change
+// those.
 func (c *Config) setIndependentDefaults() {
 	own := *c
 	c.setDefaults()
 	c.TotalTimeout, c.MinConcurrent, c.MaxBackground = own.TotalTimeout, own.MinConcurrent, own.MaxBackground
 }
 
-// inEnvironment puts variables in the place of fields.
+// inEnvironment replaces the names of fields in text by those of their variables.
 func inEnvironment(text string, settings []setting) string {
 	for _, s := range settings {
 		text = strings.ReplaceAll(text, "Config."+s.field+" ", envPrefix+s.name+" ")
@@ -140,8 +141,7 @@ func inEnvironment(text string, settings []setting) string {
 	return strings.ReplaceAll(text, "Config.Models[", envPrefix+"MODELS[")
 }
 
-// setting is a field that can come from the environment: its variable without the prefix and, if services have one, their
-// own name for it.
+// setting maps an environment variable to a field: its name without the prefix and, if there is one, its alias.
 type setting struct {
 	field string
 	name  string
@@ -190,7 +190,7 @@ func (c *Config) settings() []setting {
 	}
 }
 
-// suggestion names the variable that somebody may have meant, if one is near.
+// suggestion returns the known variable closest to name, if one is close.
 func suggestion(name string, names []string) string {
 	const longest, mistyped = 64, 3 // characters
 	if len(name) > longest {
@@ -203,7 +203,7 @@ func suggestion(name string, names []string) string {
 	return "did you mean " + envPrefix + near + "?"
 }
 
-// distance is the number of characters to insert, remove or replace that makes a of b.
+// distance returns the number of characters to insert, remove or replace to turn a into b.
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

@@ -148,7 +148,7 @@ func TestUnknownVariableNamesTheOneThatIsNear(t *testing.T) {
 		"AIGUARD_" + strings.Repeat("X", 1<<20): "see FromEnv",
 	} {
 		_, err := fromEnv([]string{variable + "=sk-secret"})
-		require.EqualError(t, err, "aiguard: "+variable+" is no variable of aiguard; "+hint)
+		require.EqualError(t, err, "aiguard: "+variable+" is not a variable of aiguard; "+hint)
 	}
 }
 
@@ -206,7 +206,7 @@ func TestFromEnvReportsAllMistakesTogether(t *testing.T) {
 	lines := strings.Split(err.Error(), "\n")
 	require.Len(t, lines, 9)
 	for _, want := range []string{
-		"AIGUARD_API_KEY is no variable", `AIGUARD_CALL_TIMEOUT is "30"; want a positive duration`, `AIGUARD_MAX_CONCURRENT is "0"; want a positive whole number`,
+		"AIGUARD_API_KEY is not a variable", `AIGUARD_CALL_TIMEOUT is "30"; want a positive duration`, `AIGUARD_MAX_CONCURRENT is "0"; want a positive whole number`,
 		`AIGUARD_MAX_QUEUE is "-1"`, `AIGUARD_MEMORY_LIMIT is "1TB"; want a size`, `AIGUARD_RETRY_BUDGET is "NaN"`, `AIGUARD_RETRY_TIMEOUTS is "maybe"; want true or false`,
 		`WORKER_TIME_LIMIT is "soon"; want a positive number of seconds`, `AI_MODEL_MAX_TOKENS is "-5"; want a positive whole number`,
 	} {

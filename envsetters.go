@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// setter sets a field from a text, or says what it wants instead.
+// setter sets a field from a text. If the text is invalid, it returns a description of the allowed values.
 type setter func(value string) (want string)
 
 func isOff(value string) bool { return strings.EqualFold(value, "off") }
@@ -30,17 +30,17 @@ func durationSetting(field *time.Duration) setter {
 	}
 }
 
-// secondsSetting takes a bare number for seconds, as workers do.
+// secondsSetting accepts a plain number as seconds.
 func secondsSetting(field *time.Duration) setter {
 	return bareSetting("s", durationSetting(field), "a positive number of seconds, a duration such as 60s or 1m, or off")
 }
 
-// megabytesSetting takes a bare number for MiB, as the name of its variable says.
+// megabytesSetting accepts a plain number as MiB, as the name of its variable says.
 func megabytesSetting(field *int64) setter {
 	return bareSetting("MiB", sizeSetting(field), "a positive number of MiB, a size such as 512MiB or 2GiB, or off")
 }
 
-// bareSetting is set for a variable in which a bare number is of this unit.
+// bareSetting wraps set to accept a plain number in the given unit.
 func bareSetting(unit string, set setter, want string) setter {
 	return func(value string) string {
 		if _, err := strconv.ParseUint(value, 10, 64); err == nil {
@@ -135,7 +135,7 @@ func modelsSetting(field *map[string]Call) setter {
 			}
 			colon := strings.LastIndexByte(entry, ':')
 			if colon <= 0 {
-				return fmt.Sprintf("model:setting=value,…;model:…, and not %q", entry)
+				return fmt.Sprintf("model:setting=value,…;model:…, not %q", entry)
 			}
 			name := strings.TrimSpace(entry[:colon])
 			if _, twice := all[name]; twice {
@@ -154,7 +154,8 @@ func modelsSetting(field *map[string]Call) setter {
 	}
 }
 
-// set sets a field of a model from a text such as "timeout=5m", or says what it wants instead.
+// set sets a field of a model from a text such as "timeout=5m". If the text is invalid, it returns a description of
+// the allowed values.
 func (c *Call) set(text string) (want string) {
 	name, value, _ := strings.Cut(strings.TrimSpace(text), "=")
 	settings := map[string]setter{
@@ -170,10 +171,10 @@ func (c *Call) set(text string) (want string) {
 	}
 	set, ok := settings[strings.TrimSpace(name)]
 	if !ok {
-		return fmt.Sprintf("one of %s, and not %q", strings.Join(slices.Sorted(maps.Keys(settings)), ", "), name)
+		return fmt.Sprintf("one of %s, not %q", strings.Join(slices.Sorted(maps.Keys(settings)), ", "), name)
 	}
 	if want := set(strings.TrimSpace(value)); want != "" {
-		return fmt.Sprintf("%s to be %s, and not %q", strings.TrimSpace(name), want, value)
+		return fmt.Sprintf("%s to be %s, not %q", strings.TrimSpace(name), want, value)
 	}
 	return ""
 }

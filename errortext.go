@@ -10,8 +10,8 @@ import (
 	"unicode"
 )
 
-// Error returns one line for operators: what was called, which bound ran out or what the provider's
-// status was, the attempts and where the time went. The status reads "status code: 429", as in go-openai's errors.
+// Error returns one line for operators: the call, the limit that was reached or the provider's status, the attempts,
+// and where the time went. The status reads "status code: 429", as in go-openai's errors.
 func (e *Error) Error() string {
 	if e == nil {
 		return "<nil>"
@@ -48,7 +48,7 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// detail puts the bound of e.Phase into words.
+// detail describes the limit of e.Phase.
 func (e *Error) detail() string {
 	limit := e.Limit.String()
 	switch e.Phase {
@@ -71,7 +71,7 @@ func (e *Error) detail() string {
 		case e.expected:
 			return "no slot expected within " + limit
 		case e.outrun:
-			return "overload, newer calls go first"
+			return "overloaded, newer calls are served first"
 		case e.Limit > 0:
 			return "no slot within " + limit
 		}
@@ -81,9 +81,9 @@ func (e *Error) detail() string {
 	case PhasePause:
 		return "the provider asked for a pause"
 	case PhasePace:
-		return "the rate limit leaves no room in time"
+		return "the route's rate limit is used up"
 	case PhaseOutage:
-		return "the provider is down, not sent"
+		return "the provider is down, the call was not sent"
 	case PhaseShare:
 		return "no answer within " + limit + ", this alternative's share of the caller's time"
 	case PhaseConnect:
@@ -117,14 +117,14 @@ func (e *Error) detail() string {
 	case PhaseEvent:
 		return fmt.Sprintf("event of more than %d bytes", e.Max)
 	case PhaseJSONShape:
-		return "JSON of too many or too deep objects"
+		return "JSON with too many or too deeply nested objects"
 	case PhaseErrorBody:
 		return fmt.Sprintf("error body of more than %d bytes", e.Max)
 	}
 	return ""
 }
 
-// allowance names the setting that would allow more.
+// allowance names the setting that allows more.
 func (e *Error) allowance() string {
 	if e.setting == "" {
 		return ""
@@ -140,7 +140,7 @@ func (e *Error) causeText() string {
 	return describe(e.Err)
 }
 
-// LogValue returns the facts as a group: no provider text, prompt or key.
+// LogValue returns the facts as a group, without text of the provider, the prompt or keys.
 func (e *Error) LogValue() slog.Value {
 	if e == nil {
 		return slog.Value{}
@@ -148,7 +148,7 @@ func (e *Error) LogValue() slog.Value {
 	return slog.GroupValue(e.attrs()...)
 }
 
-// MarshalJSON returns the facts of LogValue as an object; durations are in nanoseconds.
+// MarshalJSON returns the facts of LogValue as an object. Durations are in nanoseconds.
 func (e Error) MarshalJSON() ([]byte, error) {
 	facts := make(map[string]any)
 	for _, a := range e.attrs() {
@@ -157,7 +157,7 @@ func (e Error) MarshalJSON() ([]byte, error) {
 	return json.Marshal(facts)
 }
 
-// Format prints the text of Error for every verb, so that no verb prints Err, which may quote the provider.
+// Format prints the text of Error for every verb. Err is never printed, because it may quote the provider.
 func (e Error) Format(f fmt.State, verb rune) {
 	fmt.Fprintf(f, fmt.FormatString(f, verb), e.Error())
 }
@@ -197,7 +197,7 @@ func codeText(code any) string {
 		return ""
 	case int:
 		if c == 0 {
-			return "" // go-openai's reading of "code":null
+			return "" // go-openai decodes "code":null to this
 		}
 		return strconv.Itoa(c)
 	case string:
@@ -207,7 +207,7 @@ func codeText(code any) string {
 	}
 }
 
-// identifier lets a provider's code or type into a text only if it looks like one.
+// identifier returns s only if it looks like a provider's code, type or request ID.
 func identifier(s string) string {
 	if len(s) > 64 {
 		return ""
@@ -220,10 +220,10 @@ func identifier(s string) string {
 	return s
 }
 
-// short bounds a text to 128 bytes of printable characters.
+// short cuts a text to 128 bytes and replaces unprintable characters.
 func short(s string) string { return printable(s, 128) }
 
-// printable bounds a text to so many bytes of printable characters.
+// printable cuts a text to most bytes and replaces unprintable characters.
 func printable(s string, most int) string {
 	if len(s) > most {
 		s = strings.ToValidUTF8(s[:most-3], "") + "..."
@@ -236,7 +236,7 @@ func printable(s string, most int) string {
 	}, s)
 }
 
-// round keeps the digits of a duration that mean something to a reader.
+// round rounds a duration for display.
 func round(d time.Duration) time.Duration {
 	if d > time.Second {
 		return d.Round(time.Millisecond)

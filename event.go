@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// An Event's Err may be the caller's own error, whose text is unknown to the guard: it may quote a prompt, or a URL with a
-// key in it. Whatever prints an Event describes such an error by its type.
+// The Err of an Event may be the caller's own error. Its text may quote a prompt or a URL with a key. So all output
+// of an Event describes such an error by its type.
 
-// MarshalJSON returns the fields as an object; durations are in nanoseconds.
+// MarshalJSON returns the fields as an object. Durations are in nanoseconds.
 func (e Event) MarshalJSON() ([]byte, error) {
 	type plain Event
 	return json.Marshal(struct {
@@ -20,7 +20,7 @@ func (e Event) MarshalJSON() ([]byte, error) {
 	}{plain(e), e.safeErr()})
 }
 
-// LogValue returns the fields that are set as a group.
+// LogValue returns the non-zero fields as a group.
 func (e Event) LogValue() slog.Value {
 	attrs := []slog.Attr{
 		slog.String("type", short(string(e.Type))),
@@ -61,7 +61,7 @@ func (e Event) LogValue() slog.Value {
 	return slog.GroupValue(attrs...)
 }
 
-// Format prints one line with the fields of LogValue, for every verb.
+// Format prints the fields of LogValue on one line, for every verb.
 func (e Event) Format(f fmt.State, verb rune) {
 	var b strings.Builder
 	for i, a := range e.LogValue().Group() {
@@ -73,7 +73,7 @@ func (e Event) Format(f fmt.State, verb rune) {
 	fmt.Fprintf(f, fmt.FormatString(f, verb), b.String())
 }
 
-// safeErr is Err as an *Error, or what can be said of another error.
+// safeErr returns Err as an *Error, or a safe description of any other error.
 func (e Event) safeErr() any {
 	switch err := e.Err.(type) {
 	case nil:

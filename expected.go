@@ -8,18 +8,18 @@ import (
 	"github.com/aiguard-go/aiguard/internal/provider"
 )
 
-// retryAfter is when it is worth coming again: when those who wait now will have been served.
+// retryAfter returns when a rejected call should try again: when the calls that wait now will have been served.
 func (l *limiter) retryAfter(r *route, weight int64, now instant, t *tenant, p Priority) time.Duration {
 	const least, most = 100 * time.Millisecond, time.Minute
 	wait, known := l.expected(r, weight, now, t, p)
 	if !known {
-		return time.Second // nothing has finished yet
+		return time.Second // no call has finished yet
 	}
 	return min(max(wait, least), most)
 }
 
-// expected is how long a newcomer would wait for a slot, from its position, the service time observed and the current
-// limits. It is not known while no call has finished.
+// expected returns how long a new call would wait for a slot. It uses the call's position, the observed service time
+// and the current limits. known is false while nothing determines the wait, such as before any call has finished.
 func (l *limiter) expected(r *route, weight int64, now instant, t *tenant, p Priority) (wait time.Duration, known bool) {
 	before, atRoute := l.line.Ahead(&r.line, &t.line, p.line(), int64(now))
 	var seconds float64
@@ -38,14 +38,14 @@ func (l *limiter) expected(r *route, weight int64, now instant, t *tenant, p Pri
 	return time.Duration(min(seconds, 1e9) * float64(time.Second)), known
 }
 
-// late refuses a call that is not expected to be admitted, or to be over, in what is left of its time.
+// late rejects a call that is not expected to be admitted, or to finish, in the time it has left.
 func (l *limiter) late(ctx context.Context, c *call, r *route, t *tenant, now instant) *Error {
 	wait, known := l.expected(r, c.Weight, now, t, c.Priority)
 	if !known {
 		return nil
 	}
 	end := c.admission(ctx, now)
-	if last := c.ends(ctx); last != 0 { // it must be over by then, too
+	if last := c.ends(ctx); last != 0 { // the call must finish by then
 		last -= instant(r.state.Held() * float64(time.Second))
 		if end == 0 || last < end {
 			end = last
@@ -58,7 +58,7 @@ func (l *limiter) late(ctx context.Context, c *call, r *route, t *tenant, now in
 		RetryAfter: l.retryAfter(r, c.Weight, now, t, c.Priority)}
 }
 
-// slots is how many calls a route may have in flight.
+// slots returns how many calls a route may have in flight.
 func (l *limiter) slots(r *route) int64 {
 	limit := r.state.Limit()
 	if l.line.Capacity >= 0 {
@@ -67,7 +67,7 @@ func (l *limiter) slots(r *route) int64 {
 	return int64(min(limit, 1<<20))
 }
 
-// cost is the service that a call is expected to receive, in seconds of a slot.
+// cost returns the service that a call is expected to receive, in slot seconds.
 func (l *limiter) cost(r *route, c *call) float64 {
 	held := r.state.Held()
 	if held == 0 {

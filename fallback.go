@@ -12,16 +12,18 @@ import (
 	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
-// Fallback returns the value of the first alternative that succeeds. It goes on to the next after a failure that
-// another model could cure: timeout, overloaded, rate limited, quota, budget, unavailable, misconfigured, truncated, invalid response, prompt or
-// response too large. It stops once ctx has ended, when the request was rejected or unauthorized, and at a Final error.
+// Fallback calls the alternatives in order and returns the value of the first that succeeds. It continues after a
+// failure that another model may not have: timeout, overloaded, rate limited, quota, budget, unavailable,
+// misconfigured, truncated, invalid response, prompt or response too large. It stops when ctx has ended, when the
+// request was rejected or unauthorized, and at a Final error.
 //
-// Each alternative but the last knows that there is another: its guarded calls fail at once while their route is down or
-// paused, wait at most Retry.Patience for their provider in all, and may use the time that is left before ctx's deadline
-// but for a share of the others. An alternative must make its calls with the context it is given.
+// Each alternative except the last gives up early. Its guarded calls fail at once while their route is down or
+// paused. They wait at most Retry.Patience in total for their provider. If ctx has a deadline, each alternative
+// leaves a share of the remaining time to the later ones. An alternative must use the context it is given for its
+// calls.
 //
-// The error joins what each said, the last one first, so that KindOf and UserMessage take the latest that they know.
-// It panics without alternatives.
+// The returned error joins the errors of all alternatives, the last one first. KindOf and UserMessage use the first
+// error that they know. Fallback panics if there are no alternatives or one is nil.
 func Fallback[T any](ctx context.Context, alternatives ...func(context.Context) (T, error)) (T, error) {
 	mustContext("Fallback", ctx)
 	if len(alternatives) == 0 {
@@ -38,7 +40,7 @@ func Fallback[T any](ctx context.Context, alternatives ...func(context.Context) 
 			return v, nil
 		}
 		if ctx.Err() != nil && KindOf(err) == "" {
-			return zero, err // the caller's own, unchanged
+			return zero, err // the caller's own error, unchanged
 		}
 		failed = append([]error{err}, failed...)
 		if ctx.Err() != nil || !curable(err) {
@@ -51,10 +53,10 @@ func Fallback[T any](ctx context.Context, alternatives ...func(context.Context) 
 	return zero, errors.Join(failed...)
 }
 
-// shareOfOthers is the least time that each further alternative is left, if there is that much.
+// shareOfOthers is the minimum time reserved for each later alternative, if that much time is left.
 const shareOfOthers = 10 * time.Second
 
-// try runs alternative n, from 0, that so many others come after.
+// try runs alternative n, from 0. others is the number of alternatives after it.
 func try[T any](ctx context.Context, alternative func(context.Context) (T, error), n, others int) (T, error) {
 	s := scopeOf(ctx)
 	if planB := others > 0; planB != s.planB || s.alternative != int32(n) {
@@ -79,7 +81,7 @@ func try[T any](ctx context.Context, alternative func(context.Context) (T, error
 	return v, err
 }
 
-// curable reports whether another model, or another provider, could succeed where this one failed.
+// curable reports whether another model or provider could succeed after this failure.
 func curable(err error) bool {
 	if isFinal(err) {
 		return false
@@ -89,14 +91,14 @@ func curable(err error) bool {
 		ErrPromptTooLarge, ErrResponseTooLarge, ErrMisconfigured:
 		return true
 	case "":
-		return errtree.Is(err, context.DeadlineExceeded) // the alternative's own: the caller is still here
+		return errtree.Is(err, context.DeadlineExceeded) // the alternative's own deadline: ctx has not ended
 	}
 	return false
 }
 
-// Final marks err, which may be nil: Do does not repeat fn after it, and Fallback does not go on to the next alternative.
-// A relay uses it for a failure after it has sent a part of an answer to its own client, which a second attempt would
-// repeat. KindOf, errors.Is and errors.As see through the mark.
+// Final marks err as not worth a retry: Do does not call fn again, and Fallback stops. Use it after a part of an
+// answer was sent to a client, because a second attempt would send that part again. KindOf, errors.Is and errors.As
+// see through the mark. Final(nil) is nil.
 func Final(err error) error {
 	if err == nil {
 		return nil

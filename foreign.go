@@ -10,15 +10,15 @@ import (
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
-// foreign is what the error type of another SDK says. The types are read by their shape, because importing the SDKs would
-// make every user download them:
+// foreign holds the facts in the error of another SDK. It reads these types by their shape, because importing the
+// SDKs would make every user download them:
 //
 //	openai-go, anthropic-sdk-go  Response *http.Response; Code and Type, or the error's JSON in RawJSON()
 //	genai                        Code int, Message, Status string, Details
 //	Ollama's client              StatusCode int, Status, ErrorMessage or SigninURL string
 //	forks of go-openai (eino)    HTTPStatusCode int, Code any, Type string
 type foreign struct {
-	facts      *Error // of the guard whose Transport returned the response
+	facts      *Error // of the guard that returned the response
 	status     int
 	said       dialect.Failure
 	requestID  string
@@ -27,7 +27,7 @@ type foreign struct {
 
 func (f *foreign) kind() Kind { return kindOfProvider(f.status, f.said, ErrUnavailable) }
 
-// readForeign reads err, but not what it wraps.
+// readForeign reads err, but not the errors it wraps.
 func readForeign(err error) (f foreign, ok bool) {
 	v := reflect.ValueOf(err)
 	if v.Kind() == reflect.Pointer {
@@ -65,7 +65,7 @@ func readForeign(err error) (f foreign, ok bool) {
 	return f, false
 }
 
-// detailed reads the details of a genai error: a reason, and how long to wait.
+// detailed returns the reason and the delay in the details of a genai error.
 func detailed(details []map[string]any) (reason string, wait time.Duration) {
 	for _, d := range details {
 		if r, ok := d["reason"].(string); ok && reason == "" {
@@ -80,7 +80,7 @@ func detailed(details []map[string]any) (reason string, wait time.Duration) {
 	return reason, wait
 }
 
-// rawFailure reads the JSON that an SDK keeps of a provider's error.
+// rawFailure reads the JSON of a provider's error from an SDK's error.
 func rawFailure(err error) (f dialect.Failure) {
 	raw, ok := err.(interface{ RawJSON() string })
 	if !ok {

@@ -14,28 +14,28 @@ import (
 	"github.com/aiguard-go/aiguard/internal/provider"
 )
 
-// Hedge starts a second attempt beside a slow one. The answer of the first to make progress is used, and the other one is
-// cancelled. The zero Hedge is off.
+// Hedge starts a second attempt beside a slow one. The first attempt to make progress wins, and the other is
+// canceled. The zero Hedge is off.
 //
-// Only requests over HTTP that do no work twice are hedged, at most once, and not inside a Do. An attempt is slow when its
-// first event, or its whole JSON answer, takes longer than a quantile of the route's last 128 times. There is no hedge
-// before 20 times are known.
+// Only HTTP requests that are safe to repeat are hedged, at most once, and not inside a Do. An attempt is slow when
+// its first event, or its whole JSON answer, takes longer than a quantile of the route's last 128 times. Hedging
+// starts when 20 times are known.
 //
-// The second attempt needs a free slot while nobody waits, a route without pause, outage or recent failure, and a token of
-// Retry.Budget. It counts as a retry: in Stats.Retries, in Error.Attempts, and against the call's attempts. If one attempt
-// fails, the call waits for the other; if both fail, it goes on with the failure of the first. Both end at the timeout of
-// the first. The provider may charge for both.
+// The second attempt needs a free slot while no call waits, a route without pause, outage or recent failure, and a
+// token of Retry.Budget. It counts as a retry: in Stats.Retries, in Error.Attempts, and against the call's attempts.
+// If one attempt fails, the call waits for the other. If both fail, the call continues with the failure of the first.
+// Both end at the timeout of the first. The provider may charge for both.
 //
-// The call waits until the loser's RoundTrip has returned, so a base transport must honor the context of a request. The body
-// is copied, because the second attempt may begin while the first one sends it. For the second attempt OnEvent is called in
-// another goroutine, but never for both attempts at once.
+// The call waits until the RoundTrip of the loser has returned, so a base transport must honor the context of a
+// request. The body is copied, because the second attempt may begin while the first one sends it. For the second
+// attempt OnEvent is called in another goroutine, but never for both attempts at once.
 type Hedge struct {
-	// Quantile is the fraction of attempts that are fast enough, such as 0.95: the rest, about 5%, are hedged. It cannot be
-	// combined with Config.Limiter. 0: no attempt is hedged
+	// Quantile is the fraction of attempts that are fast enough, such as 0.95. The rest, about 5%, is hedged. It
+	// cannot be combined with Config.Limiter. 0: off
 	Quantile float64
 }
 
-// send makes an attempt, and a second one beside it if that is late.
+// send makes an attempt, and a second one if the first is slow.
 func (x *exchange) send(ctx context.Context) (*http.Response, error) {
 	if x.guard.cfg.Hedge.Quantile != 0 && x.mayHedge() {
 		if late := x.call.limiter.lateAfter(&x.call.permit, x.form()); late != 0 {
@@ -59,26 +59,27 @@ func (x *exchange) form() provider.Form {
 	return provider.Start
 }
 
-// race is an attempt beside which a second one may begin. The first is made in the goroutine of the call, the second in
-// that of a timer. Each has an exchange and a call of its own: the winner's goes on, the loser's ends and tells nothing.
+// race runs an attempt and possibly a second one beside it. The first runs in the goroutine of the call, the second
+// in that of a timer. Each has its own exchange and call. The winner's call continues. The loser's call ends without
+// events.
 type race struct {
 	first, second *exchange
 	timer         *time.Timer // starts the second
 	began         instant
 
 	winner     atomic.Pointer[call] // the first to make progress
-	won        chan struct{}        // closed when that is the second
+	won        chan struct{}        // closed when the second attempt wins
 	firstOver  chan struct{}
 	secondOver chan struct{}
 
-	returned bool           // the first has: a panic or Goexit did not end it
-	resp     *http.Response // of the second, if it has won
-	unwound  bool           // a panic or Goexit has ended the second
+	returned bool           // the first returned, without a panic or Goexit
+	resp     *http.Response // of the second attempt, if it won
+	unwound  bool           // a panic or Goexit ended the second attempt
 	panicked any            // nil: Goexit
 }
 
-// newRace prepares the second attempt before the first begins: a base may change the headers of a request, and what
-// GetBody returns may share its bytes with the first body. It returns nil if there cannot be one.
+// newRace prepares the second attempt before the first begins. A base may change the headers of a request, and the
+// body from GetBody may share its bytes with the first body. newRace returns nil if a second attempt is impossible.
 func (x *exchange) newRace(ctx context.Context) *race {
 	c, y := x.call, *x
 	y.req = x.req.Clone(ctx)
@@ -104,7 +105,7 @@ func (x *exchange) newRace(ctx context.Context) *race {
 	return r
 }
 
-// copyBody reads the request's body. It reports false if that fails; the first attempt will tell why.
+// copyBody reads the request's body. It reports false if that fails, and the first attempt then reports the error.
 func (x *exchange) copyBody(ctx context.Context) ([]byte, bool) {
 	body, err := x.req.GetBody()
 	if err != nil {
@@ -116,7 +117,7 @@ func (x *exchange) copyBody(ctx context.Context) ([]byte, bool) {
 	return data, err == nil && !over
 }
 
-// run makes the first attempt, and the second one when the first takes longer than late.
+// run makes the first attempt, and starts the second one when the first takes longer than late.
 func (r *race) run(ctx context.Context, late time.Duration) (*http.Response, error) {
 	late -= r.first.call.since(r.began)
 	r.timer = time.AfterFunc(late+1, func() { r.runSecond(ctx) })
@@ -133,7 +134,8 @@ func (r *race) run(ctx context.Context, late time.Duration) (*http.Response, err
 	return nil, err
 }
 
-// runFirst makes the first attempt. After its failure it waits for the second, if there is one, to win or to end.
+// runFirst makes the first attempt. If it fails, runFirst waits until the second attempt, if there is one, wins or
+// ends.
 func (r *race) runFirst(ctx context.Context) (*http.Response, error) {
 	defer close(r.firstOver)
 	c := r.first.call
@@ -148,7 +150,7 @@ func (r *race) runFirst(ctx context.Context) (*http.Response, error) {
 	case <-r.won:
 		c.attemptDone(ctx, err, Usage{})
 		c.tellFailure(ctx, err)
-		c.over = true // the second's call ends for both
+		c.over = true // the second attempt's call ends both
 		c.letGo()
 	case <-r.secondOver:
 		c.attemptDone(ctx, err, Usage{})
@@ -161,7 +163,7 @@ func (r *race) runFirst(ctx context.Context) (*http.Response, error) {
 	return nil, err
 }
 
-// runSecond makes the second attempt, if it is in nobody's way.
+// runSecond makes the second attempt, if it does not take a slot from another call.
 func (r *race) runSecond(ctx context.Context) {
 	y := r.second
 	c := y.call
@@ -171,7 +173,7 @@ func (r *race) runSecond(ctx context.Context) {
 		if !c.over {
 			c.letGo()
 		}
-		if !returned { // the goroutine of the call goes on with it
+		if !returned { // the call's goroutine continues with the panic or Goexit
 			r.unwound, r.panicked = true, withStack(recover())
 			if r.winner.CompareAndSwap(nil, c) {
 				r.first.call.lose()
@@ -193,7 +195,7 @@ func (r *race) runSecond(ctx context.Context) {
 	returned = true
 }
 
-// enterSecond begins the second attempt, unless it is refused or in somebody's way.
+// enterSecond begins the second attempt, unless it is refused or would take a slot from another call.
 func (r *race) enterSecond(ctx context.Context) (now instant, ok bool) {
 	c := r.second.call
 	if r.winner.Load() != nil || ctx.Err() != nil || !c.register() {
@@ -206,14 +208,14 @@ func (r *race) enterSecond(ctx context.Context) (now instant, ok bool) {
 	return now, c.limiter.enterSecond(c, now)
 }
 
-// cancelTimer keeps the second attempt from beginning.
+// cancelTimer prevents the second attempt from starting.
 func (r *race) cancelTimer() {
 	if r.timer.Stop() {
 		close(r.secondOver)
 	}
 }
 
-// end leaves nothing behind when a panic or Goexit has ended an attempt.
+// end cleans up after a panic or Goexit in an attempt.
 func (r *race) end(ctx context.Context) {
 	r.cancelTimer()
 	if !r.returned {
@@ -226,7 +228,7 @@ func (r *race) end(ctx context.Context) {
 	}
 }
 
-// rethrow goes on with a panic or Goexit of the second attempt in the goroutine of the call.
+// rethrow repeats a panic or Goexit of the second attempt in the goroutine of the call.
 func (r *race) rethrow() {
 	switch {
 	case r.panicked != nil:
@@ -236,8 +238,8 @@ func (r *race) rethrow() {
 	}
 }
 
-// claim is called by an attempt that makes progress. It returns an error if another attempt of the request has done so
-// before; otherwise the other one is cancelled and over.
+// claim is called by an attempt that makes progress. If another attempt has claimed the request before, it returns an
+// error. Otherwise it cancels the other attempt.
 func (c *call) claim() error {
 	r := c.wire.race
 	if r == nil {
@@ -251,7 +253,7 @@ func (c *call) claim() error {
 		close(r.won)
 		r.first.call.lose()
 		<-r.firstOver
-		if !r.returned { // nobody is there to take the answer
+		if !r.returned { // the call's goroutine is gone
 			return &Error{Kind: ErrClosed}
 		}
 		c.mayBill = c.mayBill || r.first.call.mayBill
@@ -266,7 +268,8 @@ func (c *call) claim() error {
 	return nil
 }
 
-// lose cancels what the call is in, now or later, as Close does: what has been cancelled says nothing of its provider.
+// lose cancels the call's current work, or its next work, as Close does. A canceled attempt says nothing about its
+// provider.
 func (c *call) lose() {
 	c.mu.Lock()
 	c.lost = true
@@ -277,7 +280,7 @@ func (c *call) lose() {
 	}
 }
 
-// tellFailure tells what the failure of one of two attempts means for the route.
+// tellFailure reports what the failure of one of two attempts means for the route.
 func (c *call) tellFailure(ctx context.Context, err error) {
 	c.tellTurn(ctx, err)
 	if e := c.own(ctx, err); e != nil && e.Kind == ErrRateLimited {
@@ -285,15 +288,15 @@ func (c *call) tellFailure(ctx context.Context, err error) {
 	}
 }
 
-// lateAfter returns how long after its admission an attempt is late; 0: not known. The attempt's own time counts for
-// those that come after it.
+// lateAfter returns the time after its admission at which an attempt counts as slow; 0: unknown. The attempt's own
+// time counts for later attempts.
 func (l *limiter) lateAfter(p *permit, f provider.Form) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return p.route.state.Late(&p.sending, f)
 }
 
-// enterSecond admits a second attempt beside another.
+// enterSecond admits a second attempt beside another one.
 func (l *limiter) enterSecond(c *call, now instant) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -312,8 +315,8 @@ func (l *limiter) enterSecond(c *call, now instant) bool {
 	return true
 }
 
-// withStack keeps the stack of a panic that another goroutine goes on with. It must be called while the panic's frames
-// are still there.
+// withStack adds the stack to a panic value that another goroutine will panic with. Call it while the panicking
+// frames are still on the stack.
 func withStack(value any) any {
 	if value == nil || value == http.ErrAbortHandler {
 		return value

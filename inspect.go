@@ -6,17 +6,19 @@ import (
 	"time"
 )
 
-// Inspection is a snapshot of a Guard for an operator: what httpguard.Debug shows. It contains no prompt, answer, key or
-// provider text. Names of operations, models and tenants are cut to 128 bytes.
+// Inspection is a snapshot of a Guard for an operator. httpguard.Debug shows it. It contains no prompt, answer, key
+// or provider text. Names of operations, models and tenants are cut to 128 bytes.
 type Inspection struct {
-	Time     time.Time
-	Stats    Stats
-	Routes   []RouteStats
-	Calls    []CallStats // the 1,000 oldest calls and tasks under way, the oldest first
-	Failures []Failure   // the last 50 calls that failed or were refused since the first Inspect, the newest first
+	Time   time.Time
+	Stats  Stats
+	Routes []RouteStats
+	Calls  []CallStats // the 1,000 oldest active calls and tasks, oldest first
+
+	// Failures are the last 50 calls that failed or were rejected since the first Inspect, newest first.
+	Failures []Failure
 }
 
-// CallStats describes one call under way.
+// CallStats describes one active call.
 type CallStats struct {
 	Op, Model, Host, Tenant string
 	Priority                Priority
@@ -24,24 +26,24 @@ type CallStats struct {
 	Age                     time.Duration // since the call began
 }
 
-// CallState says what a call is doing.
+// CallState is the current state of a call.
 type CallState string
 
-// The states of a call under way.
+// States of an active call.
 const (
-	CallWaiting  CallState = "waiting"   // for a slot, for its route, or for its next attempt
-	CallInFlight CallState = "in_flight" // an attempt is under way, or its stream is open
+	CallWaiting  CallState = "waiting"   // waits for a slot, for its route, or for its next attempt
+	CallInFlight CallState = "in_flight" // an attempt is in progress, or its stream is open
 	CallTask     CallState = "task"      // a RunTask, which holds no slot
 )
 
-// Failure describes a call that failed or was refused.
+// Failure describes a call that failed or was rejected.
 type Failure struct {
 	Time                    time.Time
 	Op, Model, Host, Tenant string
-	Kind                    Kind
+	Kind                    Kind // "": an error of a Do that has none
 	Phase                   string
 	StatusCode              int
-	Attempts                int // 0: refused before the first
+	Attempts                int // 0: rejected before the first
 	Elapsed                 time.Duration
 	RetryAfter              time.Duration
 }
@@ -51,14 +53,15 @@ const (
 	maxFailures  = 50
 )
 
-// Inspect returns a snapshot. The first Inspect makes the Guard record failures from then on. It is safe for concurrent use.
+// Inspect returns a snapshot of the active calls and the last failures. The Guard records failures from the first
+// Inspect on. Inspect is safe for concurrent use.
 func (g *Guard) Inspect() Inspection {
 	g.must("Inspect")
 	g.recent.on.Store(true)
 	return Inspection{Time: time.Now(), Stats: g.Stats(), Routes: g.Routes(), Calls: g.underWay(), Failures: g.recent.list()}
 }
 
-// underWay lists calls from the ring. It reads only fields that do not change once a call is in the ring.
+// underWay lists calls from the ring. It reads only fields that do not change while a call is in the ring.
 func (c *core) underWay() (calls []CallStats) {
 	now := c.now()
 	c.mu.Lock()
@@ -77,7 +80,7 @@ func (c *core) underWay() (calls []CallStats) {
 	return calls
 }
 
-// recent holds the last failures, once somebody has asked for them.
+// recent holds the last failures, from the first Inspect on.
 type recent struct {
 	on atomic.Bool
 
@@ -86,8 +89,15 @@ type recent struct {
 	n    int // recorded so far
 }
 
-// record keeps the facts of a call's failure. It keeps no cause, which may be large.
+// record keeps the facts of a call's failure, without the cause, which may be large.
 func (r *recent) record(c *call, e *Error) {
+	if !r.on.Load() {
+		return
+	}
+	if e == nil { // an error without a kind
+		e = new(Error)
+		c.fill(e)
+	}
 	f := Failure{Time: time.Now(), Op: short(e.Op), Model: short(e.Model), Host: short(e.Host), Tenant: short(c.Tenant), Kind: e.Kind,
 		Phase: e.Phase, StatusCode: e.StatusCode, Attempts: e.Attempts, Elapsed: c.since(c.start), RetryAfter: e.RetryAfter}
 	r.mu.Lock()
@@ -96,7 +106,7 @@ func (r *recent) record(c *call, e *Error) {
 	r.n++
 }
 
-// list returns the failures, the newest first.
+// list returns the failures, newest first.
 func (r *recent) list() []Failure {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -2,6 +2,7 @@ package aiguard_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -67,6 +68,11 @@ func TestInspectKeepsTheLastFailures(t *testing.T) {
 		assert.Equal(t, 400, failures[0].StatusCode)
 		assert.NotContains(t, fmt.Sprintf("%+v", failures), "secret")
 
+		_, err := aiguard.Do(t.Context(), g.With(aiguard.Call{Op: "no kind"}), func(context.Context) (int, error) { return 0, errors.New("secret") })
+		require.Error(t, err)
+		assert.Equal(t, "no kind", g.Inspect().Failures[0].Op)
+		assert.Empty(t, g.Inspect().Failures[0].Kind)
+
 		done := make(chan struct{})
 		for range 2 {
 			go func() {
@@ -74,7 +80,7 @@ func TestInspectKeepsTheLastFailures(t *testing.T) {
 			}()
 			synctest.Wait()
 		}
-		_, err := aiguard.Do(t.Context(), g.With(aiguard.Call{Op: "refused"}), func(context.Context) (int, error) { return 0, nil })
+		_, err = aiguard.Do(t.Context(), g.With(aiguard.Call{Op: "refused"}), func(context.Context) (int, error) { return 0, nil })
 		require.ErrorIs(t, err, aiguard.ErrOverloaded)
 		refused := g.Inspect().Failures[0]
 		assert.Equal(t, "refused", refused.Op)

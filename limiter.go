@@ -15,31 +15,31 @@ import (
 	"github.com/aiguard-go/aiguard/internal/provider"
 )
 
-// Limiter bounds the weight in flight, in place of the in-process limit: one that several processes share,
-// say. It must be safe for concurrent use.
+// Limiter replaces the in-process limit of the weight in flight, for example with one shared by several processes. It
+// must be safe for concurrent use.
 //
-// Acquire waits for call.Weight, or until ctx ends: then, and only then, it returns ctx's error. Any other
-// error refuses the call; one without a Kind counts as ErrOverloaded. release gives the weight back at
-// once and without an error; it may be called more than once and from any goroutine. The guard bounds how long
-// (QueueTimeout) and how many (MaxQueue) calls wait in Acquire, and lets a call's route open first.
+// Acquire waits until call.Weight is available or ctx ends. It returns ctx's error only if ctx has ended. Any other
+// error rejects the call, and counts as ErrOverloaded if it has no Kind. release returns the weight. It must not
+// block or fail, and may be called more than once and from any goroutine. The Guard limits the time (QueueTimeout)
+// and the number (MaxQueue) of calls that wait in Acquire. It calls Acquire only when the call's route is open.
 type Limiter interface {
 	Acquire(ctx context.Context, call Call) (release func(), err error)
 }
 
-// limiter admits calls: it gives internal/line, which knows who is next, and internal/provider, which knows the routes, a
-// lock and a clock. A call is admitted when there is capacity and its route has room, in one step.
+// limiter admits calls. It adds a lock and a clock to internal/line, which decides the order, and internal/provider,
+// which tracks the routes. A call is admitted in one step when there is capacity and its route has room.
 //
-// A context of its own for each call that waits is most of what waiting costs, in memory as in time. So those in line
-// wait with their callers' contexts, and one timer serves all: the limit of QueueTimeout and what routes wait for.
+// A context per waiting call would dominate the memory and time of a wait. So calls wait with their callers'
+// contexts, and one timer serves QueueTimeout and the reopening of routes for all of them.
 type limiter struct {
 	clock
-	custom   Limiter       // nil: the capacity of line
-	capacity int64         // MaxConcurrent; Off: no bound
-	maxQueue int           // Off: no bound
+	custom   Limiter       // nil: line limits the capacity
+	capacity int64         // MaxConcurrent; Off: no limit
+	maxQueue int           // Off: no limit
 	patience time.Duration // QueueTimeout
-	planB    time.Duration // Retry.Patience; Off: no bound
+	planB    time.Duration // Retry.Patience; Off: no limit
 
-	waiting             atomic.Int64 // calls in line or waiting for a route
+	waiting             atomic.Int64 // calls that wait in line or for a route
 	waitCount, waitTime atomic.Int64
 
 	mu       *sync.Mutex // core.mu
@@ -47,27 +47,27 @@ type limiter struct {
 	line     line.Line[*inLine]
 	routes   routes
 	tenants  tenants
-	budget   provider.Budget // of retries, for the whole guard
-	held     float64         // average time that a slot is held, in seconds; 0: none has been
-	perToken float64         // the same for each token of a call's usage
+	budget   provider.Budget // retries of the whole guard
+	held     float64         // average seconds that a slot is held; 0: unknown
+	perToken float64         // the same per token of usage
 	asking   int             // calls that wait in the user's Limiter
 	inFlight [3]int64        // weight, by priority
-	refused  [3]int64        // the same
+	refused  [3]int64        // calls, by priority
 	timer    *time.Timer
-	due      instant // of timer; 0: it is not set
+	due      instant // when timer fires; 0: not set
 	closed   bool
 }
 
-// permit is what an attempt holds: weight of the capacity and a place at its route. Its release is idempotent, and may
-// come from any goroutine.
+// permit is what an attempt holds: weight of the capacity, and a place on its route. Its release is idempotent and
+// safe for concurrent use.
 type permit struct {
 	held    atomic.Bool
-	nested  bool // of a call inside a Do, whose slot it uses
+	nested  bool // a call inside a Do, whose slot it uses
 	route   *route
 	tenant  *tenant
 	sending provider.Sending
 	cost    float64 // charged to the tenant in advance
-	release func()  // gives back what Config.Limiter granted; nil: nothing
+	release func()  // releases Config.Limiter; nil: nothing to release
 }
 
 // inLine is a call's place in line.
@@ -75,8 +75,8 @@ type inLine struct {
 	line.Waiter[*inLine]
 	call   *call
 	joined instant
-	until  instant       // when the call must be admitted at the latest; 0: no bound
-	over   chan struct{} // receives once it is decided what becomes of the call:
+	until  instant       // latest time of admission; 0: no limit
+	over   chan struct{} // receives when fate is set
 	fate   fate
 }
 
@@ -85,8 +85,8 @@ type fate int8
 const (
 	admitted fate = iota
 	waitedTooLong
-	displaced // by a call that has more right to the place
-	hopeless  // newer calls go first, and there are too many
+	displaced // a call with a higher claim took the place
+	hopeless  // too many newer calls are served first
 	routePaused
 	routeDown
 	shutOut
@@ -109,7 +109,7 @@ func newLimiter(cfg *Config, c clock, mu *sync.Mutex) *limiter {
 	return l
 }
 
-// fits refuses what can never be admitted.
+// fits rejects a call that can never be admitted.
 func (l *limiter) fits(weight int64) *Error {
 	if l.custom == nil && l.line.Capacity != Off && weight > l.line.Capacity {
 		return &Error{Kind: ErrOverloaded, Phase: PhaseWeight, Size: weight, Max: l.line.Capacity}
@@ -117,8 +117,8 @@ func (l *limiter) fits(weight int64) *Error {
 	return nil
 }
 
-// crowded refuses a call that would find no place in a full queue, or returns nil. It makes nothing of the call: under
-// overload that is most of what a guard does.
+// crowded returns an error if the call would find the queue full, else nil. It does not make a route or tenant,
+// because rejecting is most of a guard's work under overload.
 func (l *limiter) crowded(s *settings) *Error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -132,7 +132,7 @@ func (l *limiter) crowded(s *settings) *Error {
 	return l.queueFull(r, s.Weight, now, t, s.Priority)
 }
 
-// full reports whether a newcomer finds no place: at its route, if that has no room, or else in line.
+// full reports whether a new call would find no place: at its route if that has no room, else in line.
 func (l *limiter) full(r *route) bool {
 	switch {
 	case l.maxQueue == Off:
@@ -148,7 +148,7 @@ func (l *limiter) queueFull(r *route, weight int64, now instant, t *tenant, p Pr
 	return &Error{Kind: ErrOverloaded, Phase: PhaseQueue, Size: most, Max: most, RetryAfter: l.retryAfter(r, weight, now, t, p)}
 }
 
-// find looks the call's route and tenant up.
+// find returns the call's route and tenant.
 func (l *limiter) find(c *call, now instant) (*route, *tenant) {
 	r := l.routes.get(c.settings)
 	p := &c.permit
@@ -160,10 +160,10 @@ func (l *limiter) find(c *call, now instant) (*route, *tenant) {
 	return r, p.tenant
 }
 
-// refresh tells the line what room a route has now, and has the timer look again when that changes with time.
+// refresh updates the route's room in the line, and sets the timer if the room changes with time.
 func (l *limiter) refresh(r *route, now instant) {
 	if r == &l.routes.nameless {
-		return // it has room for everybody, always
+		return // it always has room
 	}
 	if closed := r.state.Reopened(provider.Instant(now)); closed > 0 {
 		r.line.Reopened(int64(now), int64(closed))
@@ -175,8 +175,9 @@ func (l *limiter) refresh(r *route, now instant) {
 	}
 }
 
-// enter admits a call if nobody is before it, or puts it in line and returns errQueue. Another error refuses it. It does
-// all that itself, because the goroutine of a call that waits keeps the stack that it needed for this.
+// enter admits a call if none is before it. Otherwise it puts the call in line and returns errQueue. Any other error
+// rejects the call. It is a single function, because the goroutine of a waiting call keeps the stack that this
+// needed.
 func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -226,8 +227,9 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	return errQueue
 }
 
-// enterNested admits a call inside a Do at its route. The call uses the Do's slot. It must not hold the slot through a
-// pause, nor wait for a call that waits for the slot. So it fails at once, and the Do waits without its slot.
+// enterNested admits a call inside a Do at its route. The call uses the Do's slot. It must not hold the slot during a
+// pause, and must not wait for a call that waits for the slot. So it fails at once, and the Do waits without its
+// slot.
 func (l *limiter) enterNested(c *call, now instant) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -246,7 +248,7 @@ func (l *limiter) enterNested(c *call, now instant) error {
 	return nil
 }
 
-// grant notes that the call is admitted: the line has counted it.
+// grant records that the line has admitted the call.
 func (l *limiter) grant(c *call, now instant) {
 	p := &c.permit
 	r := p.route
@@ -272,7 +274,7 @@ func (l *limiter) grant(c *call, now instant) {
 	l.refresh(r, now)
 }
 
-// refuse counts a refusal.
+// refuse counts a rejection.
 func (l *limiter) refuse(r *route, t *tenant, p line.Priority, now instant, e *Error) error {
 	l.refused[p]++
 	t.refused++
@@ -280,7 +282,7 @@ func (l *limiter) refuse(r *route, t *tenant, p line.Priority, now instant, e *E
 	return e
 }
 
-// next admits those whose turn it is.
+// next admits the calls whose turn it is.
 func (l *limiter) next(now instant) {
 	for w := l.line.First(int64(now)); w != nil; w = l.line.First(int64(now)) {
 		c := w.Value.call
@@ -292,13 +294,13 @@ func (l *limiter) next(now instant) {
 	}
 }
 
-// leave ends the wait of one who is out of the line, and who may be gone when it returns.
+// leave ends the wait of a call that is out of the line. Do not use w afterwards, because the call may reuse it.
 func (l *limiter) leave(w *inLine) {
 	l.waiting.Add(-1)
 	w.over <- struct{}{}
 }
 
-// waiter makes a place in line, or uses one again.
+// waiter returns a place in line, reused if possible.
 func (l *limiter) waiter() *inLine {
 	if w, _ := l.waiters.Get().(*inLine); w != nil {
 		*w = inLine{over: w.over}
@@ -310,7 +312,7 @@ func (l *limiter) waiter() *inLine {
 	return w
 }
 
-// dismiss ends a wait in vain.
+// dismiss ends a wait without admission.
 func (l *limiter) dismiss(w *inLine, f fate) {
 	w.fate = f
 	l.line.Leave(&w.Waiter)
@@ -321,7 +323,8 @@ func (l *limiter) dismiss(w *inLine, f fate) {
 	l.leave(w)
 }
 
-// abandon leaves the line for a caller who has left; what was granted in the same moment the permit has.
+// abandon takes a canceled call out of the line. If the call was admitted at the same moment, its permit holds the
+// slot.
 func (l *limiter) abandon(w *inLine) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -332,12 +335,12 @@ func (l *limiter) abandon(w *inLine) {
 	}
 	l.line.Leave(&w.Waiter)
 	l.waiting.Add(-1)
-	if !l.line.Full() { // what left may have been too heavy, and in the way
+	if !l.line.Full() { // the call may have been too heavy and in the way of others
 		l.next(l.now())
 	}
 }
 
-// denied is why a waiter was not admitted.
+// denied returns the reason why a waiting call was not admitted.
 func (l *limiter) denied(c *call, w *inLine) *Error {
 	if w.fate == shutOut {
 		return &Error{Kind: ErrClosed}
@@ -364,9 +367,9 @@ func (l *limiter) denied(c *call, w *inLine) *Error {
 	return e
 }
 
-// finish gives back what an attempt holds, after noting what it says about its provider. tokens are those of the answer's
-// usage, and more how many of them were not expected; 0: nobody knows. After the last attempt the call leaves the ring. ok
-// is false if there is nothing to give back.
+// finish releases what an attempt holds, after it has recorded the outcome. tokens is the usage of the answer and
+// more is the part of it that was not expected; 0 means unknown. After the last attempt the call leaves the ring. ok
+// is false if there is nothing to release.
 func (l *limiter) finish(c *call, tokens int64, more float64, last bool) (took time.Duration, turned turn, ok bool) {
 	p := &c.permit
 	if !p.held.Load() {
@@ -408,13 +411,13 @@ func (l *limiter) finish(c *call, tokens int64, more float64, last bool) (took t
 	return took, turned, true
 }
 
-// wake sets the timer, unless it goes off before.
+// wake sets the timer, unless it fires earlier.
 func (l *limiter) wake(at instant) {
 	if l.due != 0 && l.due <= at || l.closed {
 		return
 	}
 	l.due = at
-	d := max(-l.since(at), 1) // zero crashes the race detector of Go 1.26.8 in a synctest bubble, if two are set at once
+	d := max(-l.since(at), 1) // zero crashes the race detector of Go 1.26.8 in a synctest bubble if two timers are set at once
 	if l.timer == nil {
 		l.timer = time.AfterFunc(d, l.tick)
 		return
@@ -422,14 +425,14 @@ func (l *limiter) wake(at instant) {
 	l.timer.Reset(d)
 }
 
-// tick ends the wait of those whose time is over, looks which routes have opened, and sets the timer for the next.
+// tick ends the waits that are over, opens routes that are due, and sets the timer again.
 func (l *limiter) tick() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.now()
 	l.due = 0
 	var next instant
-	for i := len(l.line.Busy()) - 1; i >= 0; i-- { // a route that is done with leaves its place to one seen already
+	for i := len(l.line.Busy()) - 1; i >= 0; i-- { // backward, because a finished route is replaced by one already seen
 		r := l.line.Busy()[i]
 		w := r.Oldest()
 		route := w.Value.call.permit.route
@@ -451,7 +454,7 @@ func (l *limiter) tick() {
 	}
 }
 
-// stats are those of the line, the routes and the tenants.
+// stats returns the stats of the line, the routes and the tenants.
 func (l *limiter) stats() Stats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -469,7 +472,7 @@ func (l *limiter) stats() Stats {
 	return st
 }
 
-// close ends the wait of all, now and in future.
+// close ends all waits, now and in future.
 func (l *limiter) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -482,7 +485,7 @@ func (l *limiter) close() {
 	}
 }
 
-// wait waits in line for a slot. Its frame is small: see call.queue.
+// wait waits in line for a slot. Its frame is small; see call.queue.
 func (l *limiter) wait(ctx context.Context, c *call) error {
 	w := c.waiter
 	select {
@@ -494,7 +497,7 @@ func (l *limiter) wait(ctx context.Context, c *call) error {
 	if w.fate != admitted {
 		return l.denied(c, w)
 	}
-	if ctx.Err() != nil { // in the same moment: nothing is begun for a caller who has left
+	if ctx.Err() != nil { // canceled at the same moment: do not start work
 		return callctx.Err(ctx)
 	}
 	return nil

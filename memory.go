@@ -11,18 +11,18 @@ import (
 	"time"
 )
 
-// memory compares the live heap with a limit, at admission: no goroutine watches. It tells across which call the heap has
-// leapt, and has the room for buffered answers.
+// memory compares the live heap with a limit when a call is admitted, so it needs no goroutine. It also finds calls
+// during which the heap grew much, and holds the room for buffered answers.
 type memory struct {
 	clock
 	limit int64 // of the live heap; 0: none
-	leap  int64 // growth across one call that is told
+	leap  int64 // growth during one call that is reported
 
-	heap    atomic.Int64 // the last sample
-	sampled atomic.Int64 // when, an instant; 0: never
+	heap    atomic.Int64 // last sample
+	sampled atomic.Int64 // time of the last sample; 0: never
 	mu      sync.Mutex   // one sampler at a time
 	over    atomic.Bool
-	told    atomic.Int64 // when a call was last named for a leap, an instant; 0: never
+	told    atomic.Int64 // time of the last report of a growth; 0: never
 
 	room   room  // for answers that are read whole, and for the events of streams with a limit
 	events *room // for the events of streams
@@ -30,7 +30,8 @@ type memory struct {
 
 const (
 	memorySample = 100 * time.Millisecond
-	// Refusing ends at this share of the limit, so that it does not flicker around it.
+	// After the limit was reached, calls are rejected until the heap is below this share of it. This prevents
+	// flapping.
 	memoryResume = 0.95
 	memoryShare  = 0.9 // of GOMEMLIMIT
 	heapMetric   = "/memory/classes/heap/objects:bytes"
@@ -38,7 +39,7 @@ const (
 	leapShare     = 10       // of the limit: ten such calls at once would fill it
 	leapUnlimited = 64 << 20 // without a limit
 	leapEvery     = time.Second
-	// JSON grows in decoding, most where it is all small objects: no byte of it becomes more than this.
+	// JSON grows when it is decoded, most if it consists of small objects. One byte becomes at most this many.
 	leapFactor = 64
 )
 
@@ -61,7 +62,7 @@ func newMemory(limit, maxEvent int64, clock clock) *memory {
 	return m
 }
 
-// buffered is how many bytes of answers are held in buffers.
+// buffered returns the bytes of answers held in buffers.
 func (m *memory) buffered() int64 {
 	n := m.room.bytes()
 	if m.events != &m.room {
@@ -70,7 +71,7 @@ func (m *memory) buffered() int64 {
 	return n
 }
 
-// check refuses while the heap is over the limit; crossed is true for the first call that finds it so.
+// check returns an error while the heap is over the limit. crossed is true for the first call that finds it so.
 func (m *memory) check() (e *Error, crossed bool) {
 	if m.limit == 0 {
 		return nil, false
@@ -87,7 +88,7 @@ func memoryError(size, limit int64) *Error {
 	return &Error{Kind: ErrOverloaded, Phase: PhaseMemory, Size: size, Max: limit, RetryAfter: time.Second}
 }
 
-// refuses reports whether calls are refused with such a heap: over the limit, or not far enough below since it was over.
+// refuses reports whether calls are rejected at this heap size: over the limit, or not yet below memoryResume.
 func (m *memory) refuses(heap int64) bool {
 	if m.limit == 0 {
 		return false
@@ -95,7 +96,7 @@ func (m *memory) refuses(heap int64) bool {
 	return heap > m.limit || m.over.Load() && float64(heap) >= memoryResume*float64(m.limit)
 }
 
-// sample reads the heap unless the last reading is younger than age.
+// sample reads the heap, unless the last sample is younger than age.
 func (m *memory) sample(now instant, age time.Duration) int64 {
 	if !due(&m.sampled, now, age) || !m.mu.TryLock() {
 		return m.heap.Load()
@@ -108,11 +109,11 @@ func (m *memory) sample(now instant, age time.Duration) int64 {
 	return m.heap.Load()
 }
 
-// leap tells when the heap has grown much since the call was admitted. What others did meanwhile, and garbage, is in the
-// growth: so it is read only where the call can have caused it, and told at most once a second. What moved over HTTP is
-// known, in bytes; a Do is taken for innocent when it was over before the next sample.
+// leap reports a heap that grew much since the call was admitted, at most once per second. The growth includes
+// garbage and what other calls allocated. So the heap is read only if the call can be the cause. A call over HTTP can
+// be the cause if it moved enough bytes, and a Do if it lasted longer than the interval between samples.
 func (c *call) leap(ctx context.Context) {
-	if c.trail != nil && c.trail.heap != 0 { // admitted, and somebody listens
+	if c.trail != nil && c.trail.heap != 0 { // admitted, and there is a listener
 		c.tellLeap(ctx)
 	}
 }
@@ -127,7 +128,7 @@ func (c *call) tellLeap(ctx context.Context) {
 	case (c.wire.prompt+c.wire.answer)*leapFactor < m.leap:
 		return
 	default:
-		age = 0 // such a call is rare, and dearer than a sample
+		age = 0 // such a call is rare and costs more than a sample
 	}
 	now := m.now()
 	heap := m.sample(now, age)
@@ -149,7 +150,7 @@ func (c *call) tellLeap(ctx context.Context) {
 	}
 }
 
-// moved is the bytes that the last attempt has sent and received.
+// moved returns the bytes that the last attempt sent and received.
 func (c *call) moved() (prompt, answer int64) {
 	if c.wire == nil {
 		return 0, 0
@@ -157,14 +158,14 @@ func (c *call) moved() (prompt, answer int64) {
 	return c.wire.prompt, c.wire.answer
 }
 
-// tell reports whether it is time to name a call again.
+// tell reports whether a growth may be reported again.
 func (m *memory) tell(now instant) bool {
 	last := m.told.Load()
 	return due(&m.told, now, leapEvery) && m.told.CompareAndSwap(last, int64(now))
 }
 
-// due reports whether what last happened at that instant is old enough at now, or has never happened. The wall clock would not
-// do: set back, it would stop the sampling.
+// due reports whether last is at least age before now, or was never set. It uses instants, because sampling would
+// stop if the wall clock were set back.
 func due(last *atomic.Int64, now instant, age time.Duration) bool {
 	at := last.Load()
 	return at == 0 || int64(now)-at >= int64(age)

@@ -9,8 +9,8 @@ import (
 	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
-// UserMessage returns a sentence in English that is safe to show to a user, whatever err is: it never
-// has a word of the provider, of a prompt or of a key. It is "" for nil.
+// UserMessage returns an English sentence about err that is safe to show to a user. It never contains text of the
+// provider, a prompt or a key. It returns "" for nil.
 func UserMessage(err error) string {
 	if err == nil {
 		return ""
@@ -65,7 +65,7 @@ func UserMessage(err error) string {
 	return "Something went wrong. Please try again later."
 }
 
-// inAWhile ends a sentence with the time to wait, where it is known and one that a person would wait.
+// inAWhile ends a sentence with the time to wait, if it is known and short enough for a user to wait.
 func inAWhile(e *Error) string {
 	switch {
 	case e == nil || e.RetryAfter <= 0:
@@ -81,10 +81,10 @@ func inAWhile(e *Error) string {
 	return " in a second."
 }
 
-// HTTPStatus returns the status a web service answers with when a call failed with err: 200 for nil, 499
-// (client closed request) for the caller's own cancellation, 504 for its own deadline, 500 for what KindOf
-// does not know. ErrBudget is 429 if its RetryAfter says when a window ends, else 403. For ErrOverloaded, ErrRateLimited and
-// ErrBudget send Error.RetryAfter along, as Retry-After.
+// HTTPStatus returns the status with which a web service should report err. It returns 200 for nil, 499 (client
+// closed request) for the caller's own cancellation, 504 for the caller's own deadline, and 500 for errors that
+// KindOf does not know. ErrBudget is 429 if its RetryAfter says when a window ends, else 403. For ErrOverloaded,
+// ErrRateLimited and ErrBudget, also send Error.RetryAfter as a Retry-After header.
 func HTTPStatus(err error) int {
 	if err == nil {
 		return http.StatusOK

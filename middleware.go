@@ -5,7 +5,7 @@ import (
 	"errors"
 )
 
-// wrap runs o inside the middleware, of which there is some.
+// wrap runs o inside the middleware. There is at least one Middleware.
 func (c *core) wrap(ctx context.Context, settings Call, o *once) error {
 	next := o.next
 	for i := len(c.cfg.Middleware) - 1; i > 0; i-- {
@@ -18,7 +18,7 @@ func (c *core) wrap(ctx context.Context, settings Call, o *once) error {
 	return errors.New("aiguard: a Middleware returned nil, but the call did not succeed")
 }
 
-// once is what the innermost middleware calls, at most once.
+// once calls the innermost function of the middleware at most once.
 type once struct {
 	call              interface{ run(context.Context) error }
 	called, succeeded bool
@@ -34,7 +34,7 @@ func (o *once) next(ctx context.Context) error {
 	return err
 }
 
-// Middleware wraps a call: it must call next, once, with ctx or one derived from it, and return its error, or refuse
-// the call with an error of its own. For a stream, next returns at the first event and the rest of the stream
-// lives in the same ctx: do not cancel it on return. RunTask, which only gives time, has no middleware.
+// Middleware wraps a call. It calls next once, with ctx or a context derived from it, and returns next's error. To
+// reject the call, it returns its own error instead. For a stream, next returns at the first event and the rest of
+// the stream uses the same context, so do not cancel that context on return. RunTask does not run middleware.
 type Middleware func(ctx context.Context, call Call, next func(context.Context) error) error

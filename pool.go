@@ -13,13 +13,13 @@ import (
 )
 
 const (
-	connectTimeout = 10 * time.Second // dial, then proxy and TLS handshakes, if CallTimeout is not shorter
-	streamWindow   = 256 << 10        // what an HTTP/2 peer may send ahead of a slow reader; net/http's 4 MiB add up
+	connectTimeout = 10 * time.Second // dial, then proxy and TLS handshakes, unless CallTimeout is shorter
+	streamWindow   = 256 << 10        // bytes an HTTP/2 peer may send ahead of a slow reader; net/http's 4 MiB add up
 )
 
-// pool is the transport a guard owns. It knows its connections, because net/http forgets two kinds of them. It goes on to
-// connect for a request that is over, through a silent SOCKS5 proxy for ever. And CloseIdleConnections passes over an HTTP/2
-// connection whose last request is just being cancelled.
+// pool is the transport that a guard owns. It tracks its connections, because net/http does not stop two kinds of
+// them. net/http keeps connecting for a request that has ended, even forever through a silent SOCKS5 proxy. And
+// CloseIdleConnections skips an HTTP/2 connection whose last request is being canceled.
 type pool struct {
 	*http.Transport
 	dialer  net.Dialer
@@ -59,7 +59,7 @@ func newPool(cfg *Config) *pool {
 	return p
 }
 
-// connectLimit bounds the dial, and then the handshakes: no longer than the call itself.
+// connectLimit limits the dial, and then the handshakes. It is at most the call's timeout.
 func connectLimit(cfg *Config) time.Duration {
 	if cfg.CallTimeout == Off {
 		return connectTimeout
@@ -67,7 +67,7 @@ func connectLimit(cfg *Config) time.Duration {
 	return min(connectTimeout, cfg.CallTimeout)
 }
 
-// attemptKey finds in a request's context the watch of its attempt, whose end net/http hides from a dial.
+// attemptKey is the context key of an attempt's watch. net/http hides the end of a request's context from a dial.
 type attemptKey struct{}
 
 // Value implements context.Context.
@@ -78,7 +78,7 @@ func (w *watch) Value(key any) any {
 	return w.Context.Value(key)
 }
 
-// dial connects for an attempt. The end of the attempt ends the dial.
+// dial connects for an attempt and stops when the attempt ends.
 func (p *pool) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	attempt, ok := ctx.Value(attemptKey{}).(context.Context)
 	if !ok {
@@ -94,15 +94,15 @@ func (p *pool) dial(ctx context.Context, network, addr string) (net.Conn, error)
 	return p.add(attempt, conn)
 }
 
-// add takes in a connection, over which net/http may have handshakes to do before a request can use it. Until then it ends
-// with its attempt, and at the connect limit.
+// add registers a connection. net/http may still have to do handshakes before a request can use it. Until then the
+// connection ends with its attempt, or at the connect limit.
 func (p *pool) add(attempt context.Context, conn net.Conn) (net.Conn, error) {
 	c := &poolConn{Conn: conn, pool: p}
 	if !p.keep(c) {
 		conn.Close()
 		return nil, net.ErrClosed
 	}
-	_ = conn.SetDeadline(time.Now().Add(p.connect)) // it fails if the connection is lost, which its user will see
+	_ = conn.SetDeadline(time.Now().Add(p.connect)) // fails only if the connection is lost, which its user will see
 	c.stay = context.AfterFunc(attempt, c.closeUnused)
 	return c, nil
 }
@@ -116,7 +116,7 @@ func (p *pool) keep(c *poolConn) bool {
 	return !p.closed
 }
 
-// close ends all connections, for good: whatever used them has ended or been cancelled.
+// close closes all connections. Their requests have ended or been canceled.
 func (p *pool) close() {
 	p.mu.Lock()
 	p.closed = true
@@ -131,12 +131,13 @@ func (p *pool) close() {
 type poolConn struct {
 	net.Conn
 	pool  *pool
-	stay  func() bool // keeps the end of the attempt that dialed from closing it
-	taken atomic.Bool // by a request, or by closeUnused
-	ended atomic.Bool // a Read has failed: net/http calls headers that were cut "malformed", without their cause
+	stay  func() bool // prevents the end of the attempt that dialed from closing it
+	taken atomic.Bool // by a request or by closeUnused
+	ended atomic.Bool // a Read failed; net/http reports truncated headers as malformed, without the cause
 }
 
-// used notes that a request has got conn, and returns it if it is of a pool, below TLS to the provider and to a proxy.
+// used marks conn as used by a request. It returns the poolConn below the TLS layers of provider and proxy, or nil if
+// conn is not from a pool.
 func used(conn net.Conn) *poolConn {
 	for {
 		switch c := conn.(type) {
@@ -154,8 +155,9 @@ func used(conn net.Conn) *poolConn {
 	}
 }
 
-// closeUnused ends a connection whose attempt ended before any request got it. An attempt that went over another one that
-// became idle leaves such a connection too; a request that gets it at this very moment is sent again by net/http.
+// closeUnused closes a connection that no request used before its attempt ended. This also happens when the attempt
+// used another connection that became idle. If a request takes the connection at the same moment, net/http resends
+// the request.
 func (c *poolConn) closeUnused() {
 	if c.taken.CompareAndSwap(false, true) {
 		c.Close()

@@ -300,11 +300,11 @@ func TestErrorsOfOtherSDKsAreClassifiedByTheirWordsToo(t *testing.T) {
 func TestErrorTextTellsOperatorsWhatCameAndFromWhere(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{Retry: aiguard.Retry{MaxAttempts: 1}}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
 		for words, reply := range map[string]aiguardtest.Reply{
-			"status code: 200":                    aiguardtest.Raw(200, "text/html", "<h1>Sign in</h1>"),
-			"content type text/html":              aiguardtest.Raw(200, "text/html; charset=utf-8", "<h1>Sign in</h1>"),
-			"content type not printable":          aiguardtest.Raw(200, "text/SECRET_words", "x"),
-			"redirects are not followed":          aiguardtest.Redirect(302, "/login"),
-			"JSON of another type than the API's": aiguardtest.JSON(200, `{"choices":[{"index":"zero"}]}`),
+			"status code: 200":                         aiguardtest.Raw(200, "text/html", "<h1>Sign in</h1>"),
+			"content type text/html":                   aiguardtest.Raw(200, "text/html; charset=utf-8", "<h1>Sign in</h1>"),
+			"content type not printable":               aiguardtest.Raw(200, "text/SECRET_words", "x"),
+			"redirects are not followed":               aiguardtest.Redirect(302, "/login"),
+			"JSON that does not match the API's types": aiguardtest.JSON(200, `{"choices":[{"index":"zero"}]}`),
 		} {
 			srv.SetDefault(reply)
 			_, err := chat(t.Context(), c)

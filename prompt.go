@@ -11,11 +11,10 @@ import (
 	"github.com/aiguard-go/aiguard/internal/runes"
 )
 
-// CheckPrompt reports whether texts, taken together, are within MaxPromptChars (in characters: runes) and, if
-// there is a CountTokens, within MaxPromptTokens for model. The error is an *Error of kind
-// ErrPromptTooLarge that says the size and the limit, or what CountTokens returned. Client and Transport do this
-// by themselves, for every endpoint that a dialect knows. Counting is exact for text; of invalid UTF-8 no more than four bytes
-// for each character allowed are let through.
+// CheckPrompt checks that texts together are within MaxPromptChars (in runes) and, if there is a CountTokens, within
+// MaxPromptTokens for model. It returns an *Error of kind ErrPromptTooLarge with the size and the limit, or the error
+// of CountTokens. Client and Transport call it for every endpoint they recognize. The count is exact for valid UTF-8.
+// Invalid UTF-8 may have at most four bytes per allowed character.
 func (g *Guard) CheckPrompt(model string, texts ...string) error {
 	g.must("CheckPrompt")
 	s := &g.call
@@ -26,7 +25,7 @@ func (g *Guard) CheckPrompt(model string, texts ...string) error {
 	return g.checkPrompt(s, &prompt{texts: texts})
 }
 
-// limits are what a request may have.
+// limits are the limits of a request.
 type limits struct {
 	chars, tokens int // of a prompt; Off or 0: no limit
 	output        int // tokens of an answer
@@ -36,11 +35,15 @@ func (g *Guard) limits(s *settings) limits {
 	return limits{g.promptLimit(s), g.cfg.MaxPromptTokens, g.outputLimit(s)}
 }
 
-// prompt gathers the texts of a request.
+// prompt collects the texts of a request.
 type prompt struct {
 	texts []string
-	json  int // of texts: so many characters less, since a model reads no white space between values, and no escapes
-	ids   int // tokens that the caller has encoded already: one token each, and a character at least
+
+	// json counts characters of texts that a model does not read: white space between JSON values, and escapes.
+	json int
+
+	// ids counts tokens that the caller has already encoded. Each is one token and at least one character.
+	ids int
 }
 
 // newPrompt has room for the texts of most requests.
@@ -52,8 +55,8 @@ func (p *prompt) add(text string) {
 	}
 }
 
-// addJSON adds a value as the provider will see it. One that cannot be encoded is left to the client, which
-// fails on it with its own words.
+// addJSON adds a value as the provider will see it. It skips a value that cannot be encoded, because the client will
+// fail on it with its own error.
 func (p *prompt) addJSON(v any) {
 	switch v := v.(type) {
 	case nil:
@@ -85,14 +88,16 @@ func (p *prompt) part(part dialect.Part) {
 	p.add(text)
 }
 
-// maxTextOverhead is what CountTokens may add to each text. A token is a byte at least, so that most prompts need no count.
+// maxTextOverhead is the number of tokens that CountTokens may add to each text. A token has at least one byte, so
+// most prompts need no count.
 const maxTextOverhead = 8
 
-// countReaches finds a counter that stops counting below MaxPromptTokens, and so would let every prompt pass: it counts a text
-// that has more tokens than that by any measure. A counter that fails does not tell; it may not know the model "".
+// countReaches detects a counter that stops counting below MaxPromptTokens, and so would accept every prompt. It lets
+// CountTokens count a text that has more tokens by any measure. A counter that returns an error is accepted, because
+// it may not know the model "".
 func (c *Config) countReaches() (n, of int, ok bool) {
-	const words = "a1 "  // two tokens or more; a count of bytes may take four for a token
-	const most = 1 << 17 // tokens: counting must not hold up a start
+	const words = "a1 "  // at least two tokens; a counter of bytes may count four bytes as a token
+	const most = 1 << 17 // tokens: the check must not delay a start
 	if c.MaxPromptTokens <= 0 || c.CountTokens == nil {
 		return 0, 0, true
 	}
@@ -145,11 +150,12 @@ func promptTooLarge(s *settings, phase string, size, limit int64) error {
 	return &Error{Kind: ErrPromptTooLarge, Op: s.Op, Model: s.Model, Phase: phase, Size: size, Max: limit}
 }
 
-// tally counts the prompts of a request without a copy of them. It stops where one is over the limit of characters.
+// tally counts the prompts of a request without copying them. It stops at the first prompt over the limit of
+// characters.
 type tally struct {
 	limits
 	chars int // of this prompt
-	most  int // bytes of the greatest one, with what CountTokens may add
+	most  int // bytes of the largest prompt, plus what CountTokens may add
 	bytes int
 
 	all   int64 // bytes of all prompts
@@ -174,7 +180,7 @@ func (t *tally) part() func(dialect.Part) bool {
 	}
 }
 
-// over is the refusal of a prompt with too many characters, or nil.
+// over returns an error if the prompt has too many characters.
 func (t *tally) over(s *settings) error {
 	if limit := t.limits.chars; limit > 0 && t.chars > limit {
 		return promptTooLarge(s, PhasePrompt, int64(t.chars), int64(limit))
@@ -182,10 +188,10 @@ func (t *tally) over(s *settings) error {
 	return nil
 }
 
-// longest reports whether a prompt may have more than limit tokens: a token is a byte at least.
+// longest reports whether a prompt may have more than limit tokens, because a token has at least one byte.
 func (t *tally) longest(limit int) bool { return t.most > limit }
 
-// What each request sends as text. Images and files are bounded by MaxRequestBytes alone.
+// The texts of each request follow. Only MaxRequestBytes limits images and files.
 
 var (
 	responsesEndpoint  = dialect.Of(http.MethodPost, "/responses", "")

@@ -9,70 +9,71 @@ import (
 	"time"
 )
 
-// Event is one moment in a call's life. Fields that don't apply are zero.
+// Event describes a moment in the life of a call. Fields that do not apply are zero.
 //
 // Each call ends with one EventRefused or EventDone. Each attempt begins with one EventAdmitted and ends with one
-// EventAttemptDone, before the call goes on. This holds for every end of a call: an answer, a failure, a caller who leaves, a
-// panic. The two attempts of a hedged call may overlap.
+// EventAttemptDone, before the call continues. This holds for every end of a call: an answer, a failure, a
+// cancellation, a panic. The two attempts of a hedged call may overlap.
 type Event struct {
 	Type       EventType
-	ID, Parent CallID // of the call; of the Do or RunTask that the call is made in, if somebody observes that
+	ID, Parent CallID // of the call; of the Do or RunTask around it, if that is observed
 	Call       Call
 
-	Host, Route string // of the provider; its route's name, as in RouteStats
-	Endpoint    string // the API endpoint's own name, such as "chat.completions", even if Call.Op has another
-	Alternative int    // of Fallback: 1 is the first plan B; 0: none, or the first alternative
-	Attempt     int    // the attempt it belongs to, from 1; in EventDone how many there were
+	Host, Route string // provider's host; route's name as in RouteStats
+	Endpoint    string // name of the API endpoint, such as "chat.completions", even if Call.Op has another
+	Alternative int    // index in Fallback; 0: the first alternative, or no Fallback
+	Attempt     int    // number of the attempt, from 1; in EventDone the number of attempts
 
-	Queued, Backoff, InFlight, Elapsed time.Duration // so far; for EventRetry and EventPaused, Backoff is the wait to come
-	FirstEvent                         time.Duration // of a stream: from the beginning of the attempt to its first event
+	Queued, Backoff, InFlight, Elapsed time.Duration // so far; for EventRetry and EventPaused, Backoff is the coming wait
+	FirstEvent                         time.Duration // of a stream: from the start of the attempt to its first event
 
 	Usage Usage // EventAttemptDone, EventDone
-	Err   error // why: an *Error, or the caller's own
+	Err   error // the cause: an *Error, or the caller's own error
 
-	MayBeBilled bool // with Err: the provider may charge for what it has done so far, see Error.MayBeBilled
+	MayBeBilled bool // with Err: the provider may charge for the attempts so far, see Error.MayBeBilled
 
-	// Of the call that EventMemorySpike names: the bodies of the last request, if its length was known, and of its answer,
-	// and how much the heap has grown since the call was admitted.
+	// Sizes for EventMemorySpike: the body of the last request, if its length was known, and the body of its answer.
+	// HeapGrowth counts from the admission of the call.
 	PromptBytes, AnswerBytes, HeapGrowth int64
 }
 
-// EventType names an Event. More may come: ignore those you don't know.
+// EventType names an Event. Ignore types that you do not know, because later versions may add some.
 //
-// EventMemorySpike has two forms. With Err, the heap is over MemoryLimit: calls are refused from now on. Without, the heap
-// has grown across this call by a tenth of MemoryLimit (64 MiB if there is none). That is a hint where to look, given once a
-// second at most: what other goroutines did meanwhile and what is garbage are in the growth. A call over HTTP is measured
-// when its answer has been decoded, after EventDone, and only if prompt and answer have 1/64 of that many bytes; a Do only
-// if it took 100 ms.
+// EventMemorySpike has two forms. With an Err, the heap is over MemoryLimit and new calls are rejected. Without an
+// Err, the heap grew during this call by a tenth of MemoryLimit (64 MiB if there is no limit). The second form is a
+// hint, sent at most once per second. The growth includes garbage and what other goroutines allocated. A call over
+// HTTP is measured after EventDone, when its answer has been decoded, and only if prompt and answer have 1/64 of that
+// many bytes. A Do is measured only if it took 100 ms.
 type EventType string
 
-// The moments of a call.
+// Types of Event.
 const (
 	EventQueued      EventType = "queued"       // no slot is free: waiting
-	EventAdmitted    EventType = "admitted"     // has a slot; the attempt begins
-	EventFirstEvent  EventType = "first_event"  // a stream is handed to its caller
-	EventAttemptDone EventType = "attempt_done" // the attempt is over; Err nil: answered
+	EventAdmitted    EventType = "admitted"     // a slot is taken; the attempt begins
+	EventFirstEvent  EventType = "first_event"  // a stream is returned to its caller
+	EventAttemptDone EventType = "attempt_done" // the attempt is over; Err is nil on success
 	EventRetry       EventType = "retry"        // the attempt failed with Err; another follows after Backoff
-	EventHedge       EventType = "hedge"        // the attempt is late: a second one begins beside it
+	EventHedge       EventType = "hedge"        // the attempt is slow; a second one begins beside it
 	EventPaused      EventType = "paused"       // a 429 pauses the route for Backoff
-	EventDown        EventType = "down"         // the route is down with Err: until it answers, the guard does in its stead
+	EventDown        EventType = "down"         // the route is down with Err; calls fail at once until a probe succeeds
 	EventUp          EventType = "up"           // the route answers again
-	EventRefused     EventType = "refused"      // not admitted
-	EventDone        EventType = "done"         // over; Err nil: answered
-	EventAbandoned   EventType = "abandoned"    // a stream that nobody read or closed ended by StreamTimeout; EventDone follows
+	EventRefused     EventType = "refused"      // rejected before the first attempt
+	EventDone        EventType = "done"         // the call is over; Err is nil on success
+	EventAbandoned   EventType = "abandoned"    // StreamTimeout ended a stream that nobody read or closed; EventDone follows
 	EventTask        EventType = "task"         // RunTask is over
-	EventMemorySpike EventType = "memory_spike" // the heap has grown over MemoryLimit, or much across a call
+	EventMemorySpike EventType = "memory_spike" // the heap grew over MemoryLimit, or much during one call
 )
 
-// Usage is the tokens a call took, where the answer said so. Input includes cached input, Output includes reasoning.
+// Usage counts the tokens of a call, as reported by the provider. Input includes cached input, and Output includes
+// reasoning.
 type Usage struct {
 	Input, Output         int64
-	CacheRead, CacheWrite int64 // of the input: read from the provider's cache, and written to it
-	Reasoning             int64 // of the output
-	Estimated             bool  // a guess, because no answer said it; only a Budget gets those
+	CacheRead, CacheWrite int64 // part of Input: read from and written to the provider's cache
+	Reasoning             int64 // part of Output
+	Estimated             bool  // an estimate, because no answer reported usage; only a Budget gets those
 }
 
-// tell counts the call's end, and then tells OnEvent, which may panic, and the log.
+// tell counts the end of the call, calls OnEvent, which may panic, and writes the log.
 func (c *call) tell(ctx context.Context, err error, u Usage) {
 	e := c.own(ctx, err)
 	t := EventDone
@@ -83,11 +84,13 @@ func (c *call) tell(ctx context.Context, err error, u Usage) {
 		switch {
 		case err == nil:
 			c.succeeded.Add(1)
-		case e == nil && (ctx.Err() != nil || err == errLeft): // the caller left
+		case e == nil && (ctx.Err() != nil || err == errLeft): // canceled by the caller
 		case t == EventRefused:
 			c.refused.Add(1)
+			c.recent.record(c, e)
 		default:
 			c.failed.Add(1)
+			c.recent.record(c, e)
 			if e != nil && e.Kind == ErrTimeout {
 				c.timeouts.Add(1)
 			}
@@ -98,15 +101,12 @@ func (c *call) tell(ctx context.Context, err error, u Usage) {
 	if c.cfg.OnEvent != nil {
 		c.emitWith(ctx, t, err, u)
 	}
-	if e != nil && c.recent.on.Load() {
-		c.recent.record(c, e)
-	}
-	if e != nil && !c.nested { // the Do around it has the last word
+	if e != nil && !c.nested { // the enclosing Do logs
 		c.log(ctx, t, e, c.identity()...)
 	}
 }
 
-// fill gives e the facts of the call. It must be this call's own: ended and explain copy what others may hold.
+// fill adds the call's facts to e. The call must own e, so ended and explain copy errors that others may hold.
 func (c *call) fill(e *Error) {
 	if e.Op == "" {
 		e.Op = c.Op
@@ -121,7 +121,7 @@ func (c *call) fill(e *Error) {
 	e.MayBeBilled = e.MayBeBilled || c.mayBill
 }
 
-// event is this moment of the call.
+// event returns an Event of the call as it is now.
 func (c *call) event(t EventType, err error) Event {
 	e := Event{Type: t, Call: c.Call, Host: c.host, Alternative: int(c.alternative), Attempt: int(c.attempts),
 		Queued: c.queued, Backoff: c.backoff, InFlight: c.inFlight, Elapsed: c.since(c.start), Err: err, MayBeBilled: err != nil && c.mayBill}
@@ -137,7 +137,7 @@ func (c *call) event(t EventType, err error) Event {
 	return e
 }
 
-// emit tells OnEvent alone. Where there is none it costs no stack, of which an Event takes much.
+// emit calls OnEvent if it is set. It is not inlined, because an Event takes much stack.
 //
 //go:noinline
 func (c *call) emit(ctx context.Context, t EventType, err error) {
@@ -152,7 +152,7 @@ func (c *call) emitWith(ctx context.Context, t EventType, err error, u Usage) {
 	c.cfg.OnEvent(ctx, ev)
 }
 
-// tellTurn tells, once, that the call's route has gone down with err, or has come back.
+// tellTurn reports once that the call's route went down with err or came back.
 func (c *call) tellTurn(ctx context.Context, err error) {
 	t := c.turned
 	c.turned = noTurn
@@ -167,7 +167,7 @@ func (c *call) tellTurn(ctx context.Context, err error) {
 	}
 }
 
-// report logs and emits what happens before the call is over: wait is the time until it goes on.
+// report logs and emits an event before the call is over. wait is the time until the call continues.
 func (c *call) report(ctx context.Context, t EventType, e *Error, wait time.Duration) {
 	if c.silent() {
 		return
@@ -183,10 +183,11 @@ func (c *call) report(ctx context.Context, t EventType, e *Error, wait time.Dura
 	c.log(ctx, t, e, append(c.identity(), slog.Duration("wait", wait))...)
 }
 
-// silent reports whether nobody would hear what there is to tell.
+// silent reports whether neither OnEvent nor Logger is set.
 func (c *core) silent() bool { return c.cfg.OnEvent == nil && c.cfg.Logger == nil }
 
-// log writes one line about e. Failures that somebody must act on are errors, a retry is news, the rest warnings.
+// log writes one line about e. Failures that need an operator are errors, retries are infos, and the rest are
+// warnings.
 func (c *core) log(ctx context.Context, t EventType, e *Error, more ...slog.Attr) {
 	if c.cfg.Logger == nil {
 		return
@@ -208,7 +209,7 @@ func (c *core) log(ctx context.Context, t EventType, e *Error, more ...slog.Attr
 	}
 }
 
-// identity is what a log line says about the call besides the facts of its error.
+// identity returns the attributes of a log line that identify the call.
 func (c *call) identity() (attrs []slog.Attr) {
 	if c.Tenant != "" {
 		attrs = append(attrs, slog.String("tenant", short(c.Tenant)))

@@ -13,15 +13,16 @@ import (
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
-// maxKept is how much of a body is kept that can be read only once: then it can be looked at, and sent again.
+// maxKept is the maximum size of a buffered copy of a body that can be read only once. The copy can be checked and
+// resent.
 const maxKept = 1 << 20
 
-// known is what Client tells the transport of a request, which need not be read again then.
+// known is what Client tells the transport about a request, so that the transport need not read the request again.
 type known struct {
 	op string
 	dialect.Request
 	taken    atomic.Bool // by the request that it describes
-	answered bool        // the transport's word: a good answer has come, whatever go-openai thinks of it
+	answered bool        // set by the transport: a good answer has come, even if go-openai cannot use it
 }
 
 type knownKey struct{}
@@ -31,22 +32,22 @@ func (t *transport) newExchange(req *http.Request) *exchange {
 	x.replayable = req.Body == nil || req.Body == http.NoBody || req.GetBody != nil
 	x.endpoint = dialect.Of(req.Method, req.URL.Path, req.URL.RawQuery)
 	if !x.endpoint.Known() {
-		if !t.eventLines && req.Method != http.MethodDelete { // go-openai decodes what comes
+		if !t.eventLines && req.Method != http.MethodDelete { // go-openai decodes the answer
 			x.endpoint = dialect.Object()
 		}
 	}
 	return x
 }
 
-// prepare reads what the request asks for, and checks and lowers it by the limits. It begins with the refusals that cost
-// nothing, so that a guard under overload copies and reads no bodies.
+// prepare reads what the request asks for, checks it against the limits and lowers its output limit. The cheap
+// rejections come first, so that a guard under overload does not copy or read bodies.
 func (x *exchange) prepare(ctx context.Context) error {
 	req := x.req
 	k, ok := req.Context().Value(knownKey{}).(*known)
-	if ok && k.taken.CompareAndSwap(false, true) { // a request made in a callback, with the context of another, is its own
+	if ok && k.taken.CompareAndSwap(false, true) { // a request made in a callback with the same context is a separate one
 		x.known = k
 		if x.guard.cfg.Budget != nil {
-			x.readRequest() // to estimate what it can use
+			x.readRequest() // for the estimate of its tokens
 		}
 		x.settings = x.guard.request(req.Context(), k.op, k.Model, req.URL.Host, req.URL.Path)
 	} else {
@@ -72,10 +73,10 @@ func (x *exchange) prepare(ctx context.Context) error {
 	return nil
 }
 
-// glanceBytes is how much of a body is looked at for its model before a full queue refuses the call.
+// glanceBytes is the number of bytes of a body that are searched for the model before a full queue rejects the call.
 const glanceBytes = 4 << 10
 
-// glance returns the model that the path or the beginning of the body names, or "".
+// glance returns the model named in the path or at the beginning of the body, or "".
 func (x *exchange) glance() string {
 	if x.endpoint.Model() != "" || x.req.GetBody == nil {
 		return x.endpoint.Model()
@@ -86,11 +87,11 @@ func (x *exchange) glance() string {
 	}
 	x.seen = true
 	defer body.Close()
-	start, _ := io.ReadAll(io.LimitReader(body, glanceBytes)) // what is wrong with it will be seen again
+	start, _ := io.ReadAll(io.LimitReader(body, glanceBytes)) // an error will come up again
 	return x.endpoint.Read(start, nil).Model
 }
 
-// settle makes the settings those of a model.
+// settle sets the settings to those of a model.
 func (x *exchange) settle(model string) {
 	op := x.endpoint.Op()
 	if op == "" {
@@ -99,10 +100,10 @@ func (x *exchange) settle(model string) {
 	x.settings = x.guard.request(x.req.Context(), op, model, x.req.URL.Host, x.req.URL.Path)
 }
 
-// accepts reports whether a request takes answers of this media type.
+// accepts reports whether a request accepts this media type.
 func accepts(h http.Header, media string) bool {
 	for _, line := range h["Accept"] {
-		if line == media { // nearly always
+		if line == media { // most common
 			return true
 		}
 		for part := range strings.SplitSeq(line, ",") {
@@ -118,8 +119,8 @@ func accepts(h http.Header, media string) bool {
 	return false
 }
 
-// readRequest reads the body of the request, if it can be read without harm, as the endpoint's dialect does. A request over a
-// limit gets a flaw; one whose output limit is to be lowered gets another body.
+// readRequest reads the request body with the endpoint's dialect, if that is possible without harm. It sets flaw if
+// the request is over a limit, and replaces the body if the output limit is lowered.
 func (x *exchange) readRequest() (r dialect.Request) {
 	r = x.endpoint.Read(nil, nil) // what the path says
 	limit := x.guard.cfg.MaxRequestBytes
@@ -138,7 +139,7 @@ func (x *exchange) readRequest() (r dialect.Request) {
 	defer body.Close()
 	use := func(data []byte) { r = x.understand(data) }
 	if w, ok := body.(io.WriterTo); ok && x.req.ContentLength > 0 {
-		// The body of http.NewRequest has all its bytes in one piece, which need not be copied.
+		// A body from http.NewRequest writes all its bytes in one piece, so no copy is needed.
 		v := &view{size: x.req.ContentLength, use: use}
 		if _, err := w.WriteTo(v); err == nil && v.rest != nil && int64(len(v.rest)) == v.size {
 			use(v.rest)
@@ -151,11 +152,11 @@ func (x *exchange) readRequest() (r dialect.Request) {
 	return r
 }
 
-// view is a Writer that uses a body while it is written.
+// view is a Writer that uses a body while it is being written.
 type view struct {
 	size int64
 	use  func([]byte)
-	rest []byte // what has come in more than one piece
+	rest []byte // bytes, if they came in more than one piece
 }
 
 func (v *view) Write(p []byte) (int, error) {
@@ -170,15 +171,16 @@ func (v *view) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// keep makes a body that can be read only once one that can be read again, if it is small. A body of unknown length is
-// read for an endpoint that a dialect knows: others may wait for an answer before they go on.
+// keep buffers a small body that can be read only once, so that it can be read again. It reads a body of unknown
+// length only for an endpoint that a dialect knows, because other clients may wait for an answer before they send the
+// rest.
 func (x *exchange) keep() {
 	n := x.req.ContentLength
 	if x.req.GetBody != nil || n > maxKept || n <= 0 && !x.endpoint.Known() {
 		return
 	}
 	once := x.req.Body
-	defer context.AfterFunc(x.req.Context(), func() { once.Close() })() // whoever writes it may never go on
+	defer context.AfterFunc(x.req.Context(), func() { once.Close() })() // the writer of the body may be stuck
 	data, err := io.ReadAll(io.LimitReader(once, maxKept+1))
 	req := x.req.WithContext(x.req.Context())
 	x.req = req
@@ -197,12 +199,12 @@ func (x *exchange) keep() {
 	x.setBody(data)
 }
 
-// failing is a Reader that only fails.
+// failing is a Reader that always fails.
 type failing struct{ err error }
 
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
-// setBody gives the request, which must be the exchange's own, another body.
+// setBody replaces the body of the request. The exchange must own the request.
 func (x *exchange) setBody(data []byte) {
 	x.req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
 	x.req.Body, _ = x.req.GetBody()
@@ -212,7 +214,7 @@ func (x *exchange) setBody(data []byte) {
 
 // understand reads data, the body of the request.
 func (x *exchange) understand(data []byte) dialect.Request {
-	if x.guard.models.exact != nil { // limits may be the model's, which may be named at the end
+	if x.guard.models.exact != nil { // limits may depend on the model, which may be named at the end
 		x.settle(x.endpoint.Read(data, nil).Model)
 	}
 	limits := x.guard.limits(&x.settings)
@@ -231,12 +233,13 @@ func (x *exchange) understand(data []byte) dialect.Request {
 	return r
 }
 
-// estimate notes what a request with so many bytes of prompts can use. limit is the output limit of the settings.
+// estimate records how many tokens a request with that size of prompts can use. limit is the output limit of the
+// settings.
 func (x *exchange) estimate(r *dialect.Request, prompts int64, size, limit int) {
 	e := &x.wire.estimate
 	e.input = prompts / bytesPerToken
 	limited := x.endpoint.LimitsOutput()
-	if !x.endpoint.Inference() && r.Model != "" { // of which the prompts may be unknown
+	if !x.endpoint.Inference() && r.Model != "" { // whose prompts may be unknown
 		e.input = max(e.input, int64(size)/bytesPerToken)
 		limited = true
 	}
@@ -250,7 +253,7 @@ func (x *exchange) estimate(r *dialect.Request, prompts int64, size, limit int) 
 	}
 }
 
-// countTokens counts the tokens of a request whose size does not tell.
+// countTokens counts the tokens of a request if its size does not already show that it is within the limit.
 func (x *exchange) countTokens(data []byte) (flaw error) {
 	var p prompt
 	check := func() bool {
@@ -276,7 +279,7 @@ func (x *exchange) countTokens(data []byte) (flaw error) {
 	return flaw
 }
 
-// lower sets the output limit of the request, in a body of its own, to most at the most.
+// lower lowers the output limit of the request to most, in a new body.
 func (x *exchange) lower(data []byte, r *dialect.Request, most int) {
 	lowered, ok := x.endpoint.Lower(data, r, most)
 	if len(lowered) == len(data) && (len(data) == 0 || &lowered[0] == &data[0]) {
@@ -302,7 +305,7 @@ func jsonObject(data []byte) bool {
 	return bytes.HasPrefix(bytes.TrimLeft(data, " \t\r\n"), []byte("{"))
 }
 
-// signed reports whether a signature in the headers covers the body, which then must stay as it is.
+// signed reports whether a signature in the headers covers the body, which must not change then.
 func signed(h http.Header) bool {
 	return strings.HasPrefix(h.Get("Authorization"), "AWS4-") || h.Get("Content-Md5") != "" || h.Get("Content-Digest") != ""
 }

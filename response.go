@@ -18,22 +18,22 @@ import (
 	"github.com/aiguard-go/aiguard/internal/callctx"
 )
 
-// This file decides what RoundTrip returns for a call that failed: the provider's response, a response of the guard's own,
-// or an error. It also completes the responses of a base that keeps less of RoundTripper's contract than net/http does.
+// This file decides what RoundTrip returns for a failed call: the provider's response, a response made by the guard,
+// or an error. It also completes responses of a base that does not follow the whole contract of http.RoundTripper.
 
-// refusal is a failure status as the provider sent it.
+// refusal is a failure response as the provider sent it.
 type refusal struct {
 	resp *http.Response // its body is closed
 	body []byte
 }
 
-// outcome is what RoundTrip returns for a call that ended with err.
+// outcome returns what RoundTrip returns for a call that ended with err.
 func (x *exchange) outcome(ctx context.Context, err error) (*http.Response, error) {
 	e, ok := err.(*Error)
 	if !ok || !x.responses || ctx.Err() != nil && err == context.Cause(ctx) {
 		return nil, err
 	}
-	if e.Phase == PhaseOutage && x.said != nil { // the guard has answered in the stead of the provider, which said this before
+	if e.Phase == PhaseOutage && x.said != nil { // the route is down, and the provider has already answered this call with said
 		copied := *e
 		e = &copied
 		e.StatusCode, e.RequestID, e.Err, e.refusal = x.said.StatusCode, x.said.RequestID, x.said.Err, x.said.refusal
@@ -55,7 +55,7 @@ func (x *exchange) outcome(ctx context.Context, err error) (*http.Response, erro
 	return callctx.WithFacts(resp, e), nil
 }
 
-// response returns the provider's response with what was read of its body. A caller may change it.
+// response returns the provider's response with the part of its body that was read. The caller may modify it.
 func (r *refusal) response(method string) *http.Response {
 	resp := *r.resp
 	resp.Header = resp.Header.Clone()
@@ -68,7 +68,7 @@ func (r *refusal) response(method string) *http.Response {
 	return &resp
 }
 
-// ownFailure puts a failure of the guard's own into the error form of the endpoint.
+// ownFailure returns a failure of the guard as a response in the error format of the endpoint.
 func (x *exchange) ownFailure(e *Error) *http.Response {
 	status := HTTPStatus(e)
 	body := x.endpoint.ErrorBody(status, string(e.Kind), UserMessage(e))
@@ -81,7 +81,7 @@ func (x *exchange) ownFailure(e *Error) *http.Response {
 	return resp
 }
 
-// incomplete refuses a request that net/http refuses too, and closes its body.
+// incomplete rejects a request that net/http would also reject, and closes its body.
 func incomplete(req *http.Request) (err error) {
 	switch {
 	case req.URL == nil:
@@ -97,7 +97,7 @@ func incomplete(req *http.Request) (err error) {
 	return err
 }
 
-// mended completes the response of a base as http.Client would, and refuses none at all.
+// mended completes the response of a base as http.Client would, and rejects a nil response.
 func mended(base http.RoundTripper, resp *http.Response) error {
 	switch {
 	case resp == nil:
@@ -112,8 +112,8 @@ func mended(base http.RoundTripper, resp *http.Response) error {
 	return nil
 }
 
-// bodiless reports whether a response has no body because of its status or the request's method. A 204 that should have been
-// an answer is left to judge.
+// bodiless reports whether a response has no body because of its status or the request's method. It returns false for
+// a 204 that should have been an answer, which judge rejects.
 func (x *exchange) bodiless(resp *http.Response) bool {
 	if resp.StatusCode >= 400 {
 		return false
@@ -127,7 +127,7 @@ func (x *exchange) bodiless(resp *http.Response) bool {
 	return resp.StatusCode == http.StatusNoContent && !x.endpoint.Known()
 }
 
-// refusal classifies a failure status. Its body may explain it, but does not hold it up.
+// refusal classifies a failure response. Its body may explain the failure, but must not delay it.
 func (x *exchange) refusal(w *watch, resp *http.Response) error {
 	var body []byte
 	var over bool
@@ -148,20 +148,20 @@ func (x *exchange) refusal(w *watch, resp *http.Response) error {
 	}
 	e := x.errorOf(resp, kindOfProvider(resp.StatusCode, f, ErrUnavailable))
 	if resp.StatusCode == http.StatusNotFound && !x.endpoint.Known() && e.Kind == ErrMisconfigured && dialect.Classify(resp.StatusCode, f) == "" {
-		e.Kind = ErrRejected // what was asked for is not there
+		e.Kind = ErrRejected // what was asked for does not exist
 	}
 	if e.RetryAfter = retryAfter(resp.Header, provider.Now(resp.Header)); e.RetryAfter == 0 {
 		e.RetryAfter = f.RetryAfter
 	}
 	e.Err = providerCause(resp.StatusCode, f, said, body)
-	if over && resp.Uncompressed { // a compressed error of this size is an attack, not an explanation
+	if over && resp.Uncompressed { // a compressed error of this size is an attack
 		e.Kind, e.Phase, e.Max = ErrResponseTooLarge, PhaseErrorBody, maxErrorBytes
 	} else if resp.StatusCode >= 400 {
 		e.refusal = &refusal{resp, body}
 		x.said = e
 	}
 	switch resp.StatusCode {
-	case http.StatusServiceUnavailable, 529: // turned away: nothing was done
+	case http.StatusServiceUnavailable, 529: // turned away before any work was done
 		e.retry = onlyIf(e.Kind == ErrUnavailable, mayRetry)
 	}
 	switch resp.Header.Get("X-Should-Retry") {
@@ -180,7 +180,7 @@ func onlyIf(ok bool, v verdict) verdict {
 	return byKind
 }
 
-// timeLeft is d, or what is left of the attempt if that is less.
+// timeLeft returns d, or the time left for the attempt if that is less.
 func (x *exchange) timeLeft(d time.Duration) time.Duration {
 	if end, _ := x.call.attemptDeadline(PhaseErrorBody); end != 0 {
 		return max(min(d, -x.call.since(end)), 0)
@@ -201,7 +201,8 @@ func requestID(h http.Header) string {
 	return ""
 }
 
-// decoded reports whether the body comes as plain bytes, which caps can count: base undoes the compression it asked for.
+// decoded reports whether the body has plain bytes, which size limits can count. A base decompresses only what it
+// asked for.
 func (x *exchange) decoded(resp *http.Response) bool {
 	e := resp.Header.Get("Content-Encoding")
 	return e == "" || strings.EqualFold(e, "identity") || strings.EqualFold(e, "none")

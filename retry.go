@@ -16,16 +16,16 @@ import (
 	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
-// maxBudget is more than anybody's fraction.
+// maxBudget is an upper limit for Retry.Budget, to catch mistakes.
 const maxBudget = 100
 
-// plan decides whether an attempt that failed with e is repeated, and after which delay. A wait that cannot fit
-// into the time left is no plan: the caller gets e now, with its RetryAfter.
+// plan decides whether an attempt that failed with e is repeated, and after which delay. It does not plan a wait that
+// exceeds the time left. The caller then gets e at once, with its RetryAfter.
 func (c *call) plan(ctx context.Context, e *Error) (delay time.Duration, ok bool) {
 	r := &c.cfg.Retry
 	tries := int(c.attempts + c.skipped)
 	switch {
-	case c.shared() != nil: // the Do around this call retries, once it has given its slot back
+	case c.shared() != nil: // the Do around this call retries, after it has released its slot
 		return 0, false
 	case tries >= c.maxAttempts(), !r.allows(e), isFinal(e), r.Unbilled && e.MayBeBilled:
 		return 0, false
@@ -42,7 +42,8 @@ func (c *call) plan(ctx context.Context, e *Error) (delay time.Duration, ok bool
 	return delay, c.limiter.retry(c.permit.route)
 }
 
-// longestPause is how long a provider may make a call wait: as long as any other wait to be sent, and never for ever.
+// longestPause returns how long a provider may delay a call: as long as any other wait for a slot, and never without
+// a limit.
 func (c *call) longestPause() time.Duration {
 	if c.cfg.QueueTimeout == Off {
 		return time.Hour
@@ -50,7 +51,7 @@ func (c *call) longestPause() time.Duration {
 	return c.cfg.QueueTimeout
 }
 
-// allows reports whether a failure like e may pass when the call is repeated.
+// allows reports whether a retry may succeed after a failure like e.
 func (r *Retry) allows(e *Error) bool {
 	switch e.retry {
 	case neverAsk:
@@ -67,8 +68,8 @@ func (r *Retry) allows(e *Error) bool {
 	return false
 }
 
-// delay is the wait before the attempt that follows attempt n: exponential, jittered between half and all; or
-// what the provider asked for, and up to a quarter more, so that those it asked don't come back together.
+// delay returns the wait after attempt n: exponential, with jitter between half and all of it. If the provider asked
+// for a delay, delay adds up to a quarter to it, so that the waiting clients do not return at the same time.
 func (r *Retry) delay(n int, retryAfter time.Duration) time.Duration {
 	d := time.Duration(0)
 	if r.BaseDelay > 0 {
@@ -78,19 +79,19 @@ func (r *Retry) delay(n int, retryAfter time.Duration) time.Duration {
 		d = min(d, r.MaxDelay)
 	}
 	if retryAfter > 0 {
-		d = min(max(retryAfter, d/2), math.MaxInt64/2) // room for the sum; nobody waits that long
+		d = min(max(retryAfter, d/2), math.MaxInt64/2) // leaves room for the sum below
 		return d + jitter(min(d, time.Hour)/4)
 	}
 	return d/2 + jitter(d/2)
 }
 
-// jitter is a random duration from 0 to d.
+// jitter returns a random duration from 0 to d.
 func jitter(d time.Duration) time.Duration {
 	return time.Duration(rand.Int64N(int64(d) + 1))
 }
 
-// retryAfter reads how long a provider asks to wait: retry-after-ms and x-ms-retry-after-ms, then Retry-After in
-// seconds or as a date. Nonsense (negative, not a number, beyond what a Duration holds) is 0.
+// retryAfter reads the delay that a provider asks for: Retry-After-Ms and X-Ms-Retry-After-Ms, then Retry-After in
+// seconds or as a date. It returns 0 for a value that is negative, malformed or too large for a Duration.
 func retryAfter(h http.Header, now time.Time) time.Duration {
 	for _, name := range [...]string{"Retry-After-Ms", "X-Ms-Retry-After-Ms"} {
 		if d := number(h.Get(name), time.Millisecond); d > 0 {
@@ -109,14 +110,14 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 
 func number(s string, unit time.Duration) time.Duration {
 	n, err := strconv.ParseFloat(strings.TrimSpace(s), 64)
-	if err != nil || !(n > 0) || n > float64(math.MaxInt64/unit) { // NaN is not > 0 either
+	if err != nil || !(n > 0) || n > float64(math.MaxInt64/unit) { // NaN fails n > 0 as well
 		return 0
 	}
 	return time.Duration(n * float64(unit))
 }
 
-// again decides, after an attempt that failed or was not admitted, about a further one and waits until it may begin; it
-// returns nil to go on, or the call's final error.
+// again decides, after an attempt that failed or was not admitted, whether another one follows, and waits until it
+// may begin. It returns nil to continue, or the call's final error.
 func (c *call) again(ctx context.Context, err error) error {
 	denied := c.denied
 	c.denied = false
@@ -138,7 +139,7 @@ func (c *call) again(ctx context.Context, err error) error {
 	case denied && e.Phase != PhaseOutage:
 		return c.finish(ctx, c.lastFailure(e))
 	case denied:
-		c.skipped++ // what the guard has said in the provider's stead counts as an attempt
+		c.skipped++ // a rejection by the guard instead of the provider counts as an attempt
 	case e.Kind == ErrRateLimited && e.route == nil && !e.told:
 		c.report(ctx, EventPaused, e, c.pauseAfter(e))
 	}
@@ -155,8 +156,8 @@ func (c *call) again(ctx context.Context, err error) error {
 	return nil
 }
 
-// backOff waits before the next attempt. If that is for the pause of a route that a call inside this Do has met, the Do
-// counts among those who wait there.
+// backOff waits before the next attempt. If a call inside this Do met a paused route, the Do counts as waiting for
+// that route.
 func (c *call) backOff(ctx context.Context, paused *route, delay time.Duration) error {
 	if paused != nil && paused.limiter == c.limiter {
 		if !c.limiter.linger(paused) {
@@ -170,8 +171,8 @@ func (c *call) backOff(ctx context.Context, paused *route, delay time.Duration) 
 	return err
 }
 
-// lastFailure is what a call ends with that could not be repeated because of err: the failure before, the last real
-// one. The caller's own error and a closed guard come first.
+// lastFailure returns the error of a call that could not be repeated because of err: the last failure before err. But
+// the caller's own error and a closed guard take precedence.
 func (c *call) lastFailure(err error) error {
 	e, ok := err.(*Error)
 	if c.last == nil || !ok {
@@ -191,7 +192,8 @@ func (c *call) maxAttempts() int {
 	return c.cfg.Retry.MaxAttempts
 }
 
-// fits reports whether a delay from now on ends before the call must, and before a call with a plan B gives up.
+// fits reports whether a delay starting now ends before the call must end, and within the patience of a call that has
+// an alternative.
 func (c *call) fits(ctx context.Context, d time.Duration) bool {
 	end := c.ends(ctx)
 	if c.planB && c.cfg.Retry.Patience != Off {

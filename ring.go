@@ -4,16 +4,16 @@ import (
 	"context"
 )
 
-// register puts the call into the ring, for Close to cancel it and Shutdown to wait for it. It reports false if the guard
-// takes no more calls.
+// register puts the call into the ring, so that Close can cancel it and Shutdown can wait for it. It reports false if
+// the guard accepts no more calls.
 func (c *call) register() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.enlist()
 }
 
-// enlist is register with mu held. While the guard shuts down, only calls inside a Do or RunTask that is still in the ring
-// are let in, so that the ring stays empty once it is.
+// enlist is register with mu held. During a shutdown it accepts only calls inside a Do or RunTask that is still in
+// the ring, so an empty ring stays empty.
 func (c *call) enlist() bool {
 	if c.next != nil {
 		return true
@@ -27,7 +27,7 @@ func (c *call) enlist() bool {
 	return true
 }
 
-// inside reports whether a Do or RunTask of the same Guard that is in the ring is around the call.
+// inside reports whether the call is inside a Do or RunTask of the same Guard that is in the ring.
 func (c *call) inside() bool {
 	for o := c.outer; o != nil; o = o.outer {
 		if o.core == c.core {
@@ -55,7 +55,7 @@ func (c *call) strike() {
 	}
 }
 
-// onKill has Close call cancel from now on; a guard already closed calls it at once. So does lose.
+// onKill makes Close and lose call cancel from now on. If the guard is already closed, onKill calls it at once.
 func (c *call) onKill(cancel context.CancelFunc) {
 	c.mu.Lock()
 	killed := c.killed || c.lost
@@ -88,7 +88,8 @@ func (c *core) kill() {
 	c.pool.close()
 }
 
-// cancels marks the guard as killed and collects how to end what is under way: to be called with no lock held.
+// cancels marks the guard as killed and returns the functions that cancel the active calls. Call them with no lock
+// held.
 func (c *core) cancels() (cancels []context.CancelFunc) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

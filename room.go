@@ -9,9 +9,9 @@ import (
 )
 
 const (
-	// The room is a quarter of the memory limit, because decoding makes three times as much of an answer again.
+	// The room is a quarter of the memory limit, because decoding an answer takes another three times its size.
 	roomShare = 4
-	// So much of every answer finds room: ordinary ones, and what explains a failure, do not wait for huge ones.
+	// Each answer gets this much room at once, so ordinary answers and error bodies do not wait for huge ones.
 	roomFree = maxErrorBytes + 1<<10
 
 	// Without a memory limit the events of all streams have this room, and one event beyond it: 50 streams of endless lines then
@@ -20,9 +20,9 @@ const (
 	smallEvent = 1 << 20
 )
 
-// room counts the bytes of the answers that are held in buffers, by their capacity, and bounds them: an answer that has no
-// room to grow is read no further, which slows its provider down, until others have given back theirs. If they all wait
-// for each other, the latest is refused; or, in a room that has something to spare, the first goes on all the same.
+// room limits the bytes of answers held in buffers, counted by capacity. An answer without room to grow is not read
+// further until others release theirs, which slows its provider down. If all answers wait for each other, the latest
+// is rejected. In a room with spare memory, the first continues instead.
 type room struct {
 	size  int64
 	spare bool
@@ -30,13 +30,13 @@ type room struct {
 	mu      sync.Mutex
 	held    int64
 	extra   *hold     // the one beyond size, if spare; it never waits
-	stalled int64     // of it, by answers that wait
-	waiting []*waiter // in the order they came
+	stalled int64     // part of held that belongs to waiting answers
+	waiting []*waiter // in order of arrival
 }
 
 type waiter struct {
 	hold    *hold
-	size    int64 // that it wants in all
+	size    int64 // total size that it asks for
 	granted bool
 	done    chan struct{}
 }
@@ -47,15 +47,15 @@ func (r *room) bytes() int64 {
 	return r.held
 }
 
-// hold is the share of one answer, from its first buffer until its caller has done with it.
+// hold is the share of one answer in the room, from its first buffer until the caller is done with it.
 type hold struct {
 	room  *room
 	bytes int64
 	over  bool
 }
 
-// grow waits until buffers of size bytes in all have room, before they are made. It reports false if they will not have it,
-// or not before ctx has ended. A nil hold is not counted.
+// grow waits until there is room for buffers of size bytes in total. Call it before allocating them. It reports false
+// if the room is refused or ctx ends first. A nil hold is not counted.
 func (h *hold) grow(ctx context.Context, size int64) bool {
 	if h == nil {
 		return true
@@ -72,7 +72,7 @@ func (h *hold) grow(ctx context.Context, size int64) bool {
 	return w.granted
 }
 
-// ask grants size bytes to h at once, and returns nil, or makes it wait or refuses it.
+// ask grants size bytes to h and returns nil, or returns a waiter, which it may already have rejected.
 func (r *room) ask(h *hold, size int64) *waiter {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -86,7 +86,7 @@ func (r *room) ask(h *hold, size int64) *waiter {
 	}
 	w := &waiter{hold: h, size: size, done: make(chan struct{})}
 	if size > r.size && !r.spare {
-		close(w.done) // it could wait for ever
+		close(w.done) // it could wait forever
 		return w
 	}
 	r.waiting = append(r.waiting, w)
@@ -95,7 +95,7 @@ func (r *room) ask(h *hold, size int64) *waiter {
 	return w
 }
 
-// settle grants what has room, and refuses the latest where nobody is left who would make some.
+// settle grants the requests that fit. If only waiting answers are left, it rejects the latest.
 func (r *room) settle() {
 	for _, w := range slices.Clone(r.waiting) {
 		more := w.size - w.hold.bytes
@@ -129,8 +129,8 @@ func (r *room) leave(w *waiter) {
 	}
 }
 
-// release gives all of it back, for good; it reports false if that has been done. The end of a stream may come while it
-// waits: the stream's context ends then too.
+// release returns all of the hold's bytes for good. It reports false if that was done before. A stream that waits for
+// room may end at any time, because its context then ends as well.
 func (h *hold) release() bool {
 	r := h.room
 	r.mu.Lock()
@@ -149,7 +149,7 @@ func (h *hold) release() bool {
 	return true
 }
 
-// shrink gives back all but size bytes.
+// shrink releases all but size bytes.
 func (h *hold) shrink(size int64) {
 	r := h.room
 	r.mu.Lock()
@@ -168,12 +168,12 @@ func (r *room) give(h *hold, rest int64) {
 	r.settle()
 }
 
-// wholeBody is an answer that was read whole, in the hands of its caller: it is held until they have read it to its end
-// or closed it, which for an SDK is after decoding.
+// wholeBody is an answer that was read whole. It counts as held until the caller has read it to its end or closed it,
+// which an SDK does after decoding.
 type wholeBody struct {
 	hold hold
 	call *call
-	ctx  context.Context // the caller's
+	ctx  context.Context // the caller's context
 
 	mu     sync.Mutex
 	rest   []byte
@@ -203,8 +203,8 @@ func (b *wholeBody) read(p []byte) (int, error) {
 	return n, nil
 }
 
-// Close may be called at any time and more than once. It lets go of the bytes, so that who keeps a response for its
-// headers does not keep them.
+// Close may be called at any time and more than once. It drops the bytes, so that a response kept for its headers
+// does not keep them.
 func (b *wholeBody) Close() error {
 	b.mu.Lock()
 	b.closed, b.rest = true, nil

@@ -14,30 +14,30 @@ import (
 	"github.com/aiguard-go/aiguard/internal/provider"
 )
 
-// RouteStats is what is known of one provider route: a host and model, or a host and path where no model is known; of a
-// Do, its Op and Model.
+// RouteStats describes one provider route. A route is a host and a model, or a host and a path if the model is
+// unknown. The route of a Do is its Op and Model.
 type RouteStats struct {
-	Host, Name string // Name is the model, the path, or a Do's Op and Model; cut to 128 bytes
+	Host, Name string // Name is the model, the path, or a Do's Op and Model, cut to 128 bytes
 
-	InFlight, Waiting int64     // weight in flight; calls that wait, for the route or for a slot
-	Limit             int64     // weight that may be in flight at present; Off: no bound
-	PausedUntil       time.Time // a provider has asked for a pause until then; zero: none
-	DownSince         time.Time // the provider is not there; zero: it is
+	InFlight, Waiting int64     // weight in flight; calls that wait for the route or for a slot
+	Limit             int64     // weight that may be in flight now; Off: no limit
+	PausedUntil       time.Time // end of the pause that the provider asked for; zero: none
+	DownSince         time.Time // start of the outage; zero: not down
 	RetryTokens       float64   // retries that the route's budget allows now
-	RequestsPerMinute float64   // the pace, from Config or from what the provider's headers say; 0: none is known
+	RequestsPerMinute float64   // rate limit from Config or the provider's headers; 0: none
 	TokensPerMinute   float64
 	Held              time.Duration // average time that a request is in flight
 }
 
-// routes are the routes that are known, the one used last first. There are maxRoutes at most, and beyond those only
-// routes that are in use: what users put into model names does not grow it.
+// routes holds the known routes, the most recently used first. It keeps at most maxRoutes, plus routes in use, so
+// model names from users cannot grow it without bound.
 type routes struct {
 	limiter  *limiter
 	config   provider.Config
 	m        map[routeKey]*route
-	head     route // of the ring
-	nameless route // of a Do that has no name: nothing is ever known of it
-	unknown  route // stands for one that has not been made
+	head     route // head of the ring
+	nameless route // for a Do without a name; it has no state
+	unknown  route // stands for a route that does not exist yet
 }
 
 const (
@@ -47,16 +47,16 @@ const (
 
 type routeKey struct{ host, name, model string }
 
-// route is what is known of one. The mutex of the limiter guards it.
+// route is the state of one route, guarded by the limiter's mutex.
 type route struct {
 	limiter   *limiter
 	key       routeKey
 	line      line.Route[*inLine]
 	state     provider.Route
-	tokens    float64 // average of a request
-	lingering int     // Dos that wait for its pause
+	tokens    float64 // average per request
+	lingering int     // Dos that wait for the end of its pause
 
-	next, prev *route // in the ring
+	next, prev *route // neighbors in the ring
 }
 
 func (rs *routes) init(cfg *Config, l *limiter) {
@@ -78,7 +78,7 @@ func (rs *routes) init(cfg *Config, l *limiter) {
 	rs.unknown.state = *provider.New(&rs.config)
 }
 
-// routeKey names the route of a call; ok is false for a Do without a name.
+// routeKey returns the key of a call's route; ok is false for a Do without a name.
 func (s *settings) routeKey() (key routeKey, ok bool) {
 	switch {
 	case s.host == "" && s.Op == "" && s.Model == "":
@@ -93,7 +93,7 @@ func (s *settings) routeKey() (key routeKey, ok bool) {
 	return key, true
 }
 
-// text is the name of a route within its host.
+// text returns the name of a route within its host.
 func (k *routeKey) text() string {
 	switch {
 	case k.name == "":
@@ -104,7 +104,7 @@ func (k *routeKey) text() string {
 	return k.name + " " + k.model
 }
 
-// cut bounds what a map keeps of a text, in length and in memory.
+// cut limits the length of a text kept in a map, and copies it so that the rest can be freed.
 func cut(s string) string {
 	if len(s) > maxRouteName {
 		return strings.Clone(s[:maxRouteName])
@@ -112,7 +112,7 @@ func cut(s string) string {
 	return s
 }
 
-// get returns the call's route, which is made if it is not known.
+// get returns the call's route and makes it if necessary.
 func (rs *routes) get(s *settings) *route {
 	key, ok := s.routeKey()
 	if !ok {
@@ -133,7 +133,7 @@ func (rs *routes) get(s *settings) *route {
 	return r
 }
 
-// evict drops the routes used least recently that are not in use.
+// evict drops the least recently used routes that are not in use.
 func (rs *routes) evict() {
 	for r := rs.head.prev; len(rs.m) > maxRoutes && r != &rs.head; {
 		old := r
@@ -145,7 +145,7 @@ func (rs *routes) evict() {
 	}
 }
 
-// peek is get for a call that may be refused: nothing is made of it.
+// peek is like get, but does not make a route, because the call may be rejected.
 func (rs *routes) peek(s *settings) *route {
 	key, ok := s.routeKey()
 	if !ok {
@@ -157,7 +157,7 @@ func (rs *routes) peek(s *settings) *route {
 	return &rs.unknown
 }
 
-// notYet is what a call gets that cannot wait until its route is open.
+// notYet returns the error of a call that cannot wait until its route is open.
 func (r *route) notYet(state provider.State, wait time.Duration) *Error {
 	e := &Error{Kind: ErrRateLimited, Phase: PhasePause, RetryAfter: wait, route: r, judged: true}
 	if state == provider.Paced {
@@ -166,7 +166,7 @@ func (r *route) notYet(state provider.State, wait time.Duration) *Error {
 	return e
 }
 
-// closedRoute refuses a call whose route is down, or will not be open in time.
+// closedRoute rejects a call if its route is down, or will not be open in time.
 func (l *limiter) closedRoute(ctx context.Context, c *call, r *route, now instant) error {
 	if r == &l.routes.nameless {
 		return nil
@@ -184,13 +184,13 @@ func (l *limiter) closedRoute(ctx context.Context, c *call, r *route, now instan
 	return nil
 }
 
-// down is what the guard answers in the stead of a provider that is not there.
+// down returns the error of a call whose route is down.
 func (l *limiter) down(r *route, now instant) *Error {
 	_, probe := r.state.State(provider.Instant(now), 0)
 	return &Error{Kind: ErrUnavailable, Phase: PhaseOutage, RetryAfter: max(time.Duration(instant(probe)-now), 0), judged: true}
 }
 
-// judge notes what the attempt says about its provider, and reports whether the route has gone down or come back.
+// judge updates the route with the outcome of an attempt, and reports whether the route went down or came back.
 func (l *limiter) judge(p *permit, o provider.Outcome) (turned turn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -200,7 +200,7 @@ func (l *limiter) judge(p *permit, o provider.Outcome) (turned turn) {
 	return turned
 }
 
-// turn is a change of a route that operators want to hear of.
+// turn is a change of a route's state that is reported to operators.
 type turn int8
 
 const (
@@ -230,7 +230,7 @@ func (l *limiter) apply(p *permit, o provider.Outcome, now instant) (turned turn
 	return turned
 }
 
-// dismissAll ends the wait at a route of those who would wait for it in vain.
+// dismissAll ends the wait of calls that the route cannot serve in time.
 func (l *limiter) dismissAll(r *route, now instant, f fate) {
 	open := instant(r.state.PausedUntil(provider.Instant(now)))
 	for w := r.line.Oldest(); w != nil; {
@@ -242,7 +242,7 @@ func (l *limiter) dismissAll(r *route, now instant, f fate) {
 	}
 }
 
-// tell notes what an answer's headers say of the provider's rate limits.
+// tell updates the route with the rate limits in an answer's headers.
 func (l *limiter) tell(p *permit, h http.Header) {
 	requests, tokens, ok := provider.Limits(h)
 	if !ok {
@@ -256,8 +256,8 @@ func (l *limiter) tell(p *permit, h http.Header) {
 	l.next(now)
 }
 
-// linger counts a Do that waits, without a slot, for the pause of a route that a call inside it has met. It reports false
-// if as many wait there as may.
+// linger counts a Do that waits, without a slot, for a paused route that one of its calls has met. It reports false
+// if that queue is full.
 func (l *limiter) linger(r *route) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -276,7 +276,7 @@ func (l *limiter) endLinger(r *route) {
 	l.waiting.Add(-1)
 }
 
-// retry takes the token of a retry.
+// retry takes one retry token from the budgets.
 func (l *limiter) retry(r *route) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -292,20 +292,21 @@ func (l *limiter) takeRetry(r *route, now instant) bool {
 	return true
 }
 
-// outcome is what the end of an attempt says about its provider.
+// outcome returns what the end of an attempt says about the provider.
 func (c *call) outcome(ctx context.Context, err error) (o provider.Outcome) {
 	if err == nil {
 		return provider.Outcome{Answered: true, Found: true}
 	}
 	e := c.own(ctx, err)
 	if e == nil || e.judged {
-		return o // the caller left, fn failed for a reason of its own, or a call inside has told its own route
+		return o // the caller canceled, fn failed for its own reason, or a nested call has updated its own route
 	}
 	switch e.Kind {
 	case ErrRateLimited:
 		o.Limited, o.Dropped, o.Pause = true, true, c.pauseAfter(e)
 	case ErrTimeout:
-		// The total may have begun long before. A caller's own short timeout says nothing of the provider.
+		// TotalTimeout may have started long before the attempt. A caller's short timeout says nothing about the
+		// provider.
 		if e.Phase == PhaseConnect || e.Phase != PhaseTotal && !c.shorter(e.Limit) {
 			o.Lost, o.Dropped = true, true
 		}
@@ -328,11 +329,11 @@ func (c *call) outcome(ctx context.Context, err error) (o provider.Outcome) {
 	return o
 }
 
-// hopelessNow reports whether a call that has an alternative should not wait for this provider after e: it is down, or has
-// refused more than once since it last answered.
+// hopelessNow reports whether a call that has an alternative should stop waiting for this provider after e. It should
+// if the route is down, or has sent more than one 429 since its last answer.
 func (c *call) hopelessNow(e *Error) bool {
 	if e.Phase == PhaseOutage || e.Phase == PhasePause {
-		return true // said by the guard, perhaps of the route of a call inside
+		return true // the guard's own error, possibly about the route of a nested call
 	}
 	l := c.limiter
 	l.mu.Lock()
@@ -341,8 +342,7 @@ func (c *call) hopelessNow(e *Error) bool {
 	return s.DownSince() != 0 || e.Kind == ErrRateLimited && s.Refusals() > 1
 }
 
-// pauseAfter is how long a 429 keeps everybody off its route: as long as the provider asks, or else as the call itself
-// backs off.
+// pauseAfter returns how long a 429 pauses its route: the provider's Retry-After, or else the backoff of the call.
 func (c *call) pauseAfter(e *Error) time.Duration {
 	if e.RetryAfter > 0 {
 		return e.RetryAfter
@@ -350,7 +350,8 @@ func (c *call) pauseAfter(e *Error) time.Duration {
 	return c.cfg.Retry.delay(max(int(c.attempts), 1), 0)
 }
 
-// Routes returns what is known of each provider route, the one used last first: 1,000 at most, and those in use.
+// Routes returns the state of each route, the most recently used first. It returns at most 1,000 routes, plus those
+// in use.
 func (g *Guard) Routes() []RouteStats {
 	g.must("Routes")
 	l := g.limiter
@@ -385,7 +386,7 @@ func (r *route) stats(c *clock, now instant) RouteStats {
 	return st
 }
 
-// pausedUntil is the latest end of a pause under way.
+// pausedUntil returns the latest end of the current pauses.
 func (l *limiter) pausedUntil() time.Time {
 	now, last := provider.Instant(l.now()), provider.Instant(0)
 	for _, r := range l.routes.m {
@@ -397,7 +398,7 @@ func (l *limiter) pausedUntil() time.Time {
 	return l.time(instant(last))
 }
 
-// limit is what all routes together may have in flight; infinite if no route is known.
+// limit returns the sum of the routes' limits, or infinity if no route is known.
 func (rs *routes) limit() (sum float64) {
 	if len(rs.m) == 0 {
 		return math.Inf(1)

@@ -15,9 +15,9 @@ import (
 	"time"
 )
 
-// repeats remembers the calls that have just failed, for SDKs whose own retries are on: the guard has already retried what
-// is worth it, so it answers the SDK's repeat with the failure instead of sending it again. A repeat is a request with the
-// SDK's own retry count and the same content.
+// repeats remembers calls that have just failed, for SDKs whose own retries are on. The guard has already retried
+// such a call, so it answers the SDK's retry with the same failure instead of sending it again. A retry is a request
+// with the SDK's retry count and the same content.
 type repeats struct {
 	warned atomic.Bool
 	seed   maphash.Seed
@@ -34,13 +34,13 @@ type failedCall struct {
 const (
 	repeatWindow  = time.Minute // SDKs back off for seconds
 	maxRepeats    = 1024        // failures remembered
-	maxRepeatBody = 4 << 10     // of a failure's body; failures with larger bodies are not remembered
+	maxRepeatBody = 4 << 10     // body of a failure; failures with larger bodies are not remembered
 )
 
-// sdkAttempt returns which attempt of its SDK a request is, from 0, and how to turn the SDK's retries off. ok is false if
-// the request does not say.
+// sdkAttempt returns the number of an SDK's attempt, from 0, and how to turn the SDK's retries off. ok is false if
+// the request does not have a count.
 func sdkAttempt(h http.Header) (n int, off string, ok bool) {
-	if count := h.Get("X-Stainless-Retry-Count"); count != "" { // openai-go, anthropic-sdk-go and their kin
+	if count := h.Get("X-Stainless-Retry-Count"); count != "" { // openai-go, anthropic-sdk-go and related SDKs
 		n, err := strconv.Atoi(count)
 		return n, "option.WithMaxRetries(0)", err == nil && n >= 0
 	}
@@ -51,7 +51,7 @@ func sdkAttempt(h http.Header) (n int, off string, ok bool) {
 	return 0, "", false
 }
 
-// repeated returns the failure that x repeats, for its SDK, or nil.
+// repeated returns the failure of the call that x retries, in the form its SDK expects, or nil.
 func (x *exchange) repeated(ctx context.Context) *Error {
 	n, off, ok := sdkAttempt(x.req.Header)
 	if !ok || n == 0 {
@@ -59,7 +59,7 @@ func (x *exchange) repeated(ctx context.Context) *Error {
 	}
 	r := &x.guard.repeats
 	if log := x.guard.cfg.Logger; log != nil && r.warned.CompareAndSwap(false, true) {
-		log.LogAttrs(ctx, slog.LevelWarn, "aiguard: the SDK retries failed calls, which the guard has already retried: turn the SDK's retries off",
+		log.LogAttrs(ctx, slog.LevelWarn, "aiguard: the SDK retries calls that the guard has already retried; switch the SDK's retries off",
 			slog.String("option", off), slog.String("host", x.req.URL.Host))
 	}
 	key, ok := x.contentKey()
@@ -72,11 +72,11 @@ func (x *exchange) repeated(ctx context.Context) *Error {
 	if !ok || time.Now().After(f.until) {
 		return nil
 	}
-	e := *f.err // each caller gets its own
+	e := *f.err // each caller gets its own copy
 	return &e
 }
 
-// remember keeps a failure for a repeat by the request's SDK.
+// remember keeps a failure for a retry by the request's SDK.
 func (x *exchange) remember(e *Error) {
 	if _, _, ok := sdkAttempt(x.req.Header); !ok || e.refusal != nil && len(e.refusal.body) > maxRepeatBody {
 		return
@@ -92,7 +92,7 @@ func (x *exchange) remember(e *Error) {
 	if len(r.failed) >= maxRepeats {
 		maps.DeleteFunc(r.failed, func(_ uint64, f failedCall) bool { return now.After(f.until) })
 	}
-	for other := range r.failed { // any one: who loses its place is sent again, no more
+	for other := range r.failed { // any one: its retry is then sent again, which is harmless
 		if len(r.failed) < maxRepeats {
 			break
 		}
@@ -104,8 +104,8 @@ func (x *exchange) remember(e *Error) {
 	r.failed[key] = failedCall{e, now.Add(repeatWindow)}
 }
 
-// contentKey is a hash of what the SDK's request asks for: it is the same for all attempts of one SDK call. AWS's SDK names its
-// calls, and signs each attempt anew.
+// contentKey returns a hash of what an SDK's request asks for. All attempts of one SDK call have the same key. AWS's
+// SDK numbers its calls but signs each attempt differently.
 func (x *exchange) contentKey() (key uint64, ok bool) {
 	r, req := &x.guard.repeats, x.original
 	var h maphash.Hash
@@ -130,7 +130,7 @@ func (x *exchange) contentKey() (key uint64, ok bool) {
 	case req.Body == nil || req.Body == http.NoBody:
 		return h.Sum64(), true
 	case req.GetBody == nil:
-		return 0, false // nobody can send it again
+		return 0, false // such a request cannot be resent
 	}
 	body, err := req.GetBody()
 	if err != nil {

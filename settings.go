@@ -9,25 +9,25 @@ import (
 	"time"
 )
 
-// settings are what is known of a call before it begins. Calls may share them.
+// settings are the settings of a call, fixed before it begins. Calls may share them.
 type settings struct {
 	Call
-	host, path  string        // of the route; "": a Do's
-	usual       time.Duration // the timeout of an attempt without the caller's own: of the model, or of Config
-	source      string        // the setting that Timeout comes from, for the error when it runs out
-	planB       bool          // an alternative of Fallback, but not the last
+	host, path  string        // of the route; host is empty for a Do
+	usual       time.Duration // timeout of an attempt without the caller's own: the model's or Config's
+	source      string        // setting that Timeout comes from, named in the error when it expires
+	planB       bool          // a later alternative of Fallback exists
 	alternative int32         // which one; 0: the first, or none
 }
 
-// scope is what a context says of the calls made with it.
+// scope holds what a context says about the calls made with it.
 type scope struct {
 	call        Call
 	planB       bool
 	alternative int32
-	last        atomic.Pointer[scopedSettings] // of the last Do: a context may serve many
+	last        atomic.Pointer[scopedSettings] // of the last Do, because a context may serve many
 }
 
-// scopedSettings are what a scope comes to for the Dos of one Guard.
+// scopedSettings are the settings that a scope gives to the Dos of one Guard.
 type scopedSettings struct {
 	guard *Guard
 	settings
@@ -35,10 +35,10 @@ type scopedSettings struct {
 
 type scopeKey struct{}
 
-// WithCall returns a context that applies c's non-zero fields to every guarded call made with it, through any SDK, over
-// those of Guard.With, of Config.Models and of Config, in this order. Within such a context it adds to what was there.
-// RunTask itself is not affected, the calls in it are. It panics if a field of c is out of range: a Tenant of more than
-// 256 bytes, say.
+// WithCall returns a context that applies c's non-zero fields to every guarded call made with it, through any SDK.
+// They override the fields of Guard.With, then of Config.Models, then of Config. Nested WithCalls add up. WithCall
+// does not affect RunTask itself, only the calls in it. It panics if a field of c is out of range, such as a Tenant
+// of more than 256 bytes.
 func WithCall(ctx context.Context, c Call) context.Context {
 	mustContext("WithCall", ctx)
 	c.mustBeValid("WithCall")
@@ -59,7 +59,7 @@ func scopeOf(ctx context.Context) *scope {
 // models finds the settings of a model.
 type models struct {
 	exact    map[string]Call
-	prefixes []prefix // the longest first
+	prefixes []prefix // longest first
 }
 
 type prefix struct {
@@ -83,7 +83,7 @@ func newModels(settings map[string]Call) (m models) {
 	return m
 }
 
-// find returns the settings of a model and the key they have in Config.Models.
+// find returns the settings of a model and their key in Config.Models.
 func (m *models) find(model string) (call Call, key string, ok bool) {
 	if call, ok = m.exact[model]; ok {
 		return call, model, true
@@ -96,7 +96,7 @@ func (m *models) find(model string) (call Call, key string, ok bool) {
 	return call, "", false
 }
 
-// settle makes a call's settings whole: own is what the caller says, over what its model has.
+// settle completes a call's settings: own overrides the settings of its model.
 func (c *core) settle(own Call) settings {
 	s := settings{Call: own, usual: c.cfg.CallTimeout, source: "Config.CallTimeout"}
 	if c.models.exact != nil {
@@ -124,8 +124,8 @@ func (g *Guard) do(ctx context.Context) *settings {
 	return &g.call
 }
 
-// scoped returns the settings of a Do within a scope. Its frame is large, and must not be part of do's: a call that waits
-// keeps the stack that it has needed.
+// scoped returns the settings of a Do within a scope. It is not inlined into do, because its frame is large and a
+// waiting call keeps the stack that it has needed.
 //
 //go:noinline
 func (g *Guard) scoped(in *scope) *settings {
@@ -138,7 +138,7 @@ func (g *Guard) scoped(in *scope) *settings {
 	return &s.settings
 }
 
-// request returns the settings of a call that a request makes: With may rename it, but its model is a fact.
+// request returns the settings of the call for a request. With may change its name, but not its model.
 func (g *Guard) request(ctx context.Context, op, model, host, path string) settings {
 	own := Call{Op: op}.over(g.own)
 	in, _ := ctx.Value(scopeKey{}).(*scope)
@@ -156,17 +156,17 @@ func (g *Guard) request(ctx context.Context, op, model, host, path string) setti
 	return s
 }
 
-// timeout is the limit of one attempt.
+// timeout returns the limit of one attempt.
 func (s *settings) timeout() time.Duration {
 	return cmp.Or(s.Timeout, s.usual)
 }
 
-// shorter reports whether a limit is a caller's own, shorter than what its model usually gets.
+// shorter reports whether limit is a caller's own limit, shorter than the usual limit of the model.
 func (s *settings) shorter(limit time.Duration) bool {
 	return limit > 0 && (s.usual == Off || limit < s.usual)
 }
 
-// total is the limit of queue, pauses, attempts and backoff together.
+// total returns the limit of queueing, pauses, attempts and backoff together.
 func (c *core) total(s *settings) time.Duration {
 	switch total := c.cfg.TotalTimeout; {
 	case s.TotalTimeout != 0:
@@ -178,10 +178,10 @@ func (c *core) total(s *settings) time.Duration {
 	}
 }
 
-// promptLimit is the most characters of a prompt; Off: no bound.
+// promptLimit returns the maximum characters of a prompt; Off: no limit.
 func (c *core) promptLimit(s *settings) int { return cmp.Or(s.MaxPromptChars, c.cfg.MaxPromptChars) }
 
-// outputLimit is the most tokens of an answer; 0 or Off: no bound.
+// outputLimit returns the maximum tokens of an answer; 0 or Off: no limit.
 func (c *core) outputLimit(s *settings) int { return cmp.Or(s.MaxOutputTokens, c.cfg.MaxOutputTokens) }
 
 func (c *core) idleTimeout(s *settings) time.Duration {

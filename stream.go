@@ -21,7 +21,7 @@ import (
 	"github.com/aiguard-go/aiguard/internal/sse"
 )
 
-// errLeft ends a call whose caller closed its stream before the end.
+// errLeft ends a call whose caller closed its stream early.
 var errLeft = errors.New("aiguard: the stream was closed before its end")
 
 // events splits a body into events.
@@ -34,43 +34,44 @@ type events interface {
 	Trim(size int)
 }
 
-// stream is a body that is handed over while the provider still writes it: events of an endpoint that a dialect knows, each
-// whole and judged; or else plain bytes. It holds the call and its slot until its end, its Close, or the end of its context.
+// stream is a body that is returned while the provider still writes it. For an endpoint that a dialect knows it
+// yields whole events, each checked. Otherwise it yields plain bytes. It holds the call and its slot until its end,
+// its Close, or the end of its context.
 type stream struct {
 	x      *exchange
 	w      *watch
 	resp   *http.Response
-	body   io.ReadCloser // the provider's
+	body   io.ReadCloser // the provider's body
 	read   atomic.Int64
-	peeked []byte // of the body, and not yet read
-	cause  error  // that came with it
+	peeked []byte // bytes of body already read but not yet used
+	cause  error  // error that came with peeked
 	events events // nil: plain bytes
 	held   hold
-	sized  int // what of it is asked for
-	shell  int // bytes of the last event that are not text
+	sized  int // room asked for so far
+	shell  int // bytes of the last event other than text
 
-	watcher callctx.Progress // nil: nobody wants to know
-	latest  instant          // when the last event was handed on, for watcher
+	watcher callctx.Progress // nil: not watched
+	latest  instant          // when the last event was returned, for watcher
 
 	progress dialect.Stream
 	used     dialect.Usage
 	decodes  decodable
-	single   bool       // a whole answer has come in the place of a stream
+	single   bool       // a whole answer came instead of a stream
 	any      bool       // an event has come
-	await    bool       // the next fetch begins a wait of the reader
-	out      []byte     // what the reader has not fetched yet
-	buf      []byte     // out's memory
-	behind   []byte     // events that brought the answer nowhere, and go on with the next that does
-	idle     []byte     // the last of those
-	err      error      // what follows out
-	using    sync.Mutex // held by a Read over all of the above
+	await    bool       // the next fetch starts a wait of the reader
+	out      []byte     // bytes that the reader has not fetched yet
+	buf      []byte     // memory of out
+	behind   []byte     // events without content, returned together with the next event that has some
+	idle     []byte     // the last event in behind
+	err      error      // the error after out
+	using    sync.Mutex // held by Read, guards all of the above
 
-	// What Close and expired share with Read, which may be in another goroutine.
+	// Close and expired share these with Read, which may run in another goroutine.
 	reading, closed, whole, over atomic.Bool
 	usage                        atomic.Pointer[Usage]
 	said                         atomic.Int64  // bytes of text, for a Budget
-	stop                         func() bool   // of context.AfterFunc; for Read and Close
-	ended                        chan struct{} // closed when final is there
+	stop                         func() bool   // of context.AfterFunc; used by Read and Close
+	ended                        chan struct{} // closed when final is set
 	final                        error
 }
 
@@ -79,7 +80,7 @@ func newStream(x *exchange, w *watch, resp *http.Response) *stream {
 		progress: x.endpoint.Follow()}
 }
 
-// maxEvent is how long an event may be.
+// maxEvent returns the maximum size of an event.
 func (s *stream) maxEvent() int {
 	if limit := s.x.guard.cfg.MaxEventBytes; limit != Off {
 		return int(min(limit, math.MaxInt32))
@@ -87,10 +88,10 @@ func (s *stream) maxEvent() int {
 	return math.MaxInt32
 }
 
-// errNoStream is open's: the answer is none, but may be a good one.
+// errNoStream is returned by open if the answer is not a stream. It may still be a valid answer.
 var errNoStream = errors.New("aiguard: not a stream")
 
-// frame finds out what the body is made of. Labels are hints: the first bytes decide.
+// frame detects the format of the body. The media type is a hint, and the first bytes decide.
 func (s *stream) frame() error {
 	media := mediaType(s.resp.Header)
 	if !s.x.judged || s.x.endpoint.Plain() && !isStream(media) && !isJSON(media) {
@@ -115,7 +116,7 @@ func (s *stream) frame() error {
 		first == '{' && (lines || s.x.endpoint.Framing() == dialect.JSON), first == '[' && s.x.endpoint.Framing() == dialect.JSON:
 		s.events = jsonseq.NewReader(body, maxEvent, dialect.MaxShape)
 		return nil
-	case first == '{' && media == "text/event-stream": // an error, or a whole answer; the reader takes it for data
+	case first == '{' && media == "text/event-stream": // an error or a whole answer; the event reader treats it as data
 	case first == '{', first == '[':
 		s.resp.Body = struct {
 			io.Reader
@@ -129,7 +130,7 @@ func (s *stream) frame() error {
 	return nil
 }
 
-// peek returns the first byte of the body that is no white space. It keeps what it reads for fetch.
+// peek returns the first byte of the body that is not white space. fetch later returns the bytes that peek has read.
 func (s *stream) peek() (first byte, err error) {
 	buf := make([]byte, 512)
 	n := 0
@@ -150,11 +151,11 @@ type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
-// errTooMuch is fetch's: the body is over MaxResponseBytes.
+// errTooMuch is returned by fetch if the body is over MaxResponseBytes.
 var errTooMuch = errors.New("aiguard: over MaxResponseBytes")
 
-// fetch reads the provider's bytes and counts them. It begins the reader's wait, once: what
-// comes may be comments, which are not progress.
+// fetch reads the provider's bytes and counts them. It starts the idle wait only once per event, because comments are
+// not progress.
 func (s *stream) fetch(p []byte) (int, error) {
 	if s.await {
 		s.await = false
@@ -171,7 +172,7 @@ func (s *stream) fetch(p []byte) (int, error) {
 	}
 	n, err := s.body.Read(p)
 	if n > 0 && s.reading.Load() && s.progress.Thinking() {
-		s.w.wait() // a model that thinks may have nothing else to say
+		s.w.wait() // a reasoning model may send only comments for a while
 	}
 	read := s.read.Add(int64(n))
 	if limit := s.x.guard.cfg.MaxResponseBytes; limit != Off && read > limit {
@@ -180,10 +181,10 @@ func (s *stream) fetch(p []byte) (int, error) {
 	return n, err
 }
 
-// trimmed is the size of each buffer that a stream keeps between two events.
+// trimmed is the size of each buffer that a stream keeps between events.
 const trimmed = 16 << 10
 
-// room asks for room for the buffers of the events and for those behind them.
+// room asks for room for the event buffers and for behind.
 func (s *stream) room(size int) bool {
 	if size += cap(s.buf) + cap(s.behind); size > s.sized {
 		if !s.held.grow(s.w, int64(size)) {
@@ -194,7 +195,7 @@ func (s *stream) room(size int) bool {
 	return true
 }
 
-// trim gives back the room of an event that was large, once its reader comes for the next one.
+// trim releases the room of a large event when its reader asks for the next one.
 func (s *stream) trim() {
 	if s.sized <= roomFree {
 		return
@@ -209,8 +210,8 @@ func (s *stream) trim() {
 	s.held.shrink(int64(s.sized))
 }
 
-// open waits for the first event that brings the answer forward, and hands the body over; plain bytes are handed over at
-// once. Until then a failure is the attempt's, and may be retried.
+// open waits for the first event with content and returns the body. Plain bytes are returned at once. A failure
+// before that belongs to the attempt and may be retried.
 func (s *stream) open() error {
 	if err := s.frame(); err != nil {
 		return err
@@ -242,7 +243,7 @@ func (s *stream) open() error {
 	if s.events != nil && len(c.cfg.Middleware) > 0 {
 		s.watcher, s.latest = callctx.ProgressOf(s.w.caller), c.now()
 	}
-	c.over = true // from here on the call is the stream's to end
+	c.over = true // from here on the stream ends the call
 	s.resp.Body = s
 	if s.events != nil {
 		s.resp.ContentLength = -1
@@ -256,7 +257,7 @@ func (s *stream) open() error {
 	return nil
 }
 
-// arrived ends the reader's wait, if fetch began one.
+// arrived ends the reader's wait if fetch started one.
 func (s *stream) arrived() {
 	if s.await {
 		s.await = false

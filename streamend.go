@@ -11,11 +11,11 @@ import (
 	"github.com/aiguard-go/aiguard/internal/sse"
 )
 
-// settle ends a stream after its last event: what may still come is only the end of the body, which lets
-// the connection be used again.
+// settle drains a stream after its last event. Only the end of the body may follow, and reading it allows the
+// connection to be reused.
 func (s *stream) settle() {
 	if s.stop != nil {
-		s.stop() // the end of the drain is not that of the answer
+		s.stop() // the answer has already ended
 	}
 	s.err = io.EOF
 	if f, failed := s.progress.Failed(); failed {
@@ -28,11 +28,11 @@ func (s *stream) settle() {
 	more, err := io.ReadAll(io.LimitReader(s.body, drainBytes))
 	if rest = append(rest, more...); err == nil && s.x.eventLines && len(rest) > 0 && len(rest) < drainBytes {
 		s.buf = append(append(s.buf[:0], s.out...), rest...)
-		s.out = s.buf // as it came: a [DONE] behind the API's own last event, the end of an array
+		s.out = s.buf // unchanged: a [DONE] after the API's own last event, or the end of an array
 	}
 }
 
-// ending says what the end of the provider's bytes, with err, means for the answer.
+// ending returns what the end of the provider's bytes with err means for the answer.
 func (s *stream) ending(err error) error {
 	if s.closed.Load() {
 		return http.ErrBodyReadAfterClose
@@ -49,7 +49,7 @@ func (s *stream) ending(err error) error {
 	case s.events == nil && err == io.EOF:
 		return io.EOF
 	case s.events != nil && s.any && s.complete(err):
-		return io.EOF // all that was missing is the [DONE]
+		return io.EOF // only the [DONE] is missing
 	case err != io.EOF:
 		return s.failure(err)
 	case !s.any && mediaType(s.resp.Header) != "text/event-stream":
@@ -58,12 +58,12 @@ func (s *stream) ending(err error) error {
 	return s.x.broken(s.resp, io.ErrUnexpectedEOF)
 }
 
-// complete reports whether an answer that stopped with err had said all.
+// complete reports whether an answer that stopped with err is complete.
 func (s *stream) complete(err error) bool {
 	return s.progress.Complete(err == io.EOF, s.x.endsWithoutFinish()) && (err == io.EOF || s.w.caller.Err() == nil)
 }
 
-// failure is the bound or the caller's end behind err, or the cut that it is.
+// failure returns the cause of err: the limit that expired, the caller's cancellation, or a truncated answer.
 func (s *stream) failure(err error) error {
 	end := s.w.failure(err)
 	if end == nil {
@@ -73,11 +73,11 @@ func (s *stream) failure(err error) error {
 		e.RequestID = requestID(s.resp.Header)
 		return s.x.repeatable(e, true)
 	}
-	return end // the caller's, who may share it with others
+	return end // the caller's error, which may be shared
 }
 
-// Close ends the stream; before its end that cancels the request and frees the slot at once. It is safe to call while
-// another goroutine reads.
+// Close ends the stream. If the stream is not at its end, Close cancels the request and frees the slot at once. It is
+// safe to call while another goroutine reads.
 func (s *stream) Close() error {
 	s.closed.Store(true)
 	if s.whole.Load() {
@@ -89,8 +89,8 @@ func (s *stream) Close() error {
 	return nil
 }
 
-// forget lets go of the buffers of a stream that has been closed, since its response may be kept. If a Read is under way, which
-// Close does not wait for, that forgets them at its end.
+// forget drops the buffers of a closed stream, because its response may be kept. A concurrent Read drops them when it
+// ends.
 func (s *stream) forget() {
 	if s.closed.Load() && s.using.TryLock() {
 		s.events, s.buf, s.out = nil, nil, nil
@@ -98,7 +98,7 @@ func (s *stream) forget() {
 	}
 }
 
-// expired runs when the context of the stream has ended: the caller's, or by a bound.
+// expired runs when the stream's context has ended, because of the caller or a limit.
 func (s *stream) expired() {
 	err := s.failure(context.Canceled)
 	if s.whole.Load() && s.w.caller.Err() == nil {
@@ -108,7 +108,8 @@ func (s *stream) expired() {
 	s.conclude(err, ok && e.Phase == PhaseStream && !s.reading.Load())
 }
 
-// finish is how Read and Close end the call; it returns the error it ended with, which may be that of expired.
+// finish ends the call for Read and Close. It returns the error with which the call ended, which may come from
+// expired.
 func (s *stream) finish(err error) error {
 	if s.stop != nil {
 		s.stop()
@@ -119,7 +120,7 @@ func (s *stream) finish(err error) error {
 	return s.final
 }
 
-// conclude ends the call, once: it reports false if somebody else does. abandoned is for the log.
+// conclude ends the call once. It reports false if another goroutine does. abandoned is for the log.
 func (s *stream) conclude(err error, abandoned bool) bool {
 	if !s.over.CompareAndSwap(false, true) {
 		return false

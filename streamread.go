@@ -12,8 +12,8 @@ import (
 	"github.com/aiguard-go/aiguard/internal/sse"
 )
 
-// Read hands on whole events, or bytes. While it waits for the next one the idle bound runs; one that has come with
-// others before it needs no wait.
+// Read returns whole events, or bytes. The idle limit runs while Read waits for the next event. An event that arrived
+// together with earlier ones needs no wait.
 func (s *stream) Read(p []byte) (int, error) {
 	defer s.forget()
 	s.using.Lock()
@@ -61,11 +61,10 @@ func (s *stream) readBytes(p []byte) (int, error) {
 	return n, nil
 }
 
-// maxBehind is how much is kept of events that bring the answer nowhere before the same ones are dropped.
+// maxBehind limits the kept events without content. Beyond it, repeated ones are dropped.
 const maxBehind = 64 << 10
 
-// next fetches to out the next event that brings the answer forward, and those before it, or sets err; a terminal event does
-// both.
+// next sets out to the next event with content and the events before it, or sets err. A terminal event sets both.
 func (s *stream) next() {
 	s.out, s.behind, s.idle = nil, s.behind[:0], s.idle[:0]
 	s.trim()
@@ -76,9 +75,9 @@ func (s *stream) next() {
 			s.err = s.ending(err)
 		case ev.Done:
 			s.err = s.done()
-		case len(ev.Data) == 0 && string(ev.Name) != "error": // a keep-alive
+		case len(ev.Data) == 0 && string(ev.Name) != "error": // keep-alive
 			continue
-		case !ev.Like: // else it is as good as the event before it
+		case !ev.Like: // else it has the same effect as the event before it
 			s.err = s.judge(ev)
 		}
 		if s.err != nil {
@@ -112,7 +111,8 @@ func (s *stream) next() {
 	}
 }
 
-// count counts the text of an event, for a Budget whose answer does not tell its usage. An event is a token at least.
+// count counts the text of an event for a Budget, in case the answer does not report its usage. An event has at least
+// one token.
 func (s *stream) count(ev sse.Event) {
 	if s.x.guard.cfg.Budget == nil {
 		return
@@ -128,10 +128,10 @@ func (s *stream) count(ev sse.Event) {
 	s.said.Add(max(int64(len(ev.Data)-s.shell), bytesPerToken))
 }
 
-// hold keeps an event that brings the answer nowhere for the next that does.
+// hold keeps an event without content for the next event with content.
 func (s *stream) hold(ev sse.Event) error {
 	if len(s.behind) > maxBehind && bytes.Equal(s.idle, ev.Data) {
-		return nil // one of a flood
+		return nil // one of many repeats
 	}
 	s.idle = append(s.idle[:0], ev.Data...)
 	out, err := s.bytes(ev)
@@ -148,7 +148,7 @@ func (s *stream) hold(ev sse.Event) error {
 	return nil
 }
 
-// done notes the [DONE] mark, or says why it is no end.
+// done handles the [DONE] mark. It returns an error if the answer cannot end here.
 func (s *stream) done() error {
 	switch s.progress.Done(); {
 	case s.progress.Terminal():
@@ -156,10 +156,10 @@ func (s *stream) done() error {
 	case !s.any || !s.progress.Any():
 		return s.x.invalid(s.resp) // no answer at all
 	}
-	return s.x.broken(s.resp, io.ErrUnexpectedEOF) // the API has another last event
+	return s.x.broken(s.resp, io.ErrUnexpectedEOF) // this API ends with another event
 }
 
-// judge makes an event part of the answer, or says what is wrong with it.
+// judge adds an event to the answer, or returns what is wrong with it.
 func (s *stream) judge(ev sse.Event) error {
 	if e := s.flaw(ev); e != nil {
 		return e
@@ -205,7 +205,7 @@ func (s *stream) note(u dialect.Usage) {
 	}
 }
 
-// flaw is what is wrong with an event that should be a JSON object.
+// flaw returns what is wrong with an event that should be a JSON object.
 func (s *stream) flaw(ev sse.Event) error {
 	switch {
 	case errors.Is(ev.Err, jsonscan.ErrTooBig):
@@ -213,7 +213,7 @@ func (s *stream) flaw(ev sse.Event) error {
 	case string(ev.Name) == "error":
 		return nil
 	case errors.Is(ev.Err, jsonscan.ErrIncomplete), ev.Err != nil && s.whole.Load():
-		if _, err := s.events.Next(); err != nil { // nothing follows: it was cut here
+		if _, err := s.events.Next(); err != nil { // truncated: nothing follows
 			return s.ending(err)
 		}
 		return s.x.invalid(s.resp)
@@ -223,7 +223,7 @@ func (s *stream) flaw(ev sse.Event) error {
 	return nil
 }
 
-// bytes is what the reader gets of an event: its lines as they came, or the form that go-openai reads.
+// bytes returns what the reader gets for an event: its lines unchanged, or the form that go-openai reads.
 func (s *stream) bytes(ev sse.Event) ([]byte, error) {
 	if s.x.eventLines {
 		return ev.Raw, nil
@@ -234,12 +234,12 @@ func (s *stream) bytes(ev sse.Event) ([]byte, error) {
 	return s.write(ev), nil
 }
 
-// write puts an event into the form that go-openai reads.
+// write converts an event to the form that go-openai reads.
 func (s *stream) write(ev sse.Event) []byte {
 	b := s.buf[:0]
 	for line := range bytes.SplitSeq(ev.Data, []byte{'\n'}) {
 		if len(b) > 0 {
-			b[len(b)-1] = ' ' // go-openai takes each line for an event; JSON may be joined by a blank
+			b[len(b)-1] = ' ' // go-openai treats each line as an event, and JSON allows a space in place of a newline
 		} else {
 			b = append(b, "data: "...)
 		}

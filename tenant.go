@@ -7,25 +7,25 @@ import (
 	"github.com/aiguard-go/aiguard/internal/line"
 )
 
-// TenantStats is what one tenant has of the guard: gauges now, then counters.
+// TenantStats describes one tenant's use of the Guard. The first fields are gauges, the others are counters.
 type TenantStats struct {
 	Tenant            string
 	InFlight, Waiting int64 // weight in flight, calls waiting
-	Calls, Refused    int64 // admitted; refused by the line
+	Calls, Refused    int64 // calls admitted; calls rejected by the queue
 }
 
-// PriorityStats is the same of one priority.
+// PriorityStats has the same numbers for one priority.
 type PriorityStats struct {
 	InFlight, Waiting int64
 	Refused           int64
 }
 
-// tenants are the tenants that are known. Who has nothing in flight and nothing waiting may be forgotten: the busiest
-// maxTenants are kept, so that what users put into tenants' names does not grow memory.
+// tenants holds the known tenants. It keeps those with calls in flight or waiting, and the busiest maxTenants of the
+// others, so tenant names from users cannot grow it without bound.
 type tenants struct {
 	m    map[string]*tenant
 	none tenant // Tenant ""
-	rest tenant // stands for all who are refused unknown
+	rest tenant // stands for all tenants that were rejected while unknown
 }
 
 const (
@@ -33,7 +33,7 @@ const (
 	maxTenantName = 256 // bytes
 )
 
-// tenant is one. The mutex of the limiter guards it.
+// tenant is the state of one tenant, guarded by the limiter's mutex.
 type tenant struct {
 	name     string
 	line     line.Tenant[*inLine]
@@ -44,7 +44,7 @@ type tenant struct {
 
 func (ts *tenants) init() { ts.m = make(map[string]*tenant) }
 
-// get returns the tenant of that name, which is made if it is not known.
+// get returns the tenant of that name and makes it if necessary.
 func (ts *tenants) get(name string) *tenant {
 	if name == "" {
 		return &ts.none
@@ -60,7 +60,7 @@ func (ts *tenants) get(name string) *tenant {
 	return t
 }
 
-// peek is get for a call that may be refused.
+// peek is like get, but does not make a tenant, because the call may be rejected.
 func (ts *tenants) peek(name string) *tenant {
 	if name == "" {
 		return &ts.none
@@ -71,8 +71,7 @@ func (ts *tenants) peek(name string) *tenant {
 	return &ts.rest
 }
 
-// prune forgets tenants that are not in use until maxTenants are left, the least busy first. It is called once for as many
-// new ones.
+// prune removes the least busy idle tenants until maxTenants are left. It runs once per maxTenants new tenants.
 func (ts *tenants) prune() {
 	var idle []*tenant
 	for _, t := range ts.m {
@@ -86,7 +85,7 @@ func (ts *tenants) prune() {
 	}
 }
 
-// stats are those of the busiest maxTenants, the busiest first.
+// stats returns the busiest maxTenants tenants, the busiest first.
 func (ts *tenants) stats() []TenantStats {
 	if len(ts.m) == 0 {
 		return nil

@@ -11,13 +11,13 @@ import (
 	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
-// timeBound is a bound of time as an Error tells of it.
+// timeBound is a time limit and the phase that an Error reports for it.
 type timeBound struct {
 	phase string
 	limit time.Duration // Off: none
 }
 
-// timeoutError is the failure of the call at b.
+// timeoutError returns the error for a call that reached b.
 func (c *call) timeoutError(b timeBound) *Error {
 	e := &Error{Kind: ErrTimeout, Op: c.Op, Model: c.Model, Phase: b.phase, Limit: b.limit}
 	switch b.phase {
@@ -29,7 +29,7 @@ func (c *call) timeoutError(b timeBound) *Error {
 	return e
 }
 
-// earlier is what ends first, b from now on or the total, and when; 0: neither.
+// earlier returns the earlier of b, counted from now, and TotalTimeout; 0: neither is set.
 func (c *call) earlier(now instant, b timeBound) (instant, timeBound) {
 	deadline := now.add(b.limit)
 	switch {
@@ -41,8 +41,8 @@ func (c *call) earlier(now instant, b timeBound) (instant, timeBound) {
 	return deadline, b
 }
 
-// bound derives a context that ends at b or when the call's TotalTimeout is over, whichever comes first. Its cause then is why:
-// the total's time-out, or an error of the kind given.
+// bound derives a context that ends at b or at TotalTimeout, whichever is first. why is its cause then: the
+// TotalTimeout error, or an error of the given kind.
 func (c *call) bound(ctx context.Context, kind Kind, b timeBound) (bctx context.Context, cancel context.CancelFunc, why *Error) {
 	deadline, first := c.earlier(c.now(), b)
 	if deadline == 0 {
@@ -58,8 +58,8 @@ func (c *call) bound(ctx context.Context, kind Kind, b timeBound) (bctx context.
 	return bctx, cancel, why
 }
 
-// ended says why a context that was derived from the caller's ctx with the cause why is over: one of our deadlines, the
-// caller's own end, or Close.
+// ended returns why a context derived from ctx with cause why is over: one of our deadlines, the caller's
+// cancellation, or Close.
 func (c *call) ended(ctx, bctx context.Context, why *Error) error {
 	if why != nil && context.Cause(bctx) == error(why) {
 		e := *why
@@ -71,7 +71,7 @@ func (c *call) ended(ctx, bctx context.Context, why *Error) error {
 	return &Error{Kind: ErrClosed}
 }
 
-// sleep waits for d, or until the caller leaves or the guard is closed.
+// sleep waits for d, until ctx ends or the guard is closed.
 func (c *call) sleep(ctx context.Context, d time.Duration) error {
 	sctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
@@ -83,7 +83,7 @@ func (c *call) sleep(ctx context.Context, d time.Duration) error {
 	return c.ended(ctx, sctx, nil)
 }
 
-// notEcho is err unless it only repeats that we cancelled, for the reason why: the caller has not.
+// notEcho returns err, or nil if err only reports that we canceled with cause why.
 func notEcho(err error, why *Error) error {
 	if errtree.Is(err, context.Canceled) || why != nil && errtree.Is(err, why) {
 		return nil
@@ -91,17 +91,17 @@ func notEcho(err error, why *Error) error {
 	return err
 }
 
-// attemptContext is the context that Do gives to fn. It makes its timer and registers with the caller's context only when
-// fn, or what fn calls, asks for them: most of the cost of a short call would be there.
+// attemptContext is the context that Do passes to fn. It creates its timer and registers with the caller's context
+// only when fn needs them, because both would dominate the cost of a short call.
 type attemptContext struct {
-	context.Context // the caller's
+	context.Context // the caller's context
 	call            *call
 	deadline        instant // 0: none
 
 	mu     sync.Mutex
 	armed  context.Context
 	cancel context.CancelFunc
-	why    *Error // of armed's end
+	why    *Error // cause when armed ends
 	over   bool
 }
 
@@ -111,16 +111,16 @@ func (a *attemptContext) begin(ctx context.Context, c *call) {
 	c.encloses.Store(int64(a.deadline))
 }
 
-// attemptDeadline is when the attempt that has just been admitted must be over, and by which bound; 0: never.
+// attemptDeadline returns when an attempt that was just admitted must be over, and by which limit; 0: never.
 func (c *call) attemptDeadline(phase string) (instant, timeBound) {
 	limit := c.timeout()
 	if c.planB && c.permit.sending.Probe && c.cfg.Retry.Patience != Off && (limit == Off || limit > c.cfg.Retry.Patience) {
-		limit = c.cfg.Retry.Patience // another alternative is there: it does not wait for a provider that may be down
+		limit = c.cfg.Retry.Patience // a later alternative exists, so do not wait long for a provider that may be down
 	}
 	return c.earlier(c.admitted, timeBound{phase, limit})
 }
 
-// Deadline returns the attempt's deadline, or the caller's if that is earlier.
+// Deadline returns the earlier of the attempt's and the caller's deadlines.
 func (a *attemptContext) Deadline() (time.Time, bool) {
 	d, ok := a.Context.Deadline()
 	if a.deadline != 0 {
@@ -135,8 +135,8 @@ func (a *attemptContext) Done() <-chan struct{} { return a.arm().Done() }
 
 func (a *attemptContext) Err() error { return a.arm().Err() }
 
-// Value finds the call itself, so that calls in fn know where they are. Other keys go to the armed context: package
-// context looks there for the parent of what it derives.
+// Value returns the call for callctx.Key, so that calls in fn find the call around them. Other keys go to the armed
+// context, because package context looks there for the parent of a derived context.
 func (a *attemptContext) Value(key any) any {
 	if key == (callctx.Key{}) {
 		return a.call
@@ -150,7 +150,7 @@ func (a *attemptContext) arm() context.Context {
 	if a.armed != nil {
 		return a.armed
 	}
-	if a.over { // fn left something behind that still asks
+	if a.over { // fn left a goroutine behind that still uses the context
 		a.armed, a.cancel = context.WithCancel(a.Context)
 		a.cancel()
 		return a.armed
@@ -165,7 +165,7 @@ func (a *attemptContext) arm() context.Context {
 	return a.armed
 }
 
-// end releases what arm made; later users of the context find it cancelled.
+// end releases what arm created. Later users of the context find it canceled.
 func (a *attemptContext) end() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -175,7 +175,7 @@ func (a *attemptContext) end() {
 	}
 }
 
-// explain classifies the error of fn: the end of its context, if that is what it speaks of, or what it says.
+// explain classifies the error of fn: as the end of its context if the error reports that, else by its content.
 func (a *attemptContext) explain(err error) error {
 	a.mu.Lock()
 	armed, why := a.armed, a.why
@@ -186,11 +186,11 @@ func (a *attemptContext) explain(err error) error {
 	switch k := KindOf(err); {
 	case a.Context.Err() != nil:
 		if k == "" {
-			return err // the caller's own, with fn's words around it
+			return err // the caller's own error, wrapped by fn
 		}
 		return a.call.explain(err)
 	case k != "" && k != ErrTimeout && k != ErrTruncated && k != ErrUnavailable, k == "" && !aboutContext(err):
-		return a.call.explain(err) // failed for a reason of its own
+		return a.call.explain(err) // failed for its own reason
 	}
 	end := a.call.ended(a.Context, armed, why)
 	if e, ok := end.(*Error); ok {
@@ -199,12 +199,14 @@ func (a *attemptContext) explain(err error) error {
 	return end
 }
 
-// RunTask runs fn, a background operation that may make many calls, under TaskTimeout (or Call.Timeout, from With). fn's
-// context carries the values of ctx and ends with it, or when the task's time is over: then RunTask returns an *Error of
-// kind ErrTimeout and phase "task", once fn has returned, whatever fn returned, and logs it. Other errors of fn are returned
-// as they are. The task holds no slot; its calls do. Shutdown waits for it, and lets it finish its calls. To start a
-// task that outlives a request, pass context.WithoutCancel(ctx). RunTask panics if ctx, g or fn is nil, and passes on
-// fn's panic.
+// RunTask runs fn as a background task under TaskTimeout, or the Timeout given to With. fn may make many calls. Its
+// context has the values of ctx, and ends with ctx or when the task's time is over. In the latter case RunTask waits
+// for fn to return, logs the timeout, and returns an *Error of kind ErrTimeout and phase "task", whatever fn
+// returned. Any other error of fn is returned unchanged.
+//
+// The task holds no slot, but its calls do. Shutdown waits for the task and lets it finish its calls. To start a task
+// that outlives a request, pass context.WithoutCancel(ctx). RunTask panics if ctx, g or fn is nil. A panic in fn
+// propagates to the caller.
 func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) error {
 	g.must("RunTask")
 	mustContext("RunTask", ctx)
@@ -212,7 +214,7 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 		panic("aiguard: RunTask: nil fn")
 	}
 	c := g.newCall(ctx, &g.call)
-	c.task, c.deadline = true, 0 // TotalTimeout is for calls
+	c.task, c.deadline = true, 0 // TotalTimeout applies to calls only
 	if !c.register() {
 		return &Error{Kind: ErrClosed, Op: c.Op, Model: c.Model, Phase: PhaseTask}
 	}
@@ -239,8 +241,8 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 	return err
 }
 
-// watch is the clock of an attempt over HTTP: a context, cancelled with the bound that ran out as its cause. Unlike a
-// deadline it can be set anew, which a stream needs: to its first event, between two, and in all.
+// watch is the clock of an attempt over HTTP. It is a context whose cause names the limit that expired. Its limit can
+// be replaced, which a stream needs: first event, time between events, total time.
 type watch struct {
 	context.Context
 	cancel context.CancelCauseFunc
@@ -253,7 +255,7 @@ type watch struct {
 	idle  *time.Timer
 }
 
-// watch starts the clock of an attempt that has just been admitted.
+// watch starts the clock of an attempt that was just admitted.
 func (c *call) watch(ctx context.Context, phase string) *watch {
 	w := &watch{caller: ctx, call: c}
 	w.Context, w.cancel = context.WithCancelCause(ctx)
@@ -268,8 +270,8 @@ func (w *watch) start(d time.Duration, b timeBound) {
 	w.bound, w.timer = b, time.AfterFunc(max(d, 1), func() { w.cancel(w.call.timeoutError(b)) })
 }
 
-// limit replaces the bound by one that ends d from now (Off: none). If the old one has run out it is returned: the
-// context may not know yet.
+// limit replaces the current limit with one that ends after d (Off: none). It returns an error if the old limit has
+// expired, because the context may not have ended yet.
 func (w *watch) limit(d time.Duration, b timeBound) (ranOut *Error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -283,7 +285,7 @@ func (w *watch) limit(d time.Duration, b timeBound) (ranOut *Error) {
 	return nil
 }
 
-// wait arms the idle bound while the caller waits for the next event, until arrived.
+// wait starts the idle limit while the caller waits for the next event; arrived stops it.
 func (w *watch) wait() {
 	d := w.call.idleTimeout(w.call.settings)
 	if d == Off {
@@ -306,7 +308,7 @@ func (w *watch) arrived() {
 	}
 }
 
-// stop ends the watch and with it the exchange, unless that is over.
+// stop ends the watch, and with it an exchange that is still open.
 func (w *watch) stop() {
 	w.arrived()
 	w.mu.Lock()
@@ -317,8 +319,8 @@ func (w *watch) stop() {
 	w.cancel(nil)
 }
 
-// failure says why the exchange failed with err: the bound that ran out, the caller's end, or nil where err speaks for
-// itself.
+// failure returns why the exchange failed with err: the limit that expired, the caller's cancellation, or nil if err
+// itself is the reason.
 func (w *watch) failure(err error) error {
 	if w.Err() == nil {
 		return nil
@@ -334,7 +336,7 @@ func (w *watch) failure(err error) error {
 	return nil
 }
 
-// ends is when the call must be over: the total's end or the caller's; 0: neither has one.
+// ends returns when the call must be over: the earlier of TotalTimeout and the caller's deadline; 0: neither is set.
 func (c *call) ends(ctx context.Context) instant {
 	end := c.deadline
 	if d, ok := ctx.Deadline(); ok {
@@ -345,7 +347,7 @@ func (c *call) ends(ctx context.Context) instant {
 	return end
 }
 
-// left is what the attempt has left of its time; ok is false if it has no bound.
+// left returns the time left for the attempt; ok is false if it has no limit.
 func (c *call) left(ctx context.Context) (left time.Duration, ok bool) {
 	end, _ := c.attemptDeadline(PhaseCall)
 	if last := c.ends(ctx); last != 0 && (end == 0 || last < end) {

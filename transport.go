@@ -13,63 +13,64 @@ import (
 	"github.com/aiguard-go/aiguard/internal/dialect"
 )
 
-// Caps that are the same for everybody.
+// Limits that are not configurable.
 const (
-	maxErrorBytes  = 64 << 10 // the body of a failure status
+	maxErrorBytes  = 64 << 10 // body of a failure response
 	maxHeaderBytes = 64 << 10
 
-	errorBodyTimeout = 5 * time.Second // for the body of a failure: its status is known already
-	bytesPerToken    = 4               // of a request, before its usage is known
+	errorBodyTimeout = 5 * time.Second // time to read the body of a failure response, whose status is already known
+	bytesPerToken    = 4               // estimate for a request before its usage is known
 	drainTimeout     = 50 * time.Millisecond
 	drainBytes       = 64 << 10
 )
 
-// Transport returns a RoundTripper that gives every request sent through base the bounds of g: for any SDK that takes an
-// http.Client. With base nil it uses a pooled transport that g owns and closes.
+// Transport returns a RoundTripper that applies the limits of g to every request sent through base. Use it with any
+// SDK that accepts an http.Client. If base is nil, requests use a connection pool that g owns and closes.
 //
-// It knows the APIs of OpenAI (and those who speak it), Anthropic, Gemini, Bedrock, Cohere and Ollama, under any base URL.
-// Their prompts are checked and their output limits lowered as Config says. Their answers in JSON are read whole before
-// they are handed over, their streams at the first event that brings the answer forward, and both are judged: a cut answer
-// is never a complete one. Other endpoints pass through unchanged and unjudged, within the bounds of time and size. A body
-// without GetBody is kept if it has no more than 1 MiB, so that it can be read and sent again; a longer one is sent once,
-// and its prompt is not checked.
+// Transport recognizes the APIs of OpenAI and compatible servers, Anthropic, Gemini, Bedrock, Cohere and Ollama,
+// under any base URL. For these APIs it checks prompts and lowers output limits as Config says. It reads a JSON
+// answer whole before it returns. It returns a stream at the first event with content. It checks both for
+// completeness, so a truncated answer never looks complete. Other endpoints pass through unchanged and unchecked,
+// within the limits of time and size. A request body without GetBody is buffered up to 1 MiB so that it can be
+// checked and resent. A larger body is sent once and its prompt is not checked.
 //
-// When the provider answers with a failure status and the guard gives up on it, RoundTrip returns that response, so that the
-// SDK makes its own error of it: status and headers as they came, at most 64 KiB of the body, and "X-Should-Retry: false",
-// which SDKs heed that know it. Explain, KindOf, UserMessage and HTTPStatus understand the SDK's error. Failures of the
-// guard's own are *Errors: time, queue, sizes, a cut answer, an error inside a 200. Config.FailuresAsResponses makes
-// responses of those too. A Middleware that replaces or wraps the error has the last word: then RoundTrip returns its error.
+// If the provider answers with a failure status and the Guard gives up, RoundTrip returns that response, so that the
+// SDK can build its own error. Status and headers are unchanged, the body is cut to 64 KiB, and the header
+// "X-Should-Retry: false" is added for SDKs that support it. Explain, KindOf, UserMessage and HTTPStatus understand
+// the SDK's error. The Guard's own failures are *Errors: timeouts, queue, sizes, a truncated answer, an error inside
+// a 200. Config.FailuresAsResponses turns these into responses too. If a Middleware replaces or wraps the error,
+// RoundTrip returns the Middleware's error.
 //
-// RoundTrip retries by itself: switch the SDK's own retries off. It answers a repeat that carries the SDK's retry count from
-// the failure before, and logs one warning. Close every body: until then its answer counts as held. A base of the user's
-// should limit its response headers as the pooled transport does.
+// Switch off the SDK's own retries, because RoundTrip retries itself. If a request carries the SDK's retry count,
+// RoundTrip answers it with the previous failure and logs one warning. Close every response body: its answer counts
+// as buffered until then. A custom base should limit the size of response headers, as the Guard's pool does.
 //
-// RoundTrip keeps the contract of http.RoundTripper as http.Transport does, but for these differences:
+// RoundTrip follows the contract of http.RoundTripper as http.Transport does, with these differences:
 //
-//	Accept-Encoding      is left to base, so that caps count what it decompresses
-//	a redirect           (301, 302, 303, 307, 308) is an error: http.Client would send prompt and key elsewhere
-//	a JSON answer        is read whole before it is returned, and what follows the JSON is dropped; its Content-Length is set
-//	an event stream      is returned at its first event, with whole events and without comments
+//	Accept-Encoding      is left to base, so that size limits count decompressed bytes
+//	a redirect           (301, 302, 303, 307, 308) is an error, because http.Client would send prompt and key elsewhere
+//	a JSON answer        is read whole before it is returned; bytes after the JSON are dropped and Content-Length is set
+//	an event stream      is returned at its first event, in whole events and without comments
 //	a failure status     has at most 64 KiB of body
-//	response headers     above 64 KiB, and bodies in an encoding that base does not undo, are an error
-//	a request's body     that can be read only once is read before it is sent, up to 1 MiB; a larger one is sent once
+//	response headers     above 64 KiB, and bodies in an encoding that base does not decode, are an error
+//	a request body       that can be read only once is buffered up to 1 MiB before sending; a larger one is sent once
 //	101                  ends at StreamTimeout at the latest
-//	Response.Request     is the request given to RoundTrip; for a failure a copy whose context carries the facts
+//	Response.Request     is the request given to RoundTrip; for a failure, a copy whose context carries the facts
 func (g *Guard) Transport(base http.RoundTripper) http.RoundTripper {
 	g.must("Transport")
 	return &transport{guard: g, base: base, eventLines: true}
 }
 
-// HTTPClient returns an http.Client over Transport(nil), for any SDK that takes one.
+// HTTPClient returns an http.Client that uses Transport(nil), for any SDK that accepts one.
 func (g *Guard) HTTPClient() *http.Client { return &http.Client{Transport: g.Transport(nil)} }
 
 type transport struct {
 	guard      *Guard
 	base       http.RoundTripper // nil: the guard's pool
-	eventLines bool              // hand on the event: lines of a stream
+	eventLines bool              // keep the event: lines of a stream
 }
 
-// CloseIdleConnections lets http.Client.CloseIdleConnections reach the base.
+// CloseIdleConnections closes the idle connections of the base. http.Client.CloseIdleConnections calls it.
 func (t *transport) CloseIdleConnections() {
 	if c, ok := t.roundTripper().(interface{ CloseIdleConnections() }); ok {
 		c.CloseIdleConnections()
@@ -83,7 +84,7 @@ func (t *transport) roundTripper() http.RoundTripper {
 	return t.guard.pool
 }
 
-// RoundTrip sends req as one bounded call.
+// RoundTrip sends req as one guarded call.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err := incomplete(req); err != nil {
 		return nil, err
@@ -91,7 +92,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	bounded, stop := callctx.Heed(req)
 	x := t.newExchange(bounded)
 	x.original = req
-	// go-openai's users want the error. A cache may be between the Client and this transport.
+	// Users of go-openai get errors, not responses. A cache may sit between the Client and this transport.
 	x.responses = t.eventLines && req.Context().Value(knownKey{}) == nil
 	defer x.closeUnsent()
 	resp, err := x.do(bounded.Context())
@@ -103,7 +104,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// do is RoundTrip with a request whose context is the caller's whole patience.
+// do is RoundTrip for a request whose context includes every deadline of the caller.
 func (x *exchange) do(ctx context.Context) (*http.Response, error) {
 	if e := x.repeated(ctx); e != nil {
 		return x.outcome(ctx, e)
@@ -130,7 +131,7 @@ func (x *exchange) wrapped(ctx context.Context) (*http.Response, error) {
 	w := &wrappedExchange{x: x}
 	w.call = w
 	handedOver := false
-	defer func() { // a Middleware may panic, too
+	defer func() { // a Middleware may panic
 		if w.resp != nil && !handedOver {
 			w.resp.Body.Close()
 		}
@@ -158,32 +159,32 @@ func (w *wrappedExchange) run(ctx context.Context) (err error) {
 	return err
 }
 
-// exchange is a request on its way through the transport.
+// exchange is the state of one request in the transport.
 type exchange struct {
 	*transport
 	settings settings
-	call     *call // from run on
+	call     *call // set by run
 	wire     wire
 	req      *http.Request
-	original *http.Request // req as the caller gave it
-	said     *Error        // the last refusal of the provider
-	sent     bool          // the base has had the body, and closes it
-	seen     bool          // GetBody has been used: some SDKs' returns the one body again and again
+	original *http.Request // req as the caller passed it
+	said     *Error        // last error response of the provider
+	sent     bool          // base has received the body and closes it
+	seen     bool          // GetBody was called; some SDKs return the same body each time
 
 	endpoint   dialect.Endpoint
-	judged     bool           // the endpoint's dialect judges the answer
-	stream     bool           // a stream seems to be asked for
-	json       bool           // a JSON answer seems to be asked for
-	verdict    dialect.Stream // the memory for one
+	judged     bool           // the endpoint's dialect checks the answer
+	stream     bool           // the request seems to ask for a stream
+	json       bool           // the request seems to ask for a JSON answer
+	verdict    dialect.Stream // memory for the check of a stream
 	flaw       error          // why the request must not be sent
-	known      *known         // what Client told
-	safe       bool           // a repeat does no work twice
+	known      *known         // what Client has passed on
+	safe       bool           // a repeated request has no side effects
 	replayable bool
-	responses  bool       // failures become responses
-	conn       *connTrace // of this attempt: the hooks of the one before may still run
+	responses  bool       // return failures as responses
+	conn       *connTrace // of this attempt only, because hooks of the previous attempt may still run
 }
 
-// closeUnsent closes the body of a request that never left, as a RoundTripper must.
+// closeUnsent closes the body of a request that was never sent, as a RoundTripper must.
 func (x *exchange) closeUnsent() {
 	if !x.sent && x.req.Body != nil {
 		x.req.Body.Close()

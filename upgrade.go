@@ -5,14 +5,15 @@ import (
 	"net/http"
 )
 
-// upgraded is the connection of a 101 Switching Protocols, such as a WebSocket. The caller gets it as net/http hands it over:
-// unread, unlimited and writable. It holds its slot until it is closed or ends, at StreamTimeout at the latest.
+// upgraded is the connection after a 101 Switching Protocols, such as a WebSocket. The caller gets it as from
+// net/http: unread, writable and without size limits. It holds its slot until it is closed or ends, at StreamTimeout
+// at the latest.
 type upgraded struct {
 	*stream
 	conn io.ReadWriteCloser
 }
 
-// upgrade hands over a 101.
+// upgrade returns the connection of a 101.
 func (x *exchange) upgrade(w *watch, resp *http.Response) error {
 	conn, ok := resp.Body.(io.ReadWriteCloser)
 	if !ok {
@@ -57,7 +58,7 @@ func (u *upgraded) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Close ends the connection; that is how an upgraded connection ends well.
+// Close ends the connection. For an upgraded connection this is a success.
 func (u *upgraded) Close() error {
 	u.closed.Store(true)
 	u.finish(io.EOF)

@@ -7,8 +7,8 @@ import (
 	"github.com/aiguard-go/aiguard/internal/provider"
 )
 
-// askLimiter has the user's Limiter admit a call: its route opens first, and must still be open when the Limiter has let
-// the call in.
+// askLimiter asks the user's Limiter to admit a call. The call's route must be open before, and still be open when
+// the Limiter admits the call.
 func (c *call) askLimiter(ctx context.Context) error {
 	for {
 		if err := c.passRoute(ctx); err != nil {
@@ -25,7 +25,7 @@ func (c *call) askLimiter(ctx context.Context) error {
 	}
 }
 
-// passRoute waits until the call's route has room for it.
+// passRoute waits until the call's route has room.
 func (c *call) passRoute(ctx context.Context) (err error) {
 	now := c.now()
 	if err = c.limiter.enter(ctx, c, now); err != errQueue {
@@ -62,7 +62,7 @@ func (c *call) acquire(ctx context.Context) error {
 	return &Error{Kind: ErrOverloaded, Phase: PhaseQueue, Err: err}
 }
 
-// ask calls the user's Limiter, if not too many calls wait in it.
+// ask calls the user's Limiter, unless too many calls already wait in it.
 func (l *limiter) ask(ctx context.Context, c *call) (release func(), err error) {
 	if e := l.beginAsking(c); e != nil {
 		return nil, e
@@ -82,7 +82,7 @@ func (l *limiter) beginAsking(c *call) *Error {
 	return nil
 }
 
-// endAsking begins the time that a slot is held.
+// endAsking starts the time for which a slot is held.
 func (l *limiter) endAsking(c *call) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -91,7 +91,7 @@ func (l *limiter) endAsking(c *call) {
 	c.permit.sending.At = provider.Instant(l.now())
 }
 
-// stillOpen reports whether nothing has closed the call's route since it was passed.
+// stillOpen reports whether the call's route has stayed open since the call passed it.
 func (l *limiter) stillOpen(c *call) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -24,7 +24,7 @@ func TestLiveViewFollowsTheGuard(t *testing.T) {
 	t.Cleanup(srv.Close)
 
 	b := open(t, srv.URL+"/")
-	b.see("main", "No call is under way.")
+	b.see("main", "No call is in progress.")
 	call := func(op string, f func(context.Context) (string, error)) {
 		_, _ = aiguard.Do(aiguard.WithCall(t.Context(), aiguard.Call{Op: op, Tenant: "a tenant"}), guard, f)
 	}

@@ -279,3 +279,14 @@ func TestBordersOfControlsHaveContrast(t *testing.T) {
 		require.Empty(t, weak, scheme)
 	}
 }
+
+func TestStripShowsWhatTheGuardIsDoing(t *testing.T) {
+	b := questions(t)
+	b.see("#live-text", "0 of 1 slots in use, 0 waiting")
+	b.fault("slow")
+	b.click(askQuestions + " button")
+	b.see("#live-text", "1 of 1 slots in use")
+	b.shoot("strip")
+	b.see(newest+" .status", "Done")
+	b.see("#live-text", "0 of 1 slots in use")
+}

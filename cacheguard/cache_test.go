@@ -26,7 +26,7 @@ var (
 	neither  = []string{"", ""}
 )
 
-func TestAnswersAreKeptByEndpointAndRequest(t *testing.T) {
+func TestAnswersAreCachedByEndpointAndRequest(t *testing.T) {
 	const (
 		chat      = "/chat/completions"
 		azure     = "/openai/deployments/gpt/chat/completions?api-version=2024-10-21"
@@ -36,35 +36,35 @@ func TestAnswersAreKeptByEndpointAndRequest(t *testing.T) {
 		endpoint, body string
 		want           []string
 	}{
-		"chat":                              {chat, certain, missHit},
-		"chat stream":                       {chat, certainStream, missHit},
-		"chat with tools, seed and n":       {chat, `{"temperature":0,"n":3,"seed":7,"tools":[{"type":"function"}],"messages":[]}`, missHit},
-		"Azure":                             {azure, certain, missHit},
-		"completions":                       {"/completions", `{"temperature":0.0,"prompt":"Hi"}`, missHit},
-		"responses":                         {responses, `{"temperature":0,"store":false,"input":"Hi"}`, missHit},
-		"responses stream":                  {responses, `{"temperature":0,"store":false,"stream":true,"input":"Hi"}`, missHit},
-		"Anthropic messages":                {"/messages", `{"temperature":0,"max_tokens":9,"messages":[]}`, missHit},
-		"Anthropic messages stream":         {"/messages", `{"temperature":0,"max_tokens":9,"stream":true,"messages":[]}`, missHit},
-		"embeddings":                        {"/embeddings", `{"input":"Hi"}`, missHit},
-		"moderations":                       {"/moderations", `{"input":"Hi"}`, missHit},
-		"go-openai's nought":                {chat, `{"temperature":1e-45,"messages":[]}`, missHit},
-		"temperature above 0":               {chat, `{"temperature":0.1,"messages":[]}`, missMiss},
-		"no temperature":                    {chat, dice, missMiss},
-		"null temperature":                  {chat, `{"temperature":null,"messages":[]}`, missMiss},
-		"temperature elsewhere":             {chat, `{"messages":[],"metadata":{"temperature":0}}`, missMiss},
-		"responses, sampled":                {responses, `{"store":false,"input":"Hi"}`, missMiss},
-		"responses that are stored":         {responses, `{"temperature":0,"input":"Hi"}`, neither},
-		"responses in the background":       {responses, `{"temperature":0,"store":false,"background":true,"input":"Hi"}`, neither},
-		"responses in a conversation":       {responses, `{"temperature":0,"store":false,"conversation":"c","input":"Hi"}`, neither},
-		"stored chat":                       {chat, `{"temperature":0,"store":true,"messages":[]}`, neither},
-		"stored chat, in other words":       {chat, `{"temperature":0,"st\u006fre":true,"messages":[]}`, neither},
-		"a field twice":                     {chat, `{"temperature":0,"messages":[],"temperature":0}`, neither},
-		"a field twice, in other words":     {chat, `{"temperature":0,"messages":[{"role":"user","rol\u0065":"user"}]}`, neither},
-		"no object":                         {chat, `[]`, neither},
-		"broken JSON":                       {chat, `{"temperature":0,"messages":[}`, neither},
-		"more than one value":               {chat, certain + "{}", neither},
-		"too deep":                          {chat, `{"temperature":0,"x":` + strings.Repeat("[", 200) + strings.Repeat("]", 200) + `}`, neither},
-		"a body larger than what is heeded": {chat, `{"temperature":0,"messages":[],"x":"` + strings.Repeat("x", 4096) + `"}`, neither},
+		"chat":                               {chat, certain, missHit},
+		"chat stream":                        {chat, certainStream, missHit},
+		"chat with tools, seed and n":        {chat, `{"temperature":0,"n":3,"seed":7,"tools":[{"type":"function"}],"messages":[]}`, missHit},
+		"Azure":                              {azure, certain, missHit},
+		"completions":                        {"/completions", `{"temperature":0.0,"prompt":"Hi"}`, missHit},
+		"responses":                          {responses, `{"temperature":0,"store":false,"input":"Hi"}`, missHit},
+		"responses stream":                   {responses, `{"temperature":0,"store":false,"stream":true,"input":"Hi"}`, missHit},
+		"Anthropic messages":                 {"/messages", `{"temperature":0,"max_tokens":9,"messages":[]}`, missHit},
+		"Anthropic messages stream":          {"/messages", `{"temperature":0,"max_tokens":9,"stream":true,"messages":[]}`, missHit},
+		"embeddings":                         {"/embeddings", `{"input":"Hi"}`, missHit},
+		"moderations":                        {"/moderations", `{"input":"Hi"}`, missHit},
+		"go-openai's zero temperature":       {chat, `{"temperature":1e-45,"messages":[]}`, missHit},
+		"temperature above 0":                {chat, `{"temperature":0.1,"messages":[]}`, missMiss},
+		"no temperature":                     {chat, dice, missMiss},
+		"null temperature":                   {chat, `{"temperature":null,"messages":[]}`, missMiss},
+		"temperature elsewhere":              {chat, `{"messages":[],"metadata":{"temperature":0}}`, missMiss},
+		"responses, sampled":                 {responses, `{"store":false,"input":"Hi"}`, missMiss},
+		"responses that are stored":          {responses, `{"temperature":0,"input":"Hi"}`, neither},
+		"responses in the background":        {responses, `{"temperature":0,"store":false,"background":true,"input":"Hi"}`, neither},
+		"responses in a conversation":        {responses, `{"temperature":0,"store":false,"conversation":"c","input":"Hi"}`, neither},
+		"stored chat":                        {chat, `{"temperature":0,"store":true,"messages":[]}`, neither},
+		"stored chat, escaped":               {chat, `{"temperature":0,"st\u006fre":true,"messages":[]}`, neither},
+		"a duplicate field":                  {chat, `{"temperature":0,"messages":[],"temperature":0}`, neither},
+		"a duplicate field, escaped":         {chat, `{"temperature":0,"messages":[{"role":"user","rol\u0065":"user"}]}`, neither},
+		"not an object":                      {chat, `[]`, neither},
+		"broken JSON":                        {chat, `{"temperature":0,"messages":[}`, neither},
+		"more than one value":                {chat, certain + "{}", neither},
+		"too deep":                           {chat, `{"temperature":0,"x":` + strings.Repeat("[", 200) + strings.Repeat("]", 200) + `}`, neither},
+		"a body larger than MaxRequestBytes": {chat, `{"temperature":0,"messages":[],"x":"` + strings.Repeat("x", 4096) + `"}`, neither},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inVirtualTime(t, cacheguard.Config{MaxRequestBytes: 4096}, func(t *testing.T, w *world) {
@@ -93,7 +93,7 @@ func TestAnswersAreKeptByEndpointAndRequest(t *testing.T) {
 	}
 }
 
-func TestRequestsThatAreNoneForTheCacheGoStraightOn(t *testing.T) {
+func TestUncacheableRequestsPassThrough(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{MaxRequestBytes: 1000}, func(t *testing.T, w *world) {
 		url := w.srv.URL + "/chat/completions"
 		long := `{"temperature":0,"x":"` + strings.Repeat("x", 1000) + `"}`
@@ -113,11 +113,11 @@ func TestRequestsThatAreNoneForTheCacheGoStraightOn(t *testing.T) {
 				r.ContentLength = -1
 				return r
 			}(),
-			"another content type": newRequest(t.Context(), url, certain, "Content-Type", "text/plain"),
-			"a compressed body":    newRequest(t.Context(), url, certain, "Content-Encoding", "gzip"),
-			"a state-creating one": newRequest(t.Context(), w.srv.URL+"/threads/t/messages", certain),
-			"images":               newRequest(t.Context(), w.srv.URL+"/images/generations", certain),
-			"speech":               newRequest(t.Context(), w.srv.URL+"/audio/speech", certain),
+			"another content type":         newRequest(t.Context(), url, certain, "Content-Type", "text/plain"),
+			"a compressed body":            newRequest(t.Context(), url, certain, "Content-Encoding", "gzip"),
+			"a request that creates state": newRequest(t.Context(), w.srv.URL+"/threads/t/messages", certain),
+			"images":                       newRequest(t.Context(), w.srv.URL+"/images/generations", certain),
+			"speech":                       newRequest(t.Context(), w.srv.URL+"/audio/speech", certain),
 		} {
 			before := w.srv.Count()
 			for range 2 {
@@ -146,8 +146,8 @@ func TestRequestsThatAreNoneForTheCacheGoStraightOn(t *testing.T) {
 	})
 }
 
-// What the guard lets through is complete; a next that is no guard may return anything.
-func TestOnlyCompleteAndSuccessfulAnswersAreKept(t *testing.T) {
+// A guard returns only complete answers. A next that is not a guard may return anything.
+func TestOnlyCompleteAnswersAreCached(t *testing.T) {
 	const (
 		part = `data: {"choices":[{"index":0,"delta":{"content":"Hel"},"finish_reason":null}]}` + "\n\n"
 		last = `data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n"
@@ -167,38 +167,38 @@ func TestOnlyCompleteAndSuccessfulAnswersAreKept(t *testing.T) {
 		wantErr error
 	}{
 		"answer":                         {body: func() io.Reader { return whole(`{"choices":[{"finish_reason":"stop"}]} `) }, kept: true},
-		"answer ended for its length":    {body: func() io.Reader { return whole(`{"choices":[{"finish_reason":"length"}]}`) }, kept: true},
+		"answer cut at the token limit":  {body: func() io.Reader { return whole(`{"choices":[{"finish_reason":"length"}]}`) }, kept: true},
 		"answer with a failure status":   {status: 500, body: func() io.Reader { return whole(`{"choices":[{}]}`) }},
-		"answer with another success":    {status: 202, body: func() io.Reader { return whole(`{"choices":[{}]}`) }},
-		"answer that is cut":             {body: func() io.Reader { return cut(`{"choices":[{}]}`) }, wantErr: errCut},
+		"answer with status 202":         {status: 202, body: func() io.Reader { return whole(`{"choices":[{}]}`) }},
+		"truncated answer":               {body: func() io.Reader { return cut(`{"choices":[{}]}`) }, wantErr: errCut},
 		"answer that ends early":         {body: func() io.Reader { return whole(`{"choices":[{}]`) }},
 		"answer without choices":         {body: func() io.Reader { return whole(`{"choices":[]}`) }},
-		"answer and something else":      {body: func() io.Reader { return whole(`{"choices":[{}]} {}`) }},
+		"answer with trailing data":      {body: func() io.Reader { return whole(`{"choices":[{}]} {}`) }},
 		"error":                          {body: func() io.Reader { return whole(`{"error":{"message":"no"}}`) }},
 		"nothing":                        {body: func() io.Reader { return whole("") }},
 		"HTML":                           {body: func() io.Reader { return whole("<html>") }},
 		"compressed":                     {body: func() io.Reader { return whole(`{"choices":[{}]}`) }, header: "gzip"},
-		"answer that failed":             {body: func() io.Reader { return whole(`{"choices":[{"finish_reason":"engine_overloaded"}]}`) }},
-		"answer of a choice that failed": {body: func() io.Reader { return whole(`{"choices":[{"finish_reason":"stop","error":{"code":502}}]}`) }},
-		"answer that was filtered":       {body: func() io.Reader { return whole(`{"choices":[{"finish_reason":"content_filter"}]}`) }},
-		"answer without an end":          {body: func() io.Reader { return whole(`{"choices":[{"finish_reason":null}]}`) }},
-		"stream that failed":             {stream: true, body: func() io.Reader { return whole(part + strings.ReplaceAll(last, "stop", "error") + done) }},
-		"stream that was filtered":       {stream: true, body: func() io.Reader { return whole(part + strings.ReplaceAll(last, "stop", "content_filter") + done) }},
+		"failed answer":                  {body: func() io.Reader { return whole(`{"choices":[{"finish_reason":"engine_overloaded"}]}`) }},
+		"answer with a failed choice":    {body: func() io.Reader { return whole(`{"choices":[{"finish_reason":"stop","error":{"code":502}}]}`) }},
+		"filtered answer":                {body: func() io.Reader { return whole(`{"choices":[{"finish_reason":"content_filter"}]}`) }},
+		"answer without a finish reason": {body: func() io.Reader { return whole(`{"choices":[{"finish_reason":null}]}`) }},
+		"failed stream":                  {stream: true, body: func() io.Reader { return whole(part + strings.ReplaceAll(last, "stop", "error") + done) }},
+		"filtered stream":                {stream: true, body: func() io.Reader { return whole(part + strings.ReplaceAll(last, "stop", "content_filter") + done) }},
 		"stream with [DONE] alone":       {stream: true, body: func() io.Reader { return whole(part + done) }},
 		"stream":                         {stream: true, body: func() io.Reader { return whole(part + last + done) }, kept: true},
 		"stream with a comment":          {stream: true, body: func() io.Reader { return whole(": ping\n\n" + part + last + done) }, kept: true},
 		"stream without [DONE]":          {stream: true, body: func() io.Reader { return whole(part + last) }, kept: true},
-		"stream cut behind its end":      {stream: true, body: func() io.Reader { return cut(part + last + done) }, kept: true},
+		"stream cut after its end":       {stream: true, body: func() io.Reader { return cut(part + last + done) }, kept: true},
 		"stream cut before [DONE]":       {stream: true, body: func() io.Reader { return cut(part + last) }, wantErr: errCut},
-		"stream without a finish":        {stream: true, body: func() io.Reader { return whole(part) }},
-		"stream with one of two ends": {stream: true, body: func() io.Reader {
+		"stream without a finish reason": {stream: true, body: func() io.Reader { return whole(part) }},
+		"stream with one of two choices finished": {stream: true, body: func() io.Reader {
 			return whole(part + strings.ReplaceAll(part, `"index":0`, `"index":1`) + last)
 		}},
-		"stream with an error":   {stream: true, body: func() io.Reader { return whole(part + `data: {"error":{"message":"no"}}` + "\n\n" + done) }},
-		"stream of nonsense":     {stream: true, body: func() io.Reader { return whole(part + "data: x\n\n" + last + done) }},
-		"stream of nothing":      {stream: true, body: func() io.Reader { return whole(done) }},
-		"stream asked, JSON got": {stream: true, body: func() io.Reader { return whole(`{"choices":[{}]}`) }},
-		"JSON asked, stream got": {body: func() io.Reader { return whole(part + last + done) }},
+		"stream with an error":      {stream: true, body: func() io.Reader { return whole(part + `data: {"error":{"message":"no"}}` + "\n\n" + done) }},
+		"malformed stream":          {stream: true, body: func() io.Reader { return whole(part + "data: x\n\n" + last + done) }},
+		"empty stream":              {stream: true, body: func() io.Reader { return whole(done) }},
+		"JSON for a stream request": {stream: true, body: func() io.Reader { return whole(`{"choices":[{}]}`) }},
+		"stream for a JSON request": {body: func() io.Reader { return whole(part + last + done) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -269,7 +269,7 @@ func TestHitTakesNoSlotAndSendsNothing(t *testing.T) {
 	}
 }
 
-// Whatever the schedule: an answer is in memory before its caller has its last byte.
+// In every schedule, the answer is in memory before its caller reads the last byte.
 func TestNextRequestOfTheSameCallerIsAHit(t *testing.T) {
 	cache := newTransport(t, roundTripper(func(*http.Request) (*http.Response, error) {
 		return reply("application/json", strings.NewReader(`{"choices":[{}]}`)), nil
@@ -284,7 +284,7 @@ func TestNextRequestOfTheSameCallerIsAHit(t *testing.T) {
 	}
 }
 
-func TestCallerWhoseContextHasEndedGetsNothing(t *testing.T) {
+func TestEndedContextGetsNoAnswer(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		w.srv.SetDefault(aiguardtest.Slowly(time.Second, aiguardtest.TextN("Hello there", 5)))
 		stream, err := w.open(t.Context(), "/chat/completions", certainStream)
@@ -295,16 +295,16 @@ func TestCallerWhoseContextHasEndedGetsNothing(t *testing.T) {
 			_, err := w.cache.RoundTrip(newRequest(ctx, w.srv.URL+"/chat/completions", certainStream))
 			require.ErrorIs(t, err, context.Canceled)
 		}
-		ask() // of what is in flight
+		ask() // coalesced
 		require.NoError(t, read(stream, nil).err)
-		ask() // of what is kept
+		ask() // cached
 		assert.Zero(t, w.cache.Stats().Shared)
 		assert.Zero(t, w.cache.Stats().Hits)
 		assert.Equal(t, 1, w.srv.Count())
 	})
 }
 
-func TestAnswersSayWhereTheyCameFrom(t *testing.T) {
+func TestHeaderReportsTheSource(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		plain := aiguardtest.Text("Hello")
 		w.srv.SetDefault(func(rw http.ResponseWriter, r *aiguardtest.Request) {
@@ -329,9 +329,9 @@ func TestAnswersSayWhereTheyCameFrom(t *testing.T) {
 			assert.Equal(t, "req_fake_1", a.header.Get("X-Request-Id"))
 		}
 		assert.NotEmpty(t, answers[0].header.Get("Set-Cookie"))
-		assert.Empty(t, answers[1].header.Get("Set-Cookie"), "a cookie is one caller's")
+		assert.Empty(t, answers[1].header.Get("Set-Cookie"), "a cookie belongs to one caller")
 		assert.Empty(t, hit.header.Get("Set-Cookie"))
-		assert.Empty(t, hit.header.Get("X-Ratelimit-Remaining-Requests"), "no longer true")
+		assert.Empty(t, hit.header.Get("X-Ratelimit-Remaining-Requests"), "no longer valid")
 
 		st := w.cache.Stats()
 		assert.Equal(t, []int64{1, 1, 1, 1}, []int64{st.Misses, st.Shared, st.Hits, st.Stored})
@@ -340,7 +340,7 @@ func TestAnswersSayWhereTheyCameFrom(t *testing.T) {
 	})
 }
 
-func TestNoAccountSeesAnothersAnswers(t *testing.T) {
+func TestAccountsDoNotShareAnswers(t *testing.T) {
 	for _, header := range []string{"Authorization", "Api-Key", "X-Api-Key", "X-Goog-Api-Key", "OpenAI-Organization",
 		"OpenAI-Project", "Cookie", "X-Some-Gateways-Own-Key"} {
 		t.Run(header, func(t *testing.T) {
@@ -349,7 +349,7 @@ func TestNoAccountSeesAnothersAnswers(t *testing.T) {
 					return aiguardtest.After(time.Second, aiguardtest.Text("for "+r.Header.Get(header)))
 				})
 				accounts := []string{"a", "b", "c", "a", "b", "c"}
-				for range 2 { // coalesced, then kept
+				for range 2 { // coalesced, then cached
 					for i, a := range all(len(accounts), func(i int) answer { return w.chat(t.Context(), certain, header, accounts[i]) }) {
 						require.NoError(t, a.err)
 						require.Contains(t, a.body, "for "+accounts[i]+`"`)
@@ -363,7 +363,8 @@ func TestNoAccountSeesAnothersAnswers(t *testing.T) {
 
 type tenantKey struct{}
 
-// tenants is a base that adds the credentials of the tenant in the request's context, where the cache does not see them.
+// tenants is a base transport that adds the credentials of the tenant in the request's context. The cache cannot see
+// them.
 type tenants struct{ base http.RoundTripper }
 
 func (b tenants) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -373,7 +374,7 @@ func (b tenants) RoundTrip(req *http.Request) (*http.Response, error) {
 	return b.base.RoundTrip(req)
 }
 
-func TestCredentialsAddedBehindTheCacheAreDeclaredOrNothingIsShared(t *testing.T) {
+func TestHiddenCredentialsNeedAScope(t *testing.T) {
 	tenantOf := func(req *http.Request) string {
 		tenant, _ := req.Context().Value(tenantKey{}).(string)
 		return tenant
@@ -399,7 +400,7 @@ func TestCredentialsAddedBehindTheCacheAreDeclaredOrNothingIsShared(t *testing.T
 					return aiguardtest.After(time.Second, aiguardtest.Text("for "+r.Header.Get("Authorization")))
 				})
 				ask := []string{"a", "b", "c", "a", "b", "c"}
-				for range 2 { // coalesced, then kept
+				for range 2 { // coalesced, then cached
 					for i, a := range all(len(ask), func(i int) answer {
 						return w.chat(context.WithValue(t.Context(), tenantKey{}, ask[i]), certain, "Authorization", "")
 					}) {
@@ -415,23 +416,23 @@ func TestCredentialsAddedBehindTheCacheAreDeclaredOrNothingIsShared(t *testing.T
 
 func TestIgnoredCredentialNeedsAScope(t *testing.T) {
 	_, err := cacheguard.New(http.DefaultTransport, cacheguard.Config{IgnoreHeaders: []string{"authorization"}})
-	require.EqualError(t, err, `cacheguard: Config.IgnoreHeaders has "authorization", which tells accounts apart; set Config.Scope to ignore it`)
+	require.EqualError(t, err, `cacheguard: Config.IgnoreHeaders has "authorization", which identifies an account; set Config.Scope to ignore it`)
 	newTransport(t, http.DefaultTransport, cacheguard.Config{IgnoreHeaders: []string{"authorization"},
 		Scope: func(*http.Request) string { return "all" }})
 }
 
-func TestSampledAnswersAreKeptIfAsked(t *testing.T) {
+func TestSampledAnswersAreCachedOnRequest(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{Sampled: true}, func(t *testing.T, w *world) {
 		assert.Equal(t, missHit, w.sources(t, 2, func() answer { return w.chat(t.Context(), dice) }))
 	})
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		asked := cacheguard.WithPolicy(t.Context(), cacheguard.Policy{Sampled: true})
 		assert.Equal(t, missHit, w.sources(t, 2, func() answer { return w.chat(asked, dice) }))
-		assert.Equal(t, "miss", w.chat(t.Context(), dice).source, "who does not ask does not get it")
+		assert.Equal(t, "miss", w.chat(t.Context(), dice).source, "without Sampled it is not served")
 	})
 }
 
-func TestRefreshReplacesWhatIsKept(t *testing.T) {
+func TestRefreshReplacesTheEntry(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		w.srv.Enqueue(aiguardtest.Text("old"), aiguardtest.Text("new"))
 		require.Contains(t, w.chat(t.Context(), certain).body, "old")
@@ -444,7 +445,7 @@ func TestRefreshReplacesWhatIsKept(t *testing.T) {
 		require.Contains(t, a.body, "new")
 		assert.Equal(t, 2, w.srv.Count())
 
-		// Those who refresh at once are one request, but not one with those who don't.
+		// Concurrent refreshes are coalesced, but not with requests that do not refresh.
 		w.srv.Reset()
 		w.srv.SetDefault(aiguardtest.After(time.Second, aiguardtest.Text("newer")))
 		other := strings.Replace(certain, "Hi", "Ho", 1)
@@ -460,7 +461,7 @@ func TestRefreshReplacesWhatIsKept(t *testing.T) {
 	})
 }
 
-func TestFailedRefreshLeavesWhatIsKept(t *testing.T) {
+func TestFailedRefreshKeepsTheEntry(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		require.NoError(t, w.chat(t.Context(), certain).err)
 		w.srv.SetDefault(aiguardtest.Error(401, "invalid_api_key"))
@@ -484,7 +485,7 @@ func TestAnswersExpire(t *testing.T) {
 		}{
 			{0, "miss", "miss"},
 			{9 * time.Second, "hit", "hit"},
-			{11 * time.Second, "hit", "miss"}, // a hit does not prolong it
+			{11 * time.Second, "hit", "miss"}, // a hit does not extend the lifetime
 			{59 * time.Second, "hit", "miss"},
 			{61 * time.Second, "miss", "hit"},
 		} {
@@ -495,7 +496,7 @@ func TestAnswersExpire(t *testing.T) {
 	})
 }
 
-func TestAbandonedStreamIsNotKept(t *testing.T) {
+func TestAbandonedStreamIsNotCached(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		w.srv.Enqueue(aiguardtest.Slowly(time.Second, aiguardtest.TextN("Hello there", 5)))
 		resp, err := w.open(t.Context(), "/chat/completions", certainStream)
@@ -510,8 +511,8 @@ func TestAbandonedStreamIsNotKept(t *testing.T) {
 	})
 }
 
-// SDKs stop reading at the last event, and close the body before its end.
-func TestStreamClosedAfterItsLastEventIsKept(t *testing.T) {
+// SDKs stop at the last event and close the body before its end.
+func TestStreamClosedAfterItsLastEventIsCached(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		w.srv.SetDefault(aiguardtest.Slowly(time.Second, aiguardtest.TextN("Hello there", 5)))
 		resp, err := w.open(t.Context(), "/chat/completions", certainStream)
@@ -528,7 +529,7 @@ func TestStreamClosedAfterItsLastEventIsKept(t *testing.T) {
 	})
 }
 
-func TestMemoryStaysWithinItsBound(t *testing.T) {
+func TestMemoryStaysWithinMaxBytes(t *testing.T) {
 	const bound = 100_000
 	answerText := `{"choices":[{"message":{"content":"` + strings.Repeat("x", 900) + `"}}]}`
 	cache := newTransport(t, roundTripper(func(*http.Request) (*http.Response, error) {
@@ -545,7 +546,7 @@ func TestMemoryStaysWithinItsBound(t *testing.T) {
 	assert.LessOrEqual(t, st.Entries, bound/900)
 }
 
-func TestNewNamesWhatIsWrong(t *testing.T) {
+func TestNewErrorsNameTheField(t *testing.T) {
 	next := roundTripper(nil)
 	_, err := cacheguard.New(nil, cacheguard.Config{})
 	require.ErrorContains(t, err, "next is nil")
@@ -574,8 +575,8 @@ func TestNewNamesWhatIsWrong(t *testing.T) {
 	})
 }
 
-// Programs keep responses for their headers. Closed, they must not keep what was in them.
-func TestClosedAnswerIsLetGo(t *testing.T) {
+// Programs may keep responses for their headers. A closed response must not keep its body in memory.
+func TestClosedAnswerFreesMemory(t *testing.T) {
 	const answers, size = 20, 900 << 10
 	big := `{"choices":[{"index":0,"message":{"role":"assistant","content":"` + strings.Repeat("x", size) + `"},"finish_reason":"stop"}]}`
 	cache := newTransport(t, roundTripper(func(*http.Request) (*http.Response, error) {
@@ -585,7 +586,7 @@ func TestClosedAnswerIsLetGo(t *testing.T) {
 	var kept []*http.Response
 	ask := func(close func(*http.Response)) {
 		for range answers {
-			resp, err := cache.RoundTrip(newRequest(t.Context(), "https://provider.invalid/v1/chat/completions", dice)) // which is not kept
+			resp, err := cache.RoundTrip(newRequest(t.Context(), "https://provider.invalid/v1/chat/completions", dice)) // random, so not cached
 			require.NoError(t, err)
 			close(resp)
 			kept = append(kept, resp)
@@ -599,7 +600,7 @@ func TestClosedAnswerIsLetGo(t *testing.T) {
 		require.NoError(t, resp.Body.Close())
 	})
 	ask(func(resp *http.Response) { require.NoError(t, resp.Body.Close()) }) // unread
-	require.Less(t, liveHeap()-before, int64(size), "of %d answers", len(kept))
+	require.Less(t, liveHeap()-before, int64(size), "bytes of %d answers still in memory", len(kept))
 	runtime.KeepAlive(kept)
 }
 

@@ -1,76 +1,90 @@
-// Package cacheguard does not ask twice: an http.RoundTripper to put in front of a guard's, which keeps answers and lets
-// identical requests that are in flight at the same time be one. A hit takes no slot and sends nothing.
+// Package cacheguard is an http.RoundTripper that caches answers and coalesces identical requests in flight. Put it
+// in front of a guard's transport. A cache hit takes no slot and sends nothing to the provider.
 //
 //	cache, err := cacheguard.New(guard.Transport(nil), cacheguard.Config{})
 //	…
 //	defer cache.Close()
 //	client := openai.NewClient(option.WithHTTPClient(&http.Client{Transport: cache}), option.WithMaxRetries(0))
 //
-// That is openai-go; any SDK that takes an http.Client does the same. go-openai keeps what the guard's own client adds to
-// the transport (prompt and output limits, an *Error for each failure) if its client is put into the guard's:
+// This example uses openai-go. Any SDK that accepts an http.Client works the same way. With go-openai, put the cached
+// client into the guard's client. This keeps the features that the guard's client adds to the transport: prompt
+// limits, output limits, and an *Error for each failure.
 //
 //	client := guard.Client(oc)
 //	oc.HTTPClient = &http.Client{Transport: cache}
 //	client.Client = openai.NewClientWithConfig(oc)
 //
-// The order matters: a cache that is the base of a guard, as in guard.Client(oc) with that oc, still saves requests, but
-// each hit waits for a slot. Client.With makes a client without the cache.
+// The order matters. If the cache is behind the guard, as in guard.Client(oc) with this oc, each hit waits for a
+// slot. Client.With returns a client without the cache.
 //
-// # What is kept
+// # What is cached
 //
-// Complete, successful answers to chat and text completions, responses, Anthropic messages, embeddings and moderations:
-// what the guard itself calls complete, so also an answer that the model ended for its length. Streams are recorded
-// while they pass through and replayed as streams, event for event. Nothing else is looked at, kept or coalesced: other
-// endpoints, requests that create something at the provider (store, background, conversation; of /responses all
-// without "store": false, which is how that API understands silence), bodies that are not one JSON object, have a key
-// twice, are larger than MaxRequestBytes or cannot be sent again (no GetBody).
+// The cache keeps complete, successful answers to chat and text completions, responses, Anthropic messages,
+// embeddings and moderations. An answer is complete by the same rules as in the guard, so an answer cut at its token
+// limit counts as complete. Streams are recorded while they pass through and replayed as streams, event for event.
 //
-// Where the provider rolls dice, the dice are the caller's: a request whose temperature is above 0, or absent, which means
-// 1, is kept only with Sampled. Below 1e-6 counts as 0, because go-openai cannot send a 0 and math.SmallestNonzeroFloat32
-// stands for it. Embeddings and moderations have no temperature.
+// All other requests pass through without caching or coalescing:
 //
-// # What is the same request
+//   - requests to other endpoints
+//   - requests that create something at the provider (store, background, conversation); for /responses this is every
+//     request without "store": false, because that API stores by default
+//   - bodies that are not one JSON object, that have a duplicate key, or that are larger than MaxRequestBytes
+//   - bodies that cannot be sent again (no GetBody)
 //
-// Same method, URL, JSON and headers; the parts go into a SHA-256 sum, and only that is kept: no key, no prompt. In the
-// JSON the order of an object's fields, white space between tokens and the way a string is escaped don't matter; numbers
-// are compared as they are written, so 1 and 1.0 are two requests, and large integers are never rounded. All headers
-// count, except those that cannot matter (User-Agent, trace context, request and idempotency ids, X-Stainless-*), and what
-// IgnoreHeaders adds. Answers are kept as they are: who can read the Store can read them.
+// Answers with a temperature above 0 are random. They are cached only with Sampled. An absent temperature means 1.
+// Temperatures below 1e-6 count as 0, because go-openai cannot send 0 and its users send math.SmallestNonzeroFloat32
+// instead. Embeddings and moderations have no temperature and are always cached.
 //
-// # Whose answers they are
+// # Cache keys
 //
-// WARNING: the cache sees a request as the SDK made it. Credentials that are added behind the cache are not in the key: by
-// an oauth2 transport, by a signer, by a base that takes the tenant's key from the context. Without a declaration, one
-// tenant could get the answers of another. So a request is kept and coalesced only if it says whose it is:
+// Two requests are identical if their method, URL, JSON and headers are the same. The key is a SHA-256 sum of these
+// parts; the cache keeps no API key and no prompt. In the JSON, the order of fields, white space and the escaping of
+// strings do not matter. Numbers are compared as text, so 1 and 1.0 differ, and large integers are never rounded. All
+// headers count, except User-Agent, trace context, request IDs, idempotency IDs, X-Stainless-* and those in
+// IgnoreHeaders. Answers are stored unencrypted, so everyone who can read the Store can read them.
 //
-//   - It carries a credential itself: Authorization, Proxy-Authorization, Cookie, Api-Key, X-Api-Key, X-Goog-Api-Key, or key
-//     or api-key in the query. A placeholder such as "Bearer none" counts, and the cache cannot tell.
+// # Separating accounts
 //
-//   - Or Config.Scope names the account. Set it whenever anything behind the cache adds or replaces credentials:
+// WARNING: The cache sees a request as the SDK made it. It does not see credentials that are added behind the cache
+// by an oauth2 transport, a signer, or a base transport that takes the tenant's key from the context. Such
+// credentials are not in the cache key, so one tenant could get the answers of another. The cache therefore keeps and
+// coalesces a request only if the request identifies its account in one of two ways:
 //
-//     cacheguard.Config{Scope: func(req *http.Request) string { return tenantOf(req.Context()) }}
+//   - It carries a credential: Authorization, Proxy-Authorization, Cookie, Api-Key, X-Api-Key, X-Goog-Api-Key, or key
+//     or api-key in the query. The cache cannot detect a placeholder such as "Bearer none", which counts as a
+//     credential.
+//   - Config.Scope returns the name of the account.
+//
+// Set Scope whenever a layer behind the cache adds or replaces credentials:
+//
+//	cacheguard.Config{Scope: func(req *http.Request) string { return tenantOf(req.Context()) }}
 //
 // All other requests go straight to the provider, and Stats.Passed counts them.
 //
 // # Coalescing
 //
-// Identical requests in flight are one request, whatever their temperature: who wants several samples at once asks for n,
-// gives each its own seed, or sets Policy.Bypass. Everybody reads the one answer at their own pace, those who come while
-// it streams from its beginning, and under their own context: a caller's end ends nobody else's wait, and the request
-// is cancelled when the last one has left. It carries the values of the first caller's context and no deadline but those of
-// the guard behind. A failure reaches all who wait, and is not kept. Inside aiguard.Do a request is looked up and kept,
-// but not coalesced: it uses the slot of its Do, and who holds a slot must not wait for somebody who waits for one.
+// Identical requests in flight are coalesced into one, whatever their temperature. To get several samples at once,
+// request n choices, give each request its own seed, or set Policy.Bypass. Each caller reads the shared answer at its
+// own pace and under its own context. A caller that joins while the answer streams reads it from the start. When a
+// caller leaves, the others continue. When the last caller leaves, the request is cancelled. The request carries the
+// values of the first caller's context. Its only deadlines are those of the guard behind the cache. A failure reaches
+// all waiting callers and is not cached.
 //
-// While an answer is within MaxEntryBytes it is recorded whole. One that grows larger is not kept and nobody can join
-// it any more; its callers go on within MaxEntryBytes of each other, at the pace of the slowest. Who does not read at all for
-// a second while another waits for that gets ErrTruncated.
+// A request inside aiguard.Do is looked up and cached but not coalesced. It uses the slot of its Do, and a slot's
+// holder must not wait for a caller that waits for a slot.
 //
-// # A store that fails
+// The cache records an answer of up to MaxEntryBytes completely. A larger answer is not cached, and no further caller
+// can join it. Its callers then read within MaxEntryBytes of each other, at the pace of the slowest. A caller that
+// does not read for one second while another caller waits for it gets ErrTruncated.
 //
-// Answers are kept in memory, or in a Store of the user's such as redisstore's. A lookup may take LookupTimeout, then the
-// provider is asked; writing happens when the callers have their answer, within a second. After a failure the store is
-// left alone for a second. What it returns is checked for version, key, lengths and checksum, and is a miss if it is
-// not whole. None of this fails a call.
+// # Store failures
+//
+// Answers are kept in memory, or in a Store such as redisstore. A failing Store never fails a call:
+//
+//   - A lookup that takes longer than LookupTimeout counts as a miss.
+//   - Writes start when the callers have their answer, and time out after one second.
+//   - After a failure the Store is not used for one second.
+//   - Each entry is checked for version, key, lengths and checksum. An invalid entry is a miss.
 package cacheguard
 
 import (
@@ -98,31 +112,32 @@ const (
 	DefaultLookupTimeout   = 50 * time.Millisecond
 )
 
-// Header of an answer says where it came from: "hit", kept, with its Age in seconds; "shared", of an identical request
-// that was in flight; "miss", from the provider. An answer without it did not concern the cache.
+// Header is the response header that tells where an answer came from. "hit" is a cached answer, with its Age in
+// seconds. "shared" is the answer of an identical request in flight. "miss" is an answer from the provider. A
+// response without the header bypassed the cache.
 const Header = "X-Aiguard-Cache"
 
-// Config is what New needs to know: nothing. Zero means the default stated here; everything is bounded, so negative values
-// are refused.
+// Config configures a Transport. The zero value is valid. Zero means the default, and negative values are rejected.
 type Config struct {
-	TTL             time.Duration // how long an answer is kept. 1h
-	Sampled         bool          // keep answers to requests with a temperature above 0 too. false
-	MaxBytes        int64         // of all answers in memory; the least useful go first. 64 MiB
-	MaxEntryBytes   int64         // of one answer; a larger one is not kept. 1 MiB
-	MaxRequestBytes int64         // of a request's body; a larger one goes straight on. 1 MiB
-	IgnoreHeaders   []string      // request headers that make no difference, besides those that never do. None
+	TTL             time.Duration // lifetime of a cached answer. Default 1h
+	Sampled         bool          // also cache answers to requests with a temperature above 0. Default false
+	MaxBytes        int64         // total size of the answers in memory; the least useful are evicted first. Default 64 MiB
+	MaxEntryBytes   int64         // size of one answer; a larger answer is not cached. Default 1 MiB
+	MaxRequestBytes int64         // size of a request body; a larger request is not cached. Default 1 MiB
+	IgnoreHeaders   []string      // further request headers that do not affect the answer. Default none
 
-	// Scope names the account whose answers req may get. Requests of different scopes never share an answer. "" means
-	// unknown: the request goes straight to the provider. It must be safe for concurrent use. Default: the request's own
-	// credentials, see "Whose answers they are".
+	// Scope returns the name of the account of req. Requests of different scopes never share an answer. With "" the
+	// request goes straight to the provider. Scope must be safe for concurrent use. Default: the request's own
+	// credentials; see "Separating accounts".
 	Scope func(req *http.Request) string
 
-	Store         Store         // where answers are kept, instead of in memory: then MaxBytes means nothing. None
-	LookupTimeout time.Duration // of that Store. 50ms
+	Store         Store         // keeps the answers instead of memory; MaxBytes then has no effect. Default none
+	LookupTimeout time.Duration // for one lookup in Store. Default 50ms
 
-	// OnAnswer is called when the answer to a request begins, in the goroutine of its caller and with no lock held. ctx is the
-	// caller's, source what Header says, and waited how long the caller has waited. first is the context of the caller whose
-	// request it is: another's, if source is "shared". otelguard's Telemetry.CacheAnswer is one. None
+	// OnAnswer is called when the answer to a request begins, in the goroutine of the caller and with no lock held. ctx is
+	// the caller's context, source is the value of Header, and waited is how long the caller has waited. first is the context
+	// of the caller who sent the request. If source is "shared", that is another caller. Set it to the method CacheAnswer
+	// of otelguard's Telemetry for traces and metrics. Default none
 	OnAnswer func(ctx context.Context, source string, waited time.Duration, first context.Context)
 }
 
@@ -140,7 +155,7 @@ func (c *Config) validate() error {
 	nonNegative("LookupTimeout", int64(c.LookupTimeout), c.LookupTimeout)
 	for _, name := range c.IgnoreHeaders {
 		if c.Scope == nil && slices.Contains(credentials, http.CanonicalHeaderKey(name)) {
-			errs = append(errs, fmt.Errorf("cacheguard: Config.IgnoreHeaders has %q, which tells accounts apart; set Config.Scope to ignore it", name))
+			errs = append(errs, fmt.Errorf("cacheguard: Config.IgnoreHeaders has %q, which identifies an account; set Config.Scope to ignore it", name))
 		}
 	}
 	return errors.Join(errs...)
@@ -160,7 +175,7 @@ func setDefault[T int64 | time.Duration](v *T, d T) {
 	}
 }
 
-// relations checks the fields against each other, once the defaults are in.
+// relations checks the relations between fields. It runs after setDefaults.
 func (c *Config) relations() error {
 	switch {
 	case c.MaxEntryBytes > math.MaxInt32:
@@ -171,18 +186,18 @@ func (c *Config) relations() error {
 	return nil
 }
 
-// Policy is the settings of one call. The zero value is valid.
+// Policy configures the caching of one call. The zero value is valid.
 type Policy struct {
-	Bypass  bool          // straight to the provider: not looked up, not kept, not coalesced. false
-	Refresh bool          // ask the provider, and keep its answer in place of what is kept. false
-	Sampled bool          // look up and keep the answer even if the temperature is above 0. Config.Sampled
-	TTL     time.Duration // how long the answer is kept; of callers who are coalesced the first one's counts. Config.TTL
+	Bypass  bool          // send straight to the provider, without lookup, caching or coalescing. Default false
+	Refresh bool          // ask the provider and replace the cached answer. Default false
+	Sampled bool          // use the cache even if the temperature is above 0. Default Config.Sampled
+	TTL     time.Duration // lifetime of the cached answer; the first of coalesced callers sets it. Default Config.TTL
 }
 
 type policyKey struct{}
 
-// WithPolicy returns a context whose requests are cached as p says. It replaces the policy of ctx. It panics if p.TTL is
-// negative.
+// WithPolicy returns a context whose requests are cached according to p. p replaces the policy of ctx. WithPolicy
+// panics if p.TTL is negative.
 func WithPolicy(ctx context.Context, p Policy) context.Context {
 	if p.TTL < 0 {
 		panic(fmt.Sprintf("cacheguard: WithPolicy: Policy.TTL is %v; want 0 or more", p.TTL))
@@ -190,43 +205,44 @@ func WithPolicy(ctx context.Context, p Policy) context.Context {
 	return context.WithValue(ctx, policyKey{}, p)
 }
 
-// Stats is a snapshot of a Transport: gauges now, then counters since New.
+// Stats is a snapshot of a Transport: gauges first, then counters since New.
 type Stats struct {
-	InFlight int   // requests to the provider, lookups and writes that are going on
-	Entries  int   // answers in memory, about; 0 with a Store
-	Bytes    int64 // their size
+	InFlight int   // requests to the provider, lookups and writes in progress
+	Entries  int   // approximate number of answers in memory; 0 with a Store
+	Bytes    int64 // approximate size of those answers
 
-	Hits, Shared, Misses int64 // callers served from what is kept, from another's request, and requests sent on for callers
-	Passed               int64 // requests that did not concern the cache
-	Stored               int64 // answers kept
-	Corrupt              int64 // entries that were not whole, or not ours
-	StoreFailures        int64 // lookups and writes that failed or took too long
+	Hits, Shared, Misses int64 // callers served from the cache, callers that shared a request, and requests sent to the provider
+	Passed               int64 // requests that bypassed the cache
+	Stored               int64 // answers cached
+	Corrupt              int64 // invalid entries found in the store
+	StoreFailures        int64 // lookups and writes that failed or timed out
 }
 
-// Transport is an http.RoundTripper that keeps and shares answers. Make it with New, one for each guard, and Close it at
-// the end. It is safe for concurrent use.
+// Transport is an http.RoundTripper that caches and coalesces requests. It is safe for concurrent use. Create one per
+// guard with New, and call Close when done.
 type Transport struct {
 	next   http.RoundTripper
 	cfg    Config
-	ignore map[string]bool // canonical names
+	ignore map[string]bool // canonical header names
 	store  Store
-	memory *memory // the store, unless it is the user's
+	memory *memory // the default store; nil with Config.Store
 
 	mu      sync.Mutex
 	closed  bool
-	flights map[flightKey]*flight // that can be joined
+	flights map[flightKey]*flight // flights that callers can join
 	running map[*flight]struct{}
-	ended   sync.WaitGroup // of running
+	ended   sync.WaitGroup // waits for all running flights
 
 	hits, shared, misses, passed, stored, corrupt, failures atomic.Int64
 }
 
-// New makes a Transport that sends on what it must to next, usually a guard's: next bounds the requests, since callers who
-// share one cannot, and must end them with their context. It runs in a goroutine of the request's, so a panic in it ends
-// the program. The zero Config is valid; a field out of range is an error that names the field, its value and what is allowed.
+// New returns a Transport that sends requests to next, usually a guard's transport. next must limit the duration of
+// requests, because coalesced callers do not pass on their deadlines. next must also stop when the request's context
+// ends. next runs in a separate goroutine, so a panic in next ends the program. The zero Config is valid. New returns
+// an error that names each invalid field, its value and what is allowed.
 func New(next http.RoundTripper, cfg Config) (*Transport, error) {
 	if next == nil {
-		return nil, errors.New("cacheguard: next is nil; want the RoundTripper to ask, such as guard.Transport(nil)")
+		return nil, errors.New("cacheguard: next is nil; want a RoundTripper such as guard.Transport(nil)")
 	}
 	if err := cfg.validate(); err != nil {
 		return nil, err
@@ -249,7 +265,7 @@ func New(next http.RoundTripper, cfg Config) (*Transport, error) {
 	return t, nil
 }
 
-// RoundTrip answers req from what is kept, from an identical request in flight, or from next.
+// RoundTrip returns a cached answer, joins an identical request in flight, or sends req to next.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	policy, _ := req.Context().Value(policyKey{}).(Policy)
 	q, err := t.read(req, policy)
@@ -292,7 +308,7 @@ func (t *Transport) tell(r *reader, source string, waited time.Duration) {
 	returned = true
 }
 
-// CloseIdleConnections lets http.Client.CloseIdleConnections reach next.
+// CloseIdleConnections closes the idle connections of next if next supports that.
 func (t *Transport) CloseIdleConnections() {
 	if c, ok := t.next.(interface{ CloseIdleConnections() }); ok {
 		c.CloseIdleConnections()
@@ -312,9 +328,10 @@ func (t *Transport) Stats() Stats {
 	return s
 }
 
-// Close ends what is in flight with ErrClosed, waits until it has ended, which next and the Store bound, and frees what the
-// Transport holds. Later requests get ErrClosed; bodies that are whole can still be read. To let callers finish first,
-// call the guard's Shutdown. It is idempotent, and always returns nil.
+// Close ends requests in flight with ErrClosed, waits until they have ended, and frees the cache. next and the Store
+// determine how long this takes. Later requests get ErrClosed. Complete response bodies can still be read. To let
+// callers finish first, call the guard's Shutdown before Close. Close may be called more than once and always returns
+// nil.
 func (t *Transport) Close() error {
 	t.mu.Lock()
 	first := !t.closed
@@ -334,7 +351,7 @@ func (t *Transport) Close() error {
 
 func errClosed() error { return &aiguard.Error{Kind: aiguard.ErrClosed} }
 
-// join finds the flight of q, or starts it, and returns the caller's place in it.
+// join finds or starts the flight for q and returns the caller's reader of it.
 func (t *Transport) join(ctx context.Context, q *request) (*reader, error) {
 	alone := callctx.HoldsSlot(ctx)
 	key := flightKey{q.key, q.mode}
@@ -364,7 +381,7 @@ func (t *Transport) join(ctx context.Context, q *request) (*reader, error) {
 	return r, nil
 }
 
-// unlist makes sure that nobody finds f any more.
+// unlist removes f from the flights that callers can join.
 func (t *Transport) unlist(f *flight) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -14,8 +14,8 @@ import (
 	"github.com/aiguard-go/aiguard/cacheguard"
 )
 
-// The Timeout of a caller's http.Client closes the request's Cancel channel: that is that caller's end and nobody else's.
-func TestTimeoutOfOneCallersClientEndsNobodyElsesAnswer(t *testing.T) {
+// The Timeout of a caller's http.Client closes the request's Cancel channel. This must end only that caller's wait.
+func TestClientTimeoutEndsOnlyItsOwnCall(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		w.srv.SetDefault(aiguardtest.After(10*time.Second, aiguardtest.Text("Hello!")))
 		ask := func(timeout time.Duration) answer {
@@ -28,7 +28,7 @@ func TestTimeoutOfOneCallersClientEndsNobodyElsesAnswer(t *testing.T) {
 		go func() { patient <- ask(0) }()
 		a := <-hasty
 		require.ErrorIs(t, a.err, context.DeadlineExceeded)
-		require.Empty(t, aiguard.KindOf(a.err), "the caller's own end")
+		require.Empty(t, aiguard.KindOf(a.err), "the caller's own timeout")
 		require.NoError(t, (<-patient).err)
 		require.Equal(t, 1, w.srv.Count())
 		require.Zero(t, w.guard.Stats().Retries)

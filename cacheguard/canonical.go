@@ -11,9 +11,9 @@ import (
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
-// canonical writes a JSON object in the one form that all objects of the same content have: fields sorted by name, no
-// white space, in strings no escape that is not needed, numbers as they are. It reports false for what is no JSON
-// object, has a name twice, which everybody understands differently, or is too big or deep to take apart.
+// canonical returns the canonical form of a JSON object. The form has sorted fields, no white space, only necessary
+// string escapes, and numbers as written. canonical returns false if body is not a JSON object, has a duplicate name,
+// or is too large or too deep to parse. Parsers disagree about duplicate names.
 func canonical(body []byte) ([]byte, bool) {
 	end, err := jsonscan.Check(body, dialect.MaxShape)
 	if err != nil || len(bytes.TrimLeft(body[end:], " \t\r\n")) > 0 {
@@ -73,8 +73,8 @@ func appendObject(dst, object []byte) ([]byte, bool) {
 	return append(dst, '}'), true
 }
 
-// appendString writes the string whose inner text is raw. One that stands for no valid Unicode, such as half of a surrogate
-// pair, is left as it is: decoding would make different ones the same.
+// appendString appends the string with the inner text raw. If raw does not decode to valid Unicode, such as half of a
+// surrogate pair, raw stays unchanged, because decoding could make different strings equal.
 func appendString(dst, raw []byte) []byte {
 	dst = append(dst, '"')
 	if bytes.IndexByte(raw, '\\') < 0 {

@@ -48,7 +48,7 @@ func TestLastOfAThousandCallersIsServed(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 				w.srv.SetDefault(aiguardtest.After(10*time.Second, aiguardtest.Slowly(time.Second, aiguardtest.Text("Hello there"))))
-				const stays = 500 // not the first: it must not matter whose request it was
+				const stays = 500 // not the caller that started the request
 				answers := all(1000, func(i int) answer {
 					ctx, cancel := context.WithCancel(t.Context())
 					defer cancel()
@@ -103,7 +103,7 @@ func TestRequestIsCancelledAtOnceWhenTheLastCallerLeaves(t *testing.T) {
 	})
 }
 
-func TestCallerThatClosesItsStreamEndsNobodyElses(t *testing.T) {
+func TestClosingOneStreamKeepsTheOthers(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		w.srv.SetDefault(aiguardtest.Slowly(time.Second, aiguardtest.TextN("Hello there", 5)))
 		first, err := w.open(t.Context(), "/chat/completions", certainStream)
@@ -120,7 +120,7 @@ func TestCallerThatClosesItsStreamEndsNobodyElses(t *testing.T) {
 	})
 }
 
-func TestCallerWithAnEndedContextReadsNoMore(t *testing.T) {
+func TestEndedContextStopsReading(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		w.srv.SetDefault(aiguardtest.Slowly(time.Second, aiguardtest.TextN("Hello there", 5)))
 		cause := errors.New("enough")
@@ -139,7 +139,7 @@ func TestCallerWithAnEndedContextReadsNoMore(t *testing.T) {
 	})
 }
 
-func TestCallerWithAnEndedContextHasLeftEvenIfItDoesNotRead(t *testing.T) {
+func TestEndedContextLeavesWithoutARead(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		w.srv.SetDefault(aiguardtest.Slowly(time.Second, aiguardtest.TextN("Hello there", 5)))
 		ctx, cancel := context.WithCancel(t.Context())
@@ -153,7 +153,7 @@ func TestCallerWithAnEndedContextHasLeftEvenIfItDoesNotRead(t *testing.T) {
 	})
 }
 
-func TestCloseWakesTheReaderInAnotherGoroutine(t *testing.T) {
+func TestCloseWakesAConcurrentRead(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		w.srv.SetDefault(aiguardtest.HangAfter(aiguardtest.Events(`{"choices":[{"index":0,"delta":{"content":"Hel"}}]}`)))
 		other, err := w.open(t.Context(), "/chat/completions", certainStream)
@@ -170,7 +170,7 @@ func TestCloseWakesTheReaderInAnotherGoroutine(t *testing.T) {
 	})
 }
 
-func TestLateCallerReadsAStreamFromItsBeginning(t *testing.T) {
+func TestLateCallerReadsTheStreamFromTheStart(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		w.srv.SetDefault(aiguardtest.Slowly(time.Second, aiguardtest.TextN("Hello there", 5)))
 		start := time.Now()
@@ -182,7 +182,7 @@ func TestLateCallerReadsAStreamFromItsBeginning(t *testing.T) {
 			_, err = resp.Body.Read(piece)
 			require.NoError(t, err)
 			if i == 1 {
-				assert.Equal(t, 4500*time.Millisecond, time.Since(start), "what is there comes at once")
+				assert.Equal(t, 4500*time.Millisecond, time.Since(start), "received data comes at once")
 			}
 			a := read(resp, nil)
 			a.body = string(piece) + a.body
@@ -195,7 +195,7 @@ func TestLateCallerReadsAStreamFromItsBeginning(t *testing.T) {
 	})
 }
 
-func TestSlowReaderHoldsUpNeitherTheOthersNorTheSlot(t *testing.T) {
+func TestSlowReaderDelaysNeitherOthersNorTheSlot(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		w.srv.SetDefault(aiguardtest.Slowly(time.Second, aiguardtest.TextN("Hello there", 5)))
 		slow, err := w.open(t.Context(), "/chat/completions", certainStream)
@@ -203,14 +203,14 @@ func TestSlowReaderHoldsUpNeitherTheOthersNorTheSlot(t *testing.T) {
 		quick := w.chat(t.Context(), certainStream)
 		require.NoError(t, quick.err)
 		assert.Zero(t, w.guard.Stats().InFlight)
-		time.Sleep(time.Hour) // longer than any bound of the guard
+		time.Sleep(time.Hour) // longer than any of the guard's timeouts
 		a := read(slow, nil)
 		require.NoError(t, a.err)
 		assert.Equal(t, quick.body, a.body)
 	})
 }
 
-func TestFailureReachesAllCallersAndIsNotKept(t *testing.T) {
+func TestFailureReachesAllCallersAndIsNotCached(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		w.srv.Enqueue(aiguardtest.After(time.Second, aiguardtest.Error(401, "invalid_api_key")))
 		seen := map[*aiguard.Error]bool{}
@@ -228,7 +228,7 @@ func TestFailureReachesAllCallersAndIsNotKept(t *testing.T) {
 	})
 }
 
-func TestStreamThatBreaksBreaksForAllAndIsNotKept(t *testing.T) {
+func TestBrokenStreamFailsForAllAndIsNotCached(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		delta := `{"choices":[{"index":0,"delta":{"content":"Hel"}}]}`
 		w.srv.Enqueue(aiguardtest.Slowly(time.Second, aiguardtest.Events(delta, delta)))
@@ -261,9 +261,9 @@ func TestRequestCarriesTheFirstCallersValuesAndNoDeadline(t *testing.T) {
 	assert.Equal(t, 1, asked)
 }
 
-// A Do holds the only slot, and a caller outside waits for it with the same request. If the Do's call waited for that one,
-// both would wait until the queue's time is over.
-func TestCallInsideDoWaitsForNobodysSlot(t *testing.T) {
+// A Do holds the only slot, and another caller waits for that slot with the same request. If the call inside the Do
+// waited for the other caller, both would block until the queue timeout.
+func TestCallInsideDoDoesNotWaitForAnotherSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newGuardedWorld(t, aiguardtest.NewServer(t, aiguardtest.Pipe()), cacheguard.Config{}, aiguard.Config{MaxConcurrent: 1})
 		start := time.Now()
@@ -284,7 +284,7 @@ func TestCallInsideDoWaitsForNobodysSlot(t *testing.T) {
 	})
 }
 
-func TestCallInsideDoIsLookedUpAndKept(t *testing.T) {
+func TestCallInsideDoIsCached(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		for _, want := range []string{"miss", "hit"} {
 			a, err := aiguard.Do(t.Context(), w.guard, func(ctx context.Context) (answer, error) {
@@ -314,7 +314,7 @@ func TestCallsInsideTasksAreCoalesced(t *testing.T) {
 	})
 }
 
-// Shutdown lets a task finish its calls, also those that others may share.
+// Shutdown lets a task finish its calls, including coalesced ones.
 func TestTaskFinishesItsCallsDuringShutdown(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		started := make(chan struct{})
@@ -333,7 +333,7 @@ func TestTaskFinishesItsCallsDuringShutdown(t *testing.T) {
 	})
 }
 
-func TestBypassIsARequestOfItsOwn(t *testing.T) {
+func TestBypassIsNotCoalesced(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		w.srv.SetDefault(aiguardtest.After(time.Second, aiguardtest.Text("Hello")))
 		ctx := cacheguard.WithPolicy(t.Context(), cacheguard.Policy{Bypass: true})
@@ -359,7 +359,7 @@ func TestDifferentRequestsAreNotCoalesced(t *testing.T) {
 	})
 }
 
-// long is a complete stream of at least n bytes that comes in pieces and notes how far it has been read.
+// long is a complete stream of at least n bytes. It arrives in pieces and records how far it was read.
 type long struct {
 	text string
 	read int
@@ -383,7 +383,7 @@ func (l *long) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-func TestTooLargeAnswerReachesItsCallersWholeAndIsNotKept(t *testing.T) {
+func TestOversizeAnswerIsCompleteButNotCached(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const limit = 10_000
 		start := time.Now()
@@ -407,7 +407,7 @@ func TestTooLargeAnswerReachesItsCallersWholeAndIsNotKept(t *testing.T) {
 	})
 }
 
-func TestTooLargeAnswerWaitsForItsReader(t *testing.T) {
+func TestOversizeAnswerWaitsForItsReader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const limit = 10_000
 		source := newLong(20 * limit)
@@ -423,14 +423,14 @@ func TestTooLargeAnswerWaitsForItsReader(t *testing.T) {
 		require.NoError(t, err)
 		synctest.Wait()
 		assert.LessOrEqual(t, source.read, limit+limit/2+1)
-		time.Sleep(time.Hour) // nobody else waits for it
+		time.Sleep(time.Hour) // no other caller waits
 		a := read(resp, nil)
 		require.NoError(t, a.err)
 		assert.True(t, source.text == string(piece)+a.body)
 	})
 }
 
-func TestOnlyTheCallerWhoStandsStillLosesATooLargeAnswer(t *testing.T) {
+func TestOnlyAStalledCallerLosesAnOversizeAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const limit = 10_000
 		source := newLong(20 * limit)
@@ -456,7 +456,7 @@ func TestOnlyTheCallerWhoStandsStillLosesATooLargeAnswer(t *testing.T) {
 	})
 }
 
-func TestCloseEndsWhatIsInFlight(t *testing.T) {
+func TestCloseEndsCallsInFlight(t *testing.T) {
 	inVirtualTime(t, cacheguard.Config{}, func(t *testing.T, w *world) {
 		require.NoError(t, w.chat(t.Context(), certain).err)
 		w.srv.SetDefault(aiguardtest.HangAfter(aiguardtest.Events(`{"choices":[{"index":0,"delta":{"content":"Hel"}}]}`)))

@@ -11,14 +11,15 @@ import (
 	"github.com/aiguard-go/aiguard/internal/sse"
 )
 
-// complete reports whether body is a whole and successful answer to q, by the guard's own measure: the one behind may be
-// no guard. clean says that it ended as bodies should; a stream may also end once it has said that nothing more comes.
+// complete reports whether body is a complete, successful answer to q. It applies the guard's rules itself, because
+// next may not be a guard. clean means that the body ended with io.EOF. A stream may also end without it after its
+// final event.
 func complete(q *request, resp *http.Response, body []byte, clean bool) bool {
 	encoding := resp.Header.Get("Content-Encoding")
 	if resp.StatusCode != http.StatusOK || encoding != "" && !strings.EqualFold(encoding, "identity") {
 		return false
 	}
-	if q.stream { // an answer in the other form may be fine once, but is not what everybody else expects
+	if q.stream { // an answer that is not a stream may be valid once, but other callers expect a stream
 		return completeStream(q.endpoint, body, clean)
 	}
 	end, err := jsonscan.Check(body, dialect.MaxShape)
@@ -30,7 +31,7 @@ func complete(q *request, resp *http.Response, body []byte, clean bool) bool {
 
 func completeStream(e dialect.Endpoint, body []byte, clean bool) bool {
 	if op := e.Op(); op == "embeddings" || op == "moderations" {
-		return false // these have no streams: what is it?
+		return false // these endpoints have no streams
 	}
 	progress := e.Follow()
 	events := sse.NewReader(bytes.NewReader(body), len(body), dialect.MaxShape)

@@ -10,24 +10,24 @@ import (
 	"time"
 )
 
-// entryVersion is the first byte of an entry; another one is of another form.
+// entryVersion is the first byte of an entry. Other values mean another format.
 const entryVersion = 1
 
-// keptHeaders are those that are still true when an answer is served again.
+// keptHeaders are the response headers that stay valid in a cached answer.
 var keptHeaders = []string{"Content-Type", "X-Request-Id", "Request-Id", "Apim-Request-Id"}
 
-// entry is a kept answer.
+// entry is a cached answer.
 type entry struct {
 	stored time.Time
 	header http.Header
 	body   []byte
 }
 
-// name is what an entry of this key is called in a Store.
+// name returns the name of the key's entry in a Store.
 func (k key) name() string { return hex.EncodeToString(k[:]) }
 
-// encode writes e as a Store keeps it: version, key, time, headers, body, each behind its length where that is not fixed,
-// and a SHA-256 sum of all that.
+// encode returns the stored form of e: version, key, time, headers, body, and a SHA-256 sum of these. A length
+// precedes each part of variable size.
 func (e *entry) encode(k key) []byte {
 	b := make([]byte, 0, len(e.body)+512)
 	b = append(b, entryVersion)
@@ -45,7 +45,7 @@ func appendPart(b, part []byte) []byte {
 	return append(binary.BigEndian.AppendUint32(b, uint32(len(part))), part...)
 }
 
-// decode reads what encode wrote for k. Its body is part of b. It reports false for anything else.
+// decode decodes the output of encode for k. The body shares memory with b. decode returns false for any other input.
 func decode(b []byte, k key) (*entry, bool) {
 	const fixed = 1 + len(k) + 8
 	if len(b) < fixed+sha256.Size || b[0] != entryVersion || !bytes.Equal(b[1:1+len(k)], k[:]) {

@@ -15,7 +15,7 @@ import (
 )
 
 func Example() {
-	provider := aiguardtest.Start() // a fake one
+	provider := aiguardtest.Start() // a fake provider
 	defer provider.Close()
 
 	guard, err := aiguard.New(aiguard.Config{})
@@ -52,8 +52,8 @@ func Example() {
 }
 
 func ExampleWithPolicy() {
-	ctx := cacheguard.WithPolicy(context.Background(), cacheguard.Policy{Refresh: true}) // a button "ask again"
+	ctx := cacheguard.WithPolicy(context.Background(), cacheguard.Policy{Refresh: true}) // for example for a "regenerate" button
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://api.openai.com/v1/embeddings", nil)
-	fmt.Println(req.Method, err) // any SDK hands the context of a call on to its request
+	fmt.Println(req.Method, err) // an SDK passes its context to the request
 	// Output: POST <nil>
 }

@@ -14,56 +14,57 @@ import (
 	"github.com/aiguard-go/aiguard/internal/callctx"
 )
 
-// errNoAnswer ends a flight whose next left its goroutine without a word (runtime.Goexit).
+// errNoAnswer ends a flight if next ends its goroutine with runtime.Goexit.
 var errNoAnswer = errors.New("cacheguard: next returned nothing")
 
-// patience is how long a caller may stand still while others wait for a long answer to go on.
+// patience is how long a caller may stop reading while others wait for a large answer to continue.
 const patience = time.Second
 
-// errBehind is the cause for a caller whom the window of a long answer has passed.
-var errBehind = errors.New("cacheguard: stood still too long to share an answer larger than MaxEntryBytes")
+// errBehind is the cause of the error for a caller that falls out of the window of a large answer.
+var errBehind = errors.New("cacheguard: the caller stopped reading for too long while it shared an answer larger than MaxEntryBytes")
 
-// flightKey tells flights apart: callers who want different things of the cache do not share one.
+// flightKey identifies a flight. Callers with different modes do not share a flight.
 type flightKey struct {
 	key  key
 	mode mode
 }
 
-// flight is one request on its way, in a goroutine of its own so that no caller is more than a reader of it: lookup, the
-// request to next, and the write. x/sync/singleflight has no way to leave a call, nor to join an answer that has begun.
+// flight is one request in progress, with its lookup and its write. It runs in its own goroutine, and each caller is
+// only a reader. x/sync/singleflight does not fit, because a caller can neither leave a call nor join an answer that
+// has started.
 //
-// Its answer is in buf, from offset base: all of it, until it is sealed for being too large to keep. Only run's goroutine
-// writes buf.
+// buf holds the answer from offset base. It holds the whole answer until the flight is sealed because the answer is
+// too large to cache. Only run's goroutine writes buf.
 type flight struct {
 	t      *Transport
 	q      *request
 	cancel context.CancelFunc
 
 	mu      sync.Mutex
-	changed chan struct{} // closed, and made anew, when anything below changes
+	changed chan struct{} // closed and replaced when a field below changes
 	readers map[*reader]struct{}
-	left    bool           // by everybody: the request is being cancelled
-	sealed  bool           // what was before base is gone
-	head    *http.Response // without a body; nil: not there yet
-	facts   error          // of the failure that head is, from the guard behind
+	left    bool           // all callers have left and the request is being cancelled
+	sealed  bool           // bytes before base are gone
+	head    *http.Response // without a body; nil until the response has started
+	facts   error          // the guard's error if head is a failure
 	hit     bool
 	buf     []byte
 	base    int64
-	err     error // how the answer ended, io.EOF if well; nil: not yet
-	landed  bool  // run is over: nobody joins any more
+	err     error // end of the answer, io.EOF if complete; nil while in progress
+	landed  bool  // run has ended; no caller can join
 }
 
 func newFlight(t *Transport, q *request) *flight {
 	return &flight{t: t, q: q, changed: make(chan struct{}), readers: map[*reader]struct{}{}}
 }
 
-// change wakes all who wait for f, whose lock is held.
+// change wakes all waiters of f. The caller holds f.mu.
 func (f *flight) change() {
 	close(f.changed)
 	f.changed = make(chan struct{})
 }
 
-// run is the flight. ctx ends when the last caller has left.
+// run runs the flight. ctx ends when the last caller has left.
 func (f *flight) run(ctx context.Context) {
 	defer func() {
 		f.t.unlist(f)
@@ -80,7 +81,7 @@ func (f *flight) run(ctx context.Context) {
 			return
 		}
 		if ctx.Err() != nil {
-			return // all have left
+			return // all callers have left
 		}
 	}
 	f.t.misses.Add(1)
@@ -93,7 +94,7 @@ func (f *flight) run(ctx context.Context) {
 		f.end(err)
 		return
 	}
-	if resp.Body == nil { // as http.Client takes it
+	if resp.Body == nil { // tolerated, as in http.Client
 		resp.Body = http.NoBody
 	}
 	if resp.Header == nil {
@@ -108,12 +109,12 @@ func (f *flight) run(ctx context.Context) {
 	}
 	keep := whole && f.q.mode != coalesced
 	answer := &entry{stored: time.Now(), header: resp.Header, body: f.buf}
-	if keep && f.t.memory != nil { // that takes no time: the caller's next request finds it
+	if keep && f.t.memory != nil { // memory is fast: the caller's next request should be a hit
 		f.t.keep(ctx, f.q, answer)
 		keep = false
 	}
 	if !keep || f.q.mode != cached {
-		f.t.unlist(f) // who comes now shall not have the answer of a request that is over
+		f.t.unlist(f) // new callers must not get the answer of a finished request
 	}
 	f.end(err)
 	if keep {
@@ -121,7 +122,7 @@ func (f *flight) run(ctx context.Context) {
 	}
 }
 
-// serve answers from what was kept.
+// serve serves the answer from a cache entry.
 func (f *flight) serve(e *entry) {
 	e.header.Set("Age", strconv.FormatInt(max(0, int64(time.Since(e.stored).Seconds())), 10))
 	resp := &http.Response{Status: "200 OK", StatusCode: http.StatusOK, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
@@ -136,7 +137,7 @@ func (f *flight) serve(e *entry) {
 	f.end(io.EOF)
 }
 
-// begin lets the callers have the answer while its body is still to come.
+// begin publishes the response before its body is complete.
 func (f *flight) begin(resp *http.Response, hit bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -150,7 +151,7 @@ func (f *flight) begin(resp *http.Response, hit bool) {
 	f.change()
 }
 
-// end says how the answer ended, if nothing has before.
+// end records how the answer ended, unless that is already recorded.
 func (f *flight) end(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -160,7 +161,7 @@ func (f *flight) end(err error) {
 	}
 }
 
-// land notes that run is over.
+// land records that run has ended.
 func (f *flight) land() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -168,15 +169,15 @@ func (f *flight) land() {
 	f.forget()
 }
 
-// forget lets go of the answer when nobody is left to read it: a closed reader keeps its flight, and its response may be
-// kept. f's lock is held.
+// forget frees the answer after the last reader has left. Without it, a response kept by its caller would keep the
+// answer in memory. The caller holds f.mu.
 func (f *flight) forget() {
 	if f.landed && len(f.readers) == 0 {
 		f.buf = nil
 	}
 }
 
-// record reads the body to its end, and returns how it ended.
+// record reads the body to its end and returns how it ended.
 func (f *flight) record(ctx context.Context, body io.Reader) error {
 	for {
 		room, err := f.room(ctx)
@@ -194,8 +195,9 @@ func (f *flight) record(ctx context.Context, body io.Reader) error {
 	}
 }
 
-// room returns where the next bytes go: behind buf. A buffer of MaxEntryBytes and one more, which shows that there is more,
-// becomes a window on the answer, and then room may have to wait until it can move.
+// room returns free space behind buf. The buffer has up to MaxEntryBytes+1 bytes; the extra byte shows that the
+// answer is too large to cache. From then on the buffer is a sliding window, and room waits until the window can
+// move.
 func (f *flight) room(ctx context.Context) ([]byte, error) {
 	limit := int(f.t.cfg.MaxEntryBytes) + 1
 	var stuck *time.Timer
@@ -231,7 +233,7 @@ func (f *flight) room(ctx context.Context) ([]byte, error) {
 	}
 }
 
-// moveOn drops from the window what all callers have read. From then on the flight is sealed.
+// moveOn removes the bytes that all callers have read and seals the flight.
 func (f *flight) moveOn() {
 	f.sealed = true
 	slowest := f.base + int64(len(f.buf))
@@ -242,7 +244,7 @@ func (f *flight) moveOn() {
 	f.base = slowest
 }
 
-// shed loses the callers at the beginning of the window, if one at its end waits for more.
+// shed removes the callers at the start of the window if a caller at its end waits for more.
 func (f *flight) shed() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -262,7 +264,7 @@ func (f *flight) shed() {
 	f.change()
 }
 
-// admit adds a caller, or returns nil if it comes too late.
+// admit adds a caller, or returns nil if it is too late to join.
 func (f *flight) admit(ctx context.Context) *reader {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -275,22 +277,22 @@ func (f *flight) admit(ctx context.Context) *reader {
 	return r
 }
 
-// reader is a caller of a flight, and the body it gets. It reads at its own pace, until its own context ends.
+// reader is one caller of a flight and its response body. It reads at its own pace until its context ends.
 type reader struct {
 	f       *flight
 	ctx     context.Context
-	first   bool          // the flight was started for it
-	stop    func() bool   // of context.AfterFunc
-	unheed  func()        // of callctx.Heed
-	closing chan struct{} // wakes its Read; a change of the flight would wake everybody's
+	first   bool          // this caller started the flight
+	stop    func() bool   // stops the context.AfterFunc
+	unheed  func()        // stops callctx.Heed
+	closing chan struct{} // wakes this reader's Read; a change of the flight would wake all readers
 
-	// Of f.mu.
-	at     int64 // in the answer
-	err    error // why it gets no more of it
+	// Guarded by f.mu.
+	at     int64 // offset in the answer
+	err    error // ends this reader
 	closed bool
 }
 
-// leave ends the caller's interest in the flight, and the flight if it was the last.
+// leave removes the caller from the flight. It cancels the flight if no caller is left.
 func (r *reader) leave() {
 	f := r.f
 	f.mu.Lock()
@@ -299,7 +301,7 @@ func (r *reader) leave() {
 	last := interested && len(f.readers) == 0 && f.err == nil
 	f.left = f.left || last
 	if f.sealed {
-		f.change() // it no longer holds the window
+		f.change() // the window may now move
 	}
 	f.forget()
 	f.mu.Unlock()
@@ -309,7 +311,7 @@ func (r *reader) leave() {
 	}
 }
 
-// response waits for the answer to begin.
+// response waits for the response to start.
 func (r *reader) response(req *http.Request) (*http.Response, error) {
 	f := r.f
 	for {
@@ -333,7 +335,7 @@ func (r *reader) response(req *http.Request) (*http.Response, error) {
 	}
 }
 
-// wrap makes the caller's own response of what all have in common.
+// wrap returns the caller's own response, made from the shared one.
 func (r *reader) wrap(head *http.Response, hit bool, req *http.Request) *http.Response {
 	resp := *head
 	resp.Request, resp.Body = req, r
@@ -355,13 +357,13 @@ func (r *reader) count(hit bool) (source string) {
 		r.f.t.hits.Add(1)
 		return "hit"
 	case r.first:
-		return "miss" // counted when it was sent
+		return "miss" // already counted by run
 	}
 	r.f.t.shared.Add(1)
 	return "shared"
 }
 
-// own is err for this caller: nobody can change it under another's eyes.
+// own returns err for this caller. Coalesced callers get a copy, so that none can modify another's error.
 func (r *reader) own(err error) error {
 	if e, ok := err.(*aiguard.Error); ok && e != nil && !r.first {
 		copied := *e
@@ -405,19 +407,19 @@ func (r *reader) next(p []byte) (n int, changed <-chan struct{}, err error) {
 	r.at += int64(n)
 	switch {
 	case n > 0 && f.sealed:
-		f.change() // the window may move
+		f.change() // the window may now move
 	case n == 0 && f.err != nil:
 		r.err = r.own(f.err)
-		r.unheed() // the caller's end makes no difference any more
+		r.unheed() // the answer is over
 		return 0, nil, r.err
 	}
 	return n, f.changed, nil
 }
 
-// Close leaves the flight. It is safe to call while another goroutine reads.
+// Close leaves the flight. It is safe to call during a Read in another goroutine.
 func (r *reader) Close() error {
 	r.stop()
-	r.close() // first: nobody may read an answer that is forgotten
+	r.close() // before leave, so that no Read uses a freed buffer
 	r.leave()
 	r.unheed()
 	return nil

@@ -24,7 +24,7 @@ const (
 	dice          = `{"model":"m","messages":[{"role":"user","content":"Hi"}]}`
 )
 
-// world is a cache before a guard before a fake provider.
+// world is a cache in front of a guard and a fake provider.
 type world struct {
 	cache *cacheguard.Transport
 	guard *aiguard.Guard
@@ -46,14 +46,14 @@ func newGuardedWorld(t testing.TB, srv *aiguardtest.Server, cfg cacheguard.Confi
 	t.Cleanup(func() {
 		require.NoError(t, cache.Close())
 		require.Zero(t, cache.Stats().InFlight)
-		require.Zero(t, g.Stats().InFlight, "slots left behind")
+		require.Zero(t, g.Stats().InFlight, "leaked slots")
 		require.NoError(t, g.Close())
 		base.CloseIdleConnections()
 	})
 	return &world{cache, g, srv}
 }
 
-// inVirtualTime runs f in a bubble with a fake provider in memory.
+// inVirtualTime runs f in a synctest bubble with an in-memory fake provider.
 func inVirtualTime(t *testing.T, cfg cacheguard.Config, f func(t *testing.T, w *world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -61,7 +61,7 @@ func inVirtualTime(t *testing.T, cfg cacheguard.Config, f func(t *testing.T, w *
 	})
 }
 
-// newRequest is a POST to path, with a key unless headers (name, value pairs) say otherwise.
+// newRequest returns a POST with an API key, unless headers (name, value pairs) set another credential.
 func newRequest(ctx context.Context, url, body string, headers ...string) *http.Request {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(body))
 	if err != nil {
@@ -75,22 +75,22 @@ func newRequest(ctx context.Context, url, body string, headers ...string) *http.
 	return req
 }
 
-// open sends a request to the provider's endpoint, as an SDK does.
+// open sends a request to the endpoint as an SDK does.
 func (w *world) open(ctx context.Context, endpoint, body string, headers ...string) (*http.Response, error) {
 	base := w.srv.URL
-	if strings.HasPrefix(endpoint, "/openai/") { // Azure's
+	if strings.HasPrefix(endpoint, "/openai/") { // Azure
 		base = strings.TrimSuffix(base, "/v1")
 	}
 	client := &http.Client{Transport: w.cache}
 	return client.Do(newRequest(ctx, base+endpoint, body, headers...))
 }
 
-// answer is what a caller gets.
+// answer is the response that a caller gets.
 type answer struct {
-	source string // the header
+	source string // value of Header
 	body   string
 	header http.Header
-	length int64 // as announced
+	length int64 // Content-Length
 	err    error
 }
 
@@ -109,13 +109,13 @@ func read(resp *http.Response, err error) answer {
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	if e, ok := callctx.Facts(resp).(*aiguard.Error); ok { // of a guard's failure
+	if e, ok := callctx.Facts(resp).(*aiguard.Error); ok { // facts of a guard's failure
 		err = e
 	}
 	return answer{resp.Header.Get(cacheguard.Header), string(body), resp.Header, resp.ContentLength, err}
 }
 
-// sources asks for the same n times, one after the other, and returns where the answers came from. All must be alike.
+// sources calls ask n times in sequence and returns the sources. All answers must be equal.
 func (w *world) sources(t *testing.T, n int, ask func() answer) (sources []string) {
 	t.Helper()
 	first := ""
@@ -132,13 +132,13 @@ func (w *world) sources(t *testing.T, n int, ask func() answer) (sources []strin
 	return sources
 }
 
-// settle waits until everything in flight has ended, writes included. In a bubble synctest.Wait does as well.
+// settle waits until all requests, lookups and writes have ended. In a bubble, synctest.Wait is enough.
 func (w *world) settle(t *testing.T) {
 	t.Helper()
 	require.Eventually(t, func() bool { return w.cache.Stats().InFlight == 0 }, 5*time.Second, time.Millisecond)
 }
 
-// all runs n callers at once and returns their answers.
+// all runs n concurrent callers and returns their answers.
 func all(n int, ask func(i int) answer) []answer {
 	answers := make([]answer, n)
 	var wg sync.WaitGroup
@@ -149,12 +149,12 @@ func all(n int, ask func(i int) answer) []answer {
 	return answers
 }
 
-// roundTripper is a next without a guard.
+// roundTripper is a next that is not a guard.
 type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
 
-// reply is a 200 with this body.
+// reply returns a response with status 200.
 func reply(contentType string, body io.Reader) *http.Response {
 	rc, ok := body.(io.ReadCloser)
 	if !ok {

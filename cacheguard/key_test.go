@@ -19,7 +19,7 @@ import (
 
 const plainBody = `{"model":"m","temperature":0,"messages":[{"role":"user","content":"Hi"}]}`
 
-// keyOf is the key of a request with this body, or false if it has none.
+// keyOf returns the key of a request with this body, or false if it has none.
 func keyOf(t testing.TB, tr *Transport, method, url, body string, headers ...string) (key, bool) {
 	t.Helper()
 	req, err := http.NewRequest(method, url, strings.NewReader(body))
@@ -43,7 +43,7 @@ func newKeyer(t testing.TB, cfg Config) *Transport {
 
 const chatURL = "https://api.openai.com/v1/chat/completions"
 
-func TestBodiesThatMeanTheSameHaveOneKey(t *testing.T) {
+func TestEquivalentBodiesHaveTheSameKey(t *testing.T) {
 	tr := newKeyer(t, Config{})
 	of := func(body string) key {
 		k, ok := keyOf(t, tr, http.MethodPost, chatURL, body)
@@ -66,18 +66,18 @@ func TestBodiesThatMeanTheSameHaveOneKey(t *testing.T) {
 	}
 }
 
-func TestBodiesThatDifferHaveDifferentKeys(t *testing.T) {
+func TestDifferentBodiesHaveDifferentKeys(t *testing.T) {
 	tr := newKeyer(t, Config{})
 	seen := map[key]string{}
 	for _, body := range []string{
 		`{}`, `{"a":null}`, `{"a":false}`, `{"a":true}`, `{"a":0}`, `{"a":""}`, `{"a":[]}`, `{"a":{}}`, `{"a":"null"}`, `{"a":"0"}`,
-		`{"a":1}`, `{"a":1.0}`, `{"a":1e0}`, `{"a":-0}`, // numbers as they are written
+		`{"a":1}`, `{"a":1.0}`, `{"a":1e0}`, `{"a":-0}`, // numbers are compared as text
 		`{"a":9007199254740992}`, `{"a":9007199254740993}`, `{"a":1e400}`, `{"a":1e401}`,
 		`{"a":0.1}`, `{"a":0.10000000000000000001}`,
 		`{"a":[1,2]}`, `{"a":[2,1]}`, `{"a":[12]}`, `{"a":[[1],2]}`, `{"a":[1,[2]]}`, `{"a":[[1,2]]}`,
 		`{"a":1,"b":2}`, `{"a":2,"b":1}`, `{"a":{"b":1}}`, `{"a":"b","c":"d"}`, `{"a":"b\",\"c\":\"d"}`,
 		`{"a":"x"}`, `{"a":"x "}`, `{"a":" x"}`, `{"A":"x"}`, `{"a":"X"}`,
-		`{"a":"é"}`, `{"a":"e` + "\u0301" + `"}`, // composed or not: the model sees other tokens
+		`{"a":"é"}`, `{"a":"e` + "\u0301" + `"}`, // composed or decomposed: the model sees different tokens
 		`{"a":"\ud800"}`, `{"a":"\ud801"}`, `{"a":"\udc00"}`, `{"a":"\\ud800"}`, "{\"a\":\"\xff\"}", "{\"a\":\"\xfe\"}", `{"a":"` + "\ufffd" + `"}`,
 		`{"a":"\n"}`, `{"a":"n"}`, `{"a":"\\n"}`, `{"a":"\u0000"}`,
 	} {
@@ -88,7 +88,7 @@ func TestBodiesThatDifferHaveDifferentKeys(t *testing.T) {
 	}
 }
 
-func TestBodiesThatCannotBeToldHaveNoKey(t *testing.T) {
+func TestAmbiguousBodiesHaveNoKey(t *testing.T) {
 	tr := newKeyer(t, Config{})
 	for _, body := range []string{
 		``, ` `, `null`, `1`, `"a"`, `[]`, `[{}]`, `{`, `{"a"}`, `{"a":1,}`, `{"a":01}`, `{"a":1} x`, `{}{}`, `{'a':1}`,
@@ -99,19 +99,19 @@ func TestBodiesThatCannotBeToldHaveNoKey(t *testing.T) {
 	}
 }
 
-func TestURLAndHeadersMakeTheKey(t *testing.T) {
+func TestKeyIncludesURLAndHeaders(t *testing.T) {
 	tr := newKeyer(t, Config{IgnoreHeaders: []string{"x-tenant-trace"}})
 	base, ok := keyOf(t, tr, http.MethodPost, chatURL, plainBody)
 	require.True(t, ok)
 	for name, headers := range map[string][]string{
-		"nothing":                {},
-		"user agent":             {"User-Agent", "x/1"},
-		"trace context":          {"Traceparent", "00-1", "Tracestate", "a=b", "Baggage", "c=d"},
-		"request ids":            {"X-Request-Id", "1", "X-Client-Request-Id", "2", "Idempotency-Key", "3"},
-		"what openai-go adds":    {"X-Stainless-Retry-Count", "0", "X-Stainless-Lang", "go"},
-		"a name not canonical":   {"x-request-id", "1"},
-		"what Config adds":       {"X-Tenant-Trace", "1"},
-		"not canonical, ignored": {"x-tenant-trace", "1"},
+		"nothing":                      {},
+		"user agent":                   {"User-Agent", "x/1"},
+		"trace context":                {"Traceparent", "00-1", "Tracestate", "a=b", "Baggage", "c=d"},
+		"request ids":                  {"X-Request-Id", "1", "X-Client-Request-Id", "2", "Idempotency-Key", "3"},
+		"headers of openai-go":         {"X-Stainless-Retry-Count", "0", "X-Stainless-Lang", "go"},
+		"a name in another case":       {"x-request-id", "1"},
+		"headers of Config":            {"X-Tenant-Trace", "1"},
+		"ignored name in another case": {"x-tenant-trace", "1"},
 	} {
 		k, ok := keyOf(t, tr, http.MethodPost, chatURL, plainBody, headers...)
 		require.True(t, ok)
@@ -154,7 +154,7 @@ func TestURLAndHeadersMakeTheKey(t *testing.T) {
 	}
 }
 
-func TestHostInTheRequestMakesTheKey(t *testing.T) {
+func TestKeyIncludesHost(t *testing.T) {
 	tr := newKeyer(t, Config{})
 	of := func(query, host string) key {
 		req, err := http.NewRequest(http.MethodPost, chatURL+query, strings.NewReader(plainBody))
@@ -167,10 +167,10 @@ func TestHostInTheRequestMakesTheKey(t *testing.T) {
 		return q.key
 	}
 	assert.NotEqual(t, of("", "a"), of("", "b"))
-	assert.NotEqual(t, of("?q=", "ab"), of("?q=a", "b"), "parts do not run together")
+	assert.NotEqual(t, of("?q=", "ab"), of("?q=a", "b"), "different parts do not give the same bytes")
 }
 
-func TestRequestIsLeftAsItWas(t *testing.T) {
+func TestRequestIsNotModified(t *testing.T) {
 	tr := newKeyer(t, Config{})
 	req, err := http.NewRequest(http.MethodPost, chatURL, strings.NewReader(plainBody))
 	require.NoError(t, err)
@@ -191,7 +191,7 @@ func TestRequestIsLeftAsItWas(t *testing.T) {
 	}
 }
 
-func TestBodyOfAnotherLengthThanAnnouncedIsForNextToJudge(t *testing.T) {
+func TestWrongContentLengthPassesThrough(t *testing.T) {
 	tr := newKeyer(t, Config{})
 	for length, want := range map[int64]mode{5: apart, 500: apart, -1: cached, int64(len(plainBody)): cached} {
 		req, err := http.NewRequest(http.MethodPost, chatURL, strings.NewReader(plainBody))
@@ -210,7 +210,7 @@ func TestBodyOfAnotherLengthThanAnnouncedIsForNextToJudge(t *testing.T) {
 	}
 }
 
-func TestBodyThatFailsIsTheCallersError(t *testing.T) {
+func TestBodyReadErrorReachesTheCaller(t *testing.T) {
 	tr := newKeyer(t, Config{})
 	req, err := http.NewRequest(http.MethodPost, chatURL, strings.NewReader(plainBody))
 	require.NoError(t, err)
@@ -235,7 +235,7 @@ type failure struct{}
 func (failure) Error() string            { return "failed" }
 func (failure) Read([]byte) (int, error) { return 0, failure{} }
 
-// decoded is what a body means to a decoder that keeps numbers as they are.
+// decoded decodes a body and keeps numbers as text.
 func decoded(t testing.TB, body []byte) (v any) {
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.UseNumber()
@@ -257,15 +257,15 @@ func FuzzCanonical(f *testing.F) {
 		require.True(t, json.Valid(plain))
 		again, ok := canonical(plain)
 		require.True(t, ok)
-		require.Equal(t, plain, again, "it is the one form")
+		require.Equal(t, plain, again, "the canonical form is stable")
 
-		// Another writer's form of the same, with sorted fields, other escapes and white space.
+		// The same object from another writer has sorted fields, other escapes and white space.
 		other, err := json.MarshalIndent(decoded(t, body), " ", "\t")
 		require.NoError(t, err)
 		if bytes.ContainsRune(other, utf8.RuneError) {
-			return // what is no Unicode stays as it was written
+			return // invalid Unicode stays unchanged
 		}
-		require.Equal(t, decoded(t, body), decoded(t, plain), "it means the same")
+		require.Equal(t, decoded(t, body), decoded(t, plain), "the meaning is unchanged")
 		same, ok := canonical(other)
 		require.True(t, ok)
 		require.Equal(t, plain, same)
@@ -278,7 +278,7 @@ func sampleEntry() (*entry, key) {
 		header: http.Header{"Content-Type": {"text/event-stream"}, "X-Request-Id": {"req_1"}}}, k
 }
 
-func TestEntryComesBackAsItWas(t *testing.T) {
+func TestEntryRoundTrip(t *testing.T) {
 	e, k := sampleEntry()
 	back, ok := decode(e.encode(k), k)
 	require.True(t, ok)
@@ -287,7 +287,7 @@ func TestEntryComesBackAsItWas(t *testing.T) {
 	assert.Equal(t, e.body, back.body)
 }
 
-func TestEntryThatIsNotWholeIsNone(t *testing.T) {
+func TestTruncatedOrCorruptEntryIsRejected(t *testing.T) {
 	e, k := sampleEntry()
 	good := e.encode(k)
 	for i := range good {
@@ -303,7 +303,7 @@ func TestEntryThatIsNotWholeIsNone(t *testing.T) {
 	_, ok := decode(append(bytes.Clone(good), 0), k)
 	require.False(t, ok)
 	_, ok = decode(good, key{9})
-	require.False(t, ok, "another request's")
+	require.False(t, ok, "an entry of another request")
 }
 
 func FuzzEntry(f *testing.F) {
@@ -313,15 +313,15 @@ func FuzzEntry(f *testing.F) {
 	parts := whole[1+len(k) : len(whole)-sha256.Size]
 	f.Add(parts, []byte{}, "", int64(-1))
 	overlong := bytes.Clone(parts)
-	overlong[len(parts)-len(e.body)-1] += 8 // a body that would reach into the sum
+	overlong[len(parts)-len(e.body)-1] += 8 // makes the body reach into the checksum
 	f.Add(overlong, []byte{}, "", int64(-1))
 	f.Fuzz(func(t *testing.T, b, body []byte, contentType string, nanos int64) {
-		_, _ = decode(b, k)                                    // never a panic
-		forged := slices.Concat([]byte{entryVersion}, k[:], b) // nor with a sum that is right
+		_, _ = decode(b, k)                                    // must not panic
+		forged := slices.Concat([]byte{entryVersion}, k[:], b) // nor with a valid checksum
 		sum := sha256.Sum256(forged)
 		forged = append(forged, sum[:]...)
 		if back, ok := decode(forged, k); ok {
-			require.Equal(t, forged, back.encode(k), "nothing is made up")
+			require.Equal(t, forged, back.encode(k), "a decoded entry encodes to the same bytes")
 		}
 		if nanos < 0 {
 			return
@@ -335,14 +335,14 @@ func FuzzEntry(f *testing.F) {
 	})
 }
 
-// Between a flight's end for callers and its leaving the table, nobody gets in.
-func TestFlightThatIsOverAdmitsNobody(t *testing.T) {
+// After a flight ends and before it is unlisted, no caller can join it.
+func TestEndedFlightAdmitsNoCaller(t *testing.T) {
 	tr := newKeyer(t, Config{})
 	f := newFlight(tr, &request{})
 	ended := false
 	f.cancel = func() {
 		ended = true
-		assert.Nil(t, f.admit(t.Context()), "left by all")
+		assert.Nil(t, f.admit(t.Context()), "all callers have left")
 	}
 	require.NoError(t, f.admit(t.Context()).Close())
 	require.True(t, ended)
@@ -351,7 +351,7 @@ func TestFlightThatIsOverAdmitsNobody(t *testing.T) {
 	f.cancel = func() {}
 	r := f.admit(t.Context())
 	f.moveOn()
-	assert.Nil(t, f.admit(t.Context()), "its beginning is gone")
+	assert.Nil(t, f.admit(t.Context()), "its start was dropped")
 	require.NoError(t, r.Close())
 }
 

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// hostile are the bodies that a user of a service may have put into a request, of about size bytes.
+// hostile returns request bodies of about size bytes that a user could inject.
 var hostile = map[string]func(size int) string{
 	"nested arrays": func(size int) string { return repeated(strings.Repeat("[", 90)+strings.Repeat("]", 90), size) },
 	"nested objects": func(size int) string {
@@ -35,8 +35,8 @@ func repeated(value string, size int) string {
 	return `{"a":[` + strings.Repeat(value+",", size/(len(value)+1)) + value + `]}`
 }
 
-// A request is looked at before anything is known of whoever sent it: what that costs must grow no faster than its bytes.
-func TestWorkForARequestGrowsWithItsBytes(t *testing.T) {
+// The cost of reading a request must be linear in its size, because clients send it before any authentication.
+func TestRequestCostIsLinear(t *testing.T) {
 	tr := newKeyer(t, Config{})
 	for name, body := range hostile {
 		t.Run(name, func(t *testing.T) {

@@ -8,11 +8,11 @@ import (
 	"github.com/maypok86/otter/v2"
 )
 
-// entryOverhead is about what the cache itself needs for an entry, its name included.
+// entryOverhead is the approximate memory for an entry in addition to its bytes. It includes the name.
 const entryOverhead = 256
 
-// memory is the Store inside the process: otter, bounded in bytes, which evicts what is least likely to be used again
-// (W-TinyLFU).
+// memory is the in-process Store. It uses otter, is limited in bytes, and evicts the entries that are least likely to
+// be used again (W-TinyLFU).
 type memory struct {
 	cache *otter.Cache[string, item]
 }
@@ -27,7 +27,7 @@ func newMemory(maxBytes int64) (*memory, error) {
 		MaximumWeight:    uint64(maxBytes),
 		Weigher:          func(_ string, v item) uint32 { return uint32(len(v.entry) + entryOverhead) },
 		ExpiryCalculator: otter.ExpiryWritingFunc(func(e otter.Entry[string, item]) time.Duration { return e.Value.ttl }),
-		Executor:         func(f func()) { f() }, // eviction is done when Set returns, in no goroutine of its own
+		Executor:         func(f func()) { f() }, // evicts within Set, without a goroutine
 	})
 	if err != nil {
 		return nil, fmt.Errorf("cacheguard: %w", err)

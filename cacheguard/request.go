@@ -18,33 +18,33 @@ import (
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
-// minTemperature is below what any provider tells from 0.
+// minTemperature is the temperature below which providers behave as with 0.
 const minTemperature = 1e-6
 
-// mode is what the cache does for a request.
+// mode is how the cache handles a request.
 type mode int8
 
 const (
-	apart     mode = iota // nothing
-	coalesced             // let identical requests be one
-	cached                // look it up, and keep the answer
-	refreshed             // keep the answer
+	apart     mode = iota // pass through
+	coalesced             // coalesce only
+	cached                // coalesce, look up, and keep the answer
+	refreshed             // coalesce and keep the answer, without a lookup
 )
 
-// request is what the cache needs to know of a request.
+// request holds what the cache needs to know about a request.
 type request struct {
-	send     *http.Request // to next: the caller's, with its body if that was read
+	send     *http.Request // the caller's request, with a new body if read has consumed the old one
 	mode     mode
 	key      key
 	endpoint dialect.Endpoint
-	stream   bool // is asked for
+	stream   bool // the request asks for a stream
 	ttl      time.Duration
 }
 
-// key is what identical requests have in common, and no others: a SHA-256 sum.
+// key identifies identical requests. It is a SHA-256 sum.
 type key [sha256.Size]byte
 
-// read finds out whether req is one for the cache. Its error is that of reading the body.
+// read decides how the cache handles req. Its error is a failure to read the body.
 func (t *Transport) read(req *http.Request, policy Policy) (*request, error) {
 	q := &request{send: req, ttl: policy.TTL}
 	if q.ttl == 0 {
@@ -74,14 +74,14 @@ func (t *Transport) read(req *http.Request, policy Policy) (*request, error) {
 	q.send = withBody(req, io.NopCloser(bytes.NewReader(body)))
 	q.send.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
 	if req.ContentLength > 0 && req.ContentLength != int64(len(body)) {
-		return q, nil // next knows what to say to that
+		return q, nil // the length is wrong; next reports it
 	}
 	plain, ok := canonical(body)
 	if !ok {
 		return q, nil
 	}
 	q.endpoint = dialect.Of(req.Method, req.URL.Path, req.URL.RawQuery)
-	facts := q.endpoint.Read(plain, nil) // of the plain form: "st\u006fre" is a name too
+	facts := q.endpoint.Read(plain, nil) // uses the canonical form, because a name may be escaped: "st\u006fre"
 	q.stream = facts.Stream
 	if facts.Creates || q.endpoint.Op() == "responses" && !facts.Forgets {
 		return q, nil
@@ -99,14 +99,14 @@ func (t *Transport) read(req *http.Request, policy Policy) (*request, error) {
 	return q, nil
 }
 
-// withBody is req with another body. It is a copy, since a RoundTripper must not change its request.
+// withBody returns a copy of req with another body. A RoundTripper must not modify its request.
 func withBody(req *http.Request, body io.ReadCloser) *http.Request {
 	req = req.WithContext(req.Context())
 	req.Body = body
 	return req
 }
 
-// concerns reports whether req asks for an answer worth a look at its body.
+// concerns reports whether the cache can handle req, as far as its method, URL and headers show.
 func (t *Transport) concerns(req *http.Request) bool {
 	if req.Method != http.MethodPost || req.URL == nil || req.Header == nil || req.Body == nil || req.GetBody == nil ||
 		req.ContentLength > t.cfg.MaxRequestBytes || req.Header.Get("Content-Encoding") != "" {
@@ -114,17 +114,18 @@ func (t *Transport) concerns(req *http.Request) bool {
 	}
 	switch dialect.Of(req.Method, req.URL.Path, req.URL.RawQuery).Op() {
 	case "chat.completions", "completions", "responses", "messages", "embeddings", "moderations":
-	default: // images and audio: never the same twice, or no JSON
+	default: // images and audio are random or not JSON
 		return false
 	}
 	media, _, err := mime.ParseMediaType(req.Header.Get("Content-Type"))
 	return err == nil && media == "application/json"
 }
 
-// credentials are headers that tell accounts apart.
+// credentials are the headers that identify an account.
 var credentials = []string{"Authorization", "Proxy-Authorization", "Cookie", "Api-Key", "X-Api-Key", "X-Goog-Api-Key"}
 
-// scope returns whose answers req may get, as far as its headers and URL do not say so, or false if nobody says so.
+// scope returns the account of req that Config.Scope gives, or "" if a credential in req identifies it. It returns
+// false if the account is unknown.
 func (t *Transport) scope(req *http.Request) (scope string, ok bool) {
 	if t.cfg.Scope != nil {
 		scope = t.cfg.Scope(req)
@@ -139,7 +140,7 @@ func (t *Transport) scope(req *http.Request) (scope string, ok bool) {
 	return "", query.Get("key") != "" || query.Get("api-key") != ""
 }
 
-// samples reports whether the same request may well get another answer.
+// samples reports whether the same request can give a different answer each time.
 func samples(e dialect.Endpoint, plain []byte) bool {
 	if op := e.Op(); op == "embeddings" || op == "moderations" {
 		return false
@@ -153,14 +154,14 @@ func samples(e dialect.Endpoint, plain []byte) bool {
 	return true
 }
 
-// withoutMeaning are headers that say nothing about the answer, and may differ from one request to the next.
+// withoutMeaning are headers that do not affect the answer and may differ between identical requests.
 var withoutMeaning = []string{
 	"Connection", "Content-Length", "User-Agent",
 	"X-Request-Id", "X-Client-Request-Id", "X-Ms-Client-Request-Id", "X-Correlation-Id", "Idempotency-Key",
 	"Traceparent", "Tracestate", "Baggage", "B3", "Uber-Trace-Id", "Sentry-Trace", "X-Amzn-Trace-Id", "X-Cloud-Trace-Context",
 }
 
-// withoutMeaningPrefixes are the beginnings of more of them.
+// withoutMeaningPrefixes are prefixes of further headers without meaning.
 var withoutMeaningPrefixes = []string{"X-Stainless-", "X-B3-", "X-Datadog-"}
 
 func ignored(more []string) map[string]bool {
@@ -171,8 +172,8 @@ func ignored(more []string) map[string]bool {
 	return names
 }
 
-// sum is the key of req, whose body in its plain form is given. Each part goes in behind its length, so that no two
-// requests run together to the same bytes.
+// sum returns the key of req with the canonical body plain. A length precedes each part, so that different requests
+// cannot give the same bytes.
 func (t *Transport) sum(req *http.Request, scope string, plain []byte) key {
 	b := make([]byte, 0, len(plain)+1024)
 	part := func(p string) { b = append(binary.AppendUvarint(b, uint64(len(p))), p...) }
@@ -191,7 +192,7 @@ func (t *Transport) sum(req *http.Request, scope string, plain []byte) key {
 			part(value)
 		}
 	}
-	part("") // no header has this name
+	part("") // ends the headers; no header has this name
 	return sha256.Sum256(append(b, plain...))
 }
 
@@ -201,10 +202,11 @@ func (t *Transport) ignores(name string) bool {
 	})
 }
 
-// outgoing is the request that a flight sends: the caller's, copied, since the caller may be gone before it is over.
+// outgoing returns the request that a flight sends. It is a copy, because the caller may leave before the flight
+// ends.
 func (q *request) outgoing(ctx context.Context) *http.Request {
 	req := q.send.Clone(ctx)
-	req.Body, _ = q.send.GetBody() // that of read, which cannot fail
-	req.Cancel = nil               // ends the caller's wait, not the answer that others share
+	req.Body, _ = q.send.GetBody() // the GetBody set by read cannot fail
+	req.Cancel = nil               // one caller's cancellation must not end a shared request
 	return req
 }

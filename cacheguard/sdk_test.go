@@ -17,7 +17,7 @@ import (
 	"github.com/aiguard-go/aiguard/cacheguard"
 )
 
-// twice asks twice and requires the same answer, the second time without a slot and without a request.
+// twice calls ask twice. The second answer must be the same, without a slot or a request.
 func (w *world) twice(t *testing.T, ask func() (string, error)) {
 	t.Helper()
 	first, err := ask()
@@ -38,7 +38,7 @@ var chatRequest = openai.ChatCompletionRequest{
 	Messages: []openai.ChatCompletionMessage{{Role: "user", Content: "Hi"}},
 }
 
-// goOpenAI is what its clients, bare and guarded, have in common.
+// goOpenAI is implemented by go-openai's client and by the guarded client.
 type goOpenAI interface {
 	CreateChatCompletion(context.Context, openai.ChatCompletionRequest) (openai.ChatCompletionResponse, error)
 	CreateChatCompletionStream(context.Context, openai.ChatCompletionRequest) (*openai.ChatCompletionStream, error)
@@ -89,7 +89,7 @@ func testGoOpenAI(t *testing.T, w *world, client goOpenAI) {
 	})
 }
 
-// recvAll joins the texts of a stream's events; io.EOF is the good end.
+// recvAll joins the texts of a stream's events. io.EOF is a complete end.
 func recvAll[E any](recv func() (E, error), textOf func(E) string) (text string, err error) {
 	for {
 		ev, err := recv()
@@ -115,7 +115,7 @@ func TestGoOpenAI(t *testing.T) {
 	require.Equal(t, aiguard.ErrUnauthorized, aiguard.KindOf(err))
 }
 
-// The guard's own client with the cache before its transport: it keeps its prompt and output limits, and its errors.
+// The guard's own client in front of the cache keeps its prompt limits, output limits and errors.
 func TestGuardsOwnClient(t *testing.T) {
 	w := newGuardedWorld(t, aiguardtest.NewServer(t), cacheguard.Config{}, aiguard.Config{MaxPromptChars: 100, MaxOutputTokens: 50})
 	oc := openai.DefaultConfig("sk-one")
@@ -138,7 +138,7 @@ func TestGuardsOwnClient(t *testing.T) {
 	assert.Equal(t, "other", e.Model)
 }
 
-// Over real connections, in both protocols, under load: what virtual time cannot show.
+// Real connections under load, in both protocols, test what virtual time cannot.
 func TestManyCallersOverRealConnections(t *testing.T) {
 	for name, opts := range map[string][]aiguardtest.Option{"HTTP1": nil, "HTTP2": {aiguardtest.TLS()}} {
 		t.Run(name, func(t *testing.T) {

@@ -7,23 +7,23 @@ import (
 	"time"
 )
 
-// Store is where answers are kept. It must be safe for concurrent use, and return soon after ctx has ended: nobody waits
-// for it then, but a goroutine of the Transport's does.
+// Store keeps cached answers. It must be safe for concurrent use and return soon after ctx has ended. Callers do not
+// wait for it then, but a goroutine of the Transport does.
 type Store interface {
-	// Get returns the entry under this name, a short word of hexadecimal digits; nil and no error if there is none. The
-	// Transport does not change it.
+	// Get returns the entry with this name, or nil and no error if there is none. name is a short string of
+	// hexadecimal digits. The Transport does not modify the entry.
 	Get(ctx context.Context, name string) (entry []byte, err error)
 
-	// Set keeps entry for ttl, or less, in place of what is there. It must not change entry.
+	// Set stores entry for at most ttl and replaces any entry with this name. It must not modify entry.
 	Set(ctx context.Context, name string, entry []byte, ttl time.Duration) error
 }
 
 const (
-	writeTimeout = time.Second // nobody waits for it
-	storePause   = time.Second // after a failure
+	writeTimeout = time.Second // for a write; callers do not wait for it
+	storePause   = time.Second // pause after a failure
 )
 
-// lookup returns the answer that is kept under k, or nil. A store that fails has none.
+// lookup returns the answer cached under k, or nil. A store failure counts as a miss.
 func (t *Transport) lookup(ctx context.Context, k key) *entry {
 	b, err := t.store.Get(ctx, k.name())
 	if err != nil || b == nil {
@@ -37,7 +37,7 @@ func (t *Transport) lookup(ctx context.Context, k key) *entry {
 	return e
 }
 
-// keep stores an answer that is not too large. ctx may have ended: its callers have what they want.
+// keep stores an answer unless it is too large. ctx may have ended, because the callers already have the answer.
 func (t *Transport) keep(ctx context.Context, q *request, e *entry) {
 	b := e.encode(q.key)
 	if int64(len(b)) > t.cfg.MaxEntryBytes {
@@ -48,17 +48,17 @@ func (t *Transport) keep(ctx context.Context, q *request, e *entry) {
 	}
 }
 
-// errPaused is what a store gets no chance to say.
-var errPaused = errors.New("cacheguard: the store has just failed")
+// errPaused is the error of a use during the pause after a failure.
+var errPaused = errors.New("cacheguard: the store is paused after a failure")
 
-// bounded is a Store that may be slow or broken: each use has its time, and after a failure there are none for a while,
-// then one that tries.
+// bounded protects the cache from a slow or failing Store. Each use has a timeout. After a failure, all uses fail for
+// storePause. Then one probe uses the store.
 type bounded struct {
 	store    Store
 	lookup   time.Duration
 	failures *atomic.Int64
-	born     time.Time    // with its monotonic reading: the wall clock may be set back
-	until    atomic.Int64 // end of the pause in nanoseconds since born; 0: none
+	born     time.Time    // keeps the monotonic clock reading, in case the wall clock is set back
+	until    atomic.Int64 // end of the pause in nanoseconds since born; 0: no pause
 }
 
 func (b *bounded) Get(ctx context.Context, name string) ([]byte, error) {
@@ -72,7 +72,7 @@ func (b *bounded) Set(ctx context.Context, name string, entry []byte, ttl time.D
 	return err
 }
 
-// within runs use for limit at most. One that does not heed its context is left to itself.
+// within runs use for at most limit. It does not wait longer for a use that ignores its context.
 func (b *bounded) within(ctx context.Context, limit time.Duration, use func(context.Context) ([]byte, error)) ([]byte, error) {
 	now := int64(time.Since(b.born))
 	if until := b.until.Load(); until != 0 && (now < until || !b.until.CompareAndSwap(until, now+int64(storePause))) {
@@ -98,7 +98,7 @@ func (b *bounded) within(ctx context.Context, limit time.Duration, use func(cont
 	switch {
 	case r.err == nil:
 		b.until.Store(0)
-	case ctx.Err() == nil: // the callers' end is no failure
+	case ctx.Err() == nil: // a caller that leaves is not a store failure
 		b.failures.Add(1)
 		b.until.Store(int64(time.Since(b.born) + storePause))
 	}

@@ -16,9 +16,9 @@ import (
 	"github.com/aiguard-go/aiguard/cacheguard"
 )
 
-// store is a Store of a test's: a map with functions before it.
+// store is a Store in a map with hooks.
 type store struct {
-	before func(ctx context.Context, use string) error // nil: nothing
+	before func(ctx context.Context, use string) error // nil: no hook
 
 	mu      sync.Mutex
 	uses    []string
@@ -66,7 +66,7 @@ func (s *store) setBefore(f func(ctx context.Context, use string) error) {
 	s.before = f
 }
 
-// used returns how often the store was used since the last time.
+// used returns the number of uses since the last call.
 func (s *store) used() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -75,10 +75,10 @@ func (s *store) used() int {
 	return n
 }
 
-// numbered is one of many certain requests.
+// numbered returns the i-th of a series of cacheable requests.
 func numbered(i int) string { return strings.Replace(certain, "Hi", strings.Repeat("Hi", i+1), 1) }
 
-func TestStoreOfTheUsersServesAndIsTold(t *testing.T) {
+func TestConfiguredStoreIsUsed(t *testing.T) {
 	s := &store{}
 	inVirtualTime(t, cacheguard.Config{Store: s, TTL: time.Minute}, func(t *testing.T, w *world) {
 		ask := func(ctx context.Context) string {
@@ -100,7 +100,7 @@ func TestStoreOfTheUsersServesAndIsTold(t *testing.T) {
 	})
 }
 
-func TestIdenticalCallersAreOneLookup(t *testing.T) {
+func TestIdenticalCallersShareOneLookup(t *testing.T) {
 	s := &store{}
 	inVirtualTime(t, cacheguard.Config{Store: s}, func(t *testing.T, w *world) {
 		require.NoError(t, w.chat(t.Context(), certain).err)
@@ -115,12 +115,12 @@ func TestIdenticalCallersAreOneLookup(t *testing.T) {
 	})
 }
 
-func TestBrokenOrSlowStoreNeitherFailsNorDelaysACall(t *testing.T) {
+func TestFailingStoreDoesNotFailOrDelayCalls(t *testing.T) {
 	for name, before := range map[string]func(context.Context, string) error{
 		"broken": func(context.Context, string) error { return errors.New("broken") },
 		"slow":   func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() },
 		"deaf":   func(context.Context, string) error { time.Sleep(time.Minute); return nil },
-		"slow to write": func(ctx context.Context, use string) error {
+		"slow writes": func(ctx context.Context, use string) error {
 			if use == "set" {
 				<-ctx.Done()
 			}
@@ -138,12 +138,12 @@ func TestBrokenOrSlowStoreNeitherFailsNorDelaysACall(t *testing.T) {
 					require.LessOrEqual(t, time.Since(before), cacheguard.DefaultLookupTimeout)
 					time.Sleep(10 * time.Millisecond)
 				}
-				// 100 calls in a second and a bit: one found out, perhaps one more tried after the pause.
+				// Of 100 calls in just over a second, one finds the failure and perhaps one probes after the pause.
 				assert.LessOrEqual(t, time.Since(start), time.Second+2*cacheguard.DefaultLookupTimeout)
 				assert.Equal(t, 100, w.srv.Count())
 				failures := w.cache.Stats().StoreFailures
-				time.Sleep(2 * time.Minute) // the deaf one's goroutines, and the writes
-				if name == "slow to write" {
+				time.Sleep(2 * time.Minute) // lets blocked goroutines and writes finish
+				if name == "slow writes" {
 					failures = min(1, w.cache.Stats().StoreFailures)
 				}
 				assert.Positive(t, failures)
@@ -154,7 +154,7 @@ func TestBrokenOrSlowStoreNeitherFailsNorDelaysACall(t *testing.T) {
 	}
 }
 
-func TestStoreIsLeftAloneAfterAFailureAndTriedByOne(t *testing.T) {
+func TestFailedStoreIsPausedThenProbed(t *testing.T) {
 	s := &store{}
 	inVirtualTime(t, cacheguard.Config{Store: s}, func(t *testing.T, w *world) {
 		broken := errors.New("broken")
@@ -163,23 +163,23 @@ func TestStoreIsLeftAloneAfterAFailureAndTriedByOne(t *testing.T) {
 		assert.Equal(t, 1, s.used())
 		time.Sleep(999 * time.Millisecond)
 		require.NoError(t, w.chat(t.Context(), numbered(1)).err)
-		assert.Zero(t, s.used(), "left alone")
+		assert.Zero(t, s.used(), "the store is not used")
 
 		time.Sleep(2 * time.Millisecond)
 		s.setBefore(func(context.Context, string) error { time.Sleep(10 * time.Millisecond); return broken })
 		all(20, func(i int) answer { return w.chat(t.Context(), numbered(i)) })
-		assert.Equal(t, 1, s.used(), "one tries for all")
+		assert.Equal(t, 1, s.used(), "one call probes for all")
 
 		time.Sleep(1100 * time.Millisecond)
 		s.setBefore(nil)
 		require.NoError(t, w.chat(t.Context(), numbered(2)).err)
 		synctest.Wait()
-		assert.Equal(t, 2, s.used(), "in use again")
+		assert.Equal(t, 2, s.used(), "the store is used again")
 		assert.Equal(t, "hit", w.chat(t.Context(), numbered(2)).source)
 	})
 }
 
-func TestCallerThatLeavesIsNoFailureOfTheStore(t *testing.T) {
+func TestLeavingCallerIsNotAStoreFailure(t *testing.T) {
 	s := &store{before: func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() }}
 	inVirtualTime(t, cacheguard.Config{Store: s}, func(t *testing.T, w *world) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
@@ -187,19 +187,19 @@ func TestCallerThatLeavesIsNoFailureOfTheStore(t *testing.T) {
 		require.ErrorIs(t, w.chat(ctx, certain).err, context.DeadlineExceeded)
 		synctest.Wait()
 		assert.Zero(t, w.cache.Stats().StoreFailures)
-		assert.Zero(t, w.guard.Stats().Calls, "nobody is left to ask for")
+		assert.Zero(t, w.guard.Stats().Calls, "no caller is left")
 	})
 }
 
-func TestEntryThatIsNotWholeOrNotOursIsAMiss(t *testing.T) {
+func TestInvalidEntryIsAMiss(t *testing.T) {
 	for name, spoil := range map[string]func(entry, other []byte) []byte{
-		"flipped":     func(e, _ []byte) []byte { e[len(e)/2] ^= 1; return e },
-		"cut":         func(e, _ []byte) []byte { return e[:len(e)-1] },
-		"empty":       func(_, _ []byte) []byte { return []byte{} },
-		"text":        func(_, _ []byte) []byte { return []byte("hello") },
-		"version":     func(e, _ []byte) []byte { e[0]++; return e },
-		"another's":   func(_, o []byte) []byte { return o },
-		"with a tail": func(e, _ []byte) []byte { return append(e, 0) },
+		"flipped":            func(e, _ []byte) []byte { e[len(e)/2] ^= 1; return e },
+		"cut":                func(e, _ []byte) []byte { return e[:len(e)-1] },
+		"empty":              func(_, _ []byte) []byte { return []byte{} },
+		"text":               func(_, _ []byte) []byte { return []byte("hello") },
+		"version":            func(e, _ []byte) []byte { e[0]++; return e },
+		"another's":          func(_, o []byte) []byte { return o },
+		"with trailing data": func(e, _ []byte) []byte { return append(e, 0) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := &store{}
@@ -228,8 +228,8 @@ func TestEntryThatIsNotWholeOrNotOursIsAMiss(t *testing.T) {
 	}
 }
 
-// A caller who comes while the answer is being written finds it without the store.
-func TestWriteDelaysNobody(t *testing.T) {
+// A caller that arrives during the write gets the answer without the store.
+func TestWriteDelaysNoCaller(t *testing.T) {
 	s := &store{before: func(ctx context.Context, use string) error {
 		if use == "set" {
 			time.Sleep(500 * time.Millisecond)
@@ -243,7 +243,7 @@ func TestWriteDelaysNobody(t *testing.T) {
 			require.NoError(t, a.err)
 			assert.Equal(t, want, a.source)
 		}
-		// But nobody gets an answer of chance, or one that was to be replaced, from a request that is over.
+		// A caller never joins a finished request if its answer is random or was a refresh.
 		for range 2 {
 			assert.Equal(t, "miss", w.chat(t.Context(), dice).source)
 			assert.Equal(t, "miss", w.chat(cacheguard.WithPolicy(t.Context(), cacheguard.Policy{Refresh: true}), certain).source)

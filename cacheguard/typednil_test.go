@@ -13,7 +13,7 @@ import (
 	"github.com/aiguard-go/aiguard/internal/typednil"
 )
 
-func TestNextThatFailsWithATypedNilIsAFailure(t *testing.T) {
+func TestNextReturningATypedNilFails(t *testing.T) {
 	for name, nothing := range typednil.Errors() {
 		for where, next := range map[string]roundTripper{
 			"before the response": func(*http.Request) (*http.Response, error) { return nil, nothing },

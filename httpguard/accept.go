@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// prefersHTML reports whether the Accept headers (RFC 9110, section 12.5.1) prefer text/html to JSON in its plain and its
-// problem form.
+// prefersHTML reports whether the Accept headers (RFC 9110, section 12.5.1) prefer text/html to application/json and
+// application/problem+json.
 func prefersHTML(accept []string) bool {
 	var html, problem, plain quality
 	for _, field := range accept {
@@ -21,7 +21,7 @@ func prefersHTML(accept []string) bool {
 	return html.q > max(problem.q, plain.q)
 }
 
-// quality is how much a media type is wanted: the weight of the most specific range that has it.
+// quality is the weight of a media type, taken from the most specific range that matches.
 type quality struct {
 	q           float64
 	specificity int
@@ -42,7 +42,7 @@ func (have *quality) offer(mediaType, mediaRange string, q float64) {
 	}
 }
 
-// weight is the parameter q: 1 by default, and 0 where it is nonsense.
+// weight returns the parameter q: 1 by default, and 0 if malformed.
 func weight(params string) float64 {
 	for param := range strings.SplitSeq(params, ";") {
 		name, value, _ := strings.Cut(strings.TrimSpace(param), "=")

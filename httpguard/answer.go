@@ -12,25 +12,25 @@ import (
 	"time"
 )
 
-// answer is the ResponseWriter of a handler that may outlive its request. Only one goroutine uses the server's
-// ResponseWriter at a time, and none after ServeHTTP has returned. Who begins the answer, the handler or the limit, is
-// decided by state, once.
+// answer is the ResponseWriter of a handler that may run longer than its request. Only one goroutine at a time uses
+// the server's ResponseWriter, and none after ServeHTTP has returned. state decides once whether the handler or the
+// limit starts the response.
 type answer struct {
 	w     http.ResponseWriter
 	ctl   *http.ResponseController // of w
 	limit *limit
-	ctx   *limited // the handler's
+	ctx   *limited // the handler's context
 	body  *requestBody
 
-	header http.Header // the handler's, which may change while we answer in its place
+	header http.Header // the handler's header, which may change while the limit's response is written
 
-	uses     sync.RWMutex // read-locked while the handler uses w: a deadline it sets may have to end its own Write
+	uses     sync.RWMutex // read-locked while the handler uses w, because one goroutine may set a deadline to end a Write of another
 	state    atomic.Int32
 	hijacked atomic.Bool
-	lost     atomic.Bool // the client has left while it was informed
+	lost     atomic.Bool // the client disconnected during an informational response
 }
 
-// States of an answer, in their order.
+// States of an answer, in order.
 const (
 	untouched int32 = iota
 	begun           // by the handler
@@ -45,7 +45,7 @@ func newAnswer(w http.ResponseWriter, l *limit, ctx *limited, body *requestBody)
 	return a
 }
 
-// take keeps the handler from using w and reports true, unless it has begun to answer.
+// take stops the handler from using w and reports true, unless the handler has started its response.
 func (a *answer) take() bool {
 	if !a.state.CompareAndSwap(untouched, over) {
 		return false
@@ -54,46 +54,48 @@ func (a *answer) take() bool {
 	return true
 }
 
-// end keeps the handler from using w any further.
+// end stops the handler from using w.
 func (a *answer) end() {
 	a.state.Store(over)
 	a.await()
 }
 
-// await waits for the uses under way.
+// await waits for uses of w in progress.
 func (a *answer) await() {
 	a.uses.Lock()
 	defer a.uses.Unlock()
 }
 
-// answerLate answers in place of a handler that has not begun by the limit, and no longer can.
+// answerLate sends the error response for a handler that did not start its response before the limit.
 func (a *answer) answerLate(x *exchange) {
 	if !a.lost.Load() {
 		x.answerLate(a.w, a.body, a.limit.reason())
 	}
 }
 
-// abort ends the connection, or in HTTP/2 the stream, so that nobody takes what was sent for a whole answer. The deadlines
-// free a handler that is blocked reading or writing, and keep the server from reading the rest of the body first.
+// abort closes the connection, or resets the HTTP/2 stream, so that no client takes a truncated response for a
+// complete one. The deadlines unblock a handler that is reading or writing. They also keep the server from reading
+// the rest of the body.
 func (a *answer) abort(x *exchange) {
 	if a.state.Swap(over) == begun {
 		a.flushLast()
 	}
 	past := time.Unix(1, 0)
-	_ = a.ctl.SetReadDeadline(past) // a server without deadlines waits for the client
+	_ = a.ctl.SetReadDeadline(past) // without deadlines the server waits for the client
 	_ = a.ctl.SetWriteDeadline(past)
 	a.await()
-	x.log.LogAttrs(context.Background(), levelFailed, "httpguard: answer ended at the time limit", x.attrs(a.limit.reason())...)
+	x.log.LogAttrs(context.Background(), levelFailed, "httpguard: response aborted at the time limit", x.attrs(a.limit.reason())...)
 	panic(http.ErrAbortHandler)
 }
 
-// flushLast sends what the handler has written and not flushed. If the handler is writing now the client does not read.
+// flushLast sends data that the handler has written but not flushed. If a write is in progress, the client is not
+// reading and flushLast does nothing.
 func (a *answer) flushLast() {
 	if !a.uses.TryLock() {
 		return
 	}
 	defer a.uses.Unlock()
-	if a.ctl.SetWriteDeadline(time.Now().Add(LastWord)) == nil { // or nobody could end the flush
+	if a.ctl.SetWriteDeadline(time.Now().Add(LastWord)) == nil { // without a deadline the flush might never end
 		_ = a.ctl.Flush()
 	}
 }
@@ -108,7 +110,7 @@ func (a *answer) use(f func() error) error {
 	return f()
 }
 
-// why is the error of a use that came too late.
+// why returns the error for a use of w after the end of the request.
 func (a *answer) why() error {
 	if a.limit.over() {
 		return a.limit.reason()
@@ -118,8 +120,8 @@ func (a *answer) why() error {
 
 var errReturned = errors.New("httpguard: the handler has returned")
 
-// claim makes the answer the handler's, within use. No answer begins after the limit: a handler that the end of
-// its context has woken does not race with the answer for the limit.
+// claim marks the response as started by the handler. Call it within use. It fails after the limit, so a handler that
+// wakes when its context ends does not race with the limit's response.
 func (a *answer) claim() (first bool, err error) {
 	if a.state.Load() == begun {
 		return false, nil
@@ -130,7 +132,7 @@ func (a *answer) claim() (first bool, err error) {
 	return true, nil
 }
 
-// begin is claim for an answer with the handler's header.
+// begin claims the response and sends the handler's header if the response is new.
 func (a *answer) begin() error {
 	first, err := a.claim()
 	if first {
@@ -139,7 +141,7 @@ func (a *answer) begin() error {
 	return err
 }
 
-// sendHeader gives w the handler's header.
+// sendHeader copies the handler's header to w.
 func (a *answer) sendHeader() {
 	if a.lost.Load() {
 		return
@@ -152,7 +154,7 @@ func (a *answer) sendHeader() {
 func (a *answer) Header() http.Header { return a.header }
 
 func (a *answer) WriteHeader(status int) {
-	_ = a.use(func() error { // WriteHeader has no way to say it; Write will
+	_ = a.use(func() error { // WriteHeader cannot return the error; Write will
 		if status >= 100 && status < 200 && status != http.StatusSwitchingProtocols {
 			a.inform(status)
 			return nil
@@ -165,7 +167,8 @@ func (a *answer) WriteHeader(status int) {
 	})
 }
 
-// inform sends an informational status, which begins nothing: its header must not stay for an answer that is not the handler's.
+// inform sends an informational status. This does not start the response, so inform restores the header of w
+// afterwards. Otherwise an error response could contain headers of the handler.
 func (a *answer) inform(status int) {
 	if a.state.Load() == begun {
 		a.w.WriteHeader(status)
@@ -175,8 +178,8 @@ func (a *answer) inform(status int) {
 	a.sendHeader()
 	a.w.WriteHeader(status)
 	if a.ctx.Context.Err() != nil {
-		// A stream of HTTP/2 that its client has reset does not wait for its header to be written: net/http may still be
-		// reading it, and nobody reads another.
+		// After an HTTP/2 client resets its stream, WriteHeader may return before net/http has finished reading the
+		// header. The header must not change after that, and no further header will be sent.
 		a.lost.Store(true)
 		return
 	}
@@ -210,8 +213,8 @@ func (a *answer) FlushError() error {
 	})
 }
 
-// CloseNotify implements http.CloseNotifier, which is deprecated, for frameworks that cannot do without: gin's Context.Stream
-// panics. It tells of the end of the request's context.
+// CloseNotify implements the deprecated http.CloseNotifier, because gin's Context.Stream panics without it. The
+// channel receives a value when the request's context ends.
 func (a *answer) CloseNotify() <-chan bool {
 	left := make(chan bool, 1)
 	context.AfterFunc(a.ctx, func() { left <- true })

@@ -6,16 +6,16 @@ import (
 	"time"
 )
 
-// answerTime bounds the exchange that is left after an answer.
+// answerTime limits the rest of the exchange after a response.
 const answerTime = 5 * time.Second
 
-// requestBody is the body of a request whose handler may outlive it. When ServeHTTP returns, net/http clears the read
-// deadline of an HTTP/1 connection if the body is being read at that moment, and then waits without limit for the rest of
-// the body. So no Read may be under way then.
+// requestBody is the body of a request whose handler may run longer than the request. When ServeHTTP returns during a
+// Read of the body, net/http clears the read deadline of an HTTP/1 connection. It then waits without limit for the
+// rest of the body. Therefore no Read may be in progress at that time.
 type requestBody struct {
 	io.ReadCloser
-	reading chan struct{} // holds an element while a Read is under way
-	over    chan struct{} // closed when there must be no further Read
+	reading chan struct{} // holds an element during a Read
+	over    chan struct{} // closed when no further Read may start
 }
 
 func newRequestBody(body io.ReadCloser) *requestBody {
@@ -33,8 +33,8 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	}
 }
 
-// end makes the Read under way, and each later one, fail. A body that the connection's deadline cannot reach, because a
-// middleware has replaced it, is waited for no longer than LastWord.
+// end makes the current Read and all later ones fail. A middleware may have replaced the body, so that the deadline
+// of the connection does not end the Read. end waits for such a Read for at most LastWord.
 func (b *requestBody) end(ctl *http.ResponseController) {
 	close(b.over)
 	if ctl.SetReadDeadline(time.Unix(1, 0)) != nil {
@@ -49,7 +49,7 @@ func (b *requestBody) end(ctl *http.ResponseController) {
 	}
 }
 
-// limitRest bounds the time in which net/http reads what is left of the body, before it uses or closes the connection.
+// limitRest limits the time in which net/http reads the rest of the body before it reuses or closes the connection.
 func (x *exchange) limitRest(w http.ResponseWriter) {
 	if x.http1 { // in HTTP/2 the server resets the stream
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(answerTime))

@@ -20,15 +20,17 @@ var debugHTML string
 
 var debugPage = template.Must(template.New("debug").Parse(debugHTML))
 
-// Debug returns a handler that shows what g is doing now: gauges, routes, tenants, calls under way, and the last 50 failures. It
-// serves an HTML page that updates itself every second, and the same as JSON for "Accept: application/json" or "?format=json".
-// Neither contains a prompt, an answer, a key or provider text, but both name operations, models, hosts and tenants.
+// Debug returns a handler that shows the current state of g: gauges, routes, tenants, calls in progress, and the last
+// 50 failures. It serves an HTML page that refreshes itself every second. It serves the same data as JSON for
+// "Accept: application/json" or "?format=json". Neither form contains a prompt, an answer, a key or provider text.
+// Both contain the names of operations, models, hosts and tenants.
 //
-// With a nil allow it answers requests from this machine only: the peer and the Host header are loopback, and no header says
-// that a proxy forwarded the request. Pass allow to check requests in another way, such as by a session. Refused requests get
-// 403.
+// If allow is nil, Debug accepts only requests from this machine. The peer and the Host header must be loopback
+// addresses, and no header may show a proxy. Pass allow to check requests in another way, such as by a session.
+// Rejected requests get 403.
 //
-// Mount it on any path. The first request makes the guard record failures. The error is for a nil g.
+// The handler works on any path. Its first request makes the guard record failures. Debug returns an error if g is
+// nil.
 func Debug(g *aiguard.Guard, allow func(*http.Request) bool) (http.Handler, error) {
 	if g == nil {
 		return nil, errors.New("httpguard: Debug: nil Guard; make it with aiguard.New")
@@ -47,18 +49,18 @@ func Debug(g *aiguard.Guard, allow func(*http.Request) bool) (http.Handler, erro
 			http.Error(w, "This page answers requests from its own machine only.", http.StatusForbidden)
 		case r.URL.Query().Get("format") == "json" || !prefersHTML(r.Header.Values("Accept")):
 			w.Header().Set("Content-Type", "application/json")
-			_ = json.NewEncoder(w).Encode(newDebugReport(g.Inspect())) // a client that left needs no answer
+			_ = json.NewEncoder(w).Encode(newDebugReport(g.Inspect())) // fails only if the client has disconnected
 		default:
 			serveDebugPage(w, newDebugReport(g.Inspect()))
 		}
 	}), nil
 }
 
-// Var returns the same facts as Debug in JSON, for expvar:
+// Var returns the JSON of Debug as an expvar.Var:
 //
 //	expvar.Publish("aiguard", httpguard.Var(guard))
 //
-// This package does not import expvar, which would add a handler to http.DefaultServeMux.
+// This package does not import expvar, because expvar adds a handler to http.DefaultServeMux.
 func Var(g *aiguard.Guard) fmt.Stringer { return debugVar{g} }
 
 type debugVar struct{ guard *aiguard.Guard }
@@ -71,8 +73,7 @@ func (v debugVar) String() string {
 	return string(text)
 }
 
-// fromThisMachine also checks the Host header, or a page of another site could read this one by rebinding its name to a
-// loopback address.
+// fromThisMachine also checks the Host header. Otherwise a page of another site could read this one by DNS rebinding.
 func fromThisMachine(r *http.Request) bool {
 	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-Ip", "Via"} {
 		if r.Header.Get(name) != "" {
@@ -112,7 +113,7 @@ func serveDebugPage(w http.ResponseWriter, report debugReport) {
 	_, _ = page.WriteTo(w)
 }
 
-// debugReport is an aiguard.Inspection in the form of the JSON answer. Durations are in seconds.
+// debugReport is the JSON form of an aiguard.Inspection. Durations are in seconds.
 type debugReport struct {
 	Time     time.Time      `json:"time"`
 	Stats    *stats         `json:"stats"`
@@ -178,7 +179,7 @@ type debugFailure struct {
 	RetryAfter float64      `json:"retry_after,omitempty"`
 }
 
-// most bounds each table of the page. Tenants and routes come in the order of use.
+// most is the maximum length of each table. Tenants and routes are in order of use.
 const most = 100
 
 func newDebugReport(in aiguard.Inspection) debugReport {

@@ -29,21 +29,21 @@ func debugRequest(peer, host, accept string) *http.Request {
 	return r
 }
 
-func TestDebugAnswersItsOwnMachineOnly(t *testing.T) {
+func TestDebugAcceptsOnlyItsOwnMachine(t *testing.T) {
 	h := debugOf(t, newGuard(t, aiguard.Config{}), nil)
 	for name, c := range map[string]struct {
 		peer, host, header string
 		want               int
 	}{
-		"IPv4":                {"127.0.0.1:1234", "127.0.0.1:8080", "", 200},
-		"IPv6":                {"[::1]:1234", "[::1]:8080", "", 200},
-		"IPv6 without a port": {"[::1]:1234", "[::1]", "", 200},
-		"by name":             {"127.0.0.1:1234", "localhost:8080", "", 200},
-		"another machine":     {"192.0.2.1:1234", "localhost:8080", "", 403},
-		"a rebound name":      {"127.0.0.1:1234", "evil.example", "", 403},
-		"through a proxy":     {"127.0.0.1:1234", "localhost", "X-Forwarded-For", 403},
-		"through another":     {"127.0.0.1:1234", "localhost", "Forwarded", 403},
-		"no peer":             {"", "localhost", "", 403},
+		"IPv4":                  {"127.0.0.1:1234", "127.0.0.1:8080", "", 200},
+		"IPv6":                  {"[::1]:1234", "[::1]:8080", "", 200},
+		"IPv6 without a port":   {"[::1]:1234", "[::1]", "", 200},
+		"by name":               {"127.0.0.1:1234", "localhost:8080", "", 200},
+		"another machine":       {"192.0.2.1:1234", "localhost:8080", "", 403},
+		"DNS rebinding":         {"127.0.0.1:1234", "evil.example", "", 403},
+		"through a proxy":       {"127.0.0.1:1234", "localhost", "X-Forwarded-For", 403},
+		"through another proxy": {"127.0.0.1:1234", "localhost", "Forwarded", 403},
+		"no peer":               {"", "localhost", "", 403},
 	} {
 		r := debugRequest(c.peer, c.host, "*/*")
 		if c.header != "" {

@@ -17,35 +17,37 @@ import (
 	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
-// DefaultRetryAfter is the Retry-After of 429, 503 and 504 where nothing better is known.
+// DefaultRetryAfter is the Retry-After of 429, 503 and 504 responses if the error has no better value.
 const DefaultRetryAfter = 10 * time.Second
 
-// Problem is what an error answer says: the members of its JSON form, "problem details" as RFC 9457 has them, and what
-// the template of a page is executed with.
+// Problem is the content of an error response. Its exported fields are the members of the JSON form, "problem
+// details" in RFC 9457, and the data of the HTML page's template.
 type Problem struct {
-	Type       string `json:"type"`                  // "about:blank": Status says it all
-	Title      string `json:"title"`                 // Status in words
-	Status     int    `json:"status"`                // aiguard.HTTPStatus; 413 for a body over its limit
-	Detail     string `json:"detail"`                // aiguard.UserMessage: never the provider's words
-	Code       string `json:"code"`                  // the aiguard.Kind, or request_too_large, cancelled, internal
-	RetryAfter int64  `json:"retry_after,omitempty"` // seconds until it is worth trying again; 0: unknown
+	Type       string `json:"type"`                  // always "about:blank": the status is the type
+	Title      string `json:"title"`                 // text of the status
+	Status     int    `json:"status"`                // from aiguard.HTTPStatus; 413 for a body over the limit
+	Detail     string `json:"detail"`                // from aiguard.UserMessage; never the provider's text
+	Code       string `json:"code"`                  // the aiguard.Kind, or request_too_large, cancelled or internal
+	RetryAfter int64  `json:"retry_after,omitempty"` // seconds before a retry makes sense; 0: unknown
 	RequestID  string `json:"request_id"`            // also in the header X-Request-Id
 
-	Nonce      string `json:"-"` // of the page's own style and script
-	Repeatable bool   `json:"-"` // a GET or HEAD that may succeed when it is sent again: the page may offer to
+	Nonce      string `json:"-"` // for the style and script elements of the page
+	Repeatable bool   `json:"-"` // a GET or HEAD that may succeed later: the page may offer a retry
 }
 
-// Error answers r for a request that failed with err: with an HTML page where Accept prefers text/html, else with
-// application/problem+json (RFC 9457); see Problem. Any error will do: aiguard.HTTPStatus and aiguard.UserMessage say
-// what becomes of it, and an *http.MaxBytesError is 413. Neither form has a word of the provider.
+// Error writes the error response to r for err. The response is an HTML page if the Accept header prefers text/html,
+// and otherwise application/problem+json (RFC 9457) with the members of Problem. Error accepts any error.
+// aiguard.HTTPStatus and aiguard.UserMessage choose the status and the message, and an *http.MaxBytesError gives 413.
+// The response never contains text of the provider.
 //
-// Retry-After is the RetryAfter that aiguard.Explain finds in err, rounded up to whole seconds, and DefaultRetryAfter for 429, 503
-// and 504 without one, except for a quota, which no short wait restores. The request id is that of a response header
-// X-Request-Id already set, else the request's if it looks like one, else random.
+// Retry-After is the RetryAfter that aiguard.Explain finds in err, rounded up to whole seconds. Without one it is
+// DefaultRetryAfter for 429, 503 and 504, but it is omitted for an exhausted quota, because a short wait does not
+// restore a quota. The request ID comes from the response header X-Request-Id if that is set, else from the same
+// header of the request if its value is a valid identifier. Otherwise the ID is random.
 //
-// Call it before anything is written. In a handler behind Limit it knows the Page and Logger given there, and if the
-// answer has begun (which it sees where Timeout is not Off) it panics with http.ErrAbortHandler, so that the half of it
-// does not look whole. It panics if err is nil.
+// Call Error before anything is written. In a handler behind Limit, Error uses the Page and Logger of its Config. If
+// the handler has already started its response and Timeout is not Off, Error panics with http.ErrAbortHandler, so
+// that the truncated response does not look complete. Error panics if err is nil.
 func Error(w http.ResponseWriter, r *http.Request, err error) {
 	if err == nil {
 		panic("httpguard: Error: nil error")
@@ -55,7 +57,7 @@ func Error(w http.ResponseWriter, r *http.Request, err error) {
 		x = newExchange(w, r)
 	}
 	if x.answer != nil && x.answer.state.Load() == begun {
-		x.log.LogAttrs(r.Context(), levelFailed, "httpguard: answer ended by an error", x.attrs(err)...)
+		x.log.LogAttrs(r.Context(), levelFailed, "httpguard: response aborted after an error", x.attrs(err)...)
 		panic(http.ErrAbortHandler)
 	}
 	x.answerWith(w, err)
@@ -63,8 +65,8 @@ func Error(w http.ResponseWriter, r *http.Request, err error) {
 
 type exchangeKey struct{}
 
-// exchange is what an error answer needs to know of its request, taken from it on arrival: at the time limit, the request
-// is the handler's.
+// exchange holds the facts of a request that its error response needs. They are copied on arrival, because at the
+// time limit the handler may still use the request.
 type exchange struct {
 	id         string
 	route      string
@@ -73,9 +75,9 @@ type exchange struct {
 	repeatable bool
 	http1      bool
 
-	page   *template.Template // nil: the built-in one
+	page   *template.Template // nil: the built-in page
 	log    *slog.Logger
-	answer *answer // nil where the handler has the server's ResponseWriter
+	answer *answer // nil if the handler has the server's ResponseWriter
 }
 
 func newExchange(w http.ResponseWriter, r *http.Request) *exchange {
@@ -90,7 +92,7 @@ func newExchange(w http.ResponseWriter, r *http.Request) *exchange {
 	}
 }
 
-// requestID returns the first candidate that looks like an identifier, or else a new one.
+// requestID returns the first candidate that is a valid identifier, or a random one.
 func requestID(candidates ...string) string {
 	for _, id := range candidates {
 		if isIdentifier(id) {
@@ -109,33 +111,34 @@ func isIdentifier(s string) bool {
 	return s != "" && len(s) <= 128
 }
 
-// answerLate is answerWith at the time limit, when the handler may still use the request's body. The server would wait for
-// the rest of the body if it were to keep the connection.
+// answerLate writes the error response at the time limit, when the handler may still use the request body. It closes
+// the connection, because to keep it the server would have to wait for the rest of the body.
 func (x *exchange) answerLate(w http.ResponseWriter, body *requestBody, err error) {
 	ctl := http.NewResponseController(w)
 	if x.http1 {
 		w.Header().Set("Connection", "close")
 		body.end(ctl)
 	}
-	// The handler may have set deadlines that are over, and a client may be slow to read this or to send its body.
+	// The handler may have set deadlines that have passed, and the client may be slow to read the response or to send
+	// its body.
 	deadline := time.Now().Add(answerTime)
 	_ = ctl.SetReadDeadline(deadline)
 	_ = ctl.SetWriteDeadline(deadline)
 	x.answerWith(w, err)
 }
 
-// answerWith sends the error answer.
+// answerWith sends the error response.
 func (x *exchange) answerWith(w http.ResponseWriter, err error) {
 	p := x.problem(err)
 	level := levelRefused
 	if p.Status >= 500 || p.Status == http.StatusTooManyRequests {
 		level = levelFailed
 	}
-	x.log.LogAttrs(context.Background(), level, "httpguard: error answered", append(x.attrs(err), slog.Int("status", p.Status))...)
+	x.log.LogAttrs(context.Background(), level, "httpguard: error response sent", append(x.attrs(err), slog.Int("status", p.Status))...)
 
 	header := w.Header()
 	for _, of := range []string{"Content-Encoding", "Content-Disposition", "Content-Range", "Etag", "Last-Modified"} {
-		header.Del(of) // the answer that was meant to be
+		header.Del(of) // headers of the response that the handler meant to send
 	}
 	header.Set("Cache-Control", "no-store")
 	header.Add("Vary", "Accept")
@@ -145,7 +148,7 @@ func (x *exchange) answerWith(w http.ResponseWriter, err error) {
 		header.Set("Retry-After", strconv.FormatInt(p.RetryAfter, 10))
 	}
 	if p.Code == codeBody && x.http1 {
-		header.Set("Connection", "close") // rather than read the rest
+		header.Set("Connection", "close") // do not read the rest of the body
 	}
 	var body []byte
 	if x.html {
@@ -154,13 +157,13 @@ func (x *exchange) answerWith(w http.ResponseWriter, err error) {
 		header.Set("Content-Type", "text/html; charset=utf-8")
 		header.Set("Content-Security-Policy", fmt.Sprintf(pagePolicy, p.Nonce))
 	} else {
-		body, _ = json.Marshal(p) // strings and numbers do not fail
+		body, _ = json.Marshal(p) // cannot fail: p holds only strings, numbers and booleans
 		header.Set("Content-Type", "application/problem+json")
 	}
 	header.Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(p.Status)
 	if !x.head {
-		_, _ = w.Write(body) // whoever does not take it is gone
+		_, _ = w.Write(body) // fails only if the client has disconnected
 	}
 }
 
@@ -181,7 +184,7 @@ func (x *exchange) problem(err error) Problem {
 	case p.Code != "":
 	case body != nil:
 		p.Status, p.Code = http.StatusRequestEntityTooLarge, codeBody
-		p.Detail = "Your request is too large: " + size(body.Limit) + " is the most we accept. Please shorten it and try again."
+		p.Detail = "Your request is too large. The limit is " + size(body.Limit) + ". Please shorten it and try again."
 	case p.Status == http.StatusGatewayTimeout:
 		p.Code = string(aiguard.ErrTimeout)
 	case p.Status == statusClientClosed:
@@ -207,9 +210,9 @@ func mayPass(p Problem) bool {
 	return p.Status == http.StatusTooManyRequests || p.Status == statusClientClosed || p.Status >= 500
 }
 
-const statusClientClosed = 499 // nginx's; net/http has no name for it
+const statusClientClosed = 499 // nginx's status; net/http has no constant for it
 
-// retryAfter is when to try again, where that helps.
+// retryAfter returns the wait before a retry, or 0 if a retry does not help or the wait is unknown.
 func retryAfter(err error, p Problem) time.Duration {
 	var known time.Duration
 	if e := aiguard.Explain(err); e != nil {
@@ -227,7 +230,7 @@ func retryAfter(err error, p Problem) time.Duration {
 	return 0
 }
 
-// size puts a number of bytes into words.
+// size formats a number of bytes.
 func size(n int64) string {
 	for _, unit := range []struct {
 		bytes int64
@@ -240,7 +243,7 @@ func size(n int64) string {
 	return strconv.FormatInt(n, 10) + " bytes"
 }
 
-// pagePolicy lets a page run its own style and script, and show what lies beside it.
+// pagePolicy allows the page's own style and script, and images, fonts and style sheets of the same origin.
 const pagePolicy = "default-src 'none'; script-src 'nonce-%[1]s'; style-src 'self' 'nonce-%[1]s'; img-src 'self' data:; " +
 	"font-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
@@ -249,7 +252,7 @@ var pageSource string
 
 var builtIn = template.Must(template.New("page").Parse(pageSource))
 
-// render executes the page of the user's, and where that fails the built-in one.
+// render executes the configured page. If that fails, it executes the built-in page.
 func (x *exchange) render(p Problem) []byte {
 	var page bytes.Buffer
 	if x.page != nil {
@@ -266,14 +269,14 @@ func (x *exchange) render(p Problem) []byte {
 	return page.Bytes()
 }
 
-// Levels of error answers: those that operators count, and those that the request itself earned.
+// Levels of error responses. Operators count failures; a refusal is the client's own mistake.
 const (
 	levelFailed  = slog.LevelWarn
 	levelRefused = slog.LevelInfo
 )
 
-// attrs are the facts of an error answer that are fit for a log. An error that has none may quote a prompt or the
-// provider: the log gets its type only.
+// attrs returns the facts of an error response that are safe to log. An error that is not an aiguard.Error may quote
+// a prompt or the provider, so the log gets only its type.
 func (x *exchange) attrs(err error) []slog.Attr {
 	attrs := []slog.Attr{slog.String("request_id", x.id)}
 	if x.route != "" {

@@ -28,7 +28,7 @@ import (
 
 const providerWords = "PROVIDER WORDS about sk-secret"
 
-// failures are errors of every kind, with what Error makes of them.
+// failures are errors of every kind, with the expected response of Error.
 var failures = []struct {
 	name       string
 	err        error
@@ -83,13 +83,13 @@ func bodyOf(t *testing.T, resp *http.Response) string {
 // mayPass says of each failure whether the same request may succeed later.
 func mayPass(status int, code string) bool {
 	switch status {
-	case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
+	case http.StatusBadRequest, http.StatusForbidden, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
 		return false
 	}
 	return code != "quota_exceeded" && code != "unauthorized" && code != "misconfigured" && code != "response_too_large"
 }
 
-func TestErrorAnswersEveryKind(t *testing.T) {
+func TestErrorHandlesEveryKind(t *testing.T) {
 	for _, f := range failures {
 		for form, accept := range map[string]string{"html": browser, "json": "application/json"} {
 			for _, method := range []string{"GET", "POST"} {
@@ -138,7 +138,7 @@ func TestErrorAnswersEveryKind(t *testing.T) {
 	}
 }
 
-// checkPage checks that a page is well-formed, refers to nothing outside itself, and may run what it brings along.
+// checkPage checks that a page is well-formed, has no external references, and allows its own style and script.
 func checkPage(t *testing.T, resp *http.Response, body string) {
 	t.Helper()
 	d := xml.NewDecoder(strings.NewReader(body))
@@ -171,7 +171,7 @@ func checkPage(t *testing.T, resp *http.Response, body string) {
 			case "src", "srcset", "action", "style", "onclick":
 				t.Errorf("attribute %s: %s", a.Name.Local, a.Value)
 			case "href":
-				assert.Empty(t, a.Value, "the page's own address")
+				assert.Empty(t, a.Value, "the page links only to itself")
 			}
 		}
 	}
@@ -198,7 +198,7 @@ func checkPage(t *testing.T, resp *http.Response, body string) {
 	assert.NotContains(t, csp, "unsafe")
 }
 
-func TestPageSaysWhatItIsAbout(t *testing.T) {
+func TestPageHasTitleMessageAndRetry(t *testing.T) {
 	titles := map[string]string{}
 	title := regexp.MustCompile(`<title>(.*)</title>`)
 	for _, f := range failures {
@@ -221,7 +221,7 @@ func TestNonceIsNewForEachPage(t *testing.T) {
 	assert.NotEqual(t, a.Header.Get("Content-Security-Policy"), b.Header.Get("Content-Security-Policy"))
 }
 
-func TestFormIsNegotiated(t *testing.T) {
+func TestResponseFormIsNegotiated(t *testing.T) {
 	for accept, html := range map[string]bool{
 		"":                                    false,
 		"*/*":                                 false,
@@ -255,7 +255,7 @@ func TestFormIsNegotiated(t *testing.T) {
 	r.Header["Accept"] = []string{"application/json;q=0.5", "text/html"}
 	w := httptest.NewRecorder()
 	httpguard.Error(w, r, aiguard.ErrClosed)
-	assert.Equal(t, "text/html; charset=utf-8", w.Header().Get("Content-Type"), "of several header lines")
+	assert.Equal(t, "text/html; charset=utf-8", w.Header().Get("Content-Type"), "several header lines")
 }
 
 func TestHeadHasNoBody(t *testing.T) {
@@ -267,7 +267,7 @@ func TestHeadHasNoBody(t *testing.T) {
 	}
 }
 
-func TestRequestIDIsTakenOverOnlyIfItLooksLikeOne(t *testing.T) {
+func TestOnlyValidRequestIDsAreReused(t *testing.T) {
 	for id, sane := range map[string]bool{
 		"3f2a-77.B_c": true, strings.Repeat("x", 128): true,
 		"": false, strings.Repeat("x", 129): false, "<script>": false, "a b": false, "a\tb": false, "ä": false,
@@ -281,10 +281,10 @@ func TestRequestIDIsTakenOverOnlyIfItLooksLikeOne(t *testing.T) {
 	r := httptest.NewRequest("GET", "/", nil)
 	r.Header.Set("X-Request-Id", "theirs")
 	httpguard.Error(w, r, aiguard.ErrClosed)
-	assert.Equal(t, []string{"ours"}, w.Header().Values("X-Request-Id"), "what the service has chosen comes first")
+	assert.Equal(t, []string{"ours"}, w.Header().Values("X-Request-Id"), "the service's own request ID takes precedence")
 }
 
-func TestErrorDropsTheHeaderOfTheAnswerThatWasMeantToBe(t *testing.T) {
+func TestErrorRemovesHeadersOfTheOriginalResponse(t *testing.T) {
 	w := httptest.NewRecorder()
 	w.Header().Set("Content-Encoding", "gzip")
 	w.Header().Set("Content-Length", "7")
@@ -297,7 +297,7 @@ func TestErrorDropsTheHeaderOfTheAnswerThatWasMeantToBe(t *testing.T) {
 	assert.Equal(t, []string{"Origin", "Accept"}, w.Header().Values("Vary"))
 }
 
-func TestErrorWithoutAnErrorPanics(t *testing.T) {
+func TestNilErrorPanics(t *testing.T) {
 	assert.PanicsWithValue(t, "httpguard: Error: nil error", func() {
 		httpguard.Error(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil), nil)
 	})
@@ -310,8 +310,8 @@ func TestPageIsReplaceable(t *testing.T) {
 		guard aiguard.Config
 		want  string
 	}{
-		"for the limits":         {aiguard.Config{MemoryLimit: 1}, "<p>503 overloaded id-1 10</p>"},
-		"for Error in a handler": {aiguard.Config{}, "<p>503 quota_exceeded id-1 0</p>"},
+		"from Limit":              {aiguard.Config{MemoryLimit: 1}, "<p>503 overloaded id-1 10</p>"},
+		"from Error in a handler": {aiguard.Config{}, "<p>503 quota_exceeded id-1 0</p>"},
 	} {
 		for _, timeout := range []time.Duration{0, aiguard.Off} {
 			t.Run(name, func(t *testing.T) {
@@ -329,7 +329,7 @@ func TestPageIsReplaceable(t *testing.T) {
 	}
 }
 
-func TestPageThatFailsIsReplacedByTheBuiltInOne(t *testing.T) {
+func TestBuiltInPageReplacesAFailingPage(t *testing.T) {
 	broken := template.Must(template.New("broken").Parse(`half a page {{.NoSuchField}}`))
 	var logged bytes.Buffer
 	r := httptest.NewRequest("GET", "/", nil)
@@ -342,7 +342,7 @@ func TestPageThatFailsIsReplacedByTheBuiltInOne(t *testing.T) {
 	assert.Contains(t, logged.String(), "Config.Page failed")
 }
 
-func TestLogHasTheRequestIDAndTheFactsAndNothingElse(t *testing.T) {
+func TestLogHasOnlyTheRequestIDAndSafeFacts(t *testing.T) {
 	for _, f := range failures {
 		var logged bytes.Buffer
 		failing := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { httpguard.Error(w, r, f.err) })
@@ -365,7 +365,7 @@ func TestLogHasTheRequestIDAndTheFactsAndNothingElse(t *testing.T) {
 	}
 }
 
-func TestNeitherFormShowsASecretInAnyField(t *testing.T) {
+func TestErrorResponseShowsNoSecret(t *testing.T) {
 	const secret = "SECRET"
 	cause := fmt.Errorf("answering %s: %w", secret, &openai.APIError{Code: secret + " key", Type: secret + " type", Message: secret, HTTPStatusCode: 400})
 	for _, kind := range []aiguard.Kind{

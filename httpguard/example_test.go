@@ -14,7 +14,8 @@ import (
 	"github.com/aiguard-go/aiguard/httpguard"
 )
 
-// A route that calls a model, behind a time limit: its client gets a proper answer even from a handler that ignores its context.
+// The client of a route that calls a model gets an error response at the time limit, even if the handler ignores its
+// context.
 func ExampleLimit() {
 	guard, err := aiguard.New(aiguard.Config{})
 	if err != nil {
@@ -47,7 +48,7 @@ func ExampleLimit() {
 	// Retry-After: 10
 }
 
-// Any error becomes an answer without a word of the provider.
+// Error turns any error into a response without the provider's text.
 func ExampleError() {
 	handler := func(w http.ResponseWriter, r *http.Request) {
 		err := &aiguard.Error{Kind: aiguard.ErrRateLimited, StatusCode: 429, RetryAfter: 19500 * time.Millisecond}
@@ -72,7 +73,7 @@ func ExampleError() {
 	// "request_id":"req-42"}
 }
 
-// The page of error answers in the service's own words.
+// A service can write its error pages itself.
 func ExampleConfig_page() {
 	guard, err := aiguard.New(aiguard.Config{})
 	if err != nil {
@@ -85,7 +86,7 @@ func ExampleConfig_page() {
 		log.Fatal(err)
 	}
 
-	_ = guard.Close() // as a shutdown does
+	_ = guard.Close() // as during a shutdown
 	r := httptest.NewRequest("GET", "/", nil)
 	r.Header.Set("Accept", "text/html")
 	w := httptest.NewRecorder()

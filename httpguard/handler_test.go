@@ -25,28 +25,28 @@ import (
 	"github.com/aiguard-go/aiguard/internal/syncbuf"
 )
 
-func TestLimitBeforeTheFirstByteGetsAProperAnswer(t *testing.T) {
+func TestTimeoutBeforeTheFirstByteGets504(t *testing.T) {
 	handlers := map[string]func(release chan struct{}) http.Handler{
-		"that ignores its context": func(release chan struct{}) http.Handler {
+		"ignores its context": func(release chan struct{}) http.Handler {
 			return http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release })
 		},
-		"that returns silently": func(chan struct{}) http.Handler {
+		"returns without a response": func(chan struct{}) http.Handler {
 			return http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 		},
-		"that answers itself, too late": func(chan struct{}) http.Handler {
+		"responds too late": func(chan struct{}) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				w.Header().Set("X-Own", "left over")
 				<-r.Context().Done()
 				_, _ = io.WriteString(w, "half an answ")
 			})
 		},
-		"that hands its error on": func(chan struct{}) http.Handler {
+		"passes its error to Error": func(chan struct{}) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				<-r.Context().Done()
 				httpguard.Error(w, r, context.Cause(r.Context()))
 			})
 		},
-		"that still reads the body": func(chan struct{}) http.Handler {
+		"still reads the body": func(chan struct{}) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
 		},
 	}
@@ -57,14 +57,14 @@ func TestLimitBeforeTheFirstByteGetsAProperAnswer(t *testing.T) {
 					release := make(chan struct{})
 					defer close(release)
 					s := serve(limited(t, newGuard(t, aiguard.Config{}), handler(release), httpguard.Config{Timeout: 10 * time.Second}))
-					slow, w := io.Pipe() // a body that never ends
+					slow, w := io.Pipe() // the request body never ends
 					defer w.Close()
 					r := s.do(t.Context(), http.MethodPost, accept, slow)
 					require.NoError(t, r.err)
 					assert.Equal(t, http.StatusGatewayTimeout, r.StatusCode)
 					assert.Equal(t, "10", r.Header.Get("Retry-After"))
 					assert.Equal(t, 10*time.Second, r.took)
-					assert.Empty(t, r.Header.Get("X-Own"), "the handler's header is not the answer's")
+					assert.Empty(t, r.Header.Get("X-Own"), "the handler's headers are not sent")
 					assert.EqualValues(t, len(r.body), r.ContentLength)
 					assert.Contains(t, r.body, "longer than expected")
 					if accept == browser {
@@ -79,14 +79,14 @@ func TestLimitBeforeTheFirstByteGetsAProperAnswer(t *testing.T) {
 	}
 }
 
-func TestHandlerThatReturnsAtTheLimitItself(t *testing.T) {
+func TestHandlerReturnsAtTheLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 			deadline, _ := r.Context().Deadline()
 			time.Sleep(time.Until(deadline))
 		})
 		edge := limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{})
-		for range 200 { // which comes first, the handler's return or our timer, is open each time
+		for range 200 { // repeat, because either the handler's return or the timer may come first
 			w := httptest.NewRecorder()
 			edge.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
 			require.Equal(t, http.StatusGatewayTimeout, w.Code)
@@ -94,7 +94,7 @@ func TestHandlerThatReturnsAtTheLimitItself(t *testing.T) {
 	})
 }
 
-func TestHandlerThatIgnoresItsContextKeepsItsPlaceUntilItReturns(t *testing.T) {
+func TestHandlerHoldsItsSlotUntilItReturns(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
 		h, logged := newStuck(), &syncbuf.Buffer{}
 		cfg := httpguard.Config{Timeout: 10 * time.Second, MaxConcurrent: 1, QueueTimeout: time.Second,
@@ -111,39 +111,39 @@ func TestHandlerThatIgnoresItsContextKeepsItsPlaceUntilItReturns(t *testing.T) {
 		assert.Contains(t, logged.String(), "handler returned after its time limit")
 		r = s.get(t)
 		require.NoError(t, r.err)
-		assert.Equal(t, "too late", r.body, "the place is free again")
+		assert.Equal(t, "too late", r.body, "the slot is free again")
 		require.NoError(t, <-h.wrote)
 	})
 }
 
-func TestAnswerUnderWayAtTheLimitNeverLooksWhole(t *testing.T) {
+func TestResponseCutAtTheLimitNeverLooksComplete(t *testing.T) {
 	handlers := map[string]func(http.ResponseWriter, *http.Request){
 		"stuck": func(_ http.ResponseWriter, r *http.Request) {
 			<-r.Context().Done()
 			time.Sleep(time.Minute)
 		},
-		"returns as its context ends": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+		"returns when its context ends": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
 		"returns a moment later": func(_ http.ResponseWriter, r *http.Request) {
 			<-r.Context().Done()
 			time.Sleep(httpguard.LastWord / 2)
 		},
-		"goes on writing": func(w http.ResponseWriter, _ *http.Request) {
+		"continues to write": func(w http.ResponseWriter, _ *http.Request) {
 			for range 100 {
 				_, _ = io.WriteString(w, "more")
 				time.Sleep(time.Second)
 			}
 		},
-		"passes its error on": func(w http.ResponseWriter, r *http.Request) {
+		"passes its error to Error": func(w http.ResponseWriter, r *http.Request) {
 			<-r.Context().Done()
 			httpguard.Error(w, r, context.Cause(r.Context()))
 		},
-		"does not stop reading": func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) },
+		"continues to read": func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) },
 	}
 	for name, rest := range handlers {
 		t.Run(name, func(t *testing.T) {
 			eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
 				h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					assert.NoError(t, http.NewResponseController(w).EnableFullDuplex(), "or HTTP/1 reads the body first")
+					assert.NoError(t, http.NewResponseController(w).EnableFullDuplex(), "otherwise HTTP/1 reads the body first")
 					_, _ = io.WriteString(w, "half")
 					w.(http.Flusher).Flush()
 					rest(w, r)
@@ -155,16 +155,16 @@ func TestAnswerUnderWayAtTheLimitNeverLooksWhole(t *testing.T) {
 				require.Error(t, r.err)
 				require.NotNil(t, r.Response)
 				assert.NotErrorIs(t, r.err, context.Canceled)
-				assert.True(t, strings.HasPrefix(r.body, "half"), "what was flushed has arrived")
+				assert.True(t, strings.HasPrefix(r.body, "half"), "flushed data has arrived")
 				assert.GreaterOrEqual(t, r.took, 10*time.Second)
 				assert.LessOrEqual(t, r.took, 10*time.Second+httpguard.LastWord)
-				time.Sleep(2 * time.Minute) // let the handler go
+				time.Sleep(2 * time.Minute) // unblock the handler
 			})
 		})
 	}
 }
 
-func TestHandlerBlockedWritingIsEndedAtTheLimit(t *testing.T) {
+func TestBlockedWriteEndsAtTheLimit(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
 		failed := make(chan error, 1)
 		start := time.Now()
@@ -186,7 +186,7 @@ func TestHandlerBlockedWritingIsEndedAtTheLimit(t *testing.T) {
 	})
 }
 
-func TestEventStreamMaySayALastWord(t *testing.T) {
+func TestEventStreamMaySendALastEvent(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
 		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "text/event-stream")
@@ -197,13 +197,13 @@ func TestEventStreamMaySayALastWord(t *testing.T) {
 		})
 		s := serve(limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: 10 * time.Second}))
 		r := s.get(t)
-		require.Error(t, r.err, "and yet the stream does not end as if it were complete")
+		require.Error(t, r.err, "the stream does not end as if complete")
 		assert.Contains(t, r.body, "event: error\ndata: This took longer than expected")
 		assert.Equal(t, 10*time.Second, r.took)
 	})
 }
 
-func TestEventsPassThroughAsTheyAreSent(t *testing.T) {
+func TestEventsArriveWhenTheyAreSent(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
 		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			rc := http.NewResponseController(w)
@@ -232,7 +232,7 @@ func TestEventsPassThroughAsTheyAreSent(t *testing.T) {
 	})
 }
 
-func TestClientsDisconnectReachesTheHandler(t *testing.T) {
+func TestDisconnectCancelsTheHandlersContext(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
 		ended := make(chan error, 1)
 		h := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
@@ -249,7 +249,7 @@ func TestClientsDisconnectReachesTheHandler(t *testing.T) {
 	})
 }
 
-func TestContextTellsTheLimit(t *testing.T) {
+func TestContextHasTheDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 			deadline, ok := r.Context().Deadline()
@@ -260,7 +260,7 @@ func TestContextTellsTheLimit(t *testing.T) {
 			assert.Equal(t, aiguard.ErrTimeout, aiguard.KindOf(context.Cause(r.Context())))
 		})
 		edge := limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{})
-		for range 200 { // the context's timer and our own race
+		for range 200 { // repeat, because the context's timer races with the handler's time limit
 			w := httptest.NewRecorder()
 			edge.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
 			assert.Equal(t, http.StatusGatewayTimeout, w.Code)
@@ -269,7 +269,7 @@ func TestContextTellsTheLimit(t *testing.T) {
 	})
 }
 
-func TestAnswersPassUnchanged(t *testing.T) {
+func TestResponsesPassUnchanged(t *testing.T) {
 	outer := func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("X-Outer", "set")
@@ -278,7 +278,7 @@ func TestAnswersPassUnchanged(t *testing.T) {
 		})
 	}
 	h := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		assert.Equal(t, "set", w.Header().Get("X-Outer"), "the handler sees what was set before it")
+		assert.Equal(t, "set", w.Header().Get("X-Outer"), "the handler sees headers set before it")
 		w.Header().Set("Link", "</style.css>; rel=preload")
 		w.WriteHeader(http.StatusEarlyHints)
 		w.Header().Del("X-Unwanted")
@@ -309,7 +309,7 @@ func TestAnswersPassUnchanged(t *testing.T) {
 	}
 }
 
-func TestHeaderAloneIsAnAnswer(t *testing.T) {
+func TestHeaderAloneStartsTheResponse(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
 		h := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X-Own", "set") })
 		s := serve(limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{}))
@@ -320,7 +320,7 @@ func TestHeaderAloneIsAnAnswer(t *testing.T) {
 	})
 }
 
-func TestEarlyHintsLeaveNothingInTheAnswerForTheLimit(t *testing.T) {
+func TestEarlyHintsAreNotInTheTimeoutResponse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Link", "</style.css>; rel=preload")
@@ -334,7 +334,7 @@ func TestEarlyHintsLeaveNothingInTheAnswerForTheLimit(t *testing.T) {
 	})
 }
 
-func TestNothingIsWrittenAfterServeHTTPReturned(t *testing.T) {
+func TestNoWriteAfterServeHTTPReturns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var kept http.ResponseWriter
 		h := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -352,7 +352,7 @@ func TestNothingIsWrittenAfterServeHTTPReturned(t *testing.T) {
 	})
 }
 
-// deadlines counts those set.
+// deadlines counts the calls that set a deadline.
 type deadlines struct {
 	*httptest.ResponseRecorder
 	set int
@@ -363,7 +363,7 @@ func (d *deadlines) SetWriteDeadline(time.Time) error {
 	return nil
 }
 
-func TestLimitHoldsWhenTheContextEndedBefore(t *testing.T) {
+func TestLimitAppliesAfterTheContextEnded(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
 		for _, begins := range []bool{false, true} {
 			h := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -375,7 +375,7 @@ func TestLimitHoldsWhenTheContextEndedBefore(t *testing.T) {
 			})
 			edge := limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: 10 * time.Second})
 			s := serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				ctx, cancel := context.WithTimeout(r.Context(), time.Second) // as a server that shuts down does
+				ctx, cancel := context.WithTimeout(r.Context(), time.Second) // as during a server shutdown
 				defer cancel()
 				edge.ServeHTTP(w, r.WithContext(ctx))
 			}))
@@ -391,7 +391,7 @@ func TestLimitHoldsWhenTheContextEndedBefore(t *testing.T) {
 	})
 }
 
-func TestAnswerForTheLimitIsSentInSpiteOfOldDeadlines(t *testing.T) {
+func TestTimeoutResponseIgnoresExpiredDeadlines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			assert.NoError(t, http.NewResponseController(w).SetWriteDeadline(time.Now().Add(time.Second)))
@@ -402,7 +402,7 @@ func TestAnswerForTheLimitIsSentInSpiteOfOldDeadlines(t *testing.T) {
 	})
 }
 
-func TestClientThatNeverEndsItsBodyIsLeftSoonAfterTheLimit(t *testing.T) {
+func TestEndlessRequestBodyEndsSoonAfterTheLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 		s := serve(t, limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{Timeout: 10 * time.Second}), false)
@@ -425,7 +425,7 @@ func TestClientThatNeverEndsItsBodyIsLeftSoonAfterTheLimit(t *testing.T) {
 	})
 }
 
-func TestHijackedConnectionIsTheHandlersOwn(t *testing.T) {
+func TestHijackedConnectionBelongsToTheHandler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			conn, rw, err := http.NewResponseController(w).Hijack()
@@ -447,7 +447,7 @@ func TestHijackedConnectionIsTheHandlersOwn(t *testing.T) {
 	})
 }
 
-func TestRefusedHijackLeavesTheAnswerOpen(t *testing.T) {
+func TestHandlerCanRespondAfterAFailedHijack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			_, _, err := http.NewResponseController(w).Hijack()
@@ -462,7 +462,7 @@ func TestRefusedHijackLeavesTheAnswerOpen(t *testing.T) {
 	})
 }
 
-func TestPanicGoesOnAndFreesItsPlace(t *testing.T) {
+func TestPanicIsRaisedAgainAndFreesTheSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		broken := errors.New("broken")
 		var end func()
@@ -474,14 +474,14 @@ func TestPanicGoesOnAndFreesItsPlace(t *testing.T) {
 				edge.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
 				return nil
 			}
-			for range 2 { // the second finds the place free
+			for range 2 { // the second request finds the slot free
 				end = func() { panic(broken) }
 				err, isError := ask().(error)
 				require.True(t, isError)
 				require.ErrorIs(t, err, broken)
 				if timeout != aiguard.Off {
 					assert.Contains(t, err.Error(), "broken\n")
-					assert.Contains(t, err.Error(), "handler_test.go", "the stack of its origin")
+					assert.Contains(t, err.Error(), "handler_test.go", "the original stack")
 				}
 				end = func() { panic(http.ErrAbortHandler) }
 				assert.Equal(t, http.ErrAbortHandler, ask())
@@ -490,7 +490,7 @@ func TestPanicGoesOnAndFreesItsPlace(t *testing.T) {
 			require.Nil(t, ask())
 			if timeout != aiguard.Off {
 				end = func() { runtime.Goexit() }
-				require.Equal(t, http.ErrAbortHandler, ask(), "an answer that was left is no answer")
+				require.Equal(t, http.ErrAbortHandler, ask(), "an unanswered request gets no complete response")
 				end = func() {}
 				require.Nil(t, ask())
 			}
@@ -498,7 +498,7 @@ func TestPanicGoesOnAndFreesItsPlace(t *testing.T) {
 	})
 }
 
-func TestPanicAfterTheLimitIsPrinted(t *testing.T) {
+func TestPanicAfterTheLimitIsLogged(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
 		h := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 			time.Sleep(time.Minute)
@@ -512,7 +512,7 @@ func TestPanicAfterTheLimitIsPrinted(t *testing.T) {
 	})
 }
 
-func TestErrorAfterTheAnswerHasBegunEndsIt(t *testing.T) {
+func TestErrorAfterTheResponseStartedAbortsIt(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
 		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.WriteString(w, "half")
@@ -526,7 +526,7 @@ func TestErrorAfterTheAnswerHasBegunEndsIt(t *testing.T) {
 	})
 }
 
-func TestBodyAnnouncedTooLargeIsRefusedUnread(t *testing.T) {
+func TestOversizeContentLengthIsRejectedUnread(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
 		h := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the handler ran") })
 		s := serve(limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{MaxBodyBytes: 2 << 10}))
@@ -538,7 +538,7 @@ func TestBodyAnnouncedTooLargeIsRefusedUnread(t *testing.T) {
 	})
 }
 
-func TestBodyAnnouncedTooLargeNeedNotArrive(t *testing.T) {
+func TestOversizeBodyNeedNotArrive(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
 		s := serve(limited(t, newGuard(t, aiguard.Config{}), ok, httpguard.Config{MaxBodyBytes: 2 << 10}))
 		slow, w := io.Pipe()
@@ -555,7 +555,7 @@ func TestBodyAnnouncedTooLargeNeedNotArrive(t *testing.T) {
 	})
 }
 
-func TestBodyThatTurnsOutTooLargeIsAnErrorOfReading(t *testing.T) {
+func TestOversizeChunkedBodyFailsToRead(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
 		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			b, err := io.ReadAll(r.Body)
@@ -574,7 +574,7 @@ func TestBodyThatTurnsOutTooLargeIsAnErrorOfReading(t *testing.T) {
 	})
 }
 
-func TestGuardsStateIsCheckedAtTheDoor(t *testing.T) {
+func TestDrainingAndMemoryRejectRequests(t *testing.T) {
 	never := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the handler ran") })
 	eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
 		full := serve(limited(t, newGuard(t, aiguard.Config{MemoryLimit: 1}), never, httpguard.Config{}))
@@ -590,9 +590,9 @@ func TestGuardsStateIsCheckedAtTheDoor(t *testing.T) {
 	})
 }
 
-func TestRequestsAreHandledInOrderOfArrival(t *testing.T) {
+func TestQueueIsFirstInFirstOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var order []string // one at a time writes it
+		var order []string // no lock needed: one handler runs at a time
 		h := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 			order = append(order, r.URL.Path)
 			time.Sleep(time.Second)
@@ -611,12 +611,12 @@ func TestRequestsAreHandledInOrderOfArrival(t *testing.T) {
 		a, b, left, c := ask(t.Context(), "/a"), ask(t.Context(), "/b"), ask(ctx, "/left"), ask(t.Context(), "/c")
 
 		full := <-ask(t.Context(), "/full")
-		assert.Equal(t, http.StatusServiceUnavailable, full.Code, "no waiter more than MaxQueue")
+		assert.Equal(t, http.StatusServiceUnavailable, full.Code, "no more waiters than MaxQueue")
 		assert.NotEmpty(t, full.Header().Get("Retry-After"))
 
 		leave()
 		assert.Equal(t, 499, (<-left).Code)
-		d := ask(t.Context(), "/d") // in the place of the one that left
+		d := ask(t.Context(), "/d") // takes the place of the waiter that left
 		for _, answered := range []<-chan *httptest.ResponseRecorder{a, b, c, d} {
 			assert.Equal(t, http.StatusOK, (<-answered).Code)
 		}
@@ -624,7 +624,7 @@ func TestRequestsAreHandledInOrderOfArrival(t *testing.T) {
 	})
 }
 
-func TestWaitForAPlaceIsBounded(t *testing.T) {
+func TestQueueWaitIsLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newStuck()
 		g := newGuard(t, aiguard.Config{})
@@ -635,7 +635,7 @@ func TestWaitForAPlaceIsBounded(t *testing.T) {
 		}{
 			"by QueueTimeout": {httpguard.Config{MaxConcurrent: 1}, httpguard.DefaultQueueTimeout, http.StatusServiceUnavailable},
 			"by Timeout":      {httpguard.Config{MaxConcurrent: 1, Timeout: 3 * time.Second}, 3 * time.Second, http.StatusGatewayTimeout},
-			"by Timeout alone": {httpguard.Config{MaxConcurrent: 1, QueueTimeout: aiguard.Off, MaxQueue: aiguard.Off},
+			"Timeout alone ends the wait": {httpguard.Config{MaxConcurrent: 1, QueueTimeout: aiguard.Off, MaxQueue: aiguard.Off},
 				httpguard.DefaultTimeout, http.StatusGatewayTimeout},
 		} {
 			edge := limited(t, g, h, c.cfg)
@@ -656,7 +656,7 @@ func TestWaitForAPlaceIsBounded(t *testing.T) {
 	})
 }
 
-func TestRetryAfterFollowsTheDrain(t *testing.T) {
+func TestRetryAfterFollowsTheDrainRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { time.Sleep(6 * time.Second) })
 		edge := limited(t, newGuard(t, aiguard.Config{}), h, httpguard.Config{MaxConcurrent: 1, MaxQueue: 2, QueueTimeout: time.Minute})
@@ -677,7 +677,7 @@ func TestRetryAfterFollowsTheDrain(t *testing.T) {
 	})
 }
 
-func TestHandlersOfOneMiddlewareShareItsPlaces(t *testing.T) {
+func TestHandlersOfOneLimitShareItsSlots(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newStuck()
 		edge, err := httpguard.Limit(newGuard(t, aiguard.Config{}), httpguard.Config{MaxConcurrent: 1})
@@ -693,7 +693,7 @@ func TestHandlersOfOneMiddlewareShareItsPlaces(t *testing.T) {
 	})
 }
 
-func TestDefaultMaxConcurrentIsAMultipleOfTheGuards(t *testing.T) {
+func TestDefaultMaxConcurrentFollowsTheGuard(t *testing.T) {
 	for capacity, want := range map[int64]int{3: 12, aiguard.Off: 50} {
 		synctest.Test(t, func(t *testing.T) {
 			h := newStuck()
@@ -709,7 +709,7 @@ func TestDefaultMaxConcurrentIsAMultipleOfTheGuards(t *testing.T) {
 	}
 }
 
-func TestConfigOutOfRangeIsAnErrorThatSaysWhatIsAllowed(t *testing.T) {
+func TestConfigErrorsNameFieldAndRange(t *testing.T) {
 	g := newGuard(t, aiguard.Config{})
 	for field, cfg := range map[string]httpguard.Config{
 		"Timeout": {Timeout: -2}, "MaxConcurrent": {MaxConcurrent: -2}, "MaxQueue": {MaxQueue: -2},

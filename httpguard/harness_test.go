@@ -30,7 +30,7 @@ func newGuard(t testing.TB, cfg aiguard.Config) *aiguard.Guard {
 	return g
 }
 
-// limited puts next behind limits of its own.
+// limited wraps next in its own Limit.
 func limited(t testing.TB, g *aiguard.Guard, next http.Handler, cfg httpguard.Config) http.Handler {
 	t.Helper()
 	limit, err := httpguard.Limit(g, cfg)
@@ -38,13 +38,13 @@ func limited(t testing.TB, g *aiguard.Guard, next http.Handler, cfg httpguard.Co
 	return limit(next)
 }
 
-// site is a server in memory, in virtual time, over one protocol.
+// site is an in-memory server in virtual time that speaks one protocol.
 type site struct {
 	client *http.Client
-	log    *syncbuf.Buffer // the http.Server's ErrorLog
+	log    *syncbuf.Buffer // ErrorLog of the http.Server
 }
 
-// eachProtocol runs f in a bubble for HTTP/1.1 and for HTTP/2, with a function that serves a handler.
+// eachProtocol runs f in a synctest bubble for HTTP/1.1 and for HTTP/2. serve starts a site.
 func eachProtocol(t *testing.T, f func(t *testing.T, serve func(http.Handler) *site)) {
 	t.Helper()
 	for name, http2 := range map[string]bool{"HTTP1": false, "HTTP2": true} {
@@ -65,11 +65,11 @@ func serve(t *testing.T, h http.Handler, http2 bool) *site {
 	return s
 }
 
-// reply is an answer as its client saw it.
+// reply is a response as the client sees it.
 type reply struct {
 	*http.Response
 	body string
-	err  error // of the exchange, or of reading the body
+	err  error // from the request or from reading the body
 	took time.Duration
 }
 
@@ -96,7 +96,7 @@ func (s *site) get(t *testing.T) reply {
 	return s.do(t.Context(), http.MethodGet, "", nil)
 }
 
-// async runs f and returns a channel with its result.
+// async runs f in a goroutine and returns a channel with its result.
 func async[T any](f func() T) <-chan T {
 	c := make(chan T, 1)
 	go func() { c <- f() }()
@@ -105,7 +105,7 @@ func async[T any](f func() T) <-chan T {
 
 const browser = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
 
-// problemOf checks that r is a whole error answer for an API client, and returns what it says.
+// problemOf checks that r is a complete error response for an API client, and returns its Problem.
 func problemOf(t *testing.T, r reply, status int, code string) httpguard.Problem {
 	t.Helper()
 	require.NoError(t, r.err)
@@ -120,10 +120,10 @@ func problemOf(t *testing.T, r reply, status int, code string) httpguard.Problem
 	return p
 }
 
-// ok is a handler that answers at once.
+// ok is a handler that responds at once.
 var ok = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "fine") })
 
-// stuck is a handler that ignores its context until it is let go, and then writes.
+// stuck is a handler that ignores its context until it is released, and then writes.
 type stuck struct {
 	entered chan struct{}
 	release chan struct{}

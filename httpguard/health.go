@@ -17,34 +17,36 @@ const DefaultSaturatedAfter = 10 * time.Second
 
 // HealthConfig configures Readyz and Health. The zero value is valid.
 type HealthConfig struct {
-	// SaturatedAfter is how long calls must have been waiting for slots before Readyz reports "saturated". Default 10s;
-	// aiguard.Off: never
+	// SaturatedAfter is how long calls must have been waiting for slots before Readyz reports "saturated". With
+	// aiguard.Off, Readyz never reports it. Default 10s.
 	SaturatedAfter time.Duration
 
-	// UnreadyWhenDegraded makes Readyz answer 503 also for "saturated", "route_paused" and "route_down". Default false: they
-	// have the status 200, because taking instances away makes a saturated service worse, and does not mend a provider
+	// UnreadyWhenDegraded makes Readyz respond with 503 also for "saturated", "route_paused" and "route_down". By
+	// default their status is 200, because removing instances makes saturation worse and does not repair a provider.
+	// Default false.
 	UnreadyWhenDegraded bool
 }
 
-// Livez returns a handler that answers 200 while the process serves requests.
+// Livez returns a handler that responds with 200 while the process serves requests.
 func Livez() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		report(w, http.StatusOK, healthReport{Status: "ok"})
 	})
 }
 
-// Readyz returns a handler that tells an orchestrator or a load balancer whether this process takes calls. It answers with
-// JSON that no cache stores: a status, all reasons that hold, and the guard's Stats.
+// Readyz returns a handler that reports to an orchestrator or a load balancer whether this process accepts calls. The
+// response is JSON and must not be cached. It holds a status, the reasons for it, and the guard's Stats.
 //
-//   - "unavailable", 503: the guard is "draining" after Shutdown or Close, or "over_memory".
-//   - "degraded", 200: calls have waited for slots for SaturatedAfter ("saturated"), or a provider's route is paused or down
-//     ("route_paused", "route_down"). UnreadyWhenDegraded turns this into 503.
-//   - "ok", 200: none of these.
+//   - "unavailable", 503: the guard is "draining" after Shutdown or Close, or is "over_memory".
+//   - "degraded", 200: calls have waited for slots for SaturatedAfter ("saturated"), or a provider's route is paused
+//     or down ("route_paused", "route_down"). UnreadyWhenDegraded changes the status code to 503.
+//   - "ok", 200: no reason applies.
 //
-// Saturation is measured from the first probe that finds calls waiting to the last one. There is no goroutine: with probes
-// further apart than SaturatedAfter it takes two. A probe never makes a call to the provider.
+// Readyz measures saturation between probes, from the first probe that finds calls waiting. It starts no goroutine.
+// If probes are further apart than SaturatedAfter, two probes in a row must find calls waiting. A probe never calls
+// the provider.
 //
-// The error names the field of cfg that is out of range, or a nil g. The handler is safe for concurrent use.
+// Readyz returns an error if g is nil or a field of cfg is invalid. The handler is safe for concurrent use.
 func Readyz(g *aiguard.Guard, cfg HealthConfig) (http.Handler, error) {
 	if g == nil {
 		return nil, errors.New("httpguard: Readyz: nil Guard; make it with aiguard.New")
@@ -56,7 +58,8 @@ func Readyz(g *aiguard.Guard, cfg HealthConfig) (http.Handler, error) {
 	return &health{guard: g, saturatedAfter: cmp.Or(cfg.SaturatedAfter, DefaultSaturatedAfter), strict: cfg.UnreadyWhenDegraded}, nil
 }
 
-// Health returns a handler with Livez at /livez and Readyz at /readyz, for GET and HEAD. Its error is that of Readyz.
+// Health returns a handler that serves Livez at /livez and Readyz at /readyz, for GET and HEAD. It returns the same
+// errors as Readyz.
 func Health(g *aiguard.Guard, cfg HealthConfig) (http.Handler, error) {
 	ready, err := Readyz(g, cfg)
 	if err != nil {
@@ -74,7 +77,7 @@ type health struct {
 	strict         bool
 
 	mu    sync.Mutex
-	since time.Time // of the first probe in a row that found it saturated; zero: the last did not
+	since time.Time // first of the latest probes in a row that found calls waiting; zero if the last probe did not
 }
 
 func (h *health) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
@@ -103,7 +106,7 @@ func (h *health) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	report(w, status, body)
 }
 
-// troubled reports whether the provider of any route has asked for a pause, and whether one is down.
+// troubled reports whether the provider of any route has requested a pause, and whether any route is down.
 func troubled(routes []aiguard.RouteStats, now time.Time) (paused, down bool) {
 	for _, r := range routes {
 		paused = paused || r.PausedUntil.After(now)
@@ -112,8 +115,8 @@ func troubled(routes []aiguard.RouteStats, now time.Time) (paused, down bool) {
 	return paused, down
 }
 
-// full reports whether calls wait for slots, and not for the end of a provider's pause or outage. Heavy calls may wait although
-// some slots are left.
+// full reports whether calls wait for slots, rather than for the end of a provider's pause or outage. Heavy calls may
+// wait while some slots are free.
 func full(st aiguard.Stats, routes []aiguard.RouteStats, now time.Time) bool {
 	if st.Waiting == 0 || st.InFlight == 0 || st.MaxConcurrent == aiguard.Off {
 		return false
@@ -145,7 +148,7 @@ type healthReport struct {
 	Stats   *stats   `json:"stats,omitempty"`
 }
 
-// stats is aiguard.Stats as JSON; what has no bound or does not apply is left out.
+// stats is the JSON form of aiguard.Stats. It omits limits that are off and values that do not apply.
 type stats struct {
 	InFlight      int64      `json:"in_flight"`
 	Waiting       int64      `json:"waiting"`
@@ -185,5 +188,5 @@ func report(w http.ResponseWriter, status int, body healthReport) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body) // whoever does not take it is gone
+	_ = json.NewEncoder(w).Encode(body) // fails only if the client has disconnected
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/aiguard-go/aiguard/httpguard"
 )
 
-// health is the answer of a probe.
+// health is the response of a probe.
 type health struct {
 	code    int
 	Status  string
@@ -57,7 +57,7 @@ func TestReadyzNamesEachReason(t *testing.T) {
 			"memory":   {cfg: aiguard.Config{MemoryLimit: 1}, status: "unavailable", reasons: []string{"over_memory"}},
 			"paused":   {prepare: pause, status: "degraded", reasons: []string{"route_paused"}},
 			"down":     {prepare: outage, status: "degraded", reasons: []string{"route_down"}},
-			"all at once": {
+			"all reasons": {
 				cfg: aiguard.Config{MemoryLimit: 1 << 40},
 				prepare: func(g *aiguard.Guard) {
 					pause(g)
@@ -82,20 +82,20 @@ func TestReadyzNamesEachReason(t *testing.T) {
 			assert.Equal(t, c.status, strict.Status, name)
 			assert.Equal(t, c.status != "ok", strict.code == http.StatusServiceUnavailable, name)
 			live := probe(t, h, "/livez")
-			assert.Equal(t, health{code: 200, Status: "ok"}, live, "%s: the process runs", name)
-			assert.Equal(t, before, g.Stats().Calls, "a probe is no call")
+			assert.Equal(t, health{code: 200, Status: "ok"}, live, "%s: liveness does not depend on it", name)
+			assert.Equal(t, before, g.Stats().Calls, "a probe makes no call")
 		}
 	})
 }
 
-// pause lets a provider ask for half a minute of silence.
+// pause makes a provider request a pause of 30 seconds.
 func pause(g *aiguard.Guard) {
 	_, _ = aiguard.Do(context.Background(), g.With(aiguard.Call{Op: "ask", Attempts: 1}), func(context.Context) (int, error) {
 		return 0, &aiguard.Error{Kind: aiguard.ErrRateLimited, RetryAfter: 30 * time.Second}
 	})
 }
 
-// outage lets a provider fail until its route is down.
+// outage makes a provider fail until its route is down.
 func outage(g *aiguard.Guard) {
 	for range 5 {
 		_, _ = aiguard.Do(context.Background(), g.With(aiguard.Call{Op: "answer", Attempts: 1}), func(context.Context) (int, error) {
@@ -104,7 +104,7 @@ func outage(g *aiguard.Guard) {
 	}
 }
 
-func TestPauseDegradesUntilItsEnd(t *testing.T) {
+func TestPauseIsDegradedUntilItEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(t, aiguard.Config{})
 		pause(g)
@@ -118,7 +118,7 @@ func TestPauseDegradesUntilItsEnd(t *testing.T) {
 	})
 }
 
-func TestSaturationIsToldAfterItHasLasted(t *testing.T) {
+func TestSaturationIsReportedAfterSaturatedAfter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(t, aiguard.Config{MaxConcurrent: 1, CallTimeout: aiguard.Off, QueueTimeout: aiguard.Off, TotalTimeout: aiguard.Off})
 		h := healthOf(t, g, httpguard.HealthConfig{})
@@ -141,10 +141,10 @@ func TestSaturationIsToldAfterItHasLasted(t *testing.T) {
 		call(first)
 		assert.False(t, saturated())
 		time.Sleep(time.Hour)
-		assert.False(t, saturated(), "busy, and nobody waits")
+		assert.False(t, saturated(), "busy, but no call waits")
 
 		call(second)
-		assert.False(t, saturated(), "since now, as far as probes have seen")
+		assert.False(t, saturated(), "saturated since the first probe that saw it")
 		time.Sleep(httpguard.DefaultSaturatedAfter - 1)
 		assert.False(t, saturated())
 		time.Sleep(1 * time.Nanosecond)
@@ -154,14 +154,14 @@ func TestSaturationIsToldAfterItHasLasted(t *testing.T) {
 		synctest.Wait()
 		assert.False(t, saturated(), "the queue is empty")
 		call(second)
-		assert.False(t, saturated(), "measured anew")
+		assert.False(t, saturated(), "the measurement starts again")
 		time.Sleep(time.Hour)
 		assert.True(t, saturated())
 		assert.Equal(t, "ok", probe(t, never, "/readyz").Status)
 	})
 }
 
-func TestWaitingForTheEndOfAPauseIsNotSaturation(t *testing.T) {
+func TestWaitingForAPauseIsNotSaturation(t *testing.T) {
 	for name, limit := range map[string]int64{"default": 0, "without a limit": aiguard.Off} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -190,8 +190,8 @@ func TestWaitingForTheEndOfAPauseIsNotSaturation(t *testing.T) {
 	}
 }
 
-// Heavy calls may leave slots that none of them fits into.
-func TestCallsThatWaitBesideARestAreSaturation(t *testing.T) {
+// Free slots may be too few for any waiting heavy call.
+func TestHeavyCallsWaitingBesideFreeSlotsAreSaturation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(t, aiguard.Config{MaxConcurrent: 10, CallTimeout: aiguard.Off, QueueTimeout: aiguard.Off, TotalTimeout: aiguard.Off})
 		done := make(chan struct{})
@@ -217,7 +217,7 @@ func TestReadyzHasEveryStat(t *testing.T) {
 	require.Error(t, err)
 	pause(g)
 	stats := probe(t, healthOf(t, g, httpguard.HealthConfig{}), "/readyz").Stats
-	assert.Len(t, stats, reflect.TypeFor[aiguard.Stats]().NumField()-4, "all but what each priority has, and the tenants, whose names are not for everybody")
+	assert.Len(t, stats, reflect.TypeFor[aiguard.Stats]().NumField()-4, "all but the statistics of priorities, and of tenants, whose names are not public")
 	assert.EqualValues(t, 5, stats["max_concurrent"])
 	assert.EqualValues(t, 2, stats["calls"])
 	assert.EqualValues(t, 2, stats["failed"])

@@ -1,12 +1,12 @@
-// Package httpguard is the web edge of an aiguard.Guard: limits on the routes that call a model, error answers that
-// people and programs understand, and health probes.
+// Package httpguard limits the HTTP routes that call a model through an aiguard.Guard. It also writes error responses
+// for people and programs, and serves health probes.
 //
 //	limit, err := httpguard.Limit(guard, httpguard.Config{})
 //	mux.Handle("POST /ask", limit(http.HandlerFunc(ask)))
 //	mux.Handle("GET /livez", httpguard.Livez())
 //	mux.Handle("GET /readyz", ready) // ready, err := httpguard.Readyz(guard, httpguard.HealthConfig{})
 //
-// In a handler, Error answers for whatever went wrong:
+// In a handler, Error writes the response for any error:
 //
 //	resp, err := client.CreateChatCompletion(r.Context(), req)
 //	if err != nil {
@@ -14,7 +14,7 @@
 //		return
 //	}
 //
-// Most programs need Limit and Error alone.
+// Most programs need only Limit and Error.
 package httpguard
 
 import (
@@ -33,81 +33,87 @@ import (
 // The defaults of Config.
 const (
 	DefaultTimeout           = 55 * time.Second // below the usual 60 s of proxies
-	DefaultConcurrencyFactor = 4                // Config.MaxConcurrent is this many times the guard's
+	DefaultConcurrencyFactor = 4                // times the guard's MaxConcurrent
 	DefaultMaxQueue          = 50
 	DefaultQueueTimeout      = 5 * time.Second
 	DefaultMaxBodyBytes      = 1 << 20
 )
 
-// LastWord is how much longer than its time limit a handler may write that had begun its answer: time for a last
-// server-sent event that says what happened.
+// LastWord is the extra time that a handler has to finish a response it started before its time limit. A handler can
+// use it to send a last server-sent event with the reason.
 const LastWord = time.Second
 
-// TimeoutHeader is the request header in which a client says how long it will wait for the whole answer: in seconds, such
-// as 20 or 1.5, or as a duration, such as 1500ms. It only shortens a request's time limit, also with Timeout Off, where
-// it ends the handler's context alone. A value that is not a positive duration is ignored.
+// TimeoutHeader is the request header in which a client states how long it waits for the whole response. The value is
+// in seconds, such as 20 or 1.5, or a duration, such as 1500ms. The header can only shorten the request's time limit.
+// With Timeout Off the header only sets the deadline of the handler's context. A value that is not a positive
+// duration is ignored.
 const TimeoutHeader = "X-Request-Timeout"
 
-// Config configures Limit. The zero value is valid. In each field zero means the default stated there, aiguard.Off (-1)
-// no such bound.
+// Config configures Limit. The zero value is valid. In each field, zero means the default and aiguard.Off (-1) means
+// no limit.
 type Config struct {
-	// Timeout is for a whole request, from its arrival, the queue included. Each Flush of the handler that succeeds gives a
-	// streamed answer as much time again, so that it is not cut while it makes progress. 55s
+	// Timeout limits a whole request, from its arrival and including the queue. Each successful Flush by the handler
+	// restarts the timeout, so that a streamed response in progress is not cut. Default 55s.
 	//
-	// An http.Server's WriteTimeout has to be longer, or it cuts the answer that tells the client.
+	// The http.Server's WriteTimeout must be longer. Otherwise the server closes the connection before the client
+	// gets an error response.
 	Timeout time.Duration
 
-	// StreamTimeout is for a whole request whose answer is streamed. With Timeout here too, no progress extends that. The
-	// guard's StreamTimeout
+	// StreamTimeout limits a whole request with a streamed response. A Flush does not extend this limit. It is never
+	// shorter than Timeout. Default: the guard's StreamTimeout.
 	StreamTimeout time.Duration
 
-	// MaxConcurrent is how many requests are handled at once. 4 times the guard's; none where the guard has none
+	// MaxConcurrent is the number of requests handled at once. Default: 4 times the guard's MaxConcurrent, or no
+	// limit if the guard has none.
 	MaxConcurrent int
 
-	MaxQueue     int           // requests waiting to be handled; more are refused at once. 50
-	QueueTimeout time.Duration // waiting to be handled. 5s
-	MaxBodyBytes int64         // of a request. 1 MiB
+	MaxQueue     int           // requests that may wait; further requests are rejected at once. Default 50
+	QueueTimeout time.Duration // longest wait in the queue. Default 5s
+	MaxBodyBytes int64         // size of a request body. Default 1 MiB
 
-	// Page replaces the HTML page of error answers, those of Error in the handler included. It is executed with a
-	// Problem; if it fails the built-in page is sent. Its style and script elements need nonce="{{.Nonce}}"; images,
-	// fonts and style sheets may come from the same origin. The built-in page
+	// Page replaces the HTML page of error responses, including those that Error writes in the handler. Limit
+	// executes Page with a Problem. If Page fails, the built-in page is sent. Style and script elements need
+	// nonce="{{.Nonce}}". Images, fonts and style sheets may come from the same origin. Default: the built-in page.
 	Page *template.Template
 
-	// Logger gets the error answers, with request id and facts, and handlers that ignored their time limit; never a
-	// URL, a prompt, an answer or a key. Silent
+	// Logger logs error responses, with their request ID and facts, and handlers that ignored their time limit. It
+	// never gets a URL, a prompt, an answer or a key. Default: no logging.
 	Logger *slog.Logger
 }
 
-// Limit returns middleware that bounds the requests of the handlers given to it. The handlers share one concurrency limit and
-// its queue: call Limit again for a route with limits of its own. A request over a limit is answered as Error does: at once if its body is announced as too large, the guard is draining or
-// over its memory limit, or the queue is full; else when its time is over.
+// Limit returns middleware that limits the requests to the handlers it wraps. These handlers share one concurrency
+// limit and one queue. Call Limit again for a route with its own limits.
 //
-// The handler runs in a goroutine of its own, so that a client gets its answer at Timeout even from a handler that
+// A request over a limit gets the response that Error writes. Limit rejects a request at once if its Content-Length
+// is too large, the guard is draining, the guard is over its memory limit, or the queue is full. Otherwise the
+// request fails when its time limit ends.
+//
+// Each handler runs in its own goroutine. Its client therefore gets a response at the time limit even if the handler
 // ignores its context:
 //
-//   - If the handler has written nothing, the client gets 504 at that moment. Nothing that the handler writes
-//     later is sent, and its place in MaxConcurrent stays taken until it returns.
-//   - If it has begun its answer, that answer is never completed: HTTP/1 clients see the connection end too early,
-//     HTTP/2 clients a reset of the stream, at the latest LastWord after the limit, even if the handler ends its answer
-//     itself in that time. So nobody takes a half answer for a whole one, and an event stream can say why it ends: what it
-//     writes then is sent, flushed or not.
-//   - A handler that streams, which is one that flushes, moves the limit with each Flush, up to StreamTimeout.
-//   - A hijacked connection belongs to the handler; only its context ends.
+//   - If the handler has written nothing, the client gets 504 at the limit. Later writes of the handler fail. The
+//     request counts toward MaxConcurrent until the handler returns.
+//   - If the handler has started its response, the response is aborted, at the latest LastWord after the limit.
+//     HTTP/1 clients see the connection close early, and HTTP/2 clients see a stream reset. This holds even if the
+//     handler returns within LastWord, so that no client takes a truncated response for a complete one. What the
+//     handler writes within LastWord is still sent, even without a Flush.
+//   - Each Flush by a streaming handler extends the limit, up to StreamTimeout.
+//   - A hijacked connection belongs to the handler. At the limit only its context ends.
 //
-// The handler's context ends at that limit with an *aiguard.Error of kind ErrTimeout as its cause, and when the client
-// leaves, which net/http notices in HTTP/1 once the request's body was read. Reading a body of unknown length beyond
-// MaxBodyBytes fails with an *http.MaxBytesError, for which Error answers 413. http.Server.Shutdown does not wait for
-// a handler that has outlived its request.
+// The handler's context ends at the limit. Its cause is then an *aiguard.Error of kind ErrTimeout. The context also
+// ends when the client disconnects. In HTTP/1, net/http notices this only after the request body was read. Reading
+// more than MaxBodyBytes from a body of unknown length fails with an *http.MaxBytesError, for which Error responds
+// with 413. http.Server.Shutdown does not wait for a handler that runs longer than its request.
 //
-// The handler's ResponseWriter streams: it buffers nothing, is an http.Flusher and http.Hijacker, and has all that
-// http.ResponseController asks for. It has no Unwrap, which would lead around its lock. A panic of the handler goes on
-// in the request's goroutine, as an error with the stack of its origin in its text and, if it was one, the original
-// inside; http.ErrAbortHandler goes on unchanged.
+// The handler's ResponseWriter does not buffer. It implements http.Flusher, http.Hijacker and all methods that
+// http.ResponseController uses. It has no Unwrap method, because Unwrap would bypass its lock. A panic in the handler
+// is raised again in the request's goroutine as an error. The text of that error has the original stack, and Unwrap
+// returns the panic value if that is an error. http.ErrAbortHandler is raised unchanged.
 //
-// With Timeout Off none of this is needed: the handler runs in the request's goroutine, with the server's ResponseWriter.
+// With Timeout Off the handler runs in the request's goroutine, with the server's own ResponseWriter.
 //
-// The error names each field of cfg that is out of range, its value and what is allowed. The middleware panics if it is given
-// a nil handler.
+// Limit returns an error that names each invalid field of cfg, its value and what is allowed. The middleware panics
+// if the handler is nil.
 func Limit(g *aiguard.Guard, cfg Config) (func(http.Handler) http.Handler, error) {
 	if g == nil {
 		return nil, errors.New("httpguard: Limit: nil Guard; make it with aiguard.New")
@@ -143,7 +149,7 @@ func (c *Config) validate() error {
 	return errors.Join(errs...)
 }
 
-// setDefaults takes some from the guard's settings.
+// setDefaults replaces the zero fields of c. Some defaults come from the guard's settings.
 func (c *Config) setDefaults(limits *aiguard.Config) {
 	capacity := limits.MaxConcurrent
 	if capacity != aiguard.Off {
@@ -158,7 +164,7 @@ func (c *Config) setDefaults(limits *aiguard.Config) {
 	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 }
 
-// handler bounds the requests of next.
+// handler limits the requests to next.
 type handler struct {
 	guard  *aiguard.Guard
 	next   http.Handler
@@ -184,7 +190,8 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if h.cfg.MaxBodyBytes != aiguard.Off {
-		// Without w, which it would use when ServeHTTP may have returned; Error closes the connection in its place.
+		// The nil ResponseWriter keeps MaxBytesReader from using w after ServeHTTP has returned. The error response
+		// closes the connection instead.
 		r.Body = http.MaxBytesReader(nil, r.Body, h.cfg.MaxBodyBytes)
 	}
 	if h.cfg.Timeout == aiguard.Off {
@@ -196,7 +203,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.runWithin(limit, w, r, x)
 }
 
-// admit refuses what must not or cannot begin now, and else takes a place, for leave to give back.
+// admit rejects requests that cannot or must not start now. Otherwise it takes a slot, which leave releases.
 func (h *handler) admit(ctx context.Context, r *http.Request, x *exchange) error {
 	if bound := h.cfg.MaxBodyBytes; bound != aiguard.Off && r.ContentLength > bound {
 		return &http.MaxBytesError{Limit: bound}
@@ -210,8 +217,8 @@ func (h *handler) admit(ctx context.Context, r *http.Request, x *exchange) error
 	return h.places.enter(ctx, x.route)
 }
 
-// leave ends what admit and the handler have begun. The server removes the files of a form only if it was parsed in the
-// request that it made, of which r is a copy.
+// leave releases the slot and removes the files of a parsed form. The server removes such files only for its own
+// request, and r is a copy.
 func (h *handler) leave(r *http.Request, entered time.Time) {
 	h.places.leave(time.Since(entered))
 	if r.MultipartForm != nil {

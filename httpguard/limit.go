@@ -10,25 +10,26 @@ import (
 	"github.com/aiguard-go/aiguard"
 )
 
-// limit is the time limit of one request. A streamed answer moves it.
+// limit is the time limit of one request. Progress of a streamed response extends it.
 type limit struct {
 	timeout time.Duration
-	most    time.Time      // it never moves beyond this; zero: no bound
-	mostErr *aiguard.Error // its reason where it is there
+	most    time.Time      // latest possible limit; zero: none
+	mostErr *aiguard.Error // the reason if the limit is at most
 
 	mu  sync.Mutex
 	at  time.Time
-	err *aiguard.Error // its reason: the cause of the end of the request's context
+	err *aiguard.Error // the reason, and the cause with which the request's context ends
 }
 
-// newLimit returns the limit of a request that has just arrived. patience is how long its client waits; 0: unknown.
+// newLimit returns the limit of a request that has just arrived. patience is how long the client waits; 0 means
+// unknown.
 func newLimit(cfg *Config, route string, patience time.Duration) *limit {
 	now, timeout := time.Now(), cfg.Timeout
 	if patience > 0 {
 		timeout = patience
 	}
 	reason := func(limit time.Duration) *aiguard.Error {
-		// "task" is the phase of many calls together, and the message for it fits.
+		// Phase "task" means several calls together, and its user message fits here.
 		return &aiguard.Error{Kind: aiguard.ErrTimeout, Op: route, Phase: "task", Limit: limit}
 	}
 	l := &limit{timeout: timeout, at: now.Add(timeout), err: reason(timeout)}
@@ -42,16 +43,16 @@ func newLimit(cfg *Config, route string, patience time.Duration) *limit {
 	return l
 }
 
-// patience returns how long the client of r waits, if that is less than the timeout, or else 0.
+// patience returns how long the client of r waits. It returns 0 if that is unknown or not less than the timeout.
 func patience(r *http.Request, timeout time.Duration) time.Duration {
 	text := r.Header.Get(TimeoutHeader)
-	const longest = 32 // text of a duration that anybody would send
+	const longest = 32 // longer than any sensible duration
 	if text == "" || len(text) > longest {
 		return 0
 	}
 	d, err := time.ParseDuration(text)
 	if seconds, notSeconds := strconv.ParseFloat(text, 64); notSeconds == nil {
-		const most = 1e9 // and far from what a Duration holds
+		const most = 1e9 // well below the maximum of time.Duration
 		if !(seconds > 0 && seconds < most) {
 			return 0
 		}
@@ -63,8 +64,8 @@ func patience(r *http.Request, timeout time.Duration) time.Duration {
 	return d
 }
 
-// left is the time until the limit, 0 if it is over. It goes by the clock: the context may have ended before, for another
-// reason.
+// left returns the time until the limit, or 0 after it. It uses the clock, because the context may end earlier for
+// another reason.
 func (l *limit) left() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -73,7 +74,7 @@ func (l *limit) left() time.Duration {
 
 func (l *limit) over() bool { return l.left() == 0 }
 
-// progress moves the limit, unless it is over: what was written has left for the client.
+// progress extends the limit after a successful flush, unless the limit is over.
 func (l *limit) progress() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -87,19 +88,19 @@ func (l *limit) progress() {
 	}
 }
 
-// reason is the error of a request whose limit is over.
+// reason returns the error of a request whose limit is over.
 func (l *limit) reason() *aiguard.Error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.err
 }
 
-// limited is a context with a deadline that moves, which package context does not have. The context inside is cancelled, with
-// the limit's error as its cause, when the limit is over.
+// limited is a context with a deadline that can move. Package context has no such context. When the limit is over,
+// the inner context is cancelled with the limit's error as its cause.
 type limited struct {
 	context.Context
 	limit *limit
-	done  chan struct{} // not the one of the context inside: its children would say that they were cancelled
+	done  chan struct{} // not the inner context's channel: derived contexts would then report Canceled
 }
 
 func (l *limit) context(parent context.Context) (ctx *limited, end context.CancelCauseFunc) {
@@ -109,7 +110,7 @@ func (l *limit) context(parent context.Context) (ctx *limited, end context.Cance
 	return ctx, end
 }
 
-// AfterFunc spares contexts made from this one a goroutine each.
+// AfterFunc lets derived contexts watch this one without a goroutine each.
 func (c *limited) AfterFunc(f func()) (stop func() bool) { return context.AfterFunc(c.Context, f) }
 
 func (c *limited) Done() <-chan struct{} { return c.done }
@@ -122,7 +123,7 @@ func (c *limited) Err() error {
 	return err
 }
 
-// Deadline implements context.Context. It is the limit as it is now.
+// Deadline implements context.Context. It returns the current limit.
 func (c *limited) Deadline() (time.Time, bool) {
 	c.limit.mu.Lock()
 	defer c.limit.mu.Unlock()

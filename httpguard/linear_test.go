@@ -9,8 +9,8 @@ import (
 	"github.com/aiguard-go/aiguard/internal/linear"
 )
 
-// Headers are read before anything is known of whoever sent them: what that costs must grow no faster than their bytes.
-func TestWorkForHeadersGrowsWithTheirBytes(t *testing.T) {
+// The cost of reading headers must be linear in their size, because clients send them before any authentication.
+func TestHeaderCostIsLinear(t *testing.T) {
 	for name, unit := range map[string]string{
 		"ranges": "text/html;q=0.5,", "empty ranges": ",", "parameters": ";", "weights": ";q=1", "spaces": " ", "letters": "x", "numbers": "9", "units": "1h",
 	} {

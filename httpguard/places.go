@@ -9,22 +9,23 @@ import (
 	"github.com/aiguard-go/aiguard"
 )
 
-// places are those of the requests handled at once, behind a bounded queue, first in first out.
+// places limits the requests handled at once. Further requests wait in a bounded first-in, first-out queue.
 type places struct {
-	capacity, maxQueue int // aiguard.Off: no bound
+	capacity, maxQueue int // aiguard.Off: no limit
 	timeout            time.Duration
 
 	mu      sync.Mutex
 	taken   int
-	waiting list.List     // of chan struct{}, closed when its turn has come
-	held    time.Duration // moving average of how long a place is held
+	waiting list.List     // of chan struct{}, closed when the waiter gets a slot
+	held    time.Duration // moving average of how long a slot is held
 }
 
 func newPlaces(capacity, maxQueue int, timeout time.Duration) *places {
 	return &places{capacity: capacity, maxQueue: maxQueue, timeout: timeout}
 }
 
-// enter takes a place, waiting for it if need be. It fails with ErrOverloaded, or with the cause of ctx's end.
+// enter takes a slot and waits for one if necessary. It fails with ErrOverloaded, or with the cause of ctx if ctx
+// ends.
 func (p *places) enter(ctx context.Context, op string) error {
 	turn, waiter, err := p.join(op)
 	if turn == nil {
@@ -47,7 +48,7 @@ func (p *places) enter(ctx context.Context, op string) error {
 	defer p.mu.Unlock()
 	select {
 	case <-turn:
-		p.next() // came too late for us
+		p.next() // the slot arrived after the wait had ended
 	default:
 		p.waiting.Remove(waiter)
 	}
@@ -58,7 +59,7 @@ func (p *places) enter(ctx context.Context, op string) error {
 		Queued: time.Since(start), RetryAfter: p.retryAfter()}
 }
 
-// join takes a free place, then turn is nil, or a place in the queue.
+// join takes a free slot and returns a nil turn, or joins the queue.
 func (p *places) join(op string) (turn chan struct{}, waiter *list.Element, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -75,7 +76,7 @@ func (p *places) join(op string) (turn chan struct{}, waiter *list.Element, err 
 	return turn, p.waiting.PushBack(turn), nil
 }
 
-// leave gives a place back.
+// leave releases a slot.
 func (p *places) leave(held time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -86,7 +87,7 @@ func (p *places) leave(held time.Duration) {
 	p.next()
 }
 
-// next gives the place of one who leaves to the first waiter. mu is held.
+// next gives a released slot to the first waiter. The caller holds mu.
 func (p *places) next() {
 	if first := p.waiting.Front(); first != nil {
 		close(p.waiting.Remove(first).(chan struct{}))
@@ -95,8 +96,8 @@ func (p *places) next() {
 	p.taken--
 }
 
-// retryAfter estimates when the queue will have drained, from how long places have been held of late; 0: nobody has left
-// one yet. mu is held.
+// retryAfter estimates when the queue will have drained, from the average time a slot is held. It returns 0 until a
+// slot was released once. The caller holds mu.
 func (p *places) retryAfter() time.Duration {
 	if p.held == 0 {
 		return 0

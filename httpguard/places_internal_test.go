@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
-func TestRandomArrivalsAndDeparturesLoseNoPlace(t *testing.T) {
+func TestRandomArrivalsAndDeparturesLeakNoSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const capacity, maxQueue = 3, 10
 		p := newPlaces(capacity, maxQueue, 5*time.Millisecond)
@@ -41,9 +41,9 @@ func TestRandomArrivalsAndDeparturesLoseNoPlace(t *testing.T) {
 	})
 }
 
-func TestTurnThatComesAsTheWaiterLeavesIsHandedOn(t *testing.T) {
+func TestSlotGivenToALeavingWaiterGoesToTheNext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		for range 200 { // which of the two comes first is open each time
+		for range 200 { // repeat, because either event may come first
 			p := newPlaces(1, 10, time.Second)
 			assert.NoError(t, p.enter(t.Context(), ""))
 			done := make(chan bool, 1)

@@ -10,15 +10,16 @@ import (
 	"time"
 )
 
-// outcome is how a handler ended.
+// outcome describes how a handler ended.
 type outcome struct {
 	returned bool // neither panicked nor called runtime.Goexit
 	panicked any
 	cut      bool // it returned after the limit
 }
 
-// runWithin runs the handler in its own goroutine and answers in its place if it has not begun by the limit. HTTP/2
-// leaves no other way to complete an answer: a stream ends when ServeHTTP returns.
+// runWithin runs the handler in its own goroutine. If the handler has not started its response at the limit,
+// runWithin sends an error response. The goroutine is needed because an HTTP/2 stream ends only when ServeHTTP
+// returns.
 func (h *handler) runWithin(l *limit, w http.ResponseWriter, r *http.Request, x *exchange) {
 	ctx, end := l.context(r.Context())
 	defer end(nil)
@@ -46,7 +47,7 @@ func (h *handler) runWithin(l *limit, w http.ResponseWriter, r *http.Request, x 
 		out.returned = true
 	}()
 
-	for left := l.left(); left > 0; left = l.left() { // again where a stream has moved it
+	for left := l.left(); left > 0; left = l.left() { // repeats if a stream has extended the limit
 		timer := time.NewTimer(left)
 		select {
 		case out := <-done:
@@ -75,7 +76,7 @@ func (h *handler) runWithin(l *limit, w http.ResponseWriter, r *http.Request, x 
 	finish(<-done, a, x)
 }
 
-// finish completes the answer of a handler that has ended, or sees to it that it does not look complete.
+// finish completes the response of a handler that has ended, or aborts it so that it does not look complete.
 func finish(out outcome, a *answer, x *exchange) {
 	untouched, hijacked := a.take(), a.hijacked.Load()
 	switch {
@@ -88,13 +89,13 @@ func finish(out outcome, a *answer, x *exchange) {
 	case !out.returned:
 		panic(http.ErrAbortHandler)
 	case !hijacked:
-		a.sendHeader() // of an empty answer, or the trailers
+		a.sendHeader() // needed for an empty response, or for trailers
 		x.limitRest(a.w)
 	}
 }
 
-// reportLate tells of a handler that returned after its request was over. A panic has nobody left to recover it: it is
-// printed where net/http would.
+// reportLate logs a handler that returned after its request was over. No goroutine can recover its panic any more, so
+// reportLate prints the panic where net/http would.
 func (h *handler) reportLate(panicked any, ran time.Duration, ctx context.Context, x *exchange) {
 	attrs := append(x.attrs(nil), slog.Duration("elapsed", ran))
 	x.log.LogAttrs(ctx, levelFailed, "httpguard: handler returned after its time limit", attrs...)
@@ -108,7 +109,7 @@ func (h *handler) reportLate(panicked any, ran time.Duration, ctx context.Contex
 	printf("httpguard: panic after the time limit: %v", panicked)
 }
 
-// panicked is a handler's panic on its way to the request's goroutine, where its stack would be lost.
+// panicked carries a handler's panic to the request's goroutine together with the original stack.
 type panicked struct {
 	value any
 	stack []byte
@@ -121,7 +122,7 @@ func (p *panicked) Unwrap() error {
 	return err
 }
 
-// withStack must be called while the panic's frames are still there.
+// withStack must run in the deferred function that recovers, while the stack of the panic still exists.
 func withStack(value any) any {
 	if value == nil || value == http.ErrAbortHandler {
 		return value

@@ -11,8 +11,8 @@ import (
 	"github.com/aiguard-go/aiguard"
 )
 
-// A handler that returns at the limit may be noticed before or after the timer: the outcome is the same.
-func TestReturnAfterTheLimitIsNoAnswer(t *testing.T) {
+// A handler's return at the limit may be seen before or after the timer. The outcome must be the same.
+func TestReturnAfterTheLimitGetsTheErrorResponse(t *testing.T) {
 	for _, begun := range []bool{false, true} {
 		w := httptest.NewRecorder()
 		l := &limit{at: time.Now(), err: &aiguard.Error{Kind: aiguard.ErrTimeout}}

@@ -17,7 +17,7 @@ import (
 	"github.com/aiguard-go/aiguard/httpguard"
 )
 
-// overSockets runs f where the kernel has its say: TCP, and HTTP/2 over TLS.
+// overSockets runs f over real sockets, with TCP and with HTTP/2 over TLS.
 func overSockets(t *testing.T, h http.Handler, f func(t *testing.T, ask func(body io.Reader) (*http.Response, error))) {
 	t.Helper()
 	for name, http2 := range map[string]bool{"HTTP1": false, "HTTP2": true} {
@@ -42,11 +42,11 @@ func overSockets(t *testing.T, h http.Handler, f func(t *testing.T, ask func(bod
 	}
 }
 
-func TestClientsThatStillSendGetTheAnswerForTheLimit(t *testing.T) {
+func TestClientStillSendingGetsTheTimeoutResponse(t *testing.T) {
 	handler := func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 	for name, cfg := range map[string]httpguard.Config{
-		"time":         {Timeout: 20 * time.Millisecond, MaxBodyBytes: aiguard.Off},
-		"size of body": {},
+		"time":      {Timeout: 20 * time.Millisecond, MaxBodyBytes: aiguard.Off},
+		"body size": {},
 	} {
 		t.Run(name, func(t *testing.T) {
 			edge := limited(t, newGuard(t, aiguard.Config{}), http.HandlerFunc(handler), cfg)
@@ -65,8 +65,8 @@ func TestClientsThatStillSendGetTheAnswerForTheLimit(t *testing.T) {
 	}
 }
 
-func TestClientThatReadsNothingFreesItsPlace(t *testing.T) {
-	returned := map[int]chan error{1: make(chan error, 1), 2: make(chan error, 1)} // by protocol
+func TestSlotIsFreedWhenTheClientDoesNotRead(t *testing.T) {
+	returned := map[int]chan error{1: make(chan error, 1), 2: make(chan error, 1)} // by protocol version
 	handler := func(w http.ResponseWriter, r *http.Request) {
 		var err error
 		for err == nil {
@@ -82,7 +82,7 @@ func TestClientThatReadsNothingFreesItsPlace(t *testing.T) {
 		require.Equal(t, http.StatusOK, resp.StatusCode)
 		require.Error(t, <-returned[resp.ProtoMajor])
 		_, err = io.Copy(io.Discard, resp.Body)
-		require.Error(t, err, "what arrived does not look whole")
+		require.Error(t, err, "the response does not look complete")
 		assert.NotErrorIs(t, err, context.DeadlineExceeded)
 	})
 }

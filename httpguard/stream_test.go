@@ -18,7 +18,7 @@ import (
 	"github.com/aiguard-go/aiguard/httpguard"
 )
 
-// events writes n events, one each pause, until its context ends.
+// events writes n events with a pause before each, until its context ends.
 func events(n int, pause time.Duration) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
@@ -28,14 +28,14 @@ func events(n int, pause time.Duration) http.HandlerFunc {
 			select {
 			case <-time.After(pause):
 			case <-r.Context().Done():
-				_, _ = fmt.Fprintf(w, "event: error\ndata: %s\n\n", context.Cause(r.Context())) // and no Flush
+				_, _ = fmt.Fprintf(w, "event: error\ndata: %s\n\n", context.Cause(r.Context())) // without Flush
 				return
 			}
 		}
 	}
 }
 
-func TestStreamThatMakesProgressIsNotCut(t *testing.T) {
+func TestStreamInProgressIsNotCut(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
 		s := serve(limited(t, newGuard(t, aiguard.Config{}), events(20, 10*time.Second), httpguard.Config{}))
 		r := s.get(t)
@@ -46,24 +46,24 @@ func TestStreamThatMakesProgressIsNotCut(t *testing.T) {
 	})
 }
 
-func TestStreamIsCutWithItsLastWord(t *testing.T) {
+func TestCutStreamSendsTheLastEvent(t *testing.T) {
 	for name, tc := range map[string]struct {
 		cfg    httpguard.Config
 		header string
 		stream http.HandlerFunc
 		took   time.Duration
 		last   string
-		limit  string // that is told
+		limit  string // reported as the limit
 	}{
-		"without progress": {httpguard.Config{Timeout: 10 * time.Second}, "", events(5, time.Minute), 10 * time.Second, "data: 0", "10s"},
-		"without more progress": {httpguard.Config{Timeout: 10 * time.Second}, "", func(w http.ResponseWriter, r *http.Request) {
+		"no progress": {httpguard.Config{Timeout: 10 * time.Second}, "", events(5, time.Minute), 10 * time.Second, "data: 0", "10s"},
+		"progress stops": {httpguard.Config{Timeout: 10 * time.Second}, "", func(w http.ResponseWriter, r *http.Request) {
 			events(3, 9*time.Second)(w, r)
 			events(1, time.Minute)(w, r)
 		}, 37 * time.Second, "data: 0", "10s"},
-		"at StreamTimeout":            {httpguard.Config{StreamTimeout: 35 * time.Second, Timeout: 10 * time.Second}, "", events(100, 2*time.Second), 35 * time.Second, "data: 17", "35s"},
-		"at the guard's":              {httpguard.Config{}, "", events(1000, 7*time.Second), time.Minute, "data: 8", "1m0s"},
-		"when its client would go":    {httpguard.Config{}, "20", events(100, 3*time.Second), 20 * time.Second, "data: 6", "20s"},
-		"StreamTimeout is as Timeout": {httpguard.Config{Timeout: 10 * time.Second, StreamTimeout: 10 * time.Second}, "", events(100, 3*time.Second), 10 * time.Second, "data: 3", "10s"},
+		"at StreamTimeout":                            {httpguard.Config{StreamTimeout: 35 * time.Second, Timeout: 10 * time.Second}, "", events(100, 2*time.Second), 35 * time.Second, "data: 17", "35s"},
+		"guard's StreamTimeout":                       {httpguard.Config{}, "", events(1000, 7*time.Second), time.Minute, "data: 8", "1m0s"},
+		"client's timeout":                            {httpguard.Config{}, "20", events(100, 3*time.Second), 20 * time.Second, "data: 6", "20s"},
+		"StreamTimeout is never shorter than Timeout": {httpguard.Config{Timeout: 10 * time.Second, StreamTimeout: 10 * time.Second}, "", events(100, 3*time.Second), 10 * time.Second, "data: 3", "10s"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
@@ -76,7 +76,7 @@ func TestStreamIsCutWithItsLastWord(t *testing.T) {
 				require.NoError(t, err)
 				defer resp.Body.Close()
 				body, err := io.ReadAll(resp.Body)
-				require.Error(t, err, "it does not look complete")
+				require.Error(t, err, "the stream does not look complete")
 				require.Equal(t, tc.took, time.Since(start))
 				require.Contains(t, string(body), tc.last+"\n\nevent: error\ndata: aiguard: timeout: task ran longer than "+tc.limit)
 			})
@@ -84,7 +84,7 @@ func TestStreamIsCutWithItsLastWord(t *testing.T) {
 	}
 }
 
-func TestStreamOffIsBoundByProgressAlone(t *testing.T) {
+func TestStreamTimeoutOffLimitsOnlyIdleStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		edge := limited(t, newGuard(t, aiguard.Config{StreamTimeout: time.Minute}), events(3000, 2*time.Second),
 			httpguard.Config{StreamTimeout: aiguard.Off})
@@ -94,8 +94,8 @@ func TestStreamOffIsBoundByProgressAlone(t *testing.T) {
 	})
 }
 
-// What the handler makes of its context knows the reason for its end, and never that it was cancelled.
-func TestContextsMadeOfTheHandlersEndWithTheLimit(t *testing.T) {
+// Contexts derived from the handler's context report the time limit as their cause, never a cancellation.
+func TestDerivedContextsEndAtTheLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			within, cancel := context.WithCancel(context.WithValue(r.Context(), http.LocalAddrContextKey, nil))
@@ -108,7 +108,7 @@ func TestContextsMadeOfTheHandlersEndWithTheLimit(t *testing.T) {
 			assert.NoError(t, http.NewResponseController(w).Flush())
 			deadline, ok := within.Deadline()
 			assert.True(t, ok)
-			assert.Equal(t, httpguard.DefaultTimeout, time.Until(deadline), "it has moved")
+			assert.Equal(t, httpguard.DefaultTimeout, time.Until(deadline), "the deadline has moved")
 			<-within.Done()
 			<-longer.Done()
 			<-ended
@@ -123,7 +123,7 @@ func TestContextsMadeOfTheHandlersEndWithTheLimit(t *testing.T) {
 	})
 }
 
-func TestTimeoutHeaderOnlyShortens(t *testing.T) {
+func TestTimeoutHeaderOnlyShortensTheLimit(t *testing.T) {
 	for header, took := range map[string]time.Duration{
 		"20": 20 * time.Second, "1.5": 1500 * time.Millisecond, "1500ms": 1500 * time.Millisecond, "2s": 2 * time.Second, "1m": 30 * time.Second,
 		"": 30 * time.Second, "30": 30 * time.Second, "31": 30 * time.Second, "1e9": 30 * time.Second, "1e300": 30 * time.Second,
@@ -152,7 +152,7 @@ func TestTimeoutHeaderOnlyShortens(t *testing.T) {
 	}
 }
 
-func TestTimeoutHeaderCountsTheQueueAndHoldsWithoutATimeout(t *testing.T) {
+func TestTimeoutHeaderIncludesTheQueueAndWorksWithoutATimeout(t *testing.T) {
 	for name, timeout := range map[string]time.Duration{"default": 0, "off": aiguard.Off} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -180,7 +180,7 @@ func TestTimeoutHeaderCountsTheQueueAndHoldsWithoutATimeout(t *testing.T) {
 				first := ask("10")
 				synctest.Wait()
 				second := ask("4")
-				require.Equal(t, http.StatusGatewayTimeout, <-second, "in the queue")
+				require.Equal(t, http.StatusGatewayTimeout, <-second, "time in the queue counts")
 				require.Equal(t, 4*time.Second, time.Since(start))
 				<-first
 				require.Equal(t, 10*time.Second, time.Since(start))
@@ -193,8 +193,8 @@ func TestTimeoutHeaderCountsTheQueueAndHoldsWithoutATimeout(t *testing.T) {
 	}
 }
 
-// gin's Context.Stream asks the ResponseWriter for this, and panics without it.
-func TestHandlerIsNotifiedOfTheClientsEnd(t *testing.T) {
+// Without CloseNotifier, gin's Context.Stream panics.
+func TestCloseNotifyReportsDisconnectAndLimit(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, serve func(http.Handler) *site) {
 		told := make(chan time.Time, 1)
 		h := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -208,12 +208,13 @@ func TestHandlerIsNotifiedOfTheClientsEnd(t *testing.T) {
 		require.Error(t, s.do(ctx, http.MethodGet, "", nil).err)
 		require.Equal(t, 3*time.Second, (<-told).Sub(start))
 		require.Equal(t, http.StatusGatewayTimeout, s.get(t).StatusCode)
-		require.Equal(t, httpguard.DefaultTimeout, (<-told).Sub(start)-3*time.Second, "and of the limit")
+		require.Equal(t, httpguard.DefaultTimeout, (<-told).Sub(start)-3*time.Second, "the limit also ends the channel's wait")
 	})
 }
 
-// The race detector finds it if an informational header is still being written when the next one is prepared.
-func TestClientThatResetsWhileItIsInformed(t *testing.T) {
+// The race detector fails this test if the next informational header is prepared while the previous one is still
+// being written.
+func TestStreamResetDuringInformationalResponse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var done sync.WaitGroup
 		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -10,7 +10,7 @@ import (
 	"github.com/aiguard-go/aiguard/internal/typednil"
 )
 
-func TestTypedNilIsAnsweredAsAnyOtherError(t *testing.T) {
+func TestTypedNilGetsAnErrorResponse(t *testing.T) {
 	for name, err := range typednil.Errors() {
 		for _, accept := range []string{"application/json", "text/html"} {
 			t.Run(name+", "+accept, func(t *testing.T) {

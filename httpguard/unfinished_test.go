@@ -17,9 +17,9 @@ import (
 	"github.com/aiguard-go/aiguard/internal/pipe"
 )
 
-// A client that never finishes its request's body must not keep its connection and the server's goroutine, though the
-// server has no timeouts of its own.
-func TestClientThatNeverFinishesItsBodyLosesItsConnection(t *testing.T) {
+// A client that never finishes its request body must not keep its connection or a goroutine of the server, even if
+// the server has no timeouts.
+func TestUnfinishedBodyClosesTheConnection(t *testing.T) {
 	const timeout, afterwards = 10 * time.Second, 6 * time.Second
 	decode := func(w http.ResponseWriter, r *http.Request) {
 		var v any
@@ -29,21 +29,21 @@ func TestClientThatNeverFinishesItsBodyLosesItsConnection(t *testing.T) {
 	}
 	for name, tc := range map[string]struct {
 		handler http.HandlerFunc
-		body    string // as far as it comes
+		body    string // the part that arrives
 		length  int
 		refused bool
 		status  int
 		within  time.Duration
 	}{
-		"read":                     {decode, `{"a"`, 100, false, 504, timeout + afterwards},
-		"read again and again":     {func(w http.ResponseWriter, r *http.Request) { readOn(r.Body) }, `{"a"`, 100, false, 504, timeout + afterwards},
-		"not read, context heeded": {func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, `{"a"`, 100, false, 504, timeout + afterwards},
+		"read":                        {decode, `{"a"`, 100, false, 504, timeout + afterwards},
+		"read repeatedly":             {func(w http.ResponseWriter, r *http.Request) { readOn(r.Body) }, `{"a"`, 100, false, 504, timeout + afterwards},
+		"not read, context respected": {func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, `{"a"`, 100, false, 504, timeout + afterwards},
 		"not read, context ignored": {func(w http.ResponseWriter, r *http.Request) { time.Sleep(20 * time.Second) }, `{"a"`, 100, false, 504,
 			timeout + afterwards},
-		"answered at once":                  {func(w http.ResponseWriter, r *http.Request) {}, `{"a"`, 100, false, 200, afterwards},
-		"refused at its first byte":         {decode, `x`, 100, false, 400, afterwards},
-		"refused unread":                    {decode, `{`, 100, true, 503, afterwards},
-		"refused unread, announced as huge": {decode, `{`, 100 << 20, false, 413, afterwards},
+		"response at once":                     {func(w http.ResponseWriter, r *http.Request) {}, `{"a"`, 100, false, 200, afterwards},
+		"rejected at its first byte":           {decode, `x`, 100, false, 400, afterwards},
+		"rejected unread":                      {decode, `{`, 100, true, 503, afterwards},
+		"rejected unread, huge Content-Length": {decode, `{`, 100 << 20, false, 413, afterwards},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -64,7 +64,7 @@ func TestClientThatNeverFinishesItsBodyLosesItsConnection(t *testing.T) {
 				require.NoError(t, err, "the connection is still open after an hour")
 				require.Contains(t, string(answer), fmt.Sprintf("HTTP/1.1 %d ", tc.status))
 				require.LessOrEqual(t, time.Since(start), tc.within)
-				time.Sleep(20 * time.Second) // until the handler has returned
+				time.Sleep(20 * time.Second) // the handler returns
 			})
 		})
 	}

@@ -21,25 +21,26 @@ import (
 	"github.com/aiguard-go/aiguard/task"
 )
 
-// The other process is this test binary again, told by its environment what to do. It says what has happened in lines.
+// The tests run this test binary as another process. The environment holds its order, and the process reports events
+// as lines.
 
 const childEnv = "SQLSTORE_CHILD"
 
-// order is what a child is to do.
+// order tells a child process what to do.
 type order struct {
 	Database database
 	Lease    time.Duration
-	Blocked  bool   // start functions that never return, and operations that wait behind them, and say their IDs
-	Seed     uint64 // else start Count operations and cancel some, of all processes
+	Blocked  bool   // start functions that block, and operations that wait behind them, and report their IDs
+	Seed     uint64 // otherwise start Count operations, and cancel some of any process
 	Count    int
-	Hurry    bool // then leave at once, not when the input ends
+	Hurry    bool // then exit at once instead of at the end of the input
 }
 
-// report is what a child says: one line for each event.
+// report is one line from a child for each event.
 type report struct {
-	Ran     string            `json:",omitempty"` // the token of an operation whose function has begun
-	Blocked map[string]string `json:",omitempty"` // the IDs of what it has started
-	Stats   *task.Stats       `json:",omitempty"` // the last line
+	Ran     string            `json:",omitempty"` // token of an operation whose function has started
+	Blocked map[string]string `json:",omitempty"` // IDs of the started operations
+	Stats   *task.Stats       `json:",omitempty"` // in the last line
 }
 
 func child(text string) int {
@@ -57,7 +58,7 @@ func child(text string) int {
 
 var saying sync.Mutex
 
-// say is one write: whoever kills the child gets all of a line or nothing.
+// say uses a single write, so that a killed child has written a whole line or nothing.
 func say(r report) {
 	line, err := json.Marshal(r)
 	if err != nil {
@@ -99,13 +100,13 @@ func (o order) obey(ctx context.Context) error {
 	} else if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
 		return err
 	}
-	_ = r.Shutdown(leave) // leave's error is no failure
+	_ = r.Shutdown(leave) // expected: leave has ended
 	stats := r.Stats()
 	say(report{Stats: &stats})
 	return closeStore()
 }
 
-// block takes both places with functions that heed nothing but their context.
+// block takes both slots with functions that end only with their context.
 func (o order) block(ctx context.Context, r *task.Runner, s task.Store) error {
 	block := func(ctx context.Context) (any, error) {
 		<-ctx.Done()
@@ -137,11 +138,11 @@ func (o order) block(ctx context.Context, r *task.Runner, s task.Store) error {
 	return nil
 }
 
-// play does at random what clients do.
+// play acts like clients, at random.
 func (o order) play(ctx context.Context, r *task.Runner) error {
 	random := rand.New(rand.NewPCG(o.Seed, 0))
 	work := func(ctx context.Context, in input) (any, error) {
-		say(report{Ran: in.Token}) // what the function does to the world
+		say(report{Ran: in.Token}) // the visible effect of the function
 		task.SetProgress(ctx, 50, in.Token)
 		select {
 		case <-time.After(in.Takes):
@@ -175,12 +176,12 @@ func (o order) play(ctx context.Context, r *task.Runner) error {
 }
 
 type input struct {
-	Token string // the operation's name, or in its input
+	Token string // in the operation's name or input
 	Takes time.Duration
 	Fails bool
 }
 
-// cancelAny cancels one of the last operations, of whatever process.
+// cancelAny cancels one of the latest operations of any process.
 func cancelAny(ctx context.Context, r *task.Runner, random *rand.Rand) error {
 	ops, err := r.List(ctx, task.Query{Limit: 30})
 	if err != nil || len(ops) == 0 {
@@ -190,7 +191,7 @@ func cancelAny(ctx context.Context, r *task.Runner, random *rand.Rand) error {
 	return err
 }
 
-// process is a child as its parent sees it.
+// process is a child from the parent's side.
 type process struct {
 	cmd   *exec.Cmd
 	stdin io.Closer
@@ -220,7 +221,7 @@ func startChild(t *testing.T, o order) *process {
 	return p
 }
 
-// next returns the next line, and false if there is none.
+// next returns the next line, or false at the end.
 func (p *process) next() (r report, ok bool) {
 	if !p.lines.Scan() {
 		return report{}, false
@@ -228,7 +229,7 @@ func (p *process) next() (r report, ok bool) {
 	return r, json.Unmarshal(p.lines.Bytes(), &r) == nil
 }
 
-// blocked returns the IDs of what the child has started.
+// blocked returns the IDs of the operations that the child has started.
 func (p *process) blocked(t *testing.T) map[string]string {
 	t.Helper()
 	r, ok := p.next()

@@ -36,7 +36,7 @@ func ExampleOpenSQLite() {
 		log.Fatal(err)
 	}
 	defer runner.Shutdown(ctx)
-	// Another process with this handler takes over what waits if this one crashes.
+	// If this process crashes, another process with this handler takes over its pending operations.
 	task.Register(runner, "shout", func(_ context.Context, word string) (string, error) { return word + "!", nil })
 	op, err := runner.Submit(ctx, "shout", "hello")
 	if err != nil {
@@ -47,7 +47,7 @@ func ExampleOpenSQLite() {
 	}
 	fmt.Println(op.Status, string(op.Result))
 
-	// Once a day:
+	// Run this once a day.
 	if _, err := store.DeleteFinished(ctx, time.Now().AddDate(0, 0, -30)); err != nil {
 		log.Fatal(err)
 	}

@@ -16,17 +16,17 @@ import (
 	"github.com/aiguard-go/aiguard/task"
 )
 
-// database is one that processes share.
+// database is a database that processes share.
 type database struct {
-	File string // of SQLite
-	DSN  string // of PostgreSQL
+	File string // for SQLite
+	DSN  string // for PostgreSQL
 }
 
 var schemas atomic.Int64
 
-// onEach runs f with an empty database of each kind, side by side.
+// onEach runs f in parallel with an empty database of each kind.
 func onEach(t *testing.T, f func(t *testing.T, d database)) {
-	_, _ = startPostgres() // before there are leases to keep; newPostgres tells what is wrong
+	_, _ = startPostgres() // starts before any lease can expire; newPostgres reports errors
 	for kind, newDatabase := range map[string]func(*testing.T) database{"SQLite": newSQLite, "PostgreSQL": newPostgres} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
@@ -55,7 +55,7 @@ func newPostgres(t *testing.T) database {
 	return database{DSN: dsn + " search_path=" + schema}
 }
 
-// open opens the store, and returns what closes it.
+// open opens the store and returns a function that closes it.
 func (d database) open(ctx context.Context) (*sqlstore.Store, func() error, error) {
 	if d.File != "" {
 		s, err := sqlstore.OpenSQLite(ctx, d.File)
@@ -83,7 +83,7 @@ func openStore(t *testing.T, d database) *sqlstore.Store {
 	return s
 }
 
-// newRunner makes a runner that the test's end shuts down.
+// newRunner returns a runner that the test's cleanup shuts down.
 func newRunner(t *testing.T, s task.Store, cfg task.Config) *task.Runner {
 	t.Helper()
 	g, err := aiguard.New(aiguard.Config{})

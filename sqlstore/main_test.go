@@ -7,7 +7,8 @@ import (
 	"github.com/aiguard-go/aiguard/internal/leaktest"
 )
 
-// TestMain is the other process, if it is asked to. Otherwise it fails if the tests leave a goroutine behind.
+// TestMain runs the child process if the environment requests it. Otherwise it runs the tests and fails if a
+// goroutine leaks.
 func TestMain(m *testing.M) {
 	if order := os.Getenv(childEnv); order != "" {
 		os.Exit(child(order))
@@ -15,7 +16,7 @@ func TestMain(m *testing.M) {
 	leaktest.Main(withPostgres{m}, "database/sql.")
 }
 
-// withPostgres ends the tests' own server when they are over.
+// withPostgres stops the tests' PostgreSQL server after the tests.
 type withPostgres struct{ *testing.M }
 
 func (w withPostgres) Run() int {

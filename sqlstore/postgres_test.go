@@ -20,12 +20,12 @@ import (
 	_ "github.com/jackc/pgx/v5/stdlib"
 )
 
-// A PostgreSQL of the tests' own, from the programs that Debian's package postgresql installs: a new cluster in a folder of its
-// own, reached through a socket in there, and gone with the tests even if they are killed.
+// The tests start their own PostgreSQL from the programs of Debian's package postgresql. The new cluster has its own
+// folder and is reached through a socket there. It is removed after the tests, even if they are killed.
 
 var errNoPostgres = errors.New("PostgreSQL is not installed (Debian: apt-get install postgresql)")
 
-// startPostgres starts it, once, and returns how to connect to it.
+// startPostgres starts the server once and returns its DSN.
 var startPostgres = sync.OnceValues(func() (dsn string, err error) {
 	bin, err := postgresPrograms()
 	if err != nil {
@@ -39,7 +39,7 @@ var startPostgres = sync.OnceValues(func() (dsn string, err error) {
 	if err != nil {
 		return "", err
 	}
-	// The shell waits for the end of its input, which the death of this process is too.
+	// The shell waits for the end of its input, which also comes when this process dies.
 	script := `dir=$1 bin=$2
 		if "$bin/initdb" --pgdata="$dir/data" --username=postgres --auth=trust --encoding=UTF8 --no-locale --no-sync >&2; then
 			"$bin/postgres" -D "$dir/data" -F -c listen_addresses= -c unix_socket_directories="$dir" </dev/null >&2 &
@@ -49,7 +49,7 @@ var startPostgres = sync.OnceValues(func() (dsn string, err error) {
 		rm -rf "$dir"`
 	server := exec.Command("sh", "-c", script, "sh", dir, bin)
 	server.Dir = dir
-	server.SysProcAttr = &syscall.SysProcAttr{Credential: as, Setpgid: true} // not to get the terminal's Ctrl-C
+	server.SysProcAttr = &syscall.SysProcAttr{Credential: as, Setpgid: true} // keeps the terminal's Ctrl-C from the server
 	var log bytes.Buffer
 	server.Stdout, server.Stderr = nil, &log
 	stdin, err := server.StdinPipe()
@@ -77,7 +77,7 @@ var postgres struct {
 	done chan struct{}
 }
 
-// stopPostgres stops what startPostgres has started, if it has.
+// stopPostgres stops the server if it runs.
 func stopPostgres() {
 	if postgres.end != nil {
 		_ = postgres.end.Close()
@@ -104,7 +104,7 @@ func postgresPrograms() (string, error) {
 	return filepath.Dir(path), nil
 }
 
-// unprivileged gives the folder to somebody else if this is root, as whom PostgreSQL does not run.
+// unprivileged gives the folder to another user if this process is root, because PostgreSQL refuses to run as root.
 func unprivileged(dir string) (*syscall.Credential, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil
@@ -127,7 +127,7 @@ func unprivileged(dir string) (*syscall.Credential, error) {
 	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, os.Chown(dir, int(uid), int(gid))
 }
 
-// answers waits until the server does.
+// answers waits until the server responds.
 func answers(dsn string) error {
 	db, err := sql.Open("pgx", dsn)
 	if err != nil {

@@ -15,9 +15,9 @@ import (
 )
 
 const (
-	lease = 2 * time.Second // much more than a write takes on a busy machine
+	lease = 2 * time.Second // much longer than a write on a busy machine
 	beat  = lease / 3
-	slack = 2 * time.Second // of a busy machine
+	slack = 2 * time.Second // for a busy machine
 )
 
 func get(t *testing.T, s task.Store, id string) task.Operation {
@@ -27,7 +27,7 @@ func get(t *testing.T, s task.Store, id string) task.Operation {
 	return op
 }
 
-// ends waits until the operation is over, which must be soon.
+// ends waits until the operation is over, at most until deadline.
 func ends(t *testing.T, r *task.Runner, id string, deadline time.Time) task.Operation {
 	t.Helper()
 	ctx, cancel := context.WithDeadline(t.Context(), deadline)
@@ -54,7 +54,7 @@ func TestOperationsOfAKilledProcessAreMarkedOrTakenOver(t *testing.T) {
 		}
 		time.Sleep(lease + beat)
 		for what, id := range ids {
-			require.Equal(t, before[what], get(t, s, id), "%s: its process lives and renews its lease", what)
+			require.Equal(t, before[what], get(t, s, id), "%s: its process is alive and renews its lease", what)
 		}
 
 		require.NoError(t, p.cmd.Process.Kill())
@@ -76,7 +76,7 @@ func TestOperationsOfAKilledProcessAreMarkedOrTakenOver(t *testing.T) {
 		}
 		require.EqualValues(t, 2, ran.Load())
 		require.EqualValues(t, 3, r.Stats().Interrupted)
-		require.Equal(t, before["pending unknown"], get(t, s, ids["pending unknown"]), "nobody who lives knows it")
+		require.Equal(t, before["pending unknown"], get(t, s, ids["pending unknown"]), "no live process has its handler")
 
 		late := newRunner(t, s, task.Config{Lease: lease})
 		task.Register(late, "unknown", func(context.Context, string) (any, error) { return nil, nil })
@@ -108,20 +108,20 @@ func TestCancelReachesOtherProcesses(t *testing.T) {
 			require.Equal(t, task.KindCancelled, op.ErrorCode, what)
 		}
 		require.Eventually(t, func() bool { return get(t, s, ids["pending known 2"]).Status == task.Running }, slack, 10*time.Millisecond,
-			"the places are free again")
-		require.Zero(t, get(t, s, ids["pending known"]).Attempts, "it was next, but cancelled")
+			"the slots are free again")
+		require.Zero(t, get(t, s, ids["pending known"]).Attempts, "next in line, but cancelled")
 	})
 }
 
-// history is what has been seen of the operations.
+// history holds the last seen version of each operation.
 type history map[string]task.Operation
 
-// look compares what is in the store with what was there before, and says whether all are over.
+// look compares the stored operations with the history and reports whether all are final.
 func (h history) look(t *testing.T, s *sqlstore.Store) (over bool) {
 	t.Helper()
 	ops, err := s.List(t.Context(), task.Query{Limit: 10_000})
 	require.NoError(t, err)
-	require.GreaterOrEqual(t, len(ops), len(h), "none is gone")
+	require.GreaterOrEqual(t, len(ops), len(h), "no operation disappears")
 	over = true
 	for _, op := range ops {
 		before, ok := h[op.ID]
@@ -140,7 +140,7 @@ func (h history) look(t *testing.T, s *sqlstore.Store) (over bool) {
 	return over
 }
 
-func TestProcessesThatShareADatabaseRunEachOperationOnceToOneEnd(t *testing.T) {
+func TestSharedDatabaseRunsEachOperationOnce(t *testing.T) {
 	const each = 50
 	onEach(t, func(t *testing.T, d database) {
 		seed := uint64(time.Now().UnixNano())

@@ -7,14 +7,14 @@ import (
 	"fmt"
 )
 
-// dialect is what differs between the databases.
+// dialect holds the SQL that differs between the databases.
 type dialect struct {
 	name      string
-	now       string     // the clock of all who share the database
+	now       string     // the clock that all processes share
 	expiry    string     // $2 microseconds from now
-	hasSchema string     // whether there is a table aiguard_schema
-	lock      string     // lets one transaction migrate at a time
-	versions  [][]string // what leads from each version to the next
+	hasSchema string     // whether the table aiguard_schema exists
+	lock      string     // allows one migration at a time
+	versions  [][]string // statements that lead from each version to the next
 }
 
 var sqliteDialect = dialect{
@@ -22,7 +22,7 @@ var sqliteDialect = dialect{
 	now:       "CAST(unixepoch('subsec') * 1000000 AS INTEGER)",
 	expiry:    "CAST(unixepoch('subsec') * 1000000 AS INTEGER) + $2",
 	hasSchema: "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'aiguard_schema')",
-	lock:      "SELECT 1", // it has begun as IMMEDIATE
+	lock:      "SELECT 1", // not needed: the transaction is IMMEDIATE
 	versions:  versions("TIMESTAMP"),
 }
 
@@ -30,14 +30,14 @@ var postgresDialect = dialect{
 	name:   "PostgreSQL",
 	now:    "clock_timestamp()",
 	expiry: "clock_timestamp() + $2::bigint * interval '1 microsecond'",
-	// Not to_regclass: within a transaction it may not see what others have made since.
+	// Not to_regclass: within a transaction it may not see tables that others have created since.
 	hasSchema: "SELECT EXISTS (SELECT 1 FROM pg_class WHERE relname = 'aiguard_schema' AND pg_table_is_visible(oid))",
-	lock:      "SELECT pg_advisory_xact_lock(7009134170155573607)", // a number that nobody else is likely to use
+	lock:      "SELECT pg_advisory_xact_lock(7009134170155573607)", // an arbitrary number
 	versions:  versions("TIMESTAMPTZ"),
 }
 
-// versions returns the statements that lead from each version of the schema to the next. What has been released is never
-// changed: a change is another version.
+// versions returns the statements that lead from each version of the schema to the next. Never change a released
+// version; add a new one.
 func versions(timestamp string) [][]string {
 	return [][]string{{
 		`CREATE TABLE aiguard_operations (
@@ -58,7 +58,8 @@ func versions(timestamp string) [][]string {
 			owner            TEXT NOT NULL,
 			input            TEXT
 		)`,
-		// For List of all, by name, by status, and by a Runner of what it has; the third for Orphans too. For DeleteFinished.
+		// These indexes serve List without a filter, by name, by status, and by owner. The third also serves Orphans,
+		// and the last serves DeleteFinished.
 		`CREATE INDEX aiguard_operations_created ON aiguard_operations (created_at, id)`,
 		`CREATE INDEX aiguard_operations_name ON aiguard_operations (name, created_at, id)`,
 		`CREATE INDEX aiguard_operations_status ON aiguard_operations (status, created_at, id)`,
@@ -71,7 +72,7 @@ func versions(timestamp string) [][]string {
 	}}
 }
 
-// migrate brings the database to the last version, in one transaction.
+// migrate migrates the database to the latest version in one transaction.
 func migrate(ctx context.Context, db *sql.DB, d dialect) error {
 	current, err := version(ctx, db, d)
 	if err == nil && current < len(d.versions) {
@@ -84,7 +85,7 @@ func migrate(ctx context.Context, db *sql.DB, d dialect) error {
 }
 
 func upgrade(ctx context.Context, db *sql.DB, d dialect) (err error) {
-	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted}) // to see, under the lock, what others have done
+	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted}) // under the lock, it must see what others have committed
 	if err != nil {
 		return err
 	}
@@ -120,7 +121,8 @@ type querier interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
-// version is 0 for a database without our tables, and an error for one that is newer than this package.
+// version returns the schema version of the database, or 0 if the tables do not exist. It returns an error if the
+// version is newer than this package.
 func version(ctx context.Context, db querier, d dialect) (v int, err error) {
 	var exists bool
 	if err := db.QueryRowContext(ctx, d.hasSchema).Scan(&exists); err != nil || !exists {
@@ -130,7 +132,7 @@ func version(ctx context.Context, db querier, d dialect) (v int, err error) {
 		return 0, err
 	}
 	if v > len(d.versions) {
-		return 0, fmt.Errorf("the database has version %d, and this program knows those up to %d: it needs a newer aiguard", v, len(d.versions))
+		return 0, fmt.Errorf("the database has schema version %d, but this program supports at most %d; use a newer aiguard", v, len(d.versions))
 	}
 	return v, nil
 }

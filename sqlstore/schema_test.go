@@ -12,15 +12,15 @@ import (
 	"github.com/aiguard-go/aiguard/task"
 )
 
-// Versions that may come one day. None could run twice.
+// Possible future versions. Each fails if it runs twice.
 var (
 	second = []string{`ALTER TABLE aiguard_operations ADD COLUMN tenant TEXT`, `CREATE INDEX aiguard_tenant ON aiguard_operations (tenant)`}
 	third  = []string{`UPDATE aiguard_operations SET tenant = name`, `CREATE TABLE aiguard_third (id BIGINT)`}
 )
 
-func TestMigrationKeepsWhatIsThere(t *testing.T) {
+func TestMigrationKeepsOperations(t *testing.T) {
 	for _, steps := range [][][][]string{
-		{{second}, {second, third}}, // from 1 to 2, from 2 to 3
+		{{second}, {second, third}}, // from 1 to 2, then from 2 to 3
 		{{second, third}},           // from 1 to 3
 		{{}, {second, third}, {second, third}},
 	} {
@@ -40,25 +40,25 @@ func TestMigrationKeepsWhatIsThere(t *testing.T) {
 	}
 }
 
-func TestNewerDatabaseIsRefused(t *testing.T) {
+func TestNewerDatabaseIsRejected(t *testing.T) {
 	onEach(t, func(t *testing.T, d database) {
 		s := openStore(t, d)
 		require.NoError(t, s.Migrate(t.Context(), second))
 		_, _, err := d.open(t.Context())
-		require.ErrorContains(t, err, "the database has version 2, and this program knows those up to 1")
+		require.ErrorContains(t, err, "the database has schema version 2, but this program supports at most 1")
 	})
 }
 
-func TestFailedMigrationLeavesTheDatabaseAsItWas(t *testing.T) {
+func TestFailedMigrationRollsBack(t *testing.T) {
 	onEach(t, func(t *testing.T, d database) {
 		s := openStore(t, d)
 		require.Error(t, s.Migrate(t.Context(), second, []string{`CREATE TABLE aiguard_third (id BIGINT)`, `no SQL`}))
-		openStore(t, d) // it has version 1
+		openStore(t, d) // creates version 1
 		require.NoError(t, s.Migrate(t.Context(), second, third))
 	})
 }
 
-func TestManyMayOpenAndMigrateAtOnce(t *testing.T) {
+func TestConcurrentOpenAndMigrate(t *testing.T) {
 	onEach(t, func(t *testing.T, d database) {
 		stores := make([]*sqlstore.Store, 6)
 		atOnce(t, len(stores), func(i int) (err error) {
@@ -73,7 +73,7 @@ func TestManyMayOpenAndMigrateAtOnce(t *testing.T) {
 	})
 }
 
-// atOnce runs f n times at once.
+// atOnce runs f n times concurrently.
 func atOnce(t *testing.T, n int, f func(i int) error) {
 	t.Helper()
 	errs := make([]error, n)
@@ -85,7 +85,7 @@ func atOnce(t *testing.T, n int, f func(i int) error) {
 	require.NoError(t, errors.Join(errs...))
 }
 
-func TestPostgresNeedsNoRightToMakeTablesThatAreThere(t *testing.T) {
+func TestPostgresNeedsNoCreateRightForExistingTables(t *testing.T) {
 	d := newPostgres(t)
 	s := openStore(t, d)
 	var schema string

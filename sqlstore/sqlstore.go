@@ -1,15 +1,15 @@
-// Package sqlstore keeps the operations of package task in a SQL database, so that they outlive their process and several
-// processes share them: SQLite on one machine, PostgreSQL on many.
+// Package sqlstore stores the operations of package task in a SQL database. Operations survive a restart, and several
+// processes can share them. Use SQLite on one machine and PostgreSQL on several.
 //
 //	store, err := sqlstore.OpenSQLite(ctx, "operations.db")
 //	defer store.Close()
 //	runner, err := task.NewRunner(guard, store, task.Config{})
 //
-// Both constructors bring the database to the schema of this version, whatever older one it has. All tables have names
-// that begin with aiguard_. A version of this package refuses a database that a newer one has changed; stop the processes
-// of an old version before you start those of a new one.
+// Both constructors migrate the database to the current schema. All table names begin with aiguard_. The package
+// rejects a database that a newer version has migrated. Stop all processes of an old version before you start a new
+// one.
 //
-// Nothing is forgotten by itself: call DeleteFinished now and then.
+// Finished operations are kept until you call DeleteFinished. Call it regularly.
 package sqlstore
 
 import (
@@ -31,24 +31,25 @@ import (
 )
 
 const (
-	busyTimeout = 4 * time.Second // for another process that writes to the same SQLite file, if ctx lets it
+	busyTimeout = 4 * time.Second // longest wait for a writer in another process, unless ctx ends first
 	maxReaders  = 4               // connections to a SQLite file
 )
 
-// Store is a task.Store in a database. It is safe for concurrent use; make it with OpenSQLite or NewPostgres.
+// Store is a task.Store in a database. It is safe for concurrent use. Create it with OpenSQLite or NewPostgres.
 type Store struct {
 	db      *sql.DB
-	reads   *sql.DB // for what does not write
+	reads   *sql.DB // for statements that only read
 	dialect dialect
 	close   func() error
 }
 
 var _ task.Store = (*Store)(nil)
 
-// OpenSQLite opens the database in the file at path, which is made, for its owner alone to read, if there is none; its folder must
-// exist. ":memory:" and "file:" names are refused, since what is in memory is not shared: use task.NewMemory.
-// The processes that share it must run on one machine: SQLite's locks do not hold on a network's file system.
-// A write is on the disk when it returns. ctx bounds the opening, not the Store; Close it when no Runner uses it any more.
+// OpenSQLite opens the SQLite database in the file at path. If the file does not exist, OpenSQLite creates it,
+// readable only by its owner. The folder must exist. OpenSQLite rejects ":memory:" and "file:" names, because a
+// database in memory cannot be shared; use task.NewMemory instead. All processes that share the file must run on one
+// machine, because SQLite's locks do not work on network file systems. A write is durable when it returns. ctx limits
+// only the opening. Close the Store after the last Runner that uses it has shut down.
 func OpenSQLite(ctx context.Context, path string) (_ *Store, err error) {
 	defer func() {
 		if err != nil {
@@ -64,8 +65,8 @@ func OpenSQLite(ctx context.Context, path string) (_ *Store, err error) {
 		return nil, errors.Join(err, db.Close())
 	}
 	closeBoth := func() error { return errors.Join(reads.Close(), db.Close()) }
-	// SQLite has one writer at a time. Here the next one waits in order; at the file it would poll, and might starve.
-	// Those who read need not wait.
+	// SQLite allows one writer at a time. With one connection, writers of this process wait in order. With several,
+	// they would poll the file's lock and could starve. Readers need not wait.
 	db.SetMaxOpenConns(1)
 	reads.SetMaxOpenConns(maxReaders)
 	if err := ping(ctx, db); err != nil {
@@ -90,20 +91,20 @@ func openSQLite(path string, pragmas ...string) (*sql.DB, error) {
 	}
 	path = filepath.ToSlash(path)
 	if path[0] != '/' {
-		path = "/" + path // C:/
+		path = "/" + path // for Windows paths such as C:/
 	}
 	settings := url.Values{
 		"_pragma": append(pragmas, fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds())),
-		"_txlock": {"immediate"}, // a transaction that reads first could not write after another process has
+		"_txlock": {"immediate"}, // a deferred transaction that has read fails if another process writes before it does
 
-		// Times are whole microseconds.
+		// Times are stored as whole microseconds.
 		"_time_integer_format": {"unix_micro"}, "_inttotime": {"true"},
 	}
 	return sql.Open("sqlite", (&url.URL{Scheme: "file", Path: path, RawQuery: settings.Encode()}).String())
 }
 
-// create makes the file, if there is none. It never opens the file itself: on closing it the system would forget the locks that
-// another Store of this process has on it.
+// create creates the file if it does not exist. It never opens an existing file: when a process closes a file, the
+// system releases all locks that the process has on it, including those of other Stores.
 func create(path string) error {
 	switch info, err := os.Stat(path); {
 	case err == nil && info.IsDir():
@@ -112,7 +113,7 @@ func create(path string) error {
 		return err
 	}
 	folder := filepath.Dir(path)
-	f, err := os.CreateTemp(folder, ".sqlstore-*") // for its owner alone
+	f, err := os.CreateTemp(folder, ".sqlstore-*") // readable only by its owner
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("the folder %q does not exist: %w", folder, fs.ErrNotExist)
@@ -126,10 +127,11 @@ func create(path string) error {
 	if err := os.Link(f.Name(), path); !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return nil // another process was first
+	return nil // another process has created it
 }
 
-// ping makes the first connection. SQLite refuses at once to begin a write-ahead log while another process does.
+// ping makes the first connection. SQLite fails at once, without a busy timeout, if another process is just creating
+// the write-ahead log.
 func ping(ctx context.Context, db *sql.DB) error {
 	for deadline := time.Now().Add(busyTimeout); ; {
 		err := db.PingContext(ctx)
@@ -147,10 +149,10 @@ func ping(ctx context.Context, db *sql.DB) error {
 	}
 }
 
-// NewPostgres uses the PostgreSQL database that db connects to: any driver will do, github.com/jackc/pgx/v5/stdlib is tested.
-// The tables are in the first schema of its search_path; to make them takes the right to, to use them later
-// does not. db stays the caller's, to close after the Store; its transactions must be READ COMMITTED by default, which
-// PostgreSQL's are.
+// NewPostgres returns a Store in the PostgreSQL database of db. Any driver works; the tests use
+// github.com/jackc/pgx/v5/stdlib. The tables are in the first schema of the search_path. The first use needs the
+// right to create tables, and later uses do not. db must use the isolation level READ COMMITTED, PostgreSQL's
+// default. The caller closes db after the Store.
 func NewPostgres(ctx context.Context, db *sql.DB) (*Store, error) {
 	if db == nil {
 		return nil, errors.New("sqlstore: NewPostgres: want a database, not nil")
@@ -161,5 +163,5 @@ func NewPostgres(ctx context.Context, db *sql.DB) (*Store, error) {
 	return &Store{db: db, reads: db, dialect: postgresDialect, close: func() error { return nil }}, nil
 }
 
-// Close closes what OpenSQLite has opened.
+// Close closes the connections that OpenSQLite has opened. It does not close the db of NewPostgres.
 func (s *Store) Close() error { return s.close() }

@@ -21,7 +21,8 @@ import (
 	"github.com/aiguard-go/aiguard/task/storetest"
 )
 
-// spread is a store whose calls go in turn to several that share a database, as those of several processes would.
+// spread is a store that distributes its calls over several stores with one database, like those of several
+// processes.
 type spread struct {
 	mu     sync.Mutex
 	stores []*sqlstore.Store
@@ -54,24 +55,24 @@ func (s *spread) Orphans(ctx context.Context, names []string, limit int) ([]task
 	return s.next().Orphans(ctx, names, limit)
 }
 
-func TestStoresThatShareADatabaseKeepThePromisesTogether(t *testing.T) {
+func TestStoresWithOneDatabaseMeetTheContract(t *testing.T) {
 	onEach(t, func(t *testing.T, d database) {
 		s := &spread{stores: []*sqlstore.Store{openStore(t, d), openStore(t, d)}}
 		check(t, s, s.next().DB(), storetest.Checks())
 	})
 }
 
-// A pooler between program and server may allow the simple protocol alone.
+// A connection pooler may allow only the simple protocol.
 func TestPostgresWorksWithTheSimpleProtocol(t *testing.T) {
 	d := newPostgres(t)
 	d.DSN += " default_query_exec_mode=simple_protocol"
 	s := openStore(t, d)
 	check(t, s, s.DB(), slices.DeleteFunc(storetest.Checks(), func(c storetest.Check) bool {
-		return strings.Contains(c.Name, "Concurrent") || c.Name == "NoUpdateIsLost" // which the protocol has no part in
+		return strings.Contains(c.Name, "Concurrent") || c.Name == "NoUpdateIsLost" // independent of the protocol
 	}))
 }
 
-// check runs each of the checks with an empty store.
+// check runs each check with an empty store.
 func check(t *testing.T, s task.Store, db *sql.DB, checks []storetest.Check) {
 	for _, c := range checks {
 		t.Run(c.Name, func(t *testing.T) {
@@ -86,7 +87,7 @@ func check(t *testing.T, s task.Store, db *sql.DB, checks []storetest.Check) {
 
 var created = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
-// add stores an operation with the status.
+// add stores an operation with this status.
 func add(t *testing.T, s *sqlstore.Store, id string, status task.Status, finished time.Time) {
 	t.Helper()
 	require.NoError(t, s.Create(t.Context(), task.Operation{ID: id, Name: "test", Status: status, CreatedAt: created,
@@ -109,7 +110,7 @@ func TestOperationsOutliveTheirStore(t *testing.T) {
 	})
 }
 
-func TestDeleteFinishedRemovesWhatFinishedBefore(t *testing.T) {
+func TestDeleteFinishedRemovesOlderOperations(t *testing.T) {
 	onEach(t, func(t *testing.T, d database) {
 		s := openStore(t, d)
 		limit := created.Add(time.Hour)
@@ -150,7 +151,7 @@ func TestDeleteFinishedRemovesAnyNumber(t *testing.T) {
 	})
 }
 
-func TestRenewRemovesLeasesThatRanOut(t *testing.T) {
+func TestRenewRemovesExpiredLeases(t *testing.T) {
 	onEach(t, func(t *testing.T, d database) {
 		s := openStore(t, d)
 		for _, owner := range []string{"a", "b", "c"} {
@@ -164,7 +165,7 @@ func TestRenewRemovesLeasesThatRanOut(t *testing.T) {
 	})
 }
 
-func TestSQLiteFileIsItsOwnersAlone(t *testing.T) {
+func TestSQLiteFileIsPrivate(t *testing.T) {
 	d := newSQLite(t)
 	add(t, openStore(t, d), "a", task.Pending, time.Time{})
 	for _, suffix := range []string{"", "-wal", "-shm"} {
@@ -174,8 +175,8 @@ func TestSQLiteFileIsItsOwnersAlone(t *testing.T) {
 	}
 }
 
-// The system forgets all locks that a process has on a file when the process closes it once, however often it has opened it.
-func TestSQLiteKeepsItsLocksWhenTheFileIsOpenedAgain(t *testing.T) {
+// When a process closes a file, the system releases all locks of the process on that file, however often it is open.
+func TestSQLiteKeepsItsLocksAfterASecondOpen(t *testing.T) {
 	d := newSQLite(t)
 	openStore(t, d)
 	before := locksOn(t, d.File)
@@ -187,7 +188,7 @@ func TestSQLiteKeepsItsLocksWhenTheFileIsOpenedAgain(t *testing.T) {
 	require.Equal(t, before, locksOn(t, d.File))
 }
 
-// locksOn returns what Linux knows of the locks on a file, without what numbers them.
+// locksOn returns the lines of /proc/locks for a file, without their numbers.
 func locksOn(t *testing.T, path string) (found []string) {
 	t.Helper()
 	info, err := os.Stat(path)
@@ -195,7 +196,7 @@ func locksOn(t *testing.T, path string) (found []string) {
 	inode := fmt.Sprintf(":%d ", info.Sys().(*syscall.Stat_t).Ino)
 	table, err := os.ReadFile("/proc/locks")
 	if errors.Is(err, os.ErrNotExist) {
-		t.Skip("this system does not tell of its locks")
+		t.Skip("this system has no /proc/locks")
 	}
 	require.NoError(t, err)
 	for line := range strings.Lines(string(table)) {
@@ -206,7 +207,7 @@ func locksOn(t *testing.T, path string) (found []string) {
 	return found
 }
 
-func TestSQLiteTakesThePathOfAFileAlone(t *testing.T) {
+func TestSQLiteAcceptsOnlyFilePaths(t *testing.T) {
 	t.Chdir(t.TempDir())
 	for _, path := range []string{"relative.db", "a b&c=d.db", "memory", ":x"} {
 		openStore(t, database{File: path})
@@ -222,7 +223,7 @@ func TestSQLiteTakesThePathOfAFileAlone(t *testing.T) {
 	require.NotContains(t, made, ":memory:")
 }
 
-func TestSQLiteNamesThePathThatItCannotOpen(t *testing.T) {
+func TestSQLiteErrorsNameThePath(t *testing.T) {
 	t.Chdir(t.TempDir())
 	missing := filepath.Join(t.TempDir(), "no such folder")
 	_, err := sqlstore.OpenSQLite(t.Context(), filepath.Join(missing, "x.db"))
@@ -239,15 +240,15 @@ func TestSQLiteNamesThePathThatItCannotOpen(t *testing.T) {
 	_, err = sqlstore.OpenSQLite(t.Context(), ".")
 	require.EqualError(t, err, `sqlstore: open SQLite file ".": it is a folder; want a file`)
 
-	// No root is needed to be kept from this one.
+	// Even root cannot write to this folder.
 	_, err = sqlstore.OpenSQLite(t.Context(), "/proc/self/x.db")
 	require.ErrorContains(t, err, `"/proc/self"`)
 }
 
-func TestSQLiteWaitsForAnotherWriterAsLongAsItsContext(t *testing.T) {
+func TestSQLiteWaitsForAnotherWriterUntilItsContextEnds(t *testing.T) {
 	d := newSQLite(t)
 	s, other := openStore(t, d), openStore(t, d)
-	tx, err := other.DB().BeginTx(t.Context(), nil) // an immediate one
+	tx, err := other.DB().BeginTx(t.Context(), nil) // an immediate transaction
 	require.NoError(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
@@ -260,7 +261,7 @@ func TestSQLiteWaitsForAnotherWriterAsLongAsItsContext(t *testing.T) {
 	require.NoError(t, s.Renew(t.Context(), "owner", time.Hour))
 }
 
-func TestPostgresWantsADatabaseThatAnswers(t *testing.T) {
+func TestPostgresNeedsAReachableDatabase(t *testing.T) {
 	_, err := sqlstore.NewPostgres(t.Context(), nil)
 	require.ErrorContains(t, err, "nil")
 	db, err := sql.Open("pgx", "host=127.0.0.1 port=1 sslmode=disable")
@@ -270,11 +271,11 @@ func TestPostgresWantsADatabaseThatAnswers(t *testing.T) {
 	require.ErrorContains(t, err, "PostgreSQL schema")
 }
 
-// After a failover a pool may hold sessions of what is now a standby, which refuse every write for ever.
-func TestPostgresLeavesReadOnlySessions(t *testing.T) {
+// After a failover a pool may hold sessions of a server that is now a standby and rejects every write.
+func TestPostgresClosesReadOnlySessions(t *testing.T) {
 	d := newPostgres(t)
 	s := openStore(t, d)
-	const sessions = 2 // that database/sql keeps idle
+	const sessions = 2 // database/sql keeps two idle connections
 	var stale []*sql.Conn
 	for range sessions {
 		conn, err := s.DB().Conn(t.Context())
@@ -291,7 +292,7 @@ func TestPostgresLeavesReadOnlySessions(t *testing.T) {
 	add(t, s, "a", task.Pending, time.Time{})
 	require.Equal(t, task.Pending, get(t, s, "a").Status)
 
-	// A server that takes no writes at all is an error, and no loop.
+	// If every session is read-only, the result is an error and not an endless loop.
 	readOnly := openStore(t, database{DSN: d.DSN + " default_transaction_read_only=on"})
 	require.ErrorContains(t, readOnly.Renew(t.Context(), "owner", time.Hour), "25006")
 }

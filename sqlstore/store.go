@@ -18,7 +18,7 @@ const (
 	columns = `id, name, status, error_code, error_message, progress, progress_note, result, created_at, started_at, finished_at,
 	attempts, revision, cancel_requested, owner, input`
 
-	// Inputs are large, and only who takes operations over needs them.
+	// Inputs are large, and only Orphans needs them.
 	withInput    = `SELECT ` + columns + ` FROM aiguard_operations`
 	withoutInput = `SELECT id, name, status, error_code, error_message, progress, progress_note, result, created_at, started_at, finished_at,
 	attempts, revision, cancel_requested, owner, NULL FROM aiguard_operations`
@@ -62,7 +62,7 @@ func (s *Store) List(ctx context.Context, q task.Query) ([]task.Operation, error
 	return found, failed("list", err)
 }
 
-// Update implements task.Store. It is one statement, so that of two at once the second sees what the first has done.
+// Update implements task.Store. It uses one statement, so that of two concurrent updates the second sees the first.
 func (s *Store) Update(ctx context.Context, op task.Operation) error {
 	fromPending, fromRunning := task.Pending.MayBecome(op.Status), task.Running.MayBecome(op.Status)
 	updated, err := s.exec(ctx, `UPDATE aiguard_operations SET status = $3, error_code = $4, error_message = $5, progress = $6,
@@ -78,7 +78,7 @@ func (s *Store) Update(ctx context.Context, op task.Operation) error {
 	return failed("update", err)
 }
 
-// refused says why there was nothing to update.
+// refused returns the reason why Update changed no row.
 func (s *Store) refused(ctx context.Context, id string) error {
 	var exists bool
 	err := s.reads.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM aiguard_operations WHERE id = $1)`, id).Scan(&exists)
@@ -91,7 +91,7 @@ func (s *Store) refused(ctx context.Context, id string) error {
 	return task.ErrConflict
 }
 
-// Renew implements task.Store. It removes the leases of those who have crashed, too.
+// Renew implements task.Store. It also removes expired leases.
 func (s *Store) Renew(ctx context.Context, owner string, lease time.Duration) (err error) {
 	if lease > 0 {
 		_, err = s.exec(ctx, `INSERT INTO aiguard_leases (owner, expires_at) VALUES ($1, `+s.dialect.expiry+`)
@@ -119,8 +119,8 @@ func (s *Store) Orphans(ctx context.Context, names []string, limit int) ([]task.
 	return found, failed("find orphans", err)
 }
 
-// DeleteFinished removes the operations that finished before the time given, and says how many. It goes by steps, so that
-// others need not wait for all of it; those done when it fails stay done.
+// DeleteFinished deletes the operations that finished before the given time and returns their number. It deletes in
+// steps, so that other statements do not wait long. If it fails, the completed steps remain.
 func (s *Store) DeleteFinished(ctx context.Context, before time.Time) (deleted int64, err error) {
 	const step = 1000
 	for n := int64(step); err == nil && n == step; deleted += n {
@@ -130,7 +130,7 @@ func (s *Store) DeleteFinished(ctx context.Context, before time.Time) (deleted i
 	return deleted, failed("delete finished operations", err)
 }
 
-// exec runs a statement and says how many rows it has changed.
+// exec runs a statement and returns the number of changed rows.
 func (s *Store) exec(ctx context.Context, query string, args ...any) (int64, error) {
 	result, err := s.db.ExecContext(ctx, query, args...)
 	if isReadOnly(err) {
@@ -142,8 +142,8 @@ func (s *Store) exec(ctx context.Context, query string, args ...any) (int64, err
 	return result.RowsAffected()
 }
 
-// execElsewhere runs a statement that has met a read-only session. After a failover of PostgreSQL all sessions in the pool may be
-// those of a server that is now a standby, and the pool would keep them: they are closed, one by one, until one can write.
+// execElsewhere repeats a statement that failed in a read-only session. After a failover of PostgreSQL the pool may
+// hold sessions of a server that is now a standby. execElsewhere closes such sessions one by one until one can write.
 func (s *Store) execElsewhere(ctx context.Context, query string, args ...any) (rows int64, err error) {
 	for left := s.db.Stats().OpenConnections; left >= 0; left-- {
 		rows, err = s.execOrClose(ctx, query, args...)
@@ -154,16 +154,16 @@ func (s *Store) execElsewhere(ctx context.Context, query string, args ...any) (r
 	return rows, err
 }
 
-// execOrClose runs a statement in one session, and closes that if it is read-only.
+// execOrClose runs a statement in one session and closes the session if it is read-only.
 func (s *Store) execOrClose(ctx context.Context, query string, args ...any) (int64, error) {
 	conn, err := s.db.Conn(ctx)
 	if err != nil {
 		return 0, err
 	}
-	defer conn.Close() // it only goes back to the pool
+	defer conn.Close() // returns it to the pool
 	result, err := conn.ExecContext(ctx, query, args...)
 	if isReadOnly(err) {
-		_ = conn.Raw(func(any) error { return driver.ErrBadConn }) // how database/sql is told to close one
+		_ = conn.Raw(func(any) error { return driver.ErrBadConn }) // makes database/sql close the connection
 	}
 	if err != nil {
 		return 0, err
@@ -171,14 +171,14 @@ func (s *Store) execOrClose(ctx context.Context, query string, args ...any) (int
 	return result.RowsAffected()
 }
 
-// isReadOnly reports whether a server takes no writes in this session.
+// isReadOnly reports whether err means that the session is read-only.
 func isReadOnly(err error) bool {
 	const readOnlyTransaction = "25006"
-	var state interface{ SQLState() string } // the errors of pgx and of lib/pq
+	var state interface{ SQLState() string } // implemented by the errors of pgx and lib/pq
 	return errors.As(err, &state) && state.SQLState() == readOnlyTransaction
 }
 
-// find returns the operations that meet c.
+// find returns the operations that match c.
 func (s *Store) find(ctx context.Context, selection string, c *condition, orderAndLimit string) (found []task.Operation, err error) {
 	rows, err := s.reads.QueryContext(ctx, selection+c.where()+` `+orderAndLimit, c.args...)
 	if err != nil {
@@ -204,15 +204,15 @@ func scan(row interface{ Scan(...any) error }) (op task.Operation, err error) {
 	return op, err
 }
 
-// text is NULL for what is nil, and a string for the rest: not every driver takes bytes for a text.
+// text returns NULL for nil, and otherwise a string, because some drivers do not accept bytes for a text column.
 func text(raw json.RawMessage) sql.NullString {
 	return sql.NullString{String: string(raw), Valid: raw != nil}
 }
 
-// when is NULL for the zero time.
+// when returns NULL for the zero time.
 func when(t time.Time) sql.NullTime { return sql.NullTime{Time: t.UTC(), Valid: !t.IsZero()} }
 
-// condition collects the terms of a WHERE, and the arguments of its query.
+// condition collects the terms of a WHERE clause and the arguments of its query.
 type condition struct {
 	terms []string
 	args  []any
@@ -242,7 +242,7 @@ func list[T ~string](c *condition, values []T) string {
 	return strings.Join(placeholders, ", ")
 }
 
-// failed says what err kept us from doing. The errors of package task speak for themselves.
+// failed adds the failed step to err. Errors of package task stay unchanged.
 func failed(what string, err error) error {
 	if err == nil || errors.Is(err, task.ErrNotFound) || errors.Is(err, task.ErrExists) || errors.Is(err, task.ErrConflict) {
 		return err

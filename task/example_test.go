@@ -10,7 +10,7 @@ import (
 	"github.com/aiguard-go/aiguard/task"
 )
 
-// An operation runs in the background. Whoever has its id can ask for its status and its result.
+// An operation runs in the background. Clients with its ID can read its status and result.
 func Example() {
 	guard, err := aiguard.New(aiguard.Config{})
 	if err != nil {
@@ -31,7 +31,7 @@ func Example() {
 
 	op, err := runner.Start(ctx, "report", func(ctx context.Context) (any, error) {
 		task.SetProgress(ctx, 50, "half of it is written")
-		return "All is well.", nil // here the guarded calls are made, with ctx
+		return "All is well.", nil // guarded calls with ctx go here
 	})
 	if err != nil {
 		log.Fatal(err)

@@ -15,32 +15,32 @@ import (
 	"github.com/aiguard-go/aiguard"
 )
 
-// execution is an operation in the Runner that has it, from its creation to its final state in the store:
+// execution runs an operation in its Runner, from its creation to its final state in the store:
 //
 //	enter → create → enqueue → run: begin → call → finish
 //
-// Whatever changes its operation in the store holds writing, so that progress never races the end.
+// Each change of the stored operation holds writing, so that a progress update never races with the final state.
 type execution struct {
 	r   *Runner
 	fn  func(context.Context) (any, error)
-	ctx context.Context // the values of whoever started it
+	ctx context.Context // has the values of Start's context
 
 	submitted bool // another process can run it
 	end       context.CancelCauseFunc
 
-	turn, stuck, left bool      // is one of MaxRunning, is one of Stats.Stuck, has given back its place: r.mu's
-	since             time.Time // its turn came
+	turn, stuck, left bool      // takes a running slot, counts in Stats.Stuck, has released its place; guarded by r.mu
+	since             time.Time // start of its turn
 
-	writing chan struct{} // has room for one
+	writing chan struct{} // has capacity 1: a lock around store writes
 
 	mu      sync.Mutex
-	op      Operation     // as in the store
-	changed chan struct{} // closed with op's next change
-	decided bool          // how the operation ends
+	op      Operation     // as stored
+	changed chan struct{} // closed at the next change of op
+	decided bool          // the final state is chosen
 	percent int
 	note    string
-	saved   time.Time   // the last progress
-	saving  *time.Timer // the next one
+	saved   time.Time   // time of the last progress write
+	saving  *time.Timer // the next progress write
 }
 
 type executionKey struct{}
@@ -63,7 +63,7 @@ func (x *execution) changes() <-chan struct{} {
 	return x.changed
 }
 
-// cancel ends the operation, and waits until it can tell of it.
+// cancel ends the operation and returns its state after that.
 func (x *execution) cancel(ctx context.Context) (Operation, error) {
 	before := x.operation()
 	x.end(KindCancelled)
@@ -76,7 +76,7 @@ func (x *execution) cancel(ctx context.Context) (Operation, error) {
 	return x.r.store.Get(ctx, before.ID)
 }
 
-// run is the operation's turn.
+// run runs the operation when its turn comes.
 func (x *execution) run() {
 	defer x.end(nil)
 	x.since = time.Now()
@@ -84,13 +84,13 @@ func (x *execution) run() {
 	if !x.begin() {
 		return
 	}
-	end := failed(KindInternal).end // of a function that called runtime.Goexit
+	end := failed(KindInternal).end // if the function calls runtime.Goexit
 	defer func() { x.finish(end) }()
 	result, err := x.call()
 	end = x.outcome(result, err)
 }
 
-// begin makes the operation Running, unless it has ended before its turn.
+// begin makes the operation Running, unless it has already ended.
 func (x *execution) begin() bool {
 	switch cause := context.Cause(x.ctx); {
 	case cause == KindInterrupted && x.submitted:
@@ -116,7 +116,7 @@ func (x *execution) begin() bool {
 	})
 	if op := x.operation(); op.Status != Running || op.Owner != x.r.owner {
 		x.decide()
-		x.settle() // cancelled or taken over by another process, or never begun in the store
+		x.settle() // cancelled or taken over by another process, or the store never accepted the start
 		return false
 	}
 	return true
@@ -135,7 +135,7 @@ func (x *execution) call() (result json.RawMessage, err error) {
 	return result, err
 }
 
-// protected keeps a panic of the function, or of what it returns, from the process.
+// protected recovers a panic of the function or of its result's MarshalJSON, so that the process continues.
 func (x *execution) protected(ctx context.Context) (result json.RawMessage, err error) {
 	returned := false
 	defer func() {
@@ -145,7 +145,7 @@ func (x *execution) protected(ctx context.Context) (result json.RawMessage, err 
 		p := recover() // nil: runtime.Goexit
 		what := fmt.Sprintf("%T", p)
 		if e, ok := p.(runtime.Error); ok {
-			what = e.Error() // other values may quote a prompt
+			what = e.Error() // other panic values may quote a prompt
 		}
 		x.log(slog.LevelError, "task: panic", slog.String("panic", what), slog.String("stack", string(debug.Stack())))
 		result, err = nil, KindInternal
@@ -162,16 +162,17 @@ func encode(v any) (json.RawMessage, error) {
 	b, err := json.Marshal(v)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("task: a %T cannot be kept as JSON", v)
+		return nil, fmt.Errorf("task: a %T cannot be encoded as JSON", v)
 	case len(b) > maxResultBytes:
 		return nil, &aiguard.Error{Kind: aiguard.ErrResponseTooLarge, Phase: "task", Size: int64(len(b)), Max: maxResultBytes}
-	case !utf8.Valid(b): // of a json.RawMessage
+	case !utf8.Valid(b): // possible with a json.RawMessage
 		return nil, fmt.Errorf("task: the JSON of a %T is not UTF-8", v)
 	}
 	return b, nil
 }
 
-// await gives a function whose context has ended Grace to return; then it marks the operation without it.
+// await waits up to Grace for a function to return after its context has ended. Then it ends the operation without
+// waiting for the function.
 func (x *execution) await(ctx context.Context, returned <-chan struct{}) {
 	grace := time.NewTimer(x.r.cfg.Grace)
 	defer grace.Stop()
@@ -182,25 +183,25 @@ func (x *execution) await(ctx context.Context, returned <-chan struct{}) {
 	}
 	cause := context.Cause(ctx)
 	if cause == context.Canceled {
-		cause = aiguard.ErrClosed // the guard's Close gives none
+		cause = aiguard.ErrClosed // the guard's Close sets no cause
 	}
 	end := x.outcome(nil, cause)
 	if !x.decide() {
 		return
 	}
 	x.r.stuck(x)
-	x.log(slog.LevelError, "task: stuck: the function goes on after the end of its context")
+	x.log(slog.LevelError, "task: stuck: the function still runs after its context ended")
 	x.conclude(end)
 }
 
-// outcome says how an operation ends whose function returned this.
+// outcome returns the final change for a function that returned result and err.
 func (x *execution) outcome(result json.RawMessage, err error) func(*Operation) {
 	if err == nil {
 		return func(op *Operation) {
 			op.Status, op.Result, op.Progress, op.FinishedAt = Succeeded, result, 100, now()
 		}
 	}
-	if aiguard.KindOf(err) != aiguard.ErrTimeout { // the limit came first
+	if aiguard.KindOf(err) != aiguard.ErrTimeout { // unless the timeout came first
 		switch context.Cause(x.ctx) {
 		case KindCancelled:
 			return cancelled.end
@@ -211,7 +212,7 @@ func (x *execution) outcome(result json.RawMessage, err error) func(*Operation) 
 	return failed(err).end
 }
 
-// decide is true for the first who decides how the operation ends.
+// decide reports whether the caller is the first to choose the final state. It also stops progress writes.
 func (x *execution) decide() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -223,7 +224,7 @@ func (x *execution) decide() bool {
 	return first
 }
 
-// finish makes the operation final, unless that is done.
+// finish makes the operation final, unless another caller already does.
 func (x *execution) finish(end func(*Operation)) {
 	if x.decide() {
 		x.conclude(end)
@@ -242,14 +243,14 @@ func (x *execution) conclude(end func(*Operation)) {
 	x.settle()
 }
 
-// settle counts and logs how the operation has ended, as far as this process knows.
+// settle counts and logs the final state that this process knows.
 func (x *execution) settle() {
 	op := x.operation()
 	var count *int64
 	switch s := &x.r.stats; {
 	case op.Owner != x.r.owner:
 		count = &s.Released
-		x.log(slog.LevelInfo, "task: left to another process")
+		x.log(slog.LevelInfo, "task: released to another process")
 	case op.Status == Succeeded:
 		count = &s.Succeeded
 	case op.Status == Failed:
@@ -264,7 +265,7 @@ func (x *execution) settle() {
 		x.log(slog.LevelInfo, "task: cancelled")
 	default:
 		count = &s.Lost
-		x.log(slog.LevelError, "task: lost: the store did not take the final state")
+		x.log(slog.LevelError, "task: lost: the store did not accept the final state")
 	}
 	x.r.mu.Lock()
 	*count++
@@ -272,8 +273,8 @@ func (x *execution) settle() {
 	x.r.settle(x)
 }
 
-// write changes the operation in the store, and tells those who wait for that. It returns without having done so only when
-// Shutdown has given up, or when the operation is gone.
+// write changes the operation in the store and wakes its waiters. It gives up only after Shutdown has given up, or if
+// the operation no longer exists.
 func (x *execution) write(what string, f func(*Operation) bool) {
 	x.writing <- struct{}{}
 	defer func() { <-x.writing }()
@@ -287,7 +288,7 @@ func (x *execution) write(what string, f func(*Operation) bool) {
 	}
 }
 
-// stored takes note of what the store now has.
+// stored records the operation as it is now in the store.
 func (x *execution) stored(op Operation) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -296,7 +297,7 @@ func (x *execution) stored(op Operation) {
 	x.changed = make(chan struct{})
 }
 
-// log writes one line about the operation: never its input, its result, or the words of an error.
+// log logs one line about the operation. It never logs the input, the result, or the text of an error.
 func (x *execution) log(level slog.Level, msg string, more ...slog.Attr) {
 	op := x.operation()
 	attrs := []slog.Attr{slog.String("name", op.Name), slog.String("id", op.ID)}
@@ -306,9 +307,9 @@ func (x *execution) log(level slog.Level, msg string, more ...slog.Attr) {
 	x.r.cfg.Logger.LogAttrs(x.ctx, level, msg, append(attrs, more...)...)
 }
 
-// SetProgress says how far the operation is that ctx belongs to: percent is brought into 0 to 100, and note, for the user, to
-// 200 characters. It does not wait: the store gets the latest of them, at most twice a second. With another ctx it does
-// nothing.
+// SetProgress reports the progress of the operation that ctx belongs to. percent is limited to 0 to 100. note is a
+// text for the user and is cut after 200 characters. SetProgress does not wait. The store gets the latest progress at
+// most twice a second. With any other ctx it does nothing.
 func SetProgress(ctx context.Context, percent int, note string) {
 	x, ok := ctx.Value(executionKey{}).(*execution)
 	if !ok {
@@ -318,13 +319,14 @@ func SetProgress(ctx context.Context, percent int, note string) {
 	defer x.mu.Unlock()
 	x.percent, x.note = min(max(percent, 0), 100), clean(note)
 	if x.saving == nil && !x.decided {
-		// Never a duration of zero: with it two operations at once crash the race detector of Go 1.26.8 in a synctest bubble.
+		// The delay must not be 0: two timers with 0 at once crash the race detector of Go 1.26.8 in a synctest
+		// bubble.
 		x.saving = time.AfterFunc(max(progressInterval-time.Since(x.saved), 1), x.saveProgress)
 	}
 }
 
-// clean makes a text fit for every store, some of which refuse what is no UTF-8, and the character 0. It stops reading where it
-// has enough.
+// clean removes what some stores reject: NUL characters and invalid UTF-8. It stops reading after maxNoteRunes
+// characters.
 func clean(s string) string {
 	var kept strings.Builder
 	n := 0
@@ -347,7 +349,7 @@ func (x *execution) latest() (percent int, note string) {
 	return x.percent, x.note
 }
 
-// saveProgress tries once: what fails now comes with the next progress, or with the end.
+// saveProgress makes one attempt. After a failure, the next progress or the final state carries the value.
 func (x *execution) saveProgress() {
 	x.writing <- struct{}{}
 	defer func() { <-x.writing }()

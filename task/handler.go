@@ -13,22 +13,23 @@ import (
 )
 
 const (
-	keepAlive    = 15 * time.Second // between two signs of life on a stream of events
-	writeTimeout = 10 * time.Second // for a client to take one event
+	keepAlive    = 15 * time.Second // between keep-alive comments on an event stream
+	writeTimeout = 10 * time.Second // for a client to receive one event
 )
 
-// Handler serves the operations of r:
+// Handler returns a handler that serves the operations of r:
 //
 //	GET    /{id}         the operation as JSON
 //	DELETE /{id}         cancels it: 200 and the operation if it is over, 202 while its function still runs
 //	GET    /{id}/events  server-sent events until it is over
 //
-// What goes wrong is answered as application/problem+json (RFC 9457), an unknown id with 404. Each event has the operation as data and its
-// revision as id; the type is "progress", for the last one "finished". A client that comes back with Last-Event-ID gets what is
-// new since then; one that has the last event gets 204, which tells an EventSource to stop.
+// Errors are application/problem+json (RFC 9457). An unknown ID gives 404. Each event has the operation as its data
+// and the operation's revision as its ID. The last event has the type "finished", and all others have the type
+// "progress". A client that reconnects with Last-Event-ID gets newer changes. A client that already has the last
+// event gets 204, which stops an EventSource.
 //
-// It asks nobody who they are. An id cannot be guessed, but may be passed on; put your check around the handler, on
-// patterns that tell it the id as r.PathValue("id"):
+// Handler performs no authentication. An ID cannot be guessed, but users may share it. Wrap Handler in your own
+// check. The patterns below give the check the ID as r.PathValue("id"):
 //
 //	operations := http.StripPrefix("/operations", onlyOwner(task.Handler(runner)))
 //	mux.Handle("/operations/{id}", operations)
@@ -67,7 +68,7 @@ func (r *Runner) serveEvents(w http.ResponseWriter, req *http.Request) {
 	id := req.PathValue("id")
 	seen, err := strconv.ParseInt(req.Header.Get("Last-Event-ID"), 10, 64)
 	if err != nil {
-		seen = 0 // none, or not one of ours
+		seen = 0 // missing or malformed
 	}
 	op, err := r.Get(req.Context(), id)
 	switch {
@@ -82,8 +83,8 @@ func (r *Runner) serveEvents(w http.ResponseWriter, req *http.Request) {
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("X-Accel-Buffering", "no")                           // nginx would collect the events
-	if sendEvent(w, ": \n\n") != nil || req.Method == http.MethodHead { // the headers, at once
+	w.Header().Set("X-Accel-Buffering", "no")                           // keeps nginx from buffering the events
+	if sendEvent(w, ": \n\n") != nil || req.Method == http.MethodHead { // sends the headers at once
 		return
 	}
 	for {
@@ -101,7 +102,7 @@ func (r *Runner) serveEvents(w http.ResponseWriter, req *http.Request) {
 		case err == nil:
 			op = next
 		case req.Context().Err() != nil || !quiet:
-			return // the client is gone, or the store: an EventSource comes back
+			return // the client disconnected or the store failed; an EventSource reconnects
 		case sendEvent(w, ": \n\n") != nil:
 			return
 		}
@@ -122,8 +123,8 @@ func sendOperation(w http.ResponseWriter, op Operation) error {
 
 func sendEvent(w http.ResponseWriter, event string) error {
 	control := http.NewResponseController(w)
-	_ = control.SetWriteDeadline(time.Now().Add(writeTimeout)) // where there is no such thing, the server's own holds
-	defer control.SetWriteDeadline(time.Time{})                // HTTP/2 resets a stream at its deadline, idle or not
+	_ = control.SetWriteDeadline(time.Now().Add(writeTimeout)) // if unsupported, the server's WriteTimeout applies
+	defer control.SetWriteDeadline(time.Time{})                // HTTP/2 resets a stream at its deadline even if the stream is idle
 	if _, err := io.WriteString(w, event); err != nil {
 		return err
 	}
@@ -134,15 +135,15 @@ func reply(w http.ResponseWriter, status int, op Operation) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(op) // an error means that the client is gone
+	_ = json.NewEncoder(w).Encode(op) // fails only if the client has disconnected
 }
 
-// refuse answers with what may be said of err: an id that is not known, or a store that fails.
+// refuse sends the error response for an unknown ID or a failed store.
 func (r *Runner) refuse(w http.ResponseWriter, req *http.Request, err error) {
 	switch {
 	case errtree.Is(err, ErrNotFound):
 		problem(w, http.StatusNotFound, "There is no operation with this id.")
-	case req.Context().Err() != nil: // nobody is left to tell
+	case req.Context().Err() != nil: // the client has disconnected
 	default:
 		r.storeFailed("serve", Operation{ID: req.PathValue("id")}, err)
 		w.Header().Set("Retry-After", "1")

@@ -21,7 +21,7 @@ import (
 	"github.com/aiguard-go/aiguard/task"
 )
 
-// browser asks a server of task.Handler(r), under /operations/, in virtual time.
+// browser sends requests to task.Handler(r) under /operations/ in virtual time.
 type browser struct {
 	t      *testing.T
 	client http.Client
@@ -55,7 +55,7 @@ func (b *browser) do(ctx context.Context, method, path, lastEventID string) *htt
 	return resp
 }
 
-// answer is a whole answer whose body is a JSON object.
+// answer returns a complete response whose body is a JSON object.
 func (b *browser) answer(method, path string, status int) (http.Header, map[string]any) {
 	b.t.Helper()
 	resp := b.do(b.t.Context(), method, path, "")
@@ -72,7 +72,7 @@ type event struct {
 	op       map[string]any
 }
 
-// read reads the next event; a comment is one without a name. At the end it is io.EOF.
+// read reads the next event. A comment is an event without a name. At the end, read returns io.EOF.
 func read(t *testing.T, lines *bufio.Reader) (e event, err error) {
 	t.Helper()
 	for {
@@ -102,7 +102,7 @@ func (b *browser) events(id, lastEventID string) (all []event) {
 	for {
 		e, err := read(b.t, lines)
 		if err != nil {
-			require.ErrorIs(b.t, err, io.EOF, "the stream has a proper end")
+			require.ErrorIs(b.t, err, io.EOF, "the stream is complete")
 			return all
 		}
 		if e.name != "" {
@@ -120,7 +120,7 @@ func eachProtocol(t *testing.T, cfg task.Config, f func(t *testing.T, r *task.Ru
 	}
 }
 
-// sleep obeys ctx.
+// sleep sleeps until d has passed or ctx ends.
 func sleep(ctx context.Context, d time.Duration) {
 	select {
 	case <-time.After(d):
@@ -128,7 +128,7 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// steps makes progress twice, a minute apart.
+// steps reports progress twice, one minute apart.
 func steps(ctx context.Context) (any, error) {
 	sleep(ctx, 30*time.Second)
 	task.SetProgress(ctx, 40, "reading\nslowly")
@@ -136,7 +136,7 @@ func steps(ctx context.Context) (any, error) {
 	return map[string]string{"answer": "yes\nno"}, nil
 }
 
-func TestGetTellsHowTheOperationIs(t *testing.T) {
+func TestGetReturnsTheOperation(t *testing.T) {
 	eachProtocol(t, task.Config{}, func(t *testing.T, r *task.Runner, b *browser) {
 		op := start(t, r, steps)
 		time.Sleep(time.Minute)
@@ -183,17 +183,17 @@ func TestDeleteCancels(t *testing.T) {
 		require.Equal(t, task.Cancelled, op.Status)
 		_, v = b.answer("DELETE", running.ID, http.StatusOK)
 		require.Equal(t, "This was cancelled.", v["error_message"])
-		require.EqualValues(t, op.Revision, v["revision"], "nothing changes any more")
+		require.EqualValues(t, op.Revision, v["revision"], "a final operation does not change")
 	})
 }
 
-func TestEventsTellEachChangeUntilTheEnd(t *testing.T) {
+func TestEventsReportEachChangeUntilTheEnd(t *testing.T) {
 	eachProtocol(t, task.Config{}, func(t *testing.T, r *task.Runner, b *browser) {
 		op := start(t, r, steps)
 		synctest.Wait()
 		began := time.Now()
 		all := b.events(op.ID, "")
-		require.Equal(t, 90*time.Second, time.Since(began), "it ends with the operation")
+		require.Equal(t, 90*time.Second, time.Since(began), "the stream ends with the operation")
 		require.Len(t, all, 3)
 		for i, want := range []struct {
 			name, status string
@@ -221,13 +221,13 @@ func TestFailedOperationEndsItsEventsWithTheMessage(t *testing.T) {
 	})
 }
 
-func TestReconnectedClientGetsWhatIsNew(t *testing.T) {
+func TestReconnectedClientGetsNewChanges(t *testing.T) {
 	eachProtocol(t, task.Config{}, func(t *testing.T, r *task.Runner, b *browser) {
 		op := start(t, r, steps)
-		time.Sleep(time.Minute) // two changes: running, and its progress
+		time.Sleep(time.Minute) // after two changes: Running, and its progress
 		resp := b.do(t.Context(), "GET", op.ID+"/events", "")
 		lines := bufio.NewReader(resp.Body)
-		_, err := read(t, lines) // the comment that opens it
+		_, err := read(t, lines) // skip the opening comment
 		require.NoError(t, err)
 		e, err := read(t, lines)
 		require.NoError(t, err)
@@ -235,12 +235,12 @@ func TestReconnectedClientGetsWhatIsNew(t *testing.T) {
 		resp.Body.Close()
 
 		all := b.events(op.ID, e.id)
-		require.Len(t, all, 1, "it has seen the others")
+		require.Len(t, all, 1, "it has seen the other events")
 		require.Equal(t, "finished", all[0].name)
 		last := all[0].id
 
 		resp = b.do(t.Context(), "GET", op.ID+"/events", last)
-		require.Equal(t, http.StatusNoContent, resp.StatusCode, "an EventSource stops")
+		require.Equal(t, http.StatusNoContent, resp.StatusCode, "204 stops an EventSource")
 		for _, odd := range []string{"", e.id, "4711", "-1", "x", "99999999999999999999"} {
 			all = b.events(op.ID, odd)
 			require.Len(t, all, 1, "Last-Event-ID %q", odd)
@@ -249,16 +249,16 @@ func TestReconnectedClientGetsWhatIsNew(t *testing.T) {
 	})
 }
 
-func TestClientThatIsAheadIsToldTheTruth(t *testing.T) {
+func TestFutureLastEventIDStartsOver(t *testing.T) {
 	eachProtocol(t, task.Config{}, func(t *testing.T, r *task.Runner, b *browser) {
 		op := start(t, r, steps)
 		synctest.Wait()
-		all := b.events(op.ID, "4711") // of a store that was restored, perhaps
+		all := b.events(op.ID, "4711") // as after a restore of the store
 		require.Len(t, all, 3)
 	})
 }
 
-func TestQuietEventsStayOpen(t *testing.T) {
+func TestQuietEventStreamStaysOpen(t *testing.T) {
 	eachProtocol(t, task.Config{}, func(t *testing.T, r *task.Runner, b *browser) {
 		op := start(t, r, func(context.Context) (any, error) {
 			time.Sleep(100 * time.Second)
@@ -280,11 +280,11 @@ func TestQuietEventsStayOpen(t *testing.T) {
 			}
 		}
 		require.Equal(t, 100*time.Second, time.Since(began))
-		require.Equal(t, 1+6, comments, "at the start, and each 15 seconds")
+		require.Equal(t, 1+6, comments, "one at the start, then one every 15 seconds")
 	})
 }
 
-func TestClientThatLeavesEndsItsEvents(t *testing.T) {
+func TestDisconnectEndsTheEventStream(t *testing.T) {
 	eachProtocol(t, task.Config{}, func(t *testing.T, r *task.Runner, b *browser) {
 		op := start(t, r, steps)
 		ctx, leave := context.WithCancel(t.Context())
@@ -294,11 +294,11 @@ func TestClientThatLeavesEndsItsEvents(t *testing.T) {
 		leave()
 		synctest.Wait()
 		require.Zero(t, b.served.Load())
-		require.Equal(t, task.Succeeded, wait(t, r, op.ID).Status, "the operation goes on")
+		require.Equal(t, task.Succeeded, wait(t, r, op.ID).Status, "the operation continues")
 	})
 }
 
-func TestClientThatReadsNothingIsLeft(t *testing.T) {
+func TestEventWriteTimesOut(t *testing.T) {
 	inVirtualTime(t, task.Config{}, func(t *testing.T, r *task.Runner) {
 		b := browse(t, r, false)
 		op := start(t, r, func(ctx context.Context) (any, error) {
@@ -308,14 +308,14 @@ func TestClientThatReadsNothingIsLeft(t *testing.T) {
 			}
 			return nil, nil
 		})
-		b.do(t.Context(), "GET", op.ID+"/events", "") // the pipe holds nothing, the client's buffer 4 KiB
+		b.do(t.Context(), "GET", op.ID+"/events", "") // the pipe buffers nothing, and the client 4 KiB
 		time.Sleep(40 * time.Second)
 		synctest.Wait()
 		require.Zero(t, b.served.Load(), "the write has timed out")
 	})
 }
 
-func TestHeadAsksForNoEvents(t *testing.T) {
+func TestHeadGetsNoEvents(t *testing.T) {
 	eachProtocol(t, task.Config{}, func(t *testing.T, r *task.Runner, b *browser) {
 		op := start(t, r, steps)
 		resp := b.do(t.Context(), "HEAD", op.ID+"/events", "")
@@ -326,7 +326,7 @@ func TestHeadAsksForNoEvents(t *testing.T) {
 	})
 }
 
-// flakyStore fails to read when told to.
+// flakyStore fails reads on demand.
 type flakyStore struct {
 	*task.Memory
 	reads atomic.Int64
@@ -341,14 +341,14 @@ func (s *flakyStore) Get(ctx context.Context, id string) (task.Operation, error)
 	return s.Memory.Get(ctx, id)
 }
 
-func TestStoreThatFailsIsAProblemToTryAgain(t *testing.T) {
+func TestFailedStoreGets503WithRetryAfter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var l logs
 		store := &flakyStore{Memory: newMemory(t)}
 		r := newRunner(t, store, task.Config{Logger: l.logger()})
 		b := browse(t, r, false)
 		op := start(t, r, steps)
-		broken := errors.New("the database is away")
+		broken := errors.New("the database is unavailable")
 		store.err.Store(&broken)
 		defer store.err.Store(nil)
 		for _, request := range [][2]string{{"GET", op.ID}, {"GET", op.ID + "/events"}} {
@@ -358,11 +358,11 @@ func TestStoreThatFailsIsAProblemToTryAgain(t *testing.T) {
 			require.NotContains(t, v["detail"], "database")
 		}
 		require.EqualValues(t, 2, r.Stats().StoreErrors)
-		require.Contains(t, l.String(), "the database is away")
+		require.Contains(t, l.String(), "the database is unavailable")
 	})
 }
 
-func TestStoreThatFailsMidwayEndsTheEvents(t *testing.T) {
+func TestFailedStoreEndsTheEventStream(t *testing.T) {
 	for name, broken := range map[string]error{"away": errors.New("away"), "forgotten": task.ErrNotFound} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -377,14 +377,14 @@ func TestStoreThatFailsMidwayEndsTheEvents(t *testing.T) {
 				store.err.Store(&broken)
 				defer store.err.Store(nil)
 				_, err := io.ReadAll(resp.Body)
-				require.NoError(t, err, "the client comes back, or finds that there is nothing")
+				require.NoError(t, err, "the stream ends early; the client reconnects")
 				require.LessOrEqual(t, store.reads.Load(), before+2)
 			})
 		})
 	}
 }
 
-func TestAccessCheckAroundTheHandlerKnowsTheID(t *testing.T) {
+func TestWrappingCheckGetsTheID(t *testing.T) {
 	inVirtualTime(t, task.Config{}, func(t *testing.T, r *task.Runner) {
 		mine := wait(t, r, start(t, r, func(context.Context) (any, error) { return 1, nil }).ID)
 		other := wait(t, r, start(t, r, func(context.Context) (any, error) { return 2, nil }).ID)
@@ -397,7 +397,7 @@ func TestAccessCheckAroundTheHandlerKnowsTheID(t *testing.T) {
 				next.ServeHTTP(w, req)
 			})
 		}
-		mux := http.NewServeMux() // as the comment of Handler has it
+		mux := http.NewServeMux() // as in Handler's documentation
 		operations := http.StripPrefix("/operations", onlyOwner(task.Handler(r)))
 		mux.Handle("/operations/{id}", operations)
 		mux.Handle("/operations/{id}/events", operations)

@@ -10,11 +10,11 @@ import (
 	"github.com/aiguard-go/aiguard/internal/callctx"
 )
 
-// orphanBatch is how many operations of crashed processes are looked at in one go.
+// orphanBatch is the maximum number of orphans that one round reads.
 const orphanBatch = 100
 
-// keepLease renews the lease until Shutdown, and looks after operations that need it: those that another process
-// has cancelled or marked, and those whose process has crashed.
+// keepLease renews the lease until Shutdown. It also handles operations that another process has cancelled or marked,
+// and operations of crashed processes.
 func (r *Runner) keepLease() {
 	interval := r.cfg.Lease / 3
 	ticks := time.NewTicker(interval)
@@ -24,14 +24,14 @@ func (r *Runner) keepLease() {
 		select {
 		case <-ticks.C:
 		case <-r.ctx.Done():
-			// What is not final now, others need not wait for.
+			// This lets other processes take over the remaining operations at once.
 			_ = r.once(callctx.Detach(r.ctx), func(ctx context.Context) error { return r.store.Renew(ctx, r.owner, 0) })
 			return
 		}
 	}
 }
 
-// lookAfter is one round, which must be over before the next renewal is due.
+// lookAfter runs one round. limit ends the round before the next renewal is due.
 func (r *Runner) lookAfter(limit time.Duration) {
 	ctx, cancel := context.WithTimeout(r.ctx, limit)
 	defer cancel()
@@ -47,7 +47,8 @@ func (r *Runner) lookAfter(limit time.Duration) {
 	}
 }
 
-// takeLease makes sure that there has been a lease: what is created without one is an orphan at once.
+// takeLease makes sure that the Runner has had a lease. An operation created without a lease would be an orphan at
+// once.
 func (r *Runner) takeLease(ctx context.Context) error {
 	r.mu.Lock()
 	leased := r.leased
@@ -68,7 +69,7 @@ func (r *Runner) renew(ctx context.Context) error {
 	return nil
 }
 
-// reconcile compares what this Runner has with what the store says of it.
+// reconcile compares the Runner's active operations with their state in the store.
 func (r *Runner) reconcile(ctx context.Context) error {
 	active := r.snapshot()
 	stored, err := r.store.List(ctx, Query{Owner: r.owner, Statuses: []Status{Pending, Running}, Limit: len(active) + orphanBatch})
@@ -79,7 +80,7 @@ func (r *Runner) reconcile(ctx context.Context) error {
 	for _, op := range stored {
 		ours[op.ID] = true
 		switch x := r.find(op.ID); {
-		case x == nil: // half created; or over since, and then change does nothing
+		case x == nil: // half created, or finished since then, in which case change does nothing
 			err = r.mark(ctx, op)
 		case op.CancelRequested:
 			x.end(KindCancelled)
@@ -95,14 +96,14 @@ func (r *Runner) reconcile(ctx context.Context) error {
 				return err
 			}
 			if op.Status.Final() && r.find(op.ID) == x {
-				x.end(KindInterrupted) // the lease had run out
+				x.end(KindInterrupted) // the lease had expired and another process marked it
 			}
 		}
 	}
 	return nil
 }
 
-// adopt deals with what crashed processes left: it takes over what it can, and marks what nobody can.
+// adopt handles the operations of crashed processes. It takes over those that it can run and marks the others.
 func (r *Runner) adopt(ctx context.Context) error {
 	var names []string
 	r.mu.Lock()
@@ -116,7 +117,7 @@ func (r *Runner) adopt(ctx context.Context) error {
 	}
 	for _, op := range orphans {
 		switch {
-		case op.Owner == r.owner: // the lease ran out just now, and the next round renews it
+		case op.Owner == r.owner: // the lease has just expired; the next round renews it
 		case op.Status == Running || op.Input == nil:
 			err = r.mark(ctx, op)
 		default:
@@ -129,7 +130,7 @@ func (r *Runner) adopt(ctx context.Context) error {
 	return nil
 }
 
-// mark ends an operation that its process did not.
+// mark ends an operation as interrupted, because its process cannot end it.
 func (r *Runner) mark(ctx context.Context, orphan Operation) error {
 	op, err := r.change(ctx, orphan, func(op *Operation) bool {
 		if op.Owner != orphan.Owner || op.Status != orphan.Status {
@@ -147,11 +148,11 @@ func (r *Runner) mark(ctx context.Context, orphan Operation) error {
 	return err
 }
 
-// takeOver makes a pending operation this Runner's, if there is a place for it.
+// takeOver makes this Runner the owner of a pending operation, if there is a place for it.
 func (r *Runner) takeOver(ctx context.Context, orphan Operation) error {
 	x := newExecution(callctx.Detach(r.ctx), r, orphan, r.handler(orphan.Name).with(orphan.Input))
 	if r.enter(x) != nil {
-		return nil // for another process, or another time
+		return nil // another process or a later round takes it over
 	}
 	op, err := r.change(ctx, orphan, func(op *Operation) bool {
 		if op.Owner != orphan.Owner || op.Status != Pending {

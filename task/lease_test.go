@@ -11,7 +11,7 @@ import (
 	"github.com/aiguard-go/aiguard/task"
 )
 
-// cut is a store that a runner has lost its connection to: what a crash looks like to the others.
+// cut is a store to which a runner has lost its connection. Other processes see this as a crash.
 type cut struct {
 	task.Store
 	gone context.Context
@@ -33,7 +33,7 @@ func (c cut) Update(ctx context.Context, op task.Operation) error {
 
 func double(_ context.Context, n int) (int, error) { return 2 * n, nil }
 
-func TestWhatACrashedProcessLeftIsMarkedOrTakenOverWithinTheLease(t *testing.T) {
+func TestOperationsOfACrashedProcessAreMarkedOrTakenOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		memory := newMemory(t)
 		gone, crash := context.WithCancel(t.Context())
@@ -49,17 +49,17 @@ func TestWhatACrashedProcessLeftIsMarkedOrTakenOverWithinTheLease(t *testing.T) 
 		b := newRunner(t, memory, task.Config{})
 		task.Register(b, "double", double)
 		time.Sleep(2 * task.DefaultLease)
-		require.Equal(t, task.Running, get(t, b, running.ID).Status, "a lives")
+		require.Equal(t, task.Running, get(t, b, running.ID).Status, "a is alive")
 		require.Zero(t, b.Stats().Interrupted)
 		crash()
 		crashed := time.Now()
 		require.Equal(t, task.KindInterrupted, wait(t, b, running.ID).ErrorCode)
 		require.LessOrEqual(t, time.Since(crashed), task.DefaultLease*4/3+time.Second)
-		require.Equal(t, task.KindInterrupted, wait(t, b, pending.ID).ErrorCode, "only a knew its function")
+		require.Equal(t, task.KindInterrupted, wait(t, b, pending.ID).ErrorCode, "only a has its function")
 		v, err := task.Result[int](wait(t, b, submitted.ID))
 		require.NoError(t, err)
 		require.Equal(t, 42, v)
-		require.Equal(t, task.Pending, get(t, b, foreign.ID).Status, "b would not know how")
+		require.Equal(t, task.Pending, get(t, b, foreign.ID).Status, "b has no handler")
 		require.EqualValues(t, 2, b.Stats().Interrupted)
 
 		c := newRunner(t, memory, task.Config{})
@@ -70,7 +70,7 @@ func TestWhatACrashedProcessLeftIsMarkedOrTakenOverWithinTheLease(t *testing.T) 
 	})
 }
 
-func TestProcessThatLostItsLeaseLearnsThatItsOperationsAreOver(t *testing.T) {
+func TestExpiredLeaseEndsRunningOperations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		memory := newMemory(t)
 		m := &moody{Store: memory}
@@ -87,14 +87,14 @@ func TestProcessThatLostItsLeaseLearnsThatItsOperationsAreOver(t *testing.T) {
 		marked := wait(t, b, op.ID)
 		require.Equal(t, task.KindInterrupted, marked.ErrorCode)
 		m.before.Store(false)
-		require.ErrorIs(t, <-ended, task.KindInterrupted, "its function is told")
+		require.ErrorIs(t, <-ended, task.KindInterrupted, "its function's context ends")
 		synctest.Wait()
-		require.Equal(t, marked, get(t, a, op.ID), "and changes nothing any more")
+		require.Equal(t, marked, get(t, a, op.ID), "its result changes nothing")
 		require.EqualValues(t, 1, a.Stats().Failed)
 	})
 }
 
-func TestOperationOfAnotherProcessIsCancelledWithItsNextRenewal(t *testing.T) {
+func TestCancelReachesAnotherProcessAtItsNextRenewal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		memory := newMemory(t)
 		a, b := newRunner(t, memory, task.Config{MaxRunning: 1}), newRunner(t, memory, task.Config{})
@@ -115,7 +115,7 @@ func TestOperationOfAnotherProcessIsCancelledWithItsNextRenewal(t *testing.T) {
 	})
 }
 
-func TestShutdownLeavesSubmittedOperationsToOthers(t *testing.T) {
+func TestShutdownReleasesSubmittedOperations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		memory := newMemory(t)
 		a := newRunner(t, memory, task.Config{MaxRunning: 1})
@@ -137,7 +137,7 @@ func TestShutdownLeavesSubmittedOperationsToOthers(t *testing.T) {
 	})
 }
 
-func TestSubmittedOperationsRunOnceHoweverManyProcessesWantThem(t *testing.T) {
+func TestSubmittedOperationsRunOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		memory := newMemory(t)
 		gone, crash := context.WithCancel(t.Context())

@@ -19,32 +19,33 @@ const (
 	DefaultMaxAge        = time.Hour
 )
 
-// MemoryConfig bounds what a Memory keeps of the operations that are over; those that are not are bounded by their Runner.
+// MemoryConfig limits the finished operations that a Memory keeps. The Runner limits the unfinished ones. The zero
+// value is valid.
 type MemoryConfig struct {
-	MaxOperations int           // the oldest finished ones go first. 10,000; aiguard.Off: no bound
-	MaxAge        time.Duration // since they finished. 1h; aiguard.Off: for ever
+	MaxOperations int           // the oldest finished ones are removed first. Default 10,000; aiguard.Off: no limit
+	MaxAge        time.Duration // time since they finished. Default 1h; aiguard.Off: no limit
 }
 
-// Memory is a Store for one process, gone with it. It is safe for concurrent use; make it with NewMemory.
+// Memory is a Store in the memory of one process. It is safe for concurrent use. Create it with NewMemory.
 type Memory struct {
 	maxOperations int
 	maxAge        time.Duration
 
 	mu         sync.Mutex
-	operations map[string]*list.Element // of created
-	created    list.List                // of *Operation, the newest last
-	finished   list.List                // of ended, those that are final, the last to finish last
+	operations map[string]*list.Element // elements of created
+	created    list.List                // of *Operation, newest last
+	finished   list.List                // of ended: the final operations, last finished last
 	leases     map[string]time.Time
 }
 
-// ended is an operation that is over. Its age is measured here, since its FinishedAt may come from a wall clock that has been set
-// since.
+// ended is a finished operation. It records the time itself, because FinishedAt may come from a wall clock that was
+// adjusted later.
 type ended struct {
 	id string
 	at time.Time
 }
 
-// NewMemory makes a Memory. The zero MemoryConfig is valid; a field out of range is an error that names it.
+// NewMemory returns a Memory. It returns an error that names a field of cfg that is out of range.
 func NewMemory(cfg MemoryConfig) (*Memory, error) {
 	switch {
 	case cfg.MaxOperations < aiguard.Off:
@@ -173,7 +174,7 @@ func (m *Memory) Orphans(ctx context.Context, names []string, limit int) (found 
 	return found, nil
 }
 
-// forget removes finished operations that are too many or too old.
+// forget removes finished operations beyond MaxOperations or MaxAge.
 func (m *Memory) forget() {
 	for e := m.finished.Front(); e != nil; e = m.finished.Front() {
 		finished := e.Value.(ended)

@@ -21,14 +21,14 @@ func TestMemoryIsAStore(t *testing.T) {
 	}
 }
 
-func TestMemoryConfigNamesTheFieldThatIsOutOfRange(t *testing.T) {
+func TestMemoryConfigErrorsNameTheField(t *testing.T) {
 	_, err := task.NewMemory(task.MemoryConfig{MaxOperations: -2})
 	require.ErrorContains(t, err, "MaxOperations is -2")
 	_, err = task.NewMemory(task.MemoryConfig{MaxAge: -time.Second})
 	require.ErrorContains(t, err, "MaxAge is -1s")
 }
 
-// remembered returns the IDs that m still has, the newest first.
+// remembered returns the IDs of the operations that m still has, newest first.
 func remembered(t *testing.T, m *task.Memory) (ids []string) {
 	t.Helper()
 	ops, err := m.List(t.Context(), task.Query{Limit: 1_000_000})
@@ -52,7 +52,7 @@ func finish(t *testing.T, m *task.Memory, op task.Operation) {
 	require.NoError(t, m.Update(t.Context(), op))
 }
 
-func TestMemoryForgetsWhatFinishedFirstWhenThereAreTooMany(t *testing.T) {
+func TestMemoryRemovesOldestFinishedBeyondMaxOperations(t *testing.T) {
 	m, err := task.NewMemory(task.MemoryConfig{MaxOperations: 3})
 	require.NoError(t, err)
 	a, b, c := create(t, m, "a"), create(t, m, "b"), create(t, m, "c")
@@ -69,7 +69,7 @@ func TestMemoryForgetsWhatFinishedFirstWhenThereAreTooMany(t *testing.T) {
 	require.Equal(t, []string{"f", "e", "d"}, remembered(t, m))
 }
 
-func TestMemoryForgetsNothingUnfinished(t *testing.T) {
+func TestMemoryKeepsUnfinishedOperations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, err := task.NewMemory(task.MemoryConfig{MaxOperations: 2, MaxAge: time.Minute})
 		require.NoError(t, err)
@@ -81,7 +81,7 @@ func TestMemoryForgetsNothingUnfinished(t *testing.T) {
 	})
 }
 
-func TestMemoryForgetsWhatFinishedLongAgo(t *testing.T) {
+func TestMemoryRemovesFinishedAfterMaxAge(t *testing.T) {
 	for name, row := range map[string]struct {
 		maxAge, kept time.Duration
 		forgets      bool
@@ -112,7 +112,7 @@ func TestMemoryForgetsWhatFinishedLongAgo(t *testing.T) {
 	}
 }
 
-func TestMemoryBoundsWhatItKeeps(t *testing.T) {
+func TestMemoryLimitsFinishedOperations(t *testing.T) {
 	for _, row := range []struct{ max, kept int }{{5, 5}, {0, task.DefaultMaxOperations}, {aiguard.Off, task.DefaultMaxOperations + 10}} {
 		m, err := task.NewMemory(task.MemoryConfig{MaxOperations: row.max})
 		require.NoError(t, err)
@@ -123,7 +123,7 @@ func TestMemoryBoundsWhatItKeeps(t *testing.T) {
 	}
 }
 
-// The wall clock may be set while operations run: their own times then say nothing of their age.
+// The wall clock may be set while operations run, so their timestamps do not show their age.
 func TestMemoryMeasuresAgeWithoutTheWallClock(t *testing.T) {
 	for name, set := range map[string]time.Duration{"back": -24 * time.Hour, "forward": 24 * time.Hour} {
 		t.Run(name, func(t *testing.T) {
@@ -131,7 +131,7 @@ func TestMemoryMeasuresAgeWithoutTheWallClock(t *testing.T) {
 				m, err := task.NewMemory(task.MemoryConfig{MaxAge: time.Minute})
 				require.NoError(t, err)
 				op := create(t, m, "a")
-				op.Status, op.FinishedAt = task.Failed, time.Now().Add(-set) // by the clock as it was
+				op.Status, op.FinishedAt = task.Failed, time.Now().Add(-set) // according to the clock before it was set
 				op.Revision++
 				require.NoError(t, m.Update(t.Context(), op))
 				time.Sleep(time.Minute)

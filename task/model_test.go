@@ -16,19 +16,19 @@ import (
 	"github.com/aiguard-go/aiguard"
 )
 
-var errLost = errors.New("the answer was lost")
+var errLost = errors.New("the response was lost")
 
-// A model checker for the code as it is: the processes that may touch one operation are goroutines which stop at each call of
-// the store, and the checker runs every order in which their calls can happen, each with every single call
-// losing its answer.
+// This file is a model checker. The processes that may change one operation are goroutines that stop at each call of
+// the store. The checker runs every order of these calls, and in each order also loses the response of each single
+// call.
 
-// schedule is one run of the model: the choices made so far, and then always the first.
+// schedule is one run of the model. After the recorded choices it always takes the first option.
 type schedule struct {
 	choices, options []int
 	at               int
 }
 
-// choose picks one of n.
+// choose picks one of n options.
 func (s *schedule) choose(n int) int {
 	if s.at == len(s.choices) {
 		s.choices, s.options = append(s.choices, 0), append(s.options, n)
@@ -38,7 +38,7 @@ func (s *schedule) choose(n int) int {
 	return s.choices[s.at-1]
 }
 
-// next turns to the next schedule; false after the last.
+// next advances to the next schedule and returns false after the last.
 func (s *schedule) next() bool {
 	s.at = 0
 	for last := len(s.choices) - 1; last >= 0; last-- {
@@ -51,15 +51,15 @@ func (s *schedule) next() bool {
 	return false
 }
 
-// gated is the store as one process sees it: Get and Update wait for the checker.
+// gated is the store of one process. Get and Update wait for the checker.
 type gated struct {
 	*Memory
 	world *world
-	calls chan *gatedCall // has room for one
+	calls chan *gatedCall // has capacity 1
 }
 
 type gatedCall struct {
-	lose bool // do it, but say that it failed
+	lose bool // perform the call but return an error
 	run  chan struct{}
 }
 
@@ -93,7 +93,7 @@ func (g *gated) Update(ctx context.Context, op Operation) error {
 	})
 }
 
-// world is the model: one operation, and who touches it.
+// world is the model: one operation and the processes that change it.
 type world struct {
 	t      *testing.T
 	memory *Memory
@@ -118,13 +118,13 @@ func (w *world) process() *Runner {
 	w.actors = append(w.actors, store)
 	r, err := NewRunner(g, store, Config{Lease: 24 * time.Hour})
 	require.NoError(w.t, err)
-	synctest.Wait() // the first round of its lease
+	synctest.Wait() // waits for the first lease round
 	return r
 }
 
 func (w *world) act(f func()) { w.busy.Go(f) }
 
-// play runs the actors' calls in the order of the schedule.
+// play runs the calls in the order of the schedule.
 func (w *world) play(s *schedule, losses int) {
 	go func() { w.busy.Wait(); close(w.done) }()
 	for {
@@ -141,7 +141,7 @@ func (w *world) play(s *schedule, losses int) {
 			}
 		}
 		if waiting == nil {
-			time.Sleep(10 * time.Millisecond) // somebody backs off
+			time.Sleep(10 * time.Millisecond) // a process backs off
 			continue
 		}
 		n := len(waiting)
@@ -177,19 +177,19 @@ func TestEveryOrderOfEventsEndsInOneFinalState(t *testing.T) {
 
 			w.act(x.run)
 			w.act(func() {
-				for { // until the answer arrives
+				for { // until the call returns
 					if _, err := canceller.Cancel(t.Context(), op.ID); err == nil {
 						return
 					}
 				}
 			})
-			w.act(func() { _ = reaper.mark(t.Context(), op) }) // which it saw before all this
+			w.act(func() { _ = reaper.mark(t.Context(), op) }) // uses the version read before the other changes
 			w.play(s, 1)
 
 			end, err := memory.Get(t.Context(), op.ID)
 			require.NoError(t, err)
 			require.True(t, end.Status.Final(), "%v", w.trace)
-			require.Equal(t, w.ran, end.Attempts, "what ran is counted: %v", w.trace)
+			require.Equal(t, w.ran, end.Attempts, "statistics do not match the outcome: %v", w.trace)
 			require.LessOrEqual(t, w.ran, 1)
 			require.Equal(t, end.Status == Succeeded, end.Result != nil)
 			require.Equal(t, end.Status == Succeeded, w.ran == 1 && end.ErrorCode == "")
@@ -208,7 +208,7 @@ func TestEveryOrderOfEventsEndsInOneFinalState(t *testing.T) {
 	}
 	t.Logf("%d schedules: %v", runs, ends)
 	for _, status := range []Status{Succeeded, Failed, Cancelled} {
-		require.Positive(t, ends[status], "each way to end is among them")
+		require.Positive(t, ends[status], "every way to end occurs")
 	}
 	require.Greater(t, runs, 100)
 }
@@ -220,7 +220,7 @@ func TestStatusOnlyMovesForward(t *testing.T) {
 		for _, to := range all {
 			forward := rank[from] > 0 && rank[to] > rank[from] || from == to && (from == Pending || from == Running)
 			if from == Pending && to == Succeeded {
-				forward = false // nothing has run
+				forward = false // impossible: the function did not run
 			}
 			require.Equal(t, forward, from.MayBecome(to), "%q to %q", from, to)
 		}
@@ -228,7 +228,7 @@ func TestStatusOnlyMovesForward(t *testing.T) {
 	}
 }
 
-func TestNotesAreCutAndFitForEveryStore(t *testing.T) {
+func TestNotesAreTruncatedAndValid(t *testing.T) {
 	for note, want := range map[string]string{
 		"": "", "plain": "plain", "a\x00b\xffc\xc3": "abc", "日本\ufffd": "日本\ufffd",
 		strings.Repeat("é", maxNoteRunes):                strings.Repeat("é", maxNoteRunes),

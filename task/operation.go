@@ -11,23 +11,24 @@ import (
 	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
-// Status is where an operation is in its life. It only moves forward: from Pending to Running, and from both to one of
-// the three final ones, of which it never changes.
+// Status is the state of an operation. A new operation is Pending and may become Running, Failed or Cancelled. A Running
+// operation may become Succeeded, Failed or Cancelled. These three are final and never change.
 type Status string
 
 // The statuses.
 const (
-	Pending   Status = "pending"   // waits for its turn
+	Pending   Status = "pending"   // waits for a slot
 	Running   Status = "running"   // its function runs
-	Succeeded Status = "succeeded" // with a result
-	Failed    Status = "failed"    // with an error code and a message
-	Cancelled Status = "cancelled" // by Cancel
+	Succeeded Status = "succeeded" // has a result
+	Failed    Status = "failed"    // has an error code and a message
+	Cancelled Status = "cancelled" // by Runner.Cancel
 )
 
-// Final reports whether an operation with this status is over.
+// Final reports whether s is a final status.
 func (s Status) Final() bool { return s == Succeeded || s == Failed || s == Cancelled }
 
-// MayBecome reports whether an operation may go from s to next. Staying Pending or Running is allowed, for progress.
+// MayBecome reports whether an operation may change from s to next. A change of progress keeps the status Pending or
+// Running.
 func (s Status) MayBecome(next Status) bool {
 	switch s {
 	case Pending:
@@ -38,14 +39,14 @@ func (s Status) MayBecome(next Status) bool {
 	return false
 }
 
-// The error codes beside the kinds of package aiguard.
+// Error codes in addition to the kinds of package aiguard.
 const (
-	KindInternal    aiguard.Kind = "internal"    // the function panicked, or failed with an error that has no kind
+	KindInternal    aiguard.Kind = "internal"    // the function panicked, or returned an error without a kind
 	KindInterrupted aiguard.Kind = "interrupted" // the process ended before the operation did
-	KindCancelled   aiguard.Kind = "cancelled"   // by Cancel
+	KindCancelled   aiguard.Kind = "cancelled"   // by Runner.Cancel
 )
 
-// Operation is a snapshot of a background operation. Its JSON form is for clients: it has neither Owner nor Input.
+// Operation is a snapshot of a background operation. Its JSON form is for clients and omits Owner and Input.
 type Operation struct {
 	ID           string          `json:"id"`
 	Name         string          `json:"name"`
@@ -56,18 +57,18 @@ type Operation struct {
 	ProgressNote string          `json:"progress_note"`
 	Result       json.RawMessage `json:"result"` // null unless Succeeded
 	CreatedAt    time.Time       `json:"created_at"`
-	StartedAt    time.Time       `json:"started_at"`  // zero: not yet; in JSON null
-	FinishedAt   time.Time       `json:"finished_at"` // zero: not yet; in JSON null
-	Attempts     int             `json:"attempts"`    // how often its function was started
-	Revision     int64           `json:"revision"`    // 1 at first, one more with each change
+	StartedAt    time.Time       `json:"started_at"`  // zero: not started; null in JSON
+	FinishedAt   time.Time       `json:"finished_at"` // zero: not finished; null in JSON
+	Attempts     int             `json:"attempts"`    // number of times the function was started
+	Revision     int64           `json:"revision"`    // 1 at first; each change adds 1
 
-	CancelRequested bool `json:"cancel_requested"` // its owner has been asked to cancel it
+	CancelRequested bool `json:"cancel_requested"` // another process has requested the owner to cancel it
 
-	Owner string          `json:"-"` // the Runner that has it; "": nobody's, to be taken over
-	Input json.RawMessage `json:"-"` // of Submit, in what Store.Orphans returns; nil: only its owner can run it
+	Owner string          `json:"-"` // ID of the Runner that runs it; "": any Runner may take it over
+	Input json.RawMessage `json:"-"` // input of Submit, set only by Store.Orphans; nil: only the owner can run it
 }
 
-// MarshalJSON writes null for what an operation does not have yet.
+// MarshalJSON writes null for values that are not set.
 func (o Operation) MarshalJSON() ([]byte, error) {
 	type plain Operation
 	return json.Marshal(struct {
@@ -80,7 +81,7 @@ func (o Operation) MarshalJSON() ([]byte, error) {
 	}{plain(o), orNil(o.ErrorCode), orNil(o.ErrorMessage), orNil(o.ProgressNote), orNil(o.StartedAt), orNil(o.FinishedAt)})
 }
 
-// LogValue returns the facts that are fit for a log: neither Input nor Result nor ProgressNote.
+// LogValue returns the facts that are safe to log. It omits Input, Result and ProgressNote.
 func (o Operation) LogValue() slog.Value {
 	attrs := []slog.Attr{slog.String("id", o.ID), slog.String("name", o.Name), slog.String("status", string(o.Status))}
 	if o.ErrorCode != "" {
@@ -103,7 +104,8 @@ func orNil[T comparable](v T) *T {
 	return &v
 }
 
-// Err is nil unless the operation failed or was cancelled: then an *aiguard.Error with ErrorCode as its Kind.
+// Err returns nil unless the operation failed or was cancelled. Then it returns an *aiguard.Error with ErrorCode as
+// its Kind.
 func (o Operation) Err() error {
 	if o.Status != Failed && o.Status != Cancelled {
 		return nil
@@ -111,8 +113,7 @@ func (o Operation) Err() error {
 	return &aiguard.Error{Kind: o.ErrorCode, Op: o.Name, Phase: "task"}
 }
 
-// Result returns what the function of a Succeeded operation returned. For one that failed or was cancelled the
-// error is its Err.
+// Result decodes the result of a Succeeded operation. For a failed or cancelled operation it returns Operation.Err.
 func Result[T any](o Operation) (T, error) {
 	var v T
 	if err := o.Err(); err != nil {
@@ -122,12 +123,12 @@ func Result[T any](o Operation) (T, error) {
 		return v, fmt.Errorf("task: operation %s has no result: it is %s", o.ID, o.Status)
 	}
 	if err := json.Unmarshal(o.Result, &v); err != nil {
-		return v, fmt.Errorf("task: the result of operation %s is no %T", o.ID, v)
+		return v, fmt.Errorf("task: the result of operation %s cannot be decoded as %T", o.ID, v)
 	}
 	return v, nil
 }
 
-// failure is how an operation ends that did not succeed.
+// failure is the final state of an operation that did not succeed.
 type failure struct {
 	status  Status
 	code    aiguard.Kind
@@ -139,11 +140,11 @@ var (
 	cancelled   = failure{Cancelled, KindCancelled, "This was cancelled."}
 )
 
-// failed is how an operation ends whose function returned err.
+// failed returns the failure for a function that returned err.
 func failed(err error) failure {
 	switch {
 	case aiguard.KindOf(err) != "":
-	case errtree.Is(err, context.DeadlineExceeded): // of its own making: its context has a cause
+	case errtree.Is(err, context.DeadlineExceeded): // from the function's own timeout; the guard's has a cause with a kind
 		err = aiguard.ErrTimeout
 	default:
 		err = KindInternal
@@ -156,5 +157,5 @@ func (f failure) end(o *Operation) {
 	o.Status, o.ErrorCode, o.ErrorMessage, o.FinishedAt = f.status, f.code, f.message, now()
 }
 
-// now is as precise as every store can keep.
+// now has microsecond precision, which every store can keep.
 func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }

@@ -10,8 +10,9 @@ import (
 	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
-// change applies f to op and stores it, on top of what others have stored meanwhile. f reports whether there is anything to
-// change; what is final never is. It returns the operation as it is in the store.
+// change applies f to op and stores the result. If another process has changed the operation, change applies f to the
+// stored version. f reports whether it changed anything. A final operation never changes. change returns the stored
+// operation.
 func (r *Runner) change(ctx context.Context, op Operation, f func(*Operation) bool) (Operation, error) {
 	for {
 		next := op
@@ -26,7 +27,8 @@ func (r *Runner) change(ctx context.Context, op Operation, f func(*Operation) bo
 		if !errtree.Is(err, ErrConflict) {
 			return op, err
 		}
-		// Somebody else was first, or an earlier try was stored though it seemed to fail: f will see it.
+		// Another writer was first, or an earlier attempt was stored although it returned an error. f checks the
+		// stored version.
 		stored, err := r.store.Get(ctx, op.ID)
 		if err != nil {
 			return op, err
@@ -38,8 +40,8 @@ func (r *Runner) change(ctx context.Context, op Operation, f func(*Operation) bo
 	}
 }
 
-// persist repeats f until the store has taken it, with backoff, at most so often (0: until ctx ends), so that a store that fails
-// for a while loses nothing.
+// persist calls f until it succeeds, with backoff between the attempts. It makes at most tries attempts; with 0 it
+// continues until ctx ends. A temporary failure of the store therefore loses no state.
 func (r *Runner) persist(ctx context.Context, tries int, what string, op Operation, f func(context.Context) error) error {
 	const first, most = 50 * time.Millisecond, 5 * time.Second
 	for try, wait := 1, first; ; try, wait = try+1, min(2*wait, most) {

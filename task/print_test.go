@@ -12,7 +12,7 @@ import (
 	"github.com/aiguard-go/aiguard/task"
 )
 
-func TestNoFormOfPrintingShowsInputOrResult(t *testing.T) {
+func TestPrintingShowsNoInputOrResult(t *testing.T) {
 	const secret = "SECRET"
 	op := task.Operation{ID: "1", Name: "answer", Status: task.Failed, ErrorCode: task.KindInternal, ProgressNote: secret,
 		Input: json.RawMessage(`"` + secret + `"`), Result: json.RawMessage(`"` + secret + `"`)}
@@ -31,7 +31,7 @@ func TestNoFormOfPrintingShowsInputOrResult(t *testing.T) {
 		check("slog", out.String())
 	}
 	op.Result = nil
-	b, err := json.Marshal(op) // for clients: with Result, which is theirs
+	b, err := json.Marshal(op) // JSON is for clients and includes Result
 	require.NoError(t, err)
 	require.NotContains(t, string(b), `"`+secret+`"}`)
 	require.NotContains(t, string(b), `"input"`)

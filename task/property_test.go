@@ -18,8 +18,8 @@ import (
 	"github.com/aiguard-go/aiguard/task"
 )
 
-// TestTenThousandTasksEndInOneFinalStateEach has 100 callers start 100 short tasks each that succeed, fail, panic, exceed their
-// time, ignore its end, and are cancelled, at random; the store fails now and then.
+// TestTenThousandTasksEndInOneFinalStateEach has 100 callers start 100 short tasks each. The tasks succeed, fail,
+// panic, time out, ignore their context or are cancelled at random. The store sometimes fails.
 func TestTenThousandTasksEndInOneFinalStateEach(t *testing.T) {
 	const callers, each = 100, 100
 	synctest.Test(t, func(t *testing.T) {
@@ -63,7 +63,7 @@ func TestTenThousandTasksEndInOneFinalStateEach(t *testing.T) {
 		}
 		all.Wait()
 		require.NoError(t, r.Shutdown(t.Context()))
-		time.Sleep(time.Minute) // what is stuck returns
+		time.Sleep(time.Minute) // stuck functions return
 		synctest.Wait()
 
 		s := r.Stats()
@@ -92,14 +92,15 @@ func TestTenThousandTasksEndInOneFinalStateEach(t *testing.T) {
 		require.NoError(t, err)
 		require.Empty(t, left)
 		store.final, accepted = nil, sync.Map{}
-		require.InDelta(t, base, heap(), 1<<20, "memory is back to base")
+		require.InDelta(t, base, heap(), 1<<20, "memory returns to its level before the test")
 	})
 }
 
-// TestManyTasksReportProgressAtTheSameInstant crashed the race detector of Go 1.26.8 when SetProgress used timers of zero duration:
-// SIGSEGV in runtime.(*timer).modify, or a CHECK of ThreadSanitizer. In a synctest bubble the runtime runs such a timer in
-// the thread that sets it, but with a race context that the whole bubble shares. Any zero duration given to time.AfterFunc,
-// time.NewTimer, time.After or Timer.Reset can do that; one nanosecond cannot.
+// TestManyTasksReportProgressAtTheSameInstant crashed the race detector of Go 1.26.8 when SetProgress used timers of
+// zero duration. The crash was a SIGSEGV in runtime.(*timer).modify, or a failed CHECK of ThreadSanitizer. In a
+// synctest bubble the runtime runs such a timer in the thread that sets it, but with a race context shared by the
+// whole bubble. A zero duration in time.AfterFunc, time.NewTimer, time.After or Timer.Reset can cause this. One
+// nanosecond cannot.
 func TestManyTasksReportProgressAtTheSameInstant(t *testing.T) {
 	const tasks = 5000
 	synctest.Test(t, func(t *testing.T) {
@@ -136,7 +137,7 @@ func heap() float64 {
 	return float64(m.HeapAlloc)
 }
 
-// randomTask does one of the things that functions do.
+// randomTask succeeds, fails, panics, blocks or ignores its context at random.
 func randomTask(running, ran *atomic.Int64) func(context.Context) (any, error) {
 	what, d := rand.N(20), rand.N(100*time.Millisecond)
 	return func(ctx context.Context) (any, error) {
@@ -154,11 +155,11 @@ func randomTask(running, ran *atomic.Int64) func(context.Context) (any, error) {
 		case 4:
 			return nil, errors.New("no kind")
 		case 5:
-			<-ctx.Done() // too long, or cancelled
+			<-ctx.Done() // timed out or cancelled
 			return nil, ctx.Err()
 		case 6:
 			if rand.N(10) == 0 {
-				time.Sleep(10 * time.Second) // and ignores the end
+				time.Sleep(10 * time.Second) // ignores its context
 			}
 		}
 		select {
@@ -170,7 +171,7 @@ func randomTask(running, ran *atomic.Int64) func(context.Context) (any, error) {
 	}
 }
 
-// watched is a store that checks that what is final stays as it is, and fails now and then.
+// watched is a store that checks that final operations do not change. It fails at random.
 type watched struct {
 	task.Store
 	fails bool
@@ -193,11 +194,11 @@ func (w *watched) Update(ctx context.Context, op task.Operation) error {
 		w.final[op.ID] = op
 		w.mu.Unlock()
 		if twice {
-			panic("final twice: " + string(before.Status) + ", " + string(op.Status))
+			panic("final state written twice: " + string(before.Status) + ", " + string(op.Status))
 		}
 	}
 	if w.fails && mood == 1 {
-		return errStore // it is stored all the same
+		return errStore // stored although it returns an error
 	}
 	return nil
 }

@@ -19,7 +19,7 @@ import (
 	"github.com/aiguard-go/aiguard/task"
 )
 
-// logs keeps what was logged.
+// logs keeps the log output.
 type logs struct{ syncbuf.Buffer }
 
 func (l *logs) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
@@ -39,7 +39,8 @@ func newMemory(t testing.TB) *task.Memory {
 	return m
 }
 
-// newRunner makes a runner that the test's end shuts down and checks: what was started has ended, and is counted.
+// newRunner returns a runner that the test's cleanup shuts down. The cleanup checks that all started operations have
+// ended and are counted.
 func newRunner(t testing.TB, store task.Store, cfg task.Config) *task.Runner {
 	t.Helper()
 	r, err := task.NewRunner(newGuard(t, aiguard.Config{}), store, cfg)
@@ -54,7 +55,7 @@ func newRunner(t testing.TB, store task.Store, cfg task.Config) *task.Runner {
 	return r
 }
 
-// inVirtualTime runs f with a runner over a Memory.
+// inVirtualTime runs f in a synctest bubble with a runner over a Memory.
 func inVirtualTime(t *testing.T, cfg task.Config, f func(t *testing.T, r *task.Runner)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) { f(t, newRunner(t, newMemory(t), cfg)) })
@@ -83,13 +84,13 @@ func get(t testing.TB, r *task.Runner, id string) task.Operation {
 	return op
 }
 
-// untilEnd is a function that obeys its context.
+// untilEnd is a function that returns when its context ends.
 func untilEnd(ctx context.Context) (any, error) {
 	<-ctx.Done()
 	return nil, ctx.Err()
 }
 
-// stubborn is a function that does not.
+// stubborn returns a function that ignores its context for d.
 func stubborn(d time.Duration) func(context.Context) (any, error) {
 	return func(context.Context) (any, error) {
 		time.Sleep(d)
@@ -123,11 +124,11 @@ func TestSucceededOperationHasItsResult(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, []string{"Why?"}, v.Questions)
 		_, err = task.Result[int](op)
-		require.ErrorContains(t, err, "no int")
+		require.ErrorContains(t, err, "cannot be decoded as int")
 	})
 }
 
-func TestFunctionHasValuesButNotTheEndOfTheCallersContext(t *testing.T) {
+func TestFunctionContextHasValuesButNotCancellation(t *testing.T) {
 	inVirtualTime(t, task.Config{}, func(t *testing.T, r *task.Runner) {
 		type key struct{}
 		ctx, cancel := context.WithCancel(context.WithValue(t.Context(), key{}, "v"))
@@ -141,7 +142,7 @@ func TestFunctionHasValuesButNotTheEndOfTheCallersContext(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, "v", v)
 		_, err = r.Start(ctx, "test", untilEnd)
-		require.ErrorIs(t, err, context.Canceled, "the caller has gone before")
+		require.ErrorIs(t, err, context.Canceled, "the caller has left")
 	})
 }
 
@@ -183,7 +184,7 @@ func TestTimedOutOperationFailsWithAFriendlyMessage(t *testing.T) {
 	})
 }
 
-func TestStuckFunctionIsMarkedAfterGraceAndKeepsItsPlace(t *testing.T) {
+func TestStuckFunctionEndsAfterGraceAndKeepsItsSlot(t *testing.T) {
 	var l logs
 	inVirtualTime(t, task.Config{MaxRunning: 1, Logger: l.logger()}, func(t *testing.T, r *task.Runner) {
 		stuck := start(t, r, stubborn(time.Hour))
@@ -197,14 +198,14 @@ func TestStuckFunctionIsMarkedAfterGraceAndKeepsItsPlace(t *testing.T) {
 		require.Contains(t, l.String(), "task: stuck")
 		require.Equal(t, task.Pending, get(t, r, next.ID).Status)
 		ran := wait(t, r, next.ID)
-		require.Equal(t, time.Hour, ran.StartedAt.Sub(op.StartedAt), "once the stuck one has returned")
-		require.Equal(t, op, get(t, r, stuck.ID), "what it returned late changes nothing")
+		require.Equal(t, time.Hour, ran.StartedAt.Sub(op.StartedAt), "after the stuck function returns")
+		require.Equal(t, op, get(t, r, stuck.ID), "the late result changes nothing")
 		synctest.Wait()
 		require.Zero(t, r.Stats().Stuck)
 	})
 }
 
-func TestPanicFailsTheOperationAlone(t *testing.T) {
+func TestPanicFailsOnlyItsOperation(t *testing.T) {
 	for name, fn := range map[string]func(context.Context) (any, error){
 		"panic":         func(context.Context) (any, error) { panic("the secret prompt") },
 		"runtime error": func(context.Context) (any, error) { return []int{}[len("the secret prompt")], nil },
@@ -237,10 +238,10 @@ func (panicking) MarshalJSON() ([]byte, error) { panic("the secret prompt") }
 func TestErrorsOfTheFunctionBecomeCodesAndMessages(t *testing.T) {
 	inVirtualTime(t, task.Config{}, func(t *testing.T, r *task.Runner) {
 		for code, err := range map[aiguard.Kind]error{
-			aiguard.ErrTimeout:          context.DeadlineExceeded, // of a shorter one of its own
+			aiguard.ErrTimeout:          context.DeadlineExceeded, // from a shorter timeout in the function
 			aiguard.ErrRateLimited:      &aiguard.Error{Kind: aiguard.ErrRateLimited},
 			aiguard.ErrResponseTooLarge: nil,
-			task.KindInternal:           context.Canceled, // nobody has cancelled it
+			task.KindInternal:           context.Canceled, // not cancelled by Cancel
 		} {
 			op := wait(t, r, start(t, r, func(context.Context) (any, error) { return strings.Repeat("x", 1<<20), err }).ID)
 			require.Equal(t, code, op.ErrorCode)
@@ -258,7 +259,7 @@ func TestCancelledOperationEnds(t *testing.T) {
 
 		op, err := r.Cancel(t.Context(), pending.ID)
 		require.NoError(t, err)
-		require.Equal(t, task.Cancelled, op.Status, "at once: it has not begun")
+		require.Equal(t, task.Cancelled, op.Status, "at once: it has not started")
 		require.Zero(t, op.Attempts)
 
 		_, err = r.Cancel(t.Context(), running.ID)
@@ -271,7 +272,7 @@ func TestCancelledOperationEnds(t *testing.T) {
 
 		again, err := r.Cancel(t.Context(), running.ID)
 		require.NoError(t, err)
-		require.Equal(t, op, again, "what is over stays as it is")
+		require.Equal(t, op, again, "a final operation does not change")
 		_, err = r.Cancel(t.Context(), "unknown")
 		require.ErrorIs(t, err, task.ErrNotFound)
 		synctest.Wait()
@@ -280,7 +281,7 @@ func TestCancelledOperationEnds(t *testing.T) {
 	})
 }
 
-func TestCancelComesTooLateForAFunctionThatSucceeds(t *testing.T) {
+func TestFunctionThatSucceedsAfterCancelSucceeds(t *testing.T) {
 	inVirtualTime(t, task.Config{}, func(t *testing.T, r *task.Runner) {
 		op := start(t, r, func(ctx context.Context) (any, error) { <-ctx.Done(); return "done", nil })
 		synctest.Wait()
@@ -290,7 +291,7 @@ func TestCancelComesTooLateForAFunctionThatSucceeds(t *testing.T) {
 	})
 }
 
-func TestCancelledFunctionThatGoesOnIsMarkedAfterGrace(t *testing.T) {
+func TestCancelledStuckFunctionEndsAfterGrace(t *testing.T) {
 	inVirtualTime(t, task.Config{Grace: time.Second}, func(t *testing.T, r *task.Runner) {
 		op := start(t, r, stubborn(time.Minute))
 		synctest.Wait()
@@ -304,7 +305,7 @@ func TestCancelledFunctionThatGoesOnIsMarkedAfterGrace(t *testing.T) {
 	})
 }
 
-func TestOperationsBeyondCapacityWaitInOrderAndThenAreRefused(t *testing.T) {
+func TestOperationsBeyondCapacityWaitAndThenAreRejected(t *testing.T) {
 	inVirtualTime(t, task.Config{MaxRunning: 2, MaxPending: 3}, func(t *testing.T, r *task.Runner) {
 		var order []task.Operation
 		running, most := 0, 0
@@ -345,7 +346,7 @@ func TestOperationsBeyondCapacityWaitInOrderAndThenAreRefused(t *testing.T) {
 	})
 }
 
-func TestBadInputIsRefusedWithItsName(t *testing.T) {
+func TestInvalidInputErrorsNameTheProblem(t *testing.T) {
 	g := newGuard(t, aiguard.Config{})
 	for field, cfg := range map[string]task.Config{
 		"MaxRunning": {MaxRunning: -2}, "MaxPending": {MaxPending: -2}, "Grace": {Grace: -1}, "Lease": {Lease: 1},
@@ -369,11 +370,11 @@ func TestBadInputIsRefusedWithItsName(t *testing.T) {
 	task.Register(r, "twice", func(context.Context, int) (int, error) { return 0, nil })
 	require.Panics(t, func() { task.Register(r, "twice", func(context.Context, int) (int, error) { return 0, nil }) })
 	_, err = r.Submit(t.Context(), "twice", func() {})
-	require.ErrorContains(t, err, "cannot be kept")
+	require.ErrorContains(t, err, "cannot be encoded")
 	task.SetProgress(t.Context(), 50, "of nothing")
 }
 
-func TestShutdownWaitsForWhatRunsAndWaits(t *testing.T) {
+func TestShutdownWaitsForRunningAndPending(t *testing.T) {
 	inVirtualTime(t, task.Config{MaxRunning: 1}, func(t *testing.T, r *task.Runner) {
 		ten := func(context.Context) (any, error) { time.Sleep(10 * time.Second); return nil, nil }
 		running, pending := start(t, r, ten), start(t, r, ten)
@@ -388,7 +389,7 @@ func TestShutdownWaitsForWhatRunsAndWaits(t *testing.T) {
 	})
 }
 
-func TestShutdownMarksWhatIsLeftAsInterrupted(t *testing.T) {
+func TestShutdownMarksUnfinishedAsInterrupted(t *testing.T) {
 	inVirtualTime(t, task.Config{MaxRunning: 2}, func(t *testing.T, r *task.Runner) {
 		obedient, stuck := start(t, r, untilEnd), start(t, r, stubborn(time.Minute))
 		pending := start(t, r, untilEnd)
@@ -408,10 +409,10 @@ func TestShutdownMarksWhatIsLeftAsInterrupted(t *testing.T) {
 	})
 }
 
-func TestSubmitBoundsItsInput(t *testing.T) {
+func TestSubmitLimitsItsInput(t *testing.T) {
 	inVirtualTime(t, task.Config{}, func(t *testing.T, r *task.Runner) {
 		task.Register(r, "length", func(_ context.Context, in string) (int, error) { return len(in), nil })
-		const most = 1<<20 - 2 // and its quotes
+		const most = 1<<20 - 2 // the quotes take two bytes
 		op, err := r.Submit(t.Context(), "length", strings.Repeat("x", most))
 		require.NoError(t, err)
 		n, err := task.Result[int](wait(t, r, op.ID))
@@ -427,10 +428,10 @@ func TestSubmitBoundsItsInput(t *testing.T) {
 	})
 }
 
-// weighed is a store whose answers are weighed.
+// weighed is a store that counts the bytes it returns.
 type weighed struct {
 	task.Store
-	inputs atomic.Int64 // bytes of inputs that it has handed out
+	inputs atomic.Int64 // bytes of inputs returned
 }
 
 func (w *weighed) weigh(ops ...task.Operation) {
@@ -457,8 +458,8 @@ func (w *weighed) Orphans(ctx context.Context, names []string, limit int) ([]tas
 	return ops, err
 }
 
-// Whoever asks for an operation, and each round of the lease, would else cost as much as what was submitted.
-func TestInputIsNotReadAgainButToTakeItOver(t *testing.T) {
+// Get and each lease round would otherwise cost as much as the size of the inputs.
+func TestInputIsReadOnlyForTakeover(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &weighed{Store: newMemory(t)}
 		r := newRunner(t, store, task.Config{MaxRunning: 1})
@@ -481,7 +482,7 @@ func TestInputIsNotReadAgainButToTakeItOver(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		require.Error(t, r.Shutdown(ctx))
-		require.EqualValues(t, 9, r.Stats().Released, "what waits is left to others, with its input")
+		require.EqualValues(t, 9, r.Stats().Released, "pending operations are left to other processes, with their input")
 		other := newRunner(t, store, task.Config{MaxRunning: 20})
 		task.Register(other, "work", func(context.Context, string) (int, error) { return 7, nil })
 		time.Sleep(2 * task.DefaultLease)
@@ -492,8 +493,8 @@ func TestInputIsNotReadAgainButToTakeItOver(t *testing.T) {
 	})
 }
 
-// Anybody can ask for any id. A database may refuse to look for such a text, and that is no failure of the store.
-func TestTextThatIsNoIDIsNotFoundWithoutTheStore(t *testing.T) {
+// Clients can request any ID. A database may reject such a text, which is not a failure of the store.
+func TestInvalidIDsAreNotFoundWithoutTheStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &flakyStore{Memory: newMemory(t)}
 		r := newRunner(t, store, task.Config{})

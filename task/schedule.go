@@ -8,7 +8,7 @@ import (
 	"github.com/aiguard-go/aiguard"
 )
 
-// enter gives x a place, or refuses it.
+// enter takes a place for x among the running and pending operations, or returns an error.
 func (r *Runner) enter(x *execution) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -31,13 +31,13 @@ func (r *Runner) room() bool {
 	return unbounded || r.places < r.cfg.MaxRunning+r.cfg.MaxPending
 }
 
-// retryAfter estimates when one of those that wait will have left, from how long operations have run of late.
+// retryAfter estimates when a waiting operation will start, from the average time that operations run.
 func (r *Runner) retryAfter(waiting int) time.Duration {
 	const least, most = time.Second, time.Minute
 	return min(max(r.held*time.Duration(waiting+1)/time.Duration(max(r.cfg.MaxRunning, 1)), least), most)
 }
 
-// enqueue makes x, which has a place and is in the store, wait for its turn.
+// enqueue adds x to the queue. x must have a place and be in the store.
 func (r *Runner) enqueue(x *execution) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -46,7 +46,8 @@ func (r *Runner) enqueue(x *execution) {
 	r.dispatch()
 }
 
-// dispatch runs those whose turn it is, first in first out, and those that have nothing left to do but to end. r.mu is held.
+// dispatch starts waiting operations in first-in, first-out order while slots are free. It also runs operations whose
+// context has ended, so that they can finish. The caller holds r.mu.
 func (r *Runner) dispatch() {
 	r.queue = slices.DeleteFunc(r.queue, func(x *execution) bool {
 		switch {
@@ -61,7 +62,7 @@ func (r *Runner) dispatch() {
 	})
 }
 
-// settle notes that nothing more will happen to x's operation.
+// settle removes x from the active operations after its last change in the store.
 func (r *Runner) settle(x *execution) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -71,7 +72,7 @@ func (r *Runner) settle(x *execution) {
 	}
 }
 
-// leave gives back x's place.
+// leave releases x's place.
 func (r *Runner) leave(x *execution) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -87,7 +88,7 @@ func (r *Runner) leave(x *execution) {
 	r.dispatch()
 }
 
-// stuck counts x until it leaves.
+// stuck counts x as stuck until it leaves.
 func (r *Runner) stuck(x *execution) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -97,7 +98,7 @@ func (r *Runner) stuck(x *execution) {
 	}
 }
 
-// close refuses new operations.
+// close makes the Runner reject new operations.
 func (r *Runner) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -109,7 +110,7 @@ func (r *Runner) close() {
 	}
 }
 
-// interrupt ends what is active, what waits too.
+// interrupt ends the contexts of all active operations, including pending ones.
 func (r *Runner) interrupt() {
 	for _, x := range r.snapshot() {
 		x.end(KindInterrupted)
@@ -119,14 +120,14 @@ func (r *Runner) interrupt() {
 	r.dispatch()
 }
 
-// snapshot returns what is active.
+// snapshot returns the active operations.
 func (r *Runner) snapshot() []*execution {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Collect(maps.Values(r.active))
 }
 
-// find returns what is active under this ID, or nil.
+// find returns the active operation with this ID, or nil.
 func (r *Runner) find(id string) *execution {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -15,7 +15,7 @@ import (
 
 var errStore = errors.New("the store is down")
 
-// moody is a store that fails as told: before it has done what it was asked, after it, or by never answering.
+// moody is a store that fails on demand: before a call, after a call, or by blocking.
 type moody struct {
 	task.Store
 	before, after, silent atomic.Bool
@@ -50,7 +50,7 @@ func (m *moody) Renew(ctx context.Context, owner string, lease time.Duration) er
 	return m.call(ctx, func() error { return m.Store.Renew(ctx, owner, lease) })
 }
 
-func TestFinalStateSurvivesAStoreThatFails(t *testing.T) {
+func TestFinalStateSurvivesAFailingStore(t *testing.T) {
 	for name, mood := range map[string]func(m *moody) *atomic.Bool{
 		"before": func(m *moody) *atomic.Bool { return &m.before },
 		"after":  func(m *moody) *atomic.Bool { return &m.after },
@@ -68,7 +68,7 @@ func TestFinalStateSurvivesAStoreThatFails(t *testing.T) {
 				time.Sleep(20 * time.Second)
 				if name != "after" {
 					require.Equal(t, task.Running, get(t, r, op.ID).Status, "not final before the store has it")
-					require.Equal(t, 1, r.Stats().Running, "it keeps its place")
+					require.Equal(t, 1, r.Stats().Running, "the operation keeps its slot")
 				}
 				require.Positive(t, r.Stats().StoreErrors)
 				require.Contains(t, l.String(), "task: the store failed")
@@ -83,7 +83,7 @@ func TestFinalStateSurvivesAStoreThatFails(t *testing.T) {
 	}
 }
 
-func TestStartFailsSoonWhenTheStoreDoes(t *testing.T) {
+func TestStartFailsSoonIfTheStoreFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &moody{Store: newMemory(t)}
 		m.before.Store(true)
@@ -92,18 +92,18 @@ func TestStartFailsSoonWhenTheStoreDoes(t *testing.T) {
 		_, err := r.Start(t.Context(), "test", untilEnd)
 		require.ErrorIs(t, err, errStore)
 		require.Less(t, time.Since(before), time.Second)
-		require.Zero(t, r.Stats().Pending, "its place is free")
+		require.Zero(t, r.Stats().Pending, "its slot is free")
 	})
 }
 
-func TestOperationThatWasHalfCreatedIsNotForgotten(t *testing.T) {
+func TestHalfCreatedOperationIsMarked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &moody{Store: newMemory(t)}
 		r := newRunner(t, m, task.Config{})
 		synctest.Wait()
 		m.after.Store(true)
 		op := start(t, r, func(context.Context) (any, error) { m.after.Store(false); return 1, nil })
-		require.Equal(t, task.Succeeded, wait(t, r, op.ID).Status, "the second try finds it there")
+		require.Equal(t, task.Succeeded, wait(t, r, op.ID).Status, "the second attempt finds the operation stored")
 
 		lost := &lostAnswer{Store: m}
 		r = newRunner(t, lost, task.Config{})
@@ -112,12 +112,12 @@ func TestOperationThatWasHalfCreatedIsNotForgotten(t *testing.T) {
 		time.Sleep(task.DefaultLease)
 		all, err := r.List(t.Context(), task.Query{Statuses: []task.Status{task.Failed}})
 		require.NoError(t, err)
-		require.Len(t, all, 1, "nobody has its id, and nobody runs it")
+		require.Len(t, all, 1, "no client has its ID, and no process runs it")
 		require.Equal(t, task.KindInterrupted, all[0].ErrorCode)
 	})
 }
 
-// lostAnswer stores what is created, and never says so.
+// lostAnswer stores new operations but returns an error.
 type lostAnswer struct{ task.Store }
 
 func (l *lostAnswer) Create(ctx context.Context, op task.Operation) error {
@@ -125,7 +125,7 @@ func (l *lostAnswer) Create(ctx context.Context, op task.Operation) error {
 	return errStore
 }
 
-func TestShutdownCountsWhatTheStoreDidNotTake(t *testing.T) {
+func TestShutdownCountsLostOperations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var l logs
 		memory := newMemory(t)
@@ -140,7 +140,7 @@ func TestShutdownCountsWhatTheStoreDidNotTake(t *testing.T) {
 		require.EqualValues(t, 1, r.Stats().Lost)
 		require.Contains(t, l.String(), "task: lost")
 
-		// Its lease ends, and then another process tells.
+		// After its lease expires, another process marks the operation.
 		next := newRunner(t, memory, task.Config{})
 		require.Equal(t, task.KindInterrupted, wait(t, next, op.ID).ErrorCode)
 		require.LessOrEqual(t, time.Since(op.CreatedAt), 2*task.DefaultLease)
@@ -148,7 +148,7 @@ func TestShutdownCountsWhatTheStoreDidNotTake(t *testing.T) {
 	})
 }
 
-// A store that has become slow must not multiply writes: progress is written at most twice a second.
+// A slow store must not receive more writes. Progress is written at most twice a second.
 func TestProgressIsWrittenAtMostTwiceASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &moody{Store: newMemory(t)}
@@ -167,7 +167,7 @@ func TestProgressIsWrittenAtMostTwiceASecond(t *testing.T) {
 		op = wait(t, r, op.ID)
 		require.Equal(t, 100, op.Progress)
 		require.JSONEq(t, "null", string(op.Result))
-		require.InDelta(t, 22, m.updates.Load(), 2) // 20 in 10 seconds, the begin, and the end
+		require.InDelta(t, 22, m.updates.Load(), 2) // 20 in 10 seconds, the start, and the end
 		require.Equal(t, m.updates.Load()+1, op.Revision)
 	})
 }

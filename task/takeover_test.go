@@ -11,7 +11,7 @@ import (
 	"github.com/aiguard-go/aiguard/task"
 )
 
-func TestOperationThatAnotherRunnerRanCountsThereAlone(t *testing.T) {
+func TestOperationCountsOnlyInTheRunnerThatRanIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory(t)
 		late := newRunner(t, m, task.Config{MaxRunning: 1})
@@ -23,13 +23,13 @@ func TestOperationThatAnotherRunnerRanCountsThereAlone(t *testing.T) {
 		op, err := late.Submit(t.Context(), "echo", "hello")
 		require.NoError(t, err)
 		time.Sleep(1500 * time.Millisecond)
-		require.NoError(t, m.Renew(t.Context(), op.Owner, 0)) // as if it had not come in time
+		require.NoError(t, m.Renew(t.Context(), op.Owner, 0)) // as if the renewal came too late
 		op = wait(t, late, op.ID)
 		require.Equal(t, task.Succeeded, op.Status)
-		time.Sleep(time.Minute) // its turn has come
+		time.Sleep(time.Minute) // the operation starts
 		synctest.Wait()
 		require.EqualValues(t, 1, other.Stats().Succeeded)
-		require.EqualValues(t, 1, other.Stats().Interrupted, "what ran")
+		require.EqualValues(t, 1, other.Stats().Interrupted, "operations that ran")
 		require.EqualValues(t, 0, late.Stats().Succeeded)
 		require.EqualValues(t, 1, late.Stats().Failed)
 		require.EqualValues(t, 1, late.Stats().Released)

@@ -1,6 +1,6 @@
-// Package task runs background operations that somebody asks about later: a web handler starts one, answers with its id at
-// once, and whoever has the id sees it Pending, Running, Succeeded, Failed or Cancelled, with an error code and a
-// message fit for a user.
+// Package task runs background operations. A web handler starts an operation and responds at once with its ID.
+// Clients use the ID to see whether the operation is Pending, Running, Succeeded, Failed or Cancelled. A failed
+// operation has an error code and a message for the user.
 //
 //	runner, err := task.NewRunner(client.Guard(), store, task.Config{})
 //	op, err := runner.Start(r.Context(), "questions", func(ctx context.Context) (any, error) {
@@ -8,11 +8,11 @@
 //	})
 //	w.Header().Set("Location", "/operations/"+op.ID)
 //
-// Each operation runs under the guard's TaskTimeout, at most MaxRunning at once; MaxPending wait, more are refused. Its
-// status is never a lie: a state is in the Store before anybody sees it, a final one never changes, and what a
-// crashed process left behind is marked as interrupted by the next one that looks.
+// Each operation runs under the guard's TaskTimeout. At most MaxRunning operations run at once, and MaxPending
+// operations wait. Further operations are rejected. A status becomes visible only after the Store has it, and a final
+// status never changes. If a process crashes, another process marks its operations as interrupted.
 //
-// Most programs need NewRunner, Start and Handler. Register and Submit are for operations that another process may
+// Most programs need NewRunner, Start and Handler. Use Register and Submit for operations that another process may
 // take over.
 package task
 
@@ -46,65 +46,65 @@ const (
 	maxInputBytes  = 1 << 20
 	maxIDBytes     = 128
 
-	storeTimeout     = 5 * time.Second        // one call of the Store
+	storeTimeout     = 5 * time.Second        // for one call of the Store
 	progressInterval = 500 * time.Millisecond // between two writes of an operation's progress
-	pollInterval     = time.Second            // of operations that another process runs
+	pollInterval     = time.Second            // for operations of another process
 )
 
-// Config is what NewRunner needs to know beside the guard and the store: nothing.
+// Config configures a Runner. The zero value is valid.
 type Config struct {
-	MaxRunning int           // operations at once. The guard's MaxConcurrent; aiguard.Off: no bound
-	MaxPending int           // operations that wait. The guard's MaxQueue; aiguard.Off: no bound
-	Grace      time.Duration // for a function to return after its context has ended, before its operation is marked without it. 5s
-	Lease      time.Duration // how long after a crash other processes wait before they mark or take over what it left. 30s
-	Logger     *slog.Logger  // failures, never an input or a result. The guard's
+	MaxRunning int           // operations that run at once. Default: the guard's MaxConcurrent; aiguard.Off: no limit
+	MaxPending int           // operations that wait. Default: the guard's MaxQueue; aiguard.Off: no limit
+	Grace      time.Duration // wait for a function to return after its context ended; then its operation ends as stuck. Default 5s
+	Lease      time.Duration // time after a crash before other processes mark or take over its operations. Default 30s
+	Logger     *slog.Logger  // logs failures, never an input or a result. Default: the guard's
 }
 
-// Runner runs operations. It is safe for concurrent use; make it with NewRunner, and Shutdown it before its guard and its
-// store. It has a goroutine that renews its lease, three times in each Lease, until Shutdown.
+// Runner runs operations. It is safe for concurrent use. Create it with NewRunner and call Shutdown before you close
+// its guard and its store. A goroutine renews the Runner's lease three times per Lease until Shutdown.
 type Runner struct {
 	guard *aiguard.Guard
 	store Store
 	cfg   Config
 	owner string
 
-	ctx  context.Context // of the store's calls, and of the lease
+	ctx  context.Context // for the store's calls and the lease
 	stop context.CancelFunc
-	beat sync.WaitGroup // the goroutine of the lease
+	beat sync.WaitGroup // the lease's goroutine
 
 	mu       sync.Mutex
 	handlers map[string]handler
-	active   map[string]*execution // not known to be final, by ID
+	active   map[string]*execution // by ID, until final in the store
 	queue    []*execution
-	places   int // taken: by what runs, waits, or is about to
+	places   int // taken by running, waiting and starting operations
 	running  int
 	leased   bool
 	closing  bool
-	idle     chan struct{} // closed when closing and nothing is active
-	held     time.Duration // moving average of how long an operation runs
+	idle     chan struct{} // closed when closing is set and active is empty
+	held     time.Duration // moving average of how long operations run
 	stats    Stats
 }
 
-// handler runs an operation that was started by Submit.
+// handler runs an operation that Submit started.
 type handler func(ctx context.Context, input json.RawMessage) (any, error)
 
-// Stats is a snapshot of a Runner: gauges, then counters. Once nothing is pending or running, Started is the sum
-// of Succeeded, Failed, Cancelled, Released and Lost.
+// Stats is a snapshot of a Runner: gauges first, then counters. When no operation is pending or running, Started is
+// the sum of Succeeded, Failed, Cancelled, Released and Lost.
 type Stats struct {
-	Running, Pending int // what has a place: functions that run, operations that wait
-	Stuck            int // functions that run on although their operation is over; they are in Running
+	Running, Pending int // functions that run, and operations that wait
+	Stuck            int // functions that still run although their operation is over; part of Running
 
-	Started                      int64 // or taken over
+	Started                      int64 // includes operations taken over
 	Succeeded, Failed, Cancelled int64
 	Refused                      int64
 	Released                     int64 // by Shutdown, for another process to take over
-	Lost                         int64 // over, but the Store did not take it until Shutdown gave up; its lease will tell
-	Interrupted                  int64 // marked for a process that crashed
+	Lost                         int64 // finished, but the Store failed until Shutdown gave up; other processes mark them
+	Interrupted                  int64 // operations of crashed processes that this Runner marked
 	StoreErrors                  int64
 }
 
-// NewRunner makes a Runner whose operations run under g's TaskTimeout and are kept in store. The zero Config is valid; a field out
-// of range is an error that names it.
+// NewRunner returns a Runner that keeps its operations in store and runs them under g's TaskTimeout. The zero Config
+// is valid. NewRunner returns an error that names each invalid field of cfg.
 func NewRunner(g *aiguard.Guard, store Store, cfg Config) (*Runner, error) {
 	if g == nil || store == nil {
 		return nil, errors.New("task: NewRunner: want a guard and a store, not nil")
@@ -135,12 +135,13 @@ func NewRunner(g *aiguard.Guard, store Store, cfg Config) (*Runner, error) {
 	return r, nil
 }
 
-// Start begins an operation and returns it, Pending, at once. fn gets a context with the values of ctx, but not its
-// end: that of the guard's TaskTimeout, of Cancel, or of Shutdown. What it returns is kept as JSON, at most 1 MiB.
-// An error becomes the operation's error code (its aiguard.KindOf, or KindInternal) and message (its aiguard.UserMessage).
+// Start starts an operation and returns it at once as Pending. fn gets a context with the values of ctx, but without
+// its deadline and cancellation. The context ends with the guard's TaskTimeout, Cancel or Shutdown. The result of fn
+// is stored as JSON of at most 1 MiB. An error of fn becomes the operation's error code (aiguard.KindOf, or
+// KindInternal) and message (aiguard.UserMessage).
 //
-// Start fails with an *aiguard.Error of kind aiguard.ErrOverloaded, and a RetryAfter, when MaxPending operations wait, and of
-// kind aiguard.ErrClosed after Shutdown.
+// Start returns an *aiguard.Error of kind aiguard.ErrOverloaded, with a RetryAfter, if MaxPending operations wait.
+// After Shutdown the kind is aiguard.ErrClosed. Start panics if fn is nil.
 func (r *Runner) Start(ctx context.Context, name string, fn func(context.Context) (any, error)) (Operation, error) {
 	if fn == nil {
 		panic("task: Start: nil fn")
@@ -148,8 +149,9 @@ func (r *Runner) Start(ctx context.Context, name string, fn func(context.Context
 	return r.start(ctx, Operation{Name: name}, fn)
 }
 
-// Register says how to run the operations called name that Submit starts: in this process, and in others, for which they are kept in
-// the store with their input. It panics if there is such a handler already.
+// Register sets the function that runs the operations that Submit starts with this name. Their input is kept in the
+// store, so that every process that registers the name can run them. Register panics if fn is nil or the name is
+// already registered.
 func Register[In, Out any](r *Runner, name string, fn func(context.Context, In) (Out, error)) {
 	if fn == nil {
 		panic("task: Register: nil fn")
@@ -157,20 +159,20 @@ func Register[In, Out any](r *Runner, name string, fn func(context.Context, In) 
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, ok := r.handlers[name]; ok {
-		panic(fmt.Sprintf("task: Register: %q has a handler", name))
+		panic(fmt.Sprintf("task: Register: %q is already registered", name))
 	}
 	r.handlers[name] = func(ctx context.Context, input json.RawMessage) (any, error) {
 		var in In
 		if err := json.Unmarshal(input, &in); err != nil {
-			return nil, fmt.Errorf("task: the input of %q is no %T", name, in)
+			return nil, fmt.Errorf("task: the input of %q cannot be decoded as %T", name, in)
 		}
 		return fn(ctx, in)
 	}
 }
 
-// Submit begins, like Start, an operation that the handler registered under its name runs with input, which
-// is kept as JSON, at most 1 MiB: a larger one fails with an *aiguard.Error of kind aiguard.ErrPromptTooLarge. While it is Pending, a process that has registered the name too takes it over from one that crashed or
-// was shut down.
+// Submit starts an operation like Start. The function registered for name runs it with input. The input is stored as
+// JSON of at most 1 MiB; a larger input gives an *aiguard.Error of kind aiguard.ErrPromptTooLarge. If this process
+// crashes or shuts down while the operation is Pending, another process that has registered the name takes it over.
 func (r *Runner) Submit(ctx context.Context, name string, input any) (Operation, error) {
 	handle := r.handler(name)
 	if handle == nil {
@@ -178,7 +180,7 @@ func (r *Runner) Submit(ctx context.Context, name string, input any) (Operation,
 	}
 	in, err := json.Marshal(input)
 	if err != nil {
-		return Operation{}, fmt.Errorf("task: Submit: a %T cannot be kept as JSON", input)
+		return Operation{}, fmt.Errorf("task: Submit: a %T cannot be encoded as JSON", input)
 	}
 	if len(in) > maxInputBytes {
 		return Operation{}, &aiguard.Error{Kind: aiguard.ErrPromptTooLarge, Op: name, Phase: "task", Size: int64(len(in)), Max: maxInputBytes}
@@ -186,7 +188,7 @@ func (r *Runner) Submit(ctx context.Context, name string, input any) (Operation,
 	return r.start(ctx, Operation{Name: name, Input: in}, handle.with(in))
 }
 
-// handler returns what runs the operations called name, or nil.
+// handler returns the handler registered for name, or nil.
 func (r *Runner) handler(name string) handler {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -209,14 +211,14 @@ func (r *Runner) start(ctx context.Context, op Operation, fn func(context.Contex
 	if err := r.enter(x); err != nil {
 		return Operation{}, err
 	}
-	// The client that leaves now has no id to ask with; but what is half created must be found again.
+	// The store's calls ignore the client's cancellation, so that no operation is left half created.
 	err := r.persist(callctx.Detach(ctx), creationTries, "create", op, func(ctx context.Context) error {
 		if err := r.takeLease(ctx); err != nil {
 			return err
 		}
 		return r.store.Create(ctx, op)
 	})
-	if err != nil && !errtree.Is(err, ErrExists) { // an earlier try was stored though it seemed to fail
+	if err != nil && !errtree.Is(err, ErrExists) { // ErrExists: an earlier attempt was stored although it returned an error
 		r.settle(x)
 		r.leave(x)
 		return Operation{}, fmt.Errorf("task: the operation could not be stored: %w", err)
@@ -225,7 +227,7 @@ func (r *Runner) start(ctx context.Context, op Operation, fn func(context.Contex
 	return op, nil
 }
 
-// creationTries is how often Start asks the Store: somebody waits for it.
+// creationTries is the number of attempts to store a new operation. It is small because the caller of Start waits.
 const creationTries = 3
 
 func checkName(name string) error {
@@ -234,13 +236,13 @@ func checkName(name string) error {
 	}
 	for _, c := range name {
 		if !unicode.IsPrint(c) || c == unicode.ReplacementChar {
-			return fmt.Errorf("task: the name %q is not of printable characters", name)
+			return fmt.Errorf("task: the name %q contains unprintable characters", name)
 		}
 	}
 	return nil
 }
 
-// Get returns the operation as it is in the store, without its Input, or ErrNotFound.
+// Get returns the stored operation without its Input, or ErrNotFound.
 func (r *Runner) Get(ctx context.Context, id string) (Operation, error) {
 	if !isID(id) {
 		return Operation{}, ErrNotFound
@@ -248,8 +250,8 @@ func (r *Runner) Get(ctx context.Context, id string) (Operation, error) {
 	return r.store.Get(ctx, id)
 }
 
-// isID reports whether id may be one of an operation. Anybody can ask for one; a store need not look for what it would not
-// even take, such as a NUL.
+// isID reports whether id may be the ID of an operation. IDs come from clients, and some stores reject bytes such as
+// NUL.
 func isID(id string) bool {
 	for i := range len(id) {
 		if id[i] <= ' ' || id[i] > '~' {
@@ -259,12 +261,12 @@ func isID(id string) bool {
 	return id != "" && len(id) <= maxIDBytes
 }
 
-// List returns the operations that q asks for, of all processes that share the store, the newest first.
+// List returns the operations that q selects, newest first. It includes those of all processes that share the store.
 func (r *Runner) List(ctx context.Context, q Query) ([]Operation, error) {
 	return r.store.List(ctx, q)
 }
 
-// Wait returns the operation when it is over, or ctx's error when that ends first.
+// Wait waits until the operation is over and returns it. It returns ctx's error if ctx ends first.
 func (r *Runner) Wait(ctx context.Context, id string) (Operation, error) {
 	var op Operation
 	var err error
@@ -274,11 +276,11 @@ func (r *Runner) Wait(ctx context.Context, id string) (Operation, error) {
 	return op, err
 }
 
-// next returns the operation when it has changed since the revision, or is final. It looks into the store once a
-// second for what another process runs.
+// next waits until the operation has a later revision or is final, and returns it. It polls the store every
+// pollInterval for operations of other processes.
 func (r *Runner) next(ctx context.Context, id string, revision int64) (Operation, error) {
 	for {
-		var changed <-chan struct{} // nil: another process has it
+		var changed <-chan struct{} // nil: another process runs it
 		if x := r.find(id); x != nil {
 			changed = x.changes()
 		}
@@ -298,9 +300,10 @@ func (r *Runner) next(ctx context.Context, id string, revision int64) (Operation
 	}
 }
 
-// Cancel cancels the operation and returns it as it then is: Cancelled if it was Pending; if it was Running, its function's
-// context has ended, and it is over when the function returns, or after Grace. One that another process runs learns it with
-// that one's lease. One that is over stays as it is, and so does one whose function succeeds all the same.
+// Cancel cancels the operation and returns its new state. A Pending operation becomes Cancelled. For a Running
+// operation, Cancel ends the context of its function. The operation is over when the function returns, or after
+// Grace. If another process runs the operation, that process sees the request at its next lease renewal. A finished
+// operation does not change. An operation whose function still succeeds becomes Succeeded.
 func (r *Runner) Cancel(ctx context.Context, id string) (Operation, error) {
 	if x := r.find(id); x != nil {
 		return x.cancel(ctx)
@@ -331,10 +334,10 @@ func (r *Runner) Stats() Stats {
 	return s
 }
 
-// Shutdown refuses new operations with aiguard.ErrClosed and waits for those that run and wait. When ctx ends first, it
-// releases what is Pending and was started by Submit, for another process; ends the contexts of what is Running; and after
-// Grace marks what is left as interrupted. Then it returns ctx's error; functions that ignore their context may
-// still run. It may be called more than once.
+// Shutdown rejects new operations with aiguard.ErrClosed and waits for running and pending operations. If ctx ends
+// first, Shutdown releases Pending operations of Submit, so that another process can take them over. It then ends the
+// contexts of all other operations, and after Grace it marks the unfinished ones as interrupted. In this case it
+// returns ctx's error, and functions that ignore their context may still run. Shutdown may be called more than once.
 func (r *Runner) Shutdown(ctx context.Context) error {
 	r.close()
 	defer func() {
@@ -352,7 +355,7 @@ func (r *Runner) Shutdown(ctx context.Context) error {
 	select {
 	case <-r.idle:
 	case <-patience.C:
-		r.stop() // the store does not take what there is to say
+		r.stop() // the store still rejects the final states
 		<-r.idle
 	}
 	return ctx.Err()

@@ -13,7 +13,7 @@ import (
 	"github.com/aiguard-go/aiguard/task"
 )
 
-func TestFunctionThatReturnsATypedNilHasFailed(t *testing.T) {
+func TestFunctionReturningATypedNilFails(t *testing.T) {
 	inVirtualTime(t, task.Config{}, func(t *testing.T, r *task.Runner) {
 		for name, nothing := range typednil.Errors() {
 			op := wait(t, r, start(t, r, func(context.Context) (any, error) { return nil, nothing }).ID)
@@ -24,7 +24,7 @@ func TestFunctionThatReturnsATypedNilHasFailed(t *testing.T) {
 	})
 }
 
-// nilStore fails with what is set.
+// nilStore fails with the configured error.
 type nilStore struct {
 	task.Store
 	err error
@@ -44,7 +44,7 @@ func (s *nilStore) Get(ctx context.Context, id string) (task.Operation, error) {
 	return s.Store.Get(ctx, id)
 }
 
-func TestStoreThatFailsWithATypedNilHasFailed(t *testing.T) {
+func TestStoreReturningATypedNilFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &nilStore{Store: newMemory(t)}
 		r := newRunner(t, store, task.Config{})

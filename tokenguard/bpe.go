@@ -3,8 +3,8 @@ package tokenguard
 import "slices"
 
 // tokens counts the tokens of a piece by byte pair encoding (Sennrich, Haddow and Birch, "Neural Machine Translation
-// of Rare Words with Subword Units", 2016, on bytes): beginning with single bytes, the two neighbours whose union has
-// the lowest rank are merged, the leftmost first, until no union is a token.
+// of Rare Words with Subword Units", 2016, on bytes). It starts with single bytes. It merges the neighbours whose
+// union has the lowest rank, leftmost first, until no union is a token.
 func (e *encoding) tokens(piece string) int {
 	if _, ok := e.ranks[piece]; ok {
 		return 1
@@ -15,14 +15,14 @@ func (e *encoding) tokens(piece string) int {
 	return e.merge(piece)
 }
 
-// scanned is the length up to which looking at every pair for the lowest is faster than a heap. Words are shorter.
+// scanned is the length up to which a linear scan for the lowest rank is faster than a heap. Most words are shorter.
 const scanned = 64
 
 // scan merges in quadratic time.
 func (e *encoding) scan(piece string) int {
-	var start [scanned + 1]int    // of each part; one more for the end
-	var ranks [scanned + 1]uint32 // of each part with the next
-	n := len(piece)               // parts
+	var start [scanned + 1]int    // start of each part, and the end
+	var ranks [scanned + 1]uint32 // rank of each part joined with the next
+	n := len(piece)               // number of parts
 	for i := range n + 1 {
 		start[i], ranks[i] = i, none
 		if i+2 <= n {
@@ -51,13 +51,13 @@ func (e *encoding) scan(piece string) int {
 	}
 }
 
-// merge merges in n log n: the parts are a linked list, the pairs a heap.
+// merge merges in O(n log n) time, with the parts in a linked list and the pairs in a heap.
 func (e *encoding) merge(piece string) int {
 	n := len(piece)
 	next, prev := make([]int32, n+1), make([]int32, n+1)
 	ranks := make([]uint32, n+1)
 	pairs := make(heap, 0, n)
-	rank := func(i int32) uint32 { // of the part at i with the next
+	rank := func(i int32) uint32 { // rank of the part at i joined with the next
 		if int(next[i]) >= n {
 			return none
 		}
@@ -77,7 +77,7 @@ func (e *encoding) merge(piece string) int {
 	for len(pairs) > 0 {
 		r, i := pairs.pop()
 		if ranks[i] != r {
-			continue // what it spoke of was merged
+			continue // stale: one of its parts was merged
 		}
 		gone := next[i]
 		next[i] = next[gone]
@@ -96,7 +96,7 @@ func (e *encoding) merge(piece string) int {
 	return parts
 }
 
-// heap is a binary heap of pairs, the lowest first: rank before position.
+// heap is a binary min-heap of pairs, ordered by rank and then by position.
 type heap []uint64
 
 func pair(rank uint32, at int32) uint64 { return uint64(rank)<<32 | uint64(at) }

@@ -13,18 +13,18 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// modelFor is a model of each encoding.
+// modelFor maps each encoding to a model that uses it.
 var modelFor = map[string]string{o200k: "gpt-4o", cl100: "gpt-4", p50k: "text-davinci-003", r50k: "text-davinci-001"}
 
-func TestCountsThatOpenAIHasPublished(t *testing.T) {
+func TestCountsMatchOpenAI(t *testing.T) {
 	type counts map[string]int
 	for text, want := range map[string]counts{
-		// The cookbook, "How to count tokens with tiktoken".
+		// From OpenAI's cookbook, "How to count tokens with tiktoken".
 		"tiktoken is great!":           {o200k: 6, cl100: 6},
 		"antidisestablishmentarianism": {o200k: 6, cl100: 6, p50k: 5, r50k: 5},
 		"2 + 2 = 4":                    {o200k: 7, cl100: 7, p50k: 5, r50k: 5},
 		"お誕生日おめでとう":                    {o200k: 8, cl100: 9, p50k: 14, r50k: 14},
-		// tiktoken's own tests.
+		// From tiktoken's own tests.
 		"":                  {o200k: 0, cl100: 0, p50k: 0, r50k: 0},
 		"hello world":       {cl100: 2, r50k: 2, p50k: 2},
 		"rer":               {cl100: 1},
@@ -45,9 +45,9 @@ func TestCountsThatOpenAIHasPublished(t *testing.T) {
 	}
 }
 
-// The counts in testdata are those of tiktoken itself (npm package tiktoken 1.0.22, which is its Rust core) for texts put
-// together at random from words, scripts, marks, contractions, numbers, symbols and kinds of white space.
-func TestCountsAreTiktokens(t *testing.T) {
+// The counts in testdata come from tiktoken (npm package tiktoken 1.0.22, which contains its Rust core). The texts
+// are random combinations of words, scripts, marks, contractions, numbers, symbols and white space.
+func TestCountsMatchTiktoken(t *testing.T) {
 	data, err := os.ReadFile("testdata/tiktoken.json")
 	require.NoError(t, err)
 	var rows []map[string]any
@@ -71,9 +71,9 @@ var cookbook = []openai.ChatCompletionMessage{
 	{Role: "user", Content: "This late pivot means we don't have time to boil the ocean for the client deliverable."},
 }
 
-func TestMessagesTakeWhatTheAPICounted(t *testing.T) {
+func TestMessageCountsMatchTheAPI(t *testing.T) {
 	for model, want := range map[string]int{
-		"gpt-3.5-turbo": 129, "gpt-4-0613": 129, "gpt-4": 129, "gpt-4o": 124, "gpt-4o-mini": 124, // the cookbook's figures
+		"gpt-3.5-turbo": 129, "gpt-4-0613": 129, "gpt-4": 129, "gpt-4o": 124, "gpt-4o-mini": 124, // figures from the cookbook
 	} {
 		got, err := CountMessages(model, cookbook)
 		require.NoError(t, err)
@@ -110,7 +110,7 @@ func TestEveryTextOfAMessageIsCounted(t *testing.T) {
 	}
 }
 
-func TestModelsHaveTheirEncoding(t *testing.T) {
+func TestEncodingOfModels(t *testing.T) {
 	for encoding, models := range map[string]string{
 		o200k: "gpt-4o gpt-4o-mini gpt-4o-2024-08-06 chatgpt-4o-latest gpt-4.1 gpt-4.1-nano-2025-04-14 gpt-4.5-preview gpt-5 gpt-5-mini gpt-5.1 " +
 			"gpt-oss-120b o1 o1-preview o3 o3-mini o4-mini-2025-04-16 ft:gpt-4o-mini-2024-07-18:acme::abc123 ft:gpt-4.1:acme gpt-4o-eu openai/o3-mini GPT-4o gpt-4o_prod",
@@ -133,9 +133,9 @@ func TestModelsHaveTheirEncoding(t *testing.T) {
 	assert.False(t, known)
 }
 
-func TestAnUnknownModelTakesTheLargerCount(t *testing.T) {
+func TestUnknownModelUsesTheLargerCount(t *testing.T) {
 	for text, want := range map[string]int{
-		"お誕生日おめでとう":                      9, // cl100k_base's; o200k_base has 8
+		"お誕生日おめでとう":                      9, // cl100k_base's count; o200k_base has 8
 		strings.Repeat("\n", 1000) + "x": 64,
 	} {
 		o, err := Count("gpt-4o", text)
@@ -149,7 +149,7 @@ func TestAnUnknownModelTakesTheLargerCount(t *testing.T) {
 	}
 }
 
-func TestInvalidUTF8IsCountedAsItIsSent(t *testing.T) {
+func TestInvalidUTF8IsCountedAsSent(t *testing.T) {
 	for _, text := range []string{"\xff", "a\xffb", "caf\xe9 au lait", "\xe4\xb8", "\xff\xfe\xfd !"} {
 		sent, err := json.Marshal(text)
 		require.NoError(t, err)
@@ -165,7 +165,7 @@ func TestInvalidUTF8IsCountedAsItIsSent(t *testing.T) {
 	}
 }
 
-func TestManyMayCountAtOnce(t *testing.T) {
+func TestCountIsSafeForConcurrentUse(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 16 {
 		wg.Go(func() {
@@ -196,7 +196,7 @@ func FuzzCount(f *testing.F) {
 			e, err := encodingOf(name)
 			require.NoError(t, err)
 			exact := e.count(text, math.MaxInt)
-			require.LessOrEqual(t, exact, atMost(text), "a token is a byte at least")
+			require.LessOrEqual(t, exact, atMost(text), "a token has at least one byte")
 			require.GreaterOrEqual(t, exact, e.atLeast(text))
 
 			limited := e.count(text, limit)
@@ -238,7 +238,7 @@ func BenchmarkCount(b *testing.B) {
 			}
 		})
 	}
-	b.Run("fits by its size", func(b *testing.B) {
+	b.Run("fits because of its size", func(b *testing.B) {
 		text := strings.Repeat("a", 1000)
 		b.ReportAllocs()
 		for b.Loop() {

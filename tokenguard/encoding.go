@@ -8,16 +8,17 @@ import (
 	"github.com/tiktoken-go/tokenizer"
 )
 
-// encoding counts tokens: it splits text into pieces as the encoding's pattern says, and merges the bytes of each piece
-// into tokens. The vocabulary is the library's. Its counting is not used: its pattern for white space ends at the first
-// newline instead of the last (too many tokens for blank lines with indentation), and takes quadratic time over them.
+// encoding counts tokens. It splits text into pieces by the encoding's pattern and merges the bytes of each piece
+// into tokens. Only the vocabulary comes from the library. The library's own pattern for white space ends at the
+// first newline instead of the last. It counts too many tokens for blank lines with indentation and takes quadratic
+// time there.
 type encoding struct {
-	ranks   map[string]uint32 // of each token; lower ones merge first
-	longest int               // token, in bytes
-	split   func(string) int  // length of the first piece of a text that is not empty
+	ranks   map[string]uint32 // of each token; lower ranks merge first
+	longest int               // longest token in bytes
+	split   func(string) int  // returns the length of the first piece of a text that is not empty
 }
 
-// encodingOf returns an encoding by name. Each is built when it is first asked for.
+// encodingOf returns an encoding by name. Each encoding is built on first use.
 func encodingOf(name string) (*encoding, error) {
 	switch name {
 	case o200k:
@@ -37,7 +38,8 @@ var (
 	r50kBase   = build(tokenizer.R50kBase, 50_256, splitGPT2)
 )
 
-// build reads a vocabulary of that many tokens. The library gives out tokens by id alone, and the ids are the ranks.
+// build returns a function that reads a vocabulary of that many tokens once. The library returns tokens only by ID;
+// the IDs are the ranks.
 func build(name tokenizer.Encoding, tokens int, split func(string) int) func() (*encoding, error) {
 	return sync.OnceValues(func() (*encoding, error) {
 		codec, err := tokenizer.Get(name)
@@ -47,7 +49,7 @@ func build(name tokenizer.Encoding, tokens int, split func(string) int) func() (
 		e := &encoding{ranks: make(map[string]uint32, tokens), split: split}
 		for id := uint(0); len(e.ranks) < tokens; id++ {
 			token, err := codec.Decode([]uint{id})
-			if err != nil && id >= uint(tokens)+1 { // an id may be left out: that of a special token
+			if err != nil && id >= uint(tokens)+1 { // one ID may be missing: that of a special token
 				return nil, fmt.Errorf("tokenguard: %s has %d tokens instead of %d: %w", name, len(e.ranks), tokens, err)
 			}
 			if err == nil {
@@ -59,10 +61,10 @@ func build(name tokenizer.Encoding, tokens int, split func(string) int) func() (
 	})
 }
 
-// longPiece is where a piece is counted in parts, to bound the memory it takes: no language has words of 16 KiB.
+// longPiece is the length above which a piece is counted in parts, to limit memory. No language has words of 16 KiB.
 const longPiece = 16 << 10
 
-// count counts the tokens of text. Over limit it stops, and returns a number between limit and what the text has.
+// count counts the tokens of text. It stops above limit and then returns a number between limit and the real count.
 func (e *encoding) count(text string, limit int) int {
 	if least := e.atLeast(text); least > limit {
 		return least
@@ -84,10 +86,10 @@ func (e *encoding) count(text string, limit int) int {
 	return n
 }
 
-// atLeast is a lower bound of the tokens in text.
+// atLeast returns a lower bound of the tokens in text.
 func (e *encoding) atLeast(text string) int { return (len(text) + e.longest - 1) / e.longest }
 
-const none = math.MaxUint32 // rank of what is no token
+const none = math.MaxUint32 // rank of a string that is not a token
 
 func (e *encoding) rank(s string) uint32 {
 	if r, ok := e.ranks[s]; ok {

@@ -19,7 +19,7 @@ import (
 	"github.com/aiguard-go/aiguard/tokenguard"
 )
 
-func TestLimitHasThePromptsOfAGuardCounted(t *testing.T) {
+func TestGuardCountsPromptsWithLimit(t *testing.T) {
 	const max = 1000
 	fake := aiguardtest.NewServer(t)
 	oc := openai.DefaultConfig("key")
@@ -32,7 +32,7 @@ func TestLimitHasThePromptsOfAGuardCounted(t *testing.T) {
 			Messages: []openai.ChatCompletionMessage{{Role: "user", Content: strings.Repeat(" word", n)}}})
 		return err
 	}
-	require.NoError(t, ask(max-4), "a message takes four tokens more than its words")
+	require.NoError(t, ask(max-4), "a message takes four tokens more than its text")
 	err = ask(max - 3)
 	require.ErrorIs(t, err, aiguard.ErrPromptTooLarge)
 	var e *aiguard.Error
@@ -40,17 +40,17 @@ func TestLimitHasThePromptsOfAGuardCounted(t *testing.T) {
 	assert.Equal(t, "prompt_tokens", e.Phase)
 	assert.EqualValues(t, max, e.Max)
 	assert.EqualValues(t, max+1, e.Size)
-	assert.Equal(t, 1, fake.Count(), "and it was not sent")
+	assert.Equal(t, 1, fake.Count(), "the request was not sent")
 }
 
-func TestLimitSumsUpToWhatTheMessagesTake(t *testing.T) {
+func TestLimitMatchesCountMessages(t *testing.T) {
 	messages := []openai.ChatCompletionMessage{
 		{Role: "system", Content: "You are terse."}, {Role: "user", Content: "Who wrote Faust?"},
 		{Role: "assistant", Content: "Goethe."}, {Role: "user", Content: "And Tosca?"},
 	}
 	want, err := tokenguard.CountMessages("gpt-4o", messages)
 	require.NoError(t, err)
-	sum := 3 // the reply
+	sum := 3 // start of the reply
 	for _, m := range messages {
 		n, err := tokenguard.Limit(100)("gpt-4o", m.Content)
 		require.NoError(t, err)
@@ -63,7 +63,7 @@ func TestLimitSumsUpToWhatTheMessagesTake(t *testing.T) {
 	assert.Equal(t, 2, n, "an embedding has no messages")
 }
 
-func TestFitsTakesTextsTogether(t *testing.T) {
+func TestFitsCountsTextsTogether(t *testing.T) {
 	for _, c := range []struct {
 		max  int
 		want bool
@@ -77,7 +77,7 @@ func TestFitsTakesTextsTogether(t *testing.T) {
 	assert.True(t, got)
 }
 
-// A vocabulary takes 0.1 s and megabytes to build: that must not happen where nothing needs to be counted.
+// A vocabulary takes 0.1 s and megabytes to build. It must not be built if no text needs to be counted.
 func TestSmallPromptsLoadNoVocabulary(t *testing.T) {
 	if os.Getenv("TOKENGUARD_CHILD") == "" {
 		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
@@ -97,9 +97,9 @@ func TestSmallPromptsLoadNoVocabulary(t *testing.T) {
 	assert.Equal(t, messages, kept)
 	assert.Less(t, allocated()-before, uint64(1<<20))
 
-	_, err = tokenguard.Count("gpt-4o", "") // even this does
+	_, err = tokenguard.Count("gpt-4o", "") // even an empty text loads the vocabulary
 	require.NoError(t, err)
-	assert.Greater(t, allocated()-before, uint64(5<<20), "the measure measures")
+	assert.Greater(t, allocated()-before, uint64(5<<20), "the test must detect a loaded vocabulary")
 }
 
 func allocated() uint64 {
@@ -108,7 +108,7 @@ func allocated() uint64 {
 	return m.TotalAlloc
 }
 
-func TestHugePathologicalTextsAreRefusedAtOnce(t *testing.T) {
+func TestHugePathologicalTextsAreRejectedAtOnce(t *testing.T) {
 	const max, size = 8000, 20 << 20
 	_, err := tokenguard.Count("unknown", "") // loads the vocabularies
 	require.NoError(t, err)
@@ -130,15 +130,15 @@ func TestHugePathologicalTextsAreRefusedAtOnce(t *testing.T) {
 		assert.ErrorIs(t, err, aiguard.ErrPromptTooLarge, name)
 		assert.Less(t, time.Since(start), time.Second, name)
 
-		n, err = tokenguard.Limit(max)("gpt-4o", text[:50_000]) // its size does not tell
+		n, err = tokenguard.Limit(max)("gpt-4o", text[:50_000]) // its size does not decide
 		require.NoError(t, err)
 		assert.Positive(t, n)
 		assert.Less(t, time.Since(start), 5*time.Second, name)
 	}
 }
 
-// Twice the text must not take much more than twice the time, or a request would stop a service.
-func TestTimeGrowsWithTheText(t *testing.T) {
+// Time must be about linear in the length, because a user's text could otherwise block a service.
+func TestCountTimeIsLinear(t *testing.T) {
 	for _, unit := range []string{"a", " ", " \n", "  \n\n", "\t\n", "Aa", "中A", "A中", "\u0301A", "''", "!\n/"} {
 		text := strings.Repeat(unit, 48_000/len(unit))
 		took := func(text string) time.Duration {
@@ -156,8 +156,8 @@ func TestTimeGrowsWithTheText(t *testing.T) {
 	}
 }
 
-// The limit is written twice, and must be the same.
-func TestLimitThatReachesLessFarThanTheGuardsIsAMistake(t *testing.T) {
+// The limit is configured twice and must agree.
+func TestLimitBelowMaxPromptTokensIsAnError(t *testing.T) {
 	_, err := aiguard.New(aiguard.Config{MaxPromptTokens: 500, CountTokens: tokenguard.Limit(100)})
 	require.ErrorContains(t, err, "want one that reaches MaxPromptTokens (500)")
 	for _, max := range []int{1, 100, 8000, 200_000} {

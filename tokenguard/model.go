@@ -2,7 +2,7 @@ package tokenguard
 
 import "strings"
 
-// The encodings of OpenAI's models, by tiktoken's names.
+// The encodings of OpenAI's models, by their names in tiktoken.
 const (
 	o200k = "o200k_base"
 	cl100 = "cl100k_base"
@@ -10,10 +10,10 @@ const (
 	r50k  = "r50k_base"
 )
 
-// model is what counting must know about a model.
+// model holds the facts that counting needs about a model.
 type model struct {
-	encodings []string // more than one: unknown which, the largest count is taken
-	chat      bool     // takes messages
+	encodings []string // if several, the encoding is unknown and the largest count applies
+	chat      bool     // accepts messages
 }
 
 var (
@@ -24,9 +24,9 @@ var (
 	gpt3     = model{[]string{r50k}, false}
 	unknown  = model{[]string{o200k, cl100}, true}
 	families = []struct {
-		name string // the model, alone or followed by a date, a size, or what a deployment is called
+		name string // model name, alone or followed by a date, a size, or a deployment suffix
 		model
-	}{ // a longer name comes before a shorter one that begins it; from tiktoken's model.py
+	}{ // a longer name comes before its own prefix; from tiktoken's model.py
 		{"gpt-4o", newer}, {"chatgpt-4o", newer}, {"gpt-4.1", newer}, {"gpt-4.5", newer}, {"gpt-5", newer},
 		{"gpt-oss", newer}, {"o1", newer}, {"o3", newer}, {"o4", newer},
 		{"gpt-3.5-turbo-instruct", plain}, {"gpt-35-turbo-instruct", plain},
@@ -40,14 +40,14 @@ var (
 	}
 )
 
-// Encoding returns the name of the encoding by which model's tokens are counted, such as "o200k_base", and whether it
-// is known. Dates, sizes and other additions to a name are allowed ("gpt-4o-2024-08-06"), and so are fine-tuned
-// models ("ft:gpt-4o-mini:…"), Azure's spellings and deployments named after their model ("gpt-35-turbo-eu"), and a
-// router's prefix ("openai/o3-mini").
+// Encoding returns the name of model's encoding, such as "o200k_base", and whether the model is known. The model's
+// name may have a date, a size or another suffix ("gpt-4o-2024-08-06"). Fine-tuned models ("ft:gpt-4o-mini:…"),
+// Azure's spellings, deployments named after their model ("gpt-35-turbo-eu"), and a router's prefix
+// ("openai/o3-mini") are also known.
 //
-// All others, a deployment called "prod" or another maker's model, are counted by both o200k_base and cl100k_base,
-// and the larger count is taken: never too low for any current model of OpenAI. Other makers' models may
-// take more tokens than that: leave them room.
+// Other names, such as a deployment called "prod" or another vendor's model, are counted with both o200k_base and
+// cl100k_base, and the larger count applies. For any current OpenAI model this count is never too low. Other vendors'
+// models may need more tokens, so leave room for them.
 func Encoding(model string) (name string, known bool) {
 	m := modelOf(model)
 	return m.encodings[0], len(m.encodings) == 1

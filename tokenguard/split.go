@@ -6,11 +6,11 @@ import (
 	"unicode/utf8"
 )
 
-// The patterns by which tiktoken splits text before it merges bytes (openai_public.py), written out: each function
-// returns the length of the first piece of a text that is valid and not empty. Over a whole text all take linear
-// time.
+// The functions below implement the patterns by which tiktoken splits text before it merges bytes (openai_public.py).
+// Each returns the length of the first piece of a text that is valid UTF-8 and not empty. Splitting a whole text
+// takes linear time.
 
-// splitO200k is the pattern of o200k_base.
+// splitO200k implements the pattern of o200k_base.
 func splitO200k(s string) int {
 	r, size := utf8.DecodeRuneInString(s)
 	switch {
@@ -19,9 +19,9 @@ func splitO200k(s string) int {
 		return end
 	case unicode.IsNumber(r):
 		return digits(s, 3)
-	case r != '\r' && r != '\n': // may come before a word
+	case r != '\r' && r != '\n': // this character may come before a word
 		end, small := word(s, size)
-		if unicode.IsMark(r) && !small { // a mark is a word by itself, and that is tried before capitals alone
+		if unicode.IsMark(r) && !small { // a mark is a word itself, and that alternative comes before capitals alone
 			end, _ = word(s, 0)
 		}
 		if end > 0 {
@@ -34,7 +34,7 @@ func splitO200k(s string) int {
 	return space(s)
 }
 
-// splitCl100k is the pattern of cl100k_base.
+// splitCl100k implements the pattern of cl100k_base.
 func splitCl100k(s string) int {
 	if n := contraction(s); n > 0 {
 		return n
@@ -56,7 +56,7 @@ func splitCl100k(s string) int {
 	return space(s)
 }
 
-// splitGPT2 is the pattern of r50k_base and p50k_base.
+// splitGPT2 implements the pattern of r50k_base and p50k_base.
 func splitGPT2(s string) int {
 	if n := contraction(s); n > 0 && lower(s[:n]) {
 		return n
@@ -78,10 +78,11 @@ func splitGPT2(s string) int {
 	return beforeLast(s, end)
 }
 
-// word returns where the word of o200k_base that begins at at ends: capitals, then small letters, where what is
-// neither (中, marks) is both; or capitals alone; then a contraction. It returns 0 where there is no word.
+// word returns the end of the o200k_base word that starts at at, or 0 if there is none. A word is capitals followed
+// by small letters, or capitals alone, and then a contraction. Characters without case (中, marks) count as both.
+// small reports whether the word has small letters.
 func word(s string, at int) (end int, small bool) {
-	capitals, both := at, at // ends of what may be capitals, and of the last in it that may be small
+	capitals, both := at, at // end of the possible capitals, and end of the last of them that may also be small
 	for capitals < len(s) {
 		r, size := utf8.DecodeRuneInString(s[capitals:])
 		if !unicode.In(r, unicode.Lu, unicode.Lt, unicode.Lm, unicode.Lo, unicode.M) {
@@ -105,12 +106,12 @@ func word(s string, at int) (end int, small bool) {
 	case end == at:
 		return 0, false
 	case end == capitals && small:
-		end = both // the capitals after it begin a new word
+		end = both // the capitals after it start a new word
 	}
 	return end + contraction(s[end:]), small
 }
 
-// letters returns where the letters that begin at at end.
+// letters returns the end of the letters that start at at.
 func letters(s string, at int) int {
 	for at < len(s) {
 		r, size := utf8.DecodeRuneInString(s[at:])
@@ -122,7 +123,7 @@ func letters(s string, at int) int {
 	return at
 }
 
-// digits returns the length of up to most digits.
+// digits returns the length of the leading digits, at most most of them.
 func digits(s string, most int) int {
 	end := 0
 	for range most {
@@ -135,8 +136,8 @@ func digits(s string, most int) int {
 	return end
 }
 
-// symbols returns the length of a run of what is neither letter, digit nor white space, with a blank before it and any
-// of tail after it.
+// symbols returns the length of the leading symbols, which are neither letters, digits nor white space. It includes
+// one space before them and any characters of tail after them.
 func symbols(s, tail string) int {
 	begin := 0
 	if s[0] == ' ' {
@@ -159,7 +160,7 @@ func symbols(s, tail string) int {
 	return end
 }
 
-// space returns the length of a piece of white space: to its last newline, or as beforeLast has it.
+// space returns the length of the leading white space: up to its last newline, or as in beforeLast.
 func space(s string) int {
 	end, newline := spaces(s)
 	if newline > 0 {
@@ -168,7 +169,7 @@ func space(s string) int {
 	return beforeLast(s, end)
 }
 
-// spaces returns where white space and the last newline in it end.
+// spaces returns the end of the leading white space, and the end of the last newline in it.
 func spaces(s string) (end, newline int) {
 	for end < len(s) {
 		r, size := utf8.DecodeRuneInString(s[end:])
@@ -183,8 +184,8 @@ func spaces(s string) (end, newline int) {
 	return end, newline
 }
 
-// beforeLast leaves the last character of the white space before end to the word that follows, if any, unless it is
-// alone.
+// beforeLast returns end without the last white space character, which belongs to the next word. It returns end
+// itself if no word follows or if there is only one such character.
 func beforeLast(s string, end int) int {
 	_, last := utf8.DecodeLastRuneInString(s[:end])
 	if end == len(s) || end == last {
@@ -193,8 +194,7 @@ func beforeLast(s string, end int) int {
 	return end - last
 }
 
-// contraction returns the length of one of 's 't 'm 'd 're 've 'll, in small letters or capitals, that s begins with,
-// or 0.
+// contraction returns the length of a leading 's 't 'm 'd 're 've 'll in either case, or 0.
 func contraction(s string) int {
 	if len(s) < 2 || s[0] != '\'' {
 		return 0
@@ -207,13 +207,13 @@ func contraction(s string) int {
 		return 0
 	}
 	switch a, b := s[1]|0x20, s[2]|0x20; {
-	case a == 'r' && b == 'e', a == 'v' && b == 'e', a == 'l' && b == 'l', s[1:3] == "ſ": // an s to Unicode's case folding
+	case a == 'r' && b == 'e', a == 'v' && b == 'e', a == 'l' && b == 'l', s[1:3] == "ſ": // ſ is an s in Unicode case folding
 		return 3
 	}
 	return 0
 }
 
-// lower reports whether there are no capitals in a contraction.
+// lower reports whether a contraction has no capitals.
 func lower(s string) bool {
 	for i := range len(s) {
 		if s[i] >= 'A' && s[i] <= 'Z' || s[i] >= utf8.RuneSelf {
@@ -223,7 +223,7 @@ func lower(s string) bool {
 	return true
 }
 
-// valid replaces each byte that is not UTF-8 by U+FFFD.
+// valid replaces each invalid byte by U+FFFD.
 func valid(s string) string {
 	if utf8.ValidString(s) {
 		return s

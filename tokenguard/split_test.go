@@ -6,7 +6,7 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
-func TestTextIsSplitAsThePatternsSay(t *testing.T) {
+func TestSplitFollowsThePatterns(t *testing.T) {
 	for _, c := range []struct {
 		split func(string) int
 		text  string
@@ -14,7 +14,7 @@ func TestTextIsSplitAsThePatternsSay(t *testing.T) {
 	}{
 		{splitO200k, "camelCase HTTPServer's", []string{"camel", "Case", " HTTPServer's"}},
 		{splitO200k, "中A中BC", []string{"中A中", "BC"}},
-		{splitO200k, "\u0301ABC", []string{"\u0301", "ABC"}}, // small letters are tried first, and a mark is one
+		{splitO200k, "\u0301ABC", []string{"\u0301", "ABC"}}, // the alternative with small letters comes first, and a mark matches it
 		{splitO200k, "!\u0301ABC", []string{"!\u0301", "ABC"}},
 		{splitO200k, "1234 !/\n/ x", []string{"123", "4", " !/\n/", " x"}},
 		{splitO200k, "a \n \n  b", []string{"a", " \n \n", " ", " b"}},

@@ -1,18 +1,18 @@
-// Package tokenguard counts the tokens of prompts as OpenAI's models do, for Config.MaxPromptTokens, and trims
-// conversations to a number of tokens. The vocabularies are compiled in: nothing is downloaded.
+// Package tokenguard counts the tokens of prompts for OpenAI's models. Use it for Config.MaxPromptTokens, and to trim
+// conversations to a number of tokens. The vocabularies are compiled in; nothing is downloaded.
 //
 //	aiguard.Config{MaxPromptTokens: 8000, CountTokens: tokenguard.Limit(8000)}
 //
-// Most programs need Limit, and Trim for chats that grow. The counts of texts are exact for the models that Encoding
-// knows; those of messages follow OpenAI's published formula, which OpenAI calls an estimate.
+// Most programs need Limit, and Trim for chats that grow. Counts of texts are exact for the models that Encoding
+// knows. Counts of messages follow OpenAI's published formula, which OpenAI describes as an estimate.
 //
 // # Cost
 //
-// A program grows by 12 MB. The first count with an encoding builds its tables, once for the process and for good:
-// o200k_base takes 0.15 s and 17 MB of heap, cl100k_base 0.05 s and 8 MB, where measured. After that a kilobyte of
-// English takes some 0.04 ms, of Chinese 0.1 ms, of text made to be slow 0.5 ms, always in proportion to the length;
-// words of up to 64 bytes allocate nothing. Limit, Fits and Trim stop counting where the limit is passed, and don't
-// begin where the size in bytes tells.
+// A program grows by 12 MB. The first count with an encoding builds its tables once for the process. On the machine
+// where we measured, o200k_base takes 0.15 s and 17 MB of heap, and cl100k_base takes 0.05 s and 8 MB. After that, a
+// kilobyte of English takes about 0.04 ms, Chinese 0.1 ms, and a worst-case text 0.5 ms. The time is always
+// proportional to the length. Words of up to 64 bytes allocate nothing. Limit, Fits and Trim stop counting at the
+// limit. They do not count at all where the size in bytes decides.
 //
 // All functions are safe for concurrent use.
 package tokenguard
@@ -24,30 +24,30 @@ import (
 	openai "github.com/sashabaranov/go-openai"
 )
 
-// What a chat message costs besides its texts, from num_tokens_from_messages in OpenAI's cookbook
-// ("How to count tokens with tiktoken").
+// Tokens of a chat message in addition to its texts, from num_tokens_from_messages in OpenAI's cookbook ("How to
+// count tokens with tiktoken").
 const (
-	perMessage = 3 // the marks around it
+	perMessage = 3 // delimiters
 	perRole    = 1 // every role is one token
 	perName    = 1
-	perReply   = 3 // primes the answer, once for a request
+	perReply   = 3 // start of the answer, once per request
 
-	// OpenAI has not published how calls are written; this is what a message takes.
+	// OpenAI has not published how tool calls are encoded. This is the overhead of a message.
 	perToolCall = 3
 )
 
-// Count returns how many tokens text is for model: the text alone, without what a message costs around it. For a model
-// that Encoding does not know it is the larger of the counts by o200k_base and cl100k_base. Invalid UTF-8 is counted
-// as encoding/json sends it. More than 16 KiB of letters, symbols or white space without a break, which no language
-// has, are counted in parts and may come out a few tokens off. The error is nil unless a vocabulary is damaged.
+// Count returns the number of tokens in text for model, without the overhead of a message. For a model that Encoding
+// does not know, Count returns the larger count of o200k_base and cl100k_base. Invalid UTF-8 is counted as
+// encoding/json sends it. Runs of more than 16 KiB of letters, symbols or white space do not occur in any language.
+// Count splits them, and its result may differ by a few tokens. The error is nil unless a vocabulary is damaged.
 //
-// It fits Config.CountTokens, but counts without bound and without messages: see Limit.
+// Count has the type of Config.CountTokens, but has no limit and ignores message overhead. Use Limit there.
 func Count(model, text string) (int, error) {
 	return count(modelOf(model), text, math.MaxInt)
 }
 
-// CountMessages returns how many tokens messages are for a chat with model, the priming of the reply included. Images,
-// sounds and files are not counted, nor the definitions of tools, which are not part of the messages.
+// CountMessages returns the number of tokens in messages for a chat with model, including the start of the reply. It
+// does not count images, sounds, files, or the definitions of tools, which are not part of the messages.
 func CountMessages(model string, messages []openai.ChatCompletionMessage) (int, error) {
 	m, total := modelOf(model), perReply
 	for i := range messages {
@@ -60,14 +60,14 @@ func CountMessages(model string, messages []openai.ChatCompletionMessage) (int, 
 	return total, nil
 }
 
-// Limit returns a counter for Config.CountTokens with a MaxPromptTokens of max. It counts each text of a chat model
-// as a message of its own, because Config.CountTokens sees texts only: a conversation comes out as CountMessages has
-// it, but for the three tokens that prime the reply, and requests with names, tools or several parts in a message
-// come out higher.
+// Limit returns a counter for Config.CountTokens with a MaxPromptTokens of max. For a chat model it counts each text
+// as a message, because Config.CountTokens receives only texts. A plain conversation has the count of CountMessages
+// without the 3 tokens for the start of the reply. Requests with names, tools or several parts in a message have a
+// higher count.
 //
-// aiguard.New refuses a counter that reaches less far than MaxPromptTokens. A text of more than max tokens is not
-// counted to its end: the counter then returns some number over max that is no more than the text has. Text that must
-// be over the limit, as no token is long enough, is not counted at all.
+// aiguard.New rejects a counter whose max is lower than MaxPromptTokens. The counter stops after max tokens. It then
+// returns a number above max that is at most the real count. It does not count a text that must exceed max because of
+// its length.
 func Limit(max int) func(model, text string) (int, error) {
 	return func(model, text string) (int, error) {
 		m := modelOf(model)
@@ -79,8 +79,8 @@ func Limit(max int) func(model, text string) (int, error) {
 	}
 }
 
-// Fits reports whether texts, taken together, are at most max tokens for model. It is Count without the cost where the
-// sizes in bytes tell: up to max bytes always fit, and no vocabulary is loaded to say so.
+// Fits reports whether texts together have at most max tokens for model. If the sizes in bytes decide, Fits does not
+// count. Texts of at most max bytes always fit, and need no vocabulary.
 func Fits(model string, max int, texts ...string) (bool, error) {
 	most := 0
 	for _, text := range texts {
@@ -99,8 +99,8 @@ func Fits(model string, max int, texts ...string) (bool, error) {
 	return true, nil
 }
 
-// atMost is an upper bound of the tokens in text: a token is a byte at least. An invalid byte is sent as the three of
-// U+FFFD.
+// atMost returns an upper bound of the tokens in text, because a token has at least one byte. An invalid byte is sent
+// as the three bytes of U+FFFD.
 func atMost(text string) int {
 	if utf8.ValidString(text) {
 		return len(text)
@@ -108,7 +108,7 @@ func atMost(text string) int {
 	return 3 * len(text)
 }
 
-// count counts up to limit: a result above it says only that there are more.
+// count counts up to limit. A result above limit is only a lower bound.
 func count(m model, text string, limit int) (int, error) {
 	most := 0
 	for _, name := range m.encodings {
@@ -121,7 +121,7 @@ func count(m model, text string, limit int) (int, error) {
 	return most, nil
 }
 
-// countMessage is count for a message with what it costs around its texts.
+// countMessage counts a message with its overhead, up to limit.
 func countMessage(m model, msg *openai.ChatCompletionMessage, limit int) (total int, err error) {
 	parts(msg, func(text string, around int) {
 		total += around
@@ -134,7 +134,7 @@ func countMessage(m model, msg *openai.ChatCompletionMessage, limit int) (total 
 	return total, err
 }
 
-// parts calls f with each text of a message and the tokens around it.
+// parts calls f with each text of a message and the overhead of that text in tokens.
 func parts(msg *openai.ChatCompletionMessage, f func(text string, around int)) {
 	f(msg.Content, perMessage+perRole)
 	for i := range msg.MultiContent {

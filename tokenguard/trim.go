@@ -8,16 +8,17 @@ import (
 	"github.com/aiguard-go/aiguard"
 )
 
-// Trim drops the oldest messages until the rest is at most max tokens for a chat with model, as CountMessages counts.
-// It never drops a system or developer message or the last message of the user, and never half of a tool call: the
-// assistant's message and the results that answer it stay or go together. The order stays.
+// Trim drops the oldest messages until the rest has at most max tokens for a chat with model, counted as in
+// CountMessages. It always keeps system messages, developer messages and the last user message. It keeps or drops a
+// tool call together with its results. The order of the messages stays.
 //
-// The error is an *aiguard.Error of kind ErrPromptTooLarge if what may not be dropped is too large by itself: Size is
-// its tokens, or fewer where the count stopped because they are more than max by far. Leave room in max for the
-// definitions of tools, for images and, where the context is shared, for the answer.
+// If the messages that Trim must keep exceed max, it returns an *aiguard.Error of kind ErrPromptTooLarge. Its Size is
+// their count, or less if counting stopped early. Leave room in max for the definitions of tools, for images and, if
+// the context window is shared, for the answer.
 //
-// messages is not changed; where nothing is dropped it is what Trim returns. Tokens are counted from the newest message
-// back to the first that does not fit, and not at all where the sizes in bytes show that everything does.
+// Trim does not modify messages. If nothing is dropped, Trim returns messages itself. It counts from the newest
+// message back to the first that does not fit. It does not count at all if the sizes in bytes show that everything
+// fits.
 func Trim(model string, max int, messages []openai.ChatCompletionMessage) ([]openai.ChatCompletionMessage, error) {
 	if atMostIn(messages) <= max {
 		return slices.Clip(messages), nil
@@ -25,7 +26,7 @@ func Trim(model string, max int, messages []openai.ChatCompletionMessage) ([]ope
 	units, m := unitsOf(messages), modelOf(model)
 	left := max - perReply
 	keep := make([]bool, len(messages))
-	for k, unit := range units { // the first may not be dropped, then from the newest to the oldest
+	for k, unit := range units { // the first unit must be kept; the others go from newest to oldest
 		size, err := unitSize(m, messages, unit, left)
 		if err != nil {
 			return nil, err
@@ -51,7 +52,8 @@ func Trim(model string, max int, messages []openai.ChatCompletionMessage) ([]ope
 	return kept, nil
 }
 
-// unitSize counts the messages of a unit. Over limit it stops, and returns a number between limit and what they have.
+// unitSize counts the messages of a unit. It stops above limit and then returns a number between limit and the real
+// count.
 func unitSize(m model, messages []openai.ChatCompletionMessage, unit []int, limit int) (int, error) {
 	size := 0
 	for _, i := range unit {
@@ -63,10 +65,10 @@ func unitSize(m model, messages []openai.ChatCompletionMessage, unit []int, limi
 	return size, nil
 }
 
-// unitsOf groups messages, by their indexes, into what is dropped or kept as one: first what is always kept, then the
-// others from the newest to the oldest. A call and its results are as old as the call.
+// unitsOf groups messages, by index, into units that are kept or dropped together. The first unit is always kept. The
+// others go from newest to oldest. A tool call and its results count as old as the call.
 func unitsOf(messages []openai.ChatCompletionMessage) [][]int {
-	question := -1 // the user's last
+	question := -1 // last user message
 	for i, msg := range slices.Backward(messages) {
 		if msg.Role == openai.ChatMessageRoleUser {
 			question = i
@@ -74,8 +76,8 @@ func unitsOf(messages []openai.ChatCompletionMessage) [][]int {
 		}
 	}
 	units := [][]int{nil}
-	calls := map[string]int{} // the unit of each call, by its id; of those with the same id the latest
-	function := -1            // the unit of a call in the older form, which has no id
+	calls := map[string]int{} // unit of each call by ID; the latest of duplicate IDs
+	function := -1            // unit of a call in the older form without an ID
 	for i := range messages {
 		msg := &messages[i]
 		unit, answers := 0, false
@@ -104,7 +106,7 @@ func unitsOf(messages []openai.ChatCompletionMessage) [][]int {
 	return units
 }
 
-// atMostIn is an upper bound of the tokens in messages.
+// atMostIn returns an upper bound of the tokens in messages.
 func atMostIn(messages []openai.ChatCompletionMessage) int {
 	most := perReply
 	for i := range messages {

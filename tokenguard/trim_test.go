@@ -40,7 +40,7 @@ func size(t testing.TB, m messages) int {
 	return n
 }
 
-func TestTrimDropsTheOldestUntilItFits(t *testing.T) {
+func TestTrimDropsTheOldestMessages(t *testing.T) {
 	all := messages{
 		say("system", "Be brief."),
 		say("user", "First question?"), calls("1", "2"), result("1", "one"), result("2", "two"), say("assistant", "First answer."),
@@ -58,7 +58,7 @@ func TestTrimDropsTheOldestUntilItFits(t *testing.T) {
 		{"without its answer", []int{0, 6, 7, 8, 9, 10, 11}},
 		{"without the second question", []int{0, 6, 8, 9, 10, 11}},
 		{"without its answer", []int{0, 6, 9, 10, 11}},
-		{"what is never dropped", []int{0, 6, 9}},
+		{"only messages that are always kept", []int{0, 6, 9}},
 	} {
 		var want messages
 		for _, i := range c.kept {
@@ -82,7 +82,7 @@ func TestTrimDropsTheOldestUntilItFits(t *testing.T) {
 	assert.NotContains(t, err.Error(), "question")
 }
 
-func TestTrimKeepsAnOldStyleCallWithItsResult(t *testing.T) {
+func TestTrimKeepsAFunctionCallWithItsResult(t *testing.T) {
 	call := openai.ChatCompletionMessage{Role: "assistant", FunctionCall: &openai.FunctionCall{Name: "look_up", Arguments: "{}"}}
 	all := messages{say("user", "one"), call, {Role: "function", Name: "look_up", Content: "found"}, say("user", "two")}
 	got, err := tokenguard.Trim("gpt-4o", size(t, all[2:]), all)
@@ -93,7 +93,7 @@ func TestTrimKeepsAnOldStyleCallWithItsResult(t *testing.T) {
 	assert.Equal(t, all[1:], got)
 }
 
-func TestTrimCannotBeMadeToWriteToTheCallersMessages(t *testing.T) {
+func TestAppendToTrimResultKeepsTheInput(t *testing.T) {
 	all := messages{say("user", "one"), say("assistant", "two"), say("user", "three")}
 	got, err := tokenguard.Trim("gpt-4o", 1000, all[:2])
 	require.NoError(t, err)
@@ -101,7 +101,7 @@ func TestTrimCannotBeMadeToWriteToTheCallersMessages(t *testing.T) {
 	assert.Equal(t, "three", all[2].Content)
 }
 
-func TestTrimOfNothing(t *testing.T) {
+func TestTrimOfNoMessages(t *testing.T) {
 	got, err := tokenguard.Trim("gpt-4o", 3, nil)
 	require.NoError(t, err)
 	assert.Empty(t, got)
@@ -126,10 +126,10 @@ func FuzzTrim(f *testing.F) {
 	})
 }
 
-// checkTrim trims a random conversation, in which ids of calls come again, to a random size, and checks all that Trim promises.
+// checkTrim trims a random conversation with repeated IDs to a random size and checks the guarantees of Trim.
 func checkTrim(t *testing.T, r *rand.Rand) {
 	var all messages
-	units := map[int]int{} // of each message that belongs to a call: where its unit begins
+	units := map[int]int{} // index at which the unit of each message with a call starts
 	text := func() string { return strings.Repeat(" word", r.IntN(30)) }
 	for range r.IntN(12) {
 		switch r.IntN(6) {
@@ -154,12 +154,12 @@ func checkTrim(t *testing.T, r *rand.Rand) {
 		}
 	}
 	for i := range all {
-		all[i].Name = fmt.Sprint("m", i) // to tell them apart
+		all[i].Name = fmt.Sprint("m", i) // makes messages distinguishable
 	}
 	before := slices.Clone(all)
 	limit := 3 + r.IntN(size(t, all)+20)
 	got, err := tokenguard.Trim("gpt-4o", limit, all)
-	require.True(t, reflect.DeepEqual(before, all), "the input is not changed")
+	require.True(t, reflect.DeepEqual(before, all), "the input is unchanged")
 
 	question := -1
 	for i, m := range all {
@@ -176,31 +176,31 @@ func checkTrim(t *testing.T, r *rand.Rand) {
 				least = append(least, all[i])
 			}
 		}
-		require.Greater(t, size(t, least), limit, "only what cannot be helped is refused")
+		require.Greater(t, size(t, least), limit, "fails only if the messages to keep are too large")
 		return
 	}
-	require.LessOrEqual(t, size(t, got), limit, "it fits")
+	require.LessOrEqual(t, size(t, got), limit, "the result fits")
 	kept := make([]bool, len(all))
 	at := 0
 	for _, m := range got {
 		for at < len(all) && all[at].Name != m.Name {
 			at++
 		}
-		require.Less(t, at, len(all), "the order is kept, and nothing is new")
+		require.Less(t, at, len(all), "the order is unchanged, and no message is new")
 		require.Equal(t, all[at], m)
 		kept[at] = true
 	}
-	newest := -1 // where the newest unit that was dropped begins
+	newest := -1 // start of the newest dropped unit
 	for i := range all {
 		if fixed(i) {
-			require.True(t, kept[i], "message %d may not be dropped", i)
+			require.True(t, kept[i], "message %d was dropped but must be kept", i)
 			continue
 		}
 		begin, isCall := units[i]
 		if !isCall {
 			begin = i
 		}
-		require.Equal(t, kept[begin], kept[i], "half of a tool call")
+		require.Equal(t, kept[begin], kept[i], "a tool call was split")
 		if !kept[i] {
 			newest = max(newest, begin)
 		}
@@ -215,11 +215,11 @@ func checkTrim(t *testing.T, r *rand.Rand) {
 			begin = i
 		}
 		if !fixed(i) && begin < newest {
-			require.False(t, kept[i], "older than what was dropped")
+			require.False(t, kept[i], "kept although older than a dropped unit")
 		}
 		if kept[i] || begin == newest {
 			more = append(more, all[i])
 		}
 	}
-	require.Greater(t, size(t, more), limit, "no more is dropped than must be")
+	require.Greater(t, size(t, more), limit, "more was dropped than necessary")
 }

@@ -60,12 +60,12 @@ var Rows = []Row{
 
 	{"openai-go over HTTPClient, a prompt of 20,000 characters", "SDKPrompt", prompting, Repeated, SecPerOp, []Target{
 		ratio(SecPerOp, 1.10, contender.OpenAI)}},
-	{"stream of 1,000 chunks, each of another shape", "StreamShapes/chunks", shaping, Repeated, secPerEvent, []Target{
-		ratio(secPerEvent, 1.15, contender.Bare), more(allocsPerEvent, 0.01, contender.Bare)}},
-	{"Responses stream of 1,000 events, openai-go", "StreamShapes/responses", responding, Repeated, secPerEvent, []Target{
-		ratio(secPerEvent, 1.15, contender.OpenAI), more(allocsPerEvent, 0.01, contender.OpenAI)}},
-	{"Messages stream of 1,000 events, net/http", "StreamShapes/anthropic", shaping, Repeated, secPerEvent, []Target{
-		ratio(secPerEvent, 1.15, contender.Bare), more(allocsPerEvent, 0.01, contender.Bare)}},
+	{"stream of 1,000 chunks, each of another shape", "StreamShapes/chunks", shaping, Repeated, SecPerEvent, []Target{
+		ratio(SecPerEvent, 1.15, contender.Bare), more(allocsPerEvent, 0.01, contender.Bare)}},
+	{"Responses stream of 1,000 events, openai-go", "StreamShapes/responses", responding, Repeated, SecPerEvent, []Target{
+		ratio(SecPerEvent, 1.15, contender.OpenAI), more(allocsPerEvent, 0.01, contender.OpenAI)}},
+	{"Messages stream of 1,000 events, net/http", "StreamShapes/anthropic", shaping, Repeated, SecPerEvent, []Target{
+		ratio(SecPerEvent, 1.15, contender.Bare), more(allocsPerEvent, 0.01, contender.Bare)}},
 	{"reading a request of 1 MiB", "ReadRequest/messages", reading, Repeated, BytesPerSec, []Target{
 		atLeast(BytesPerSec, 500e6), atMost(BytesPerOp, 1000)}},
 	{"reading a request of 1 MiB, nested 10,000 deep", "ReadRequest/nested", reading, Repeated, SecPerOp, []Target{

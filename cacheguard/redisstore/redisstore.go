@@ -1,11 +1,13 @@
-// Package redisstore keeps cacheguard's answers in Redis, for several processes and across restarts.
+// Package redisstore stores cacheguard's answers in Redis. Several processes can share them, and they survive
+// restarts.
 //
 //	rdb := redis.NewClient(&redis.Options{Addr: "127.0.0.1:6379", ContextTimeoutEnabled: true})
 //	cache, err := cacheguard.New(guard.Transport(nil), cacheguard.Config{Store: redisstore.New(rdb, "answers:")})
 //
-// ContextTimeoutEnabled lets go-redis stop when cacheguard has stopped waiting, instead of after its own ReadTimeout. Give
-// the server a maxmemory and an eviction policy such as allkeys-lfu: each answer has its TTL, but nothing here bounds
-// their sum. The values are the answers, unencrypted; the keys tell nothing.
+// With ContextTimeoutEnabled, go-redis stops at cacheguard's timeout instead of its own ReadTimeout. Configure
+// maxmemory and an eviction policy such as allkeys-lfu on the server, because this package limits only the TTL of
+// each answer and not their total size. The values are unencrypted answers. The keys reveal nothing about the
+// requests.
 package redisstore
 
 import (
@@ -22,12 +24,12 @@ type Store struct {
 	prefix string
 }
 
-// New returns a Store whose keys begin with prefix. The client stays the caller's, to close after the Transport.
+// New returns a Store whose keys begin with prefix. The caller closes client after the Transport.
 func New(client redis.Cmdable, prefix string) *Store {
 	return &Store{client: client, prefix: prefix}
 }
 
-// Get returns the entry under name, or nil if there is none.
+// Get returns the entry with this name, or nil if there is none.
 func (s *Store) Get(ctx context.Context, name string) ([]byte, error) {
 	entry, err := s.client.Get(ctx, s.prefix+name).Bytes()
 	if errors.Is(err, redis.Nil) {
@@ -36,7 +38,7 @@ func (s *Store) Get(ctx context.Context, name string) ([]byte, error) {
 	return entry, err
 }
 
-// Set keeps entry for ttl.
+// Set stores entry for ttl.
 func (s *Store) Set(ctx context.Context, name string, entry []byte, ttl time.Duration) error {
 	return s.client.Set(ctx, s.prefix+name, entry, ttl).Err()
 }

@@ -25,13 +25,13 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	logging.Disable() // go-redis tells about every connection that these tests break
+	logging.Disable() // go-redis logs every connection that these tests break
 	leaktest.Main(m, "otter", "go-redis")
 }
 
 var _ cacheguard.Store = (*redisstore.Store)(nil)
 
-// server is a redis-server of the test's own.
+// server is a redis-server started by the test.
 type server struct {
 	addr string
 	cmd  *exec.Cmd
@@ -40,7 +40,7 @@ type server struct {
 func startServer(t *testing.T) *server {
 	t.Helper()
 	if _, err := exec.LookPath("redis-server"); err != nil {
-		t.Skip("needs redis-server, of Debian's package of that name")
+		t.Skip("needs redis-server (Debian package redis-server)")
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -60,7 +60,7 @@ func (s *server) start(t *testing.T) {
 	require.NoError(t, s.cmd.Start())
 	c := s.client(t)
 	require.Eventually(t, func() bool { return c.Ping(t.Context()).Err() == nil }, 10*time.Second, 10*time.Millisecond,
-		"redis-server does not answer")
+		"redis-server does not respond")
 }
 
 func (s *server) kill() {
@@ -68,7 +68,7 @@ func (s *server) kill() {
 	_ = s.cmd.Wait()
 }
 
-// freeze stops the server without closing its connections, until the test's end.
+// freeze stops the server until the end of the test without closing its connections.
 func (s *server) freeze(t *testing.T) {
 	require.NoError(t, s.cmd.Process.Signal(syscall.SIGSTOP))
 }
@@ -79,7 +79,7 @@ func (s *server) client(t *testing.T) *redis.Client {
 	return c
 }
 
-// process is what one process of a service has: a guard and a cache. provider is the same for all.
+// process simulates one process of a service, with its own guard and cache. All processes share provider.
 type process struct {
 	guard *aiguard.Guard
 	cache *cacheguard.Transport
@@ -99,7 +99,7 @@ func newProcess(t *testing.T, provider *aiguardtest.Server, client *redis.Client
 	return &process{g, cache, provider.URL}
 }
 
-// ask returns where the answer to the i-th question came from, when all writes are done.
+// ask returns the source of the answer to the i-th question after all writes are done.
 func (p *process) ask(t *testing.T, i int) string {
 	t.Helper()
 	body := fmt.Sprintf(`{"model":"m","temperature":0,"stream":true,"messages":[{"role":"user","content":"question %d"}]}`, i)
@@ -121,7 +121,7 @@ func (p *process) settle(t *testing.T) {
 	require.Eventually(t, func() bool { return p.cache.Stats().InFlight == 0 }, 10*time.Second, time.Millisecond)
 }
 
-func TestStoreKeepsUntilTheTimeIsOver(t *testing.T) {
+func TestStoreExpiresEntries(t *testing.T) {
 	client := startServer(t).client(t)
 	s := redisstore.New(client, "p:")
 	entry, err := s.Get(t.Context(), "a")
@@ -175,7 +175,7 @@ func TestProcessesShareAnswers(t *testing.T) {
 	require.NoError(t, err)
 	assert.InDelta(t, time.Minute, left, float64(10*time.Second))
 
-	// A value that is no longer whole is a miss, and replaced.
+	// A corrupt value is a miss and is replaced.
 	require.NoError(t, client.SetRange(t.Context(), keys[0], 60, "x").Err())
 	require.Equal(t, "miss", two.ask(t, 1))
 	two.settle(t)
@@ -184,7 +184,7 @@ func TestProcessesShareAnswers(t *testing.T) {
 }
 
 func TestFrozenServerDelaysOneCallByTheLookupTimeout(t *testing.T) {
-	for name, heedsContext := range map[string]bool{"stops with its context": true, "stops with its own time-out": false} {
+	for name, heedsContext := range map[string]bool{"stops with its context": true, "stops with its own timeout": false} {
 		t.Run(name, func(t *testing.T) {
 			redisServer, provider := startServer(t), aiguardtest.NewServer(t)
 			client := redis.NewClient(&redis.Options{Addr: redisServer.addr, ContextTimeoutEnabled: heedsContext, ReadTimeout: 2 * time.Second})
@@ -199,7 +199,7 @@ func TestFrozenServerDelaysOneCallByTheLookupTimeout(t *testing.T) {
 				require.Equal(t, "miss", p.ask(t, i))
 			}
 			took := time.Since(start)
-			require.Less(t, took, time.Second, "10 calls; the time-outs of go-redis are 2 s and more")
+			require.Less(t, took, time.Second, "10 calls; go-redis's own timeouts are at least 2 s")
 			require.GreaterOrEqual(t, took, cacheguard.DefaultLookupTimeout)
 			require.EqualValues(t, 1, p.cache.Stats().StoreFailures)
 		})

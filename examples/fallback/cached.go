@@ -12,14 +12,14 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// lastAnswers remembers the answers to the latest questions, so many at the most. It is safe for concurrent use.
-// For whole responses by request, in front of every SDK, there is the module cacheguard.
+// lastAnswers keeps the answers to the latest questions, at most size of them. It is safe for concurrent use. The
+// module cacheguard does the same for whole responses and any SDK.
 type lastAnswers struct {
 	size int
 
 	mu      sync.Mutex
 	entries map[string]*list.Element // by question
-	order   *list.List               // of oldAnswer, the latest first
+	order   *list.List               // of oldAnswer, latest first
 }
 
 type oldAnswer struct {
@@ -31,7 +31,7 @@ func newLastAnswers(size int) *lastAnswers {
 	return &lastAnswers{size: size, entries: map[string]*list.Element{}, order: list.New()}
 }
 
-// put returns the alternative that asks and remembers.
+// put returns an alternative that calls ask and stores the answer.
 func (l *lastAnswers) put(question string, ask func(context.Context) (string, error)) func(context.Context) (string, error) {
 	return func(ctx context.Context) (string, error) {
 		text, err := ask(ctx)
@@ -51,7 +51,7 @@ func (l *lastAnswers) put(question string, ask func(context.Context) (string, er
 	}
 }
 
-// get returns the alternative that remembers. The user must see that the answer is old.
+// get returns an alternative that repeats the stored answer. It marks the answer as old for the user.
 func (l *lastAnswers) get(question string) func(context.Context) (string, error) {
 	return func(context.Context) (string, error) {
 		l.mu.Lock()

@@ -9,8 +9,7 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// canned returns the alternative that always has an answer, such as questions that were written in advance. It comes
-// last.
+// canned returns an alternative that always succeeds with a prepared text. Use it last.
 func canned(text string) func(context.Context) (string, error) {
 	return func(context.Context) (string, error) { return text, nil }
 }
@@ -28,7 +27,7 @@ func cannedAnswer(ctx context.Context, p *providers, out io.Writer) error {
 	answer, err := aiguard.Fallback(ctx, ask(client, "gpt-4o", request), prepared)
 	report(out, answer, err)
 
-	// A wrong key is no outage. The canned answer would hide it: the operator must hear of it.
+	// A wrong key is not an outage. Fallback does not hide it behind the canned answer, so the operator sees it.
 	p.openai.SetDefault(aiguardtest.Error(401, "invalid_api_key"))
 	answer, err = aiguard.Fallback(ctx, ask(client, "gpt-4o", request), prepared)
 	report(out, answer, err)

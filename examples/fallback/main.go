@@ -1,12 +1,12 @@
-// Fallback shows what to do when a model does not answer: ask another model, ask another provider, repeat an earlier
-// answer, or give a prepared one. It also shows how to fall back with streams.
+// Fallback shows what to do when a model does not answer. It asks another model, asks another provider, repeats an
+// earlier answer, or gives a prepared one. It also shows fallbacks with streams.
 //
 //	cd examples/fallback && go run . -recipe model|provider|cached|canned|stream|relay
 //
-// Without -recipe it shows all recipes. The providers are fakes on this machine: no key is needed.
+// Without -recipe it runs all recipes. The providers are local fakes, so no key is needed.
 //
-// There is no recipe for a circuit breaker. The guard notices an outage itself: after five failures in a row it answers
-// for the provider, and sends one probe at a time. aiguard.Fallback goes on at once while the first choice is down or
+// There is no recipe for a circuit breaker, because the guard detects outages itself. After five failures in a row it
+// rejects calls and sends one probe at a time. aiguard.Fallback skips the first choice at once while that is down or
 // paused.
 package main
 
@@ -25,7 +25,7 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// recipe plays one plan B against providers that it tells to fail, and says what happened on out.
+// recipe runs one fallback against providers that it makes fail, and prints the result to out.
 type recipe func(ctx context.Context, p *providers, out io.Writer) error
 
 var recipes = []struct {
@@ -40,12 +40,12 @@ var recipes = []struct {
 	{"relay", "A stream that is passed on while it arrives", relayedStream},
 }
 
-// providers are the fakes: OpenAI, Azure's deployment of the same models, and a server of one's own that speaks the
-// same API.
+// providers are the fakes: OpenAI, an Azure deployment of the same models, and a self-hosted server with the same
+// API.
 type providers struct{ openai, azure, local *aiguardtest.Server }
 
 func main() {
-	name := flag.String("recipe", "", "the recipe to show; none: all")
+	name := flag.String("recipe", "", "recipe to run (default all)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -71,7 +71,7 @@ func run(ctx context.Context, name string, out io.Writer) error {
 		}
 	}
 	if !found {
-		return fmt.Errorf("no recipe is called %q", name)
+		return fmt.Errorf("unknown recipe %q", name)
 	}
 	return nil
 }
@@ -86,17 +86,17 @@ func (p *providers) close() {
 	}
 }
 
-// config reaches a fake as one reaches OpenAI.
+// config returns the client configuration for a fake.
 func config(s *aiguardtest.Server) openai.ClientConfig {
 	oc := openai.DefaultConfig("key")
 	oc.BaseURL = s.URL
 	return oc
 }
 
-// quick makes retries short: nobody wants to wait for a demonstration.
+// quick keeps the retries of the demonstration short.
 var quick = aiguard.Retry{MaxAttempts: 2, BaseDelay: 10 * time.Millisecond, MaxDelay: 10 * time.Millisecond}
 
-// ask returns the alternative to ask a model, for aiguard.Fallback.
+// ask returns an alternative for aiguard.Fallback that asks a model.
 func ask(client *aiguard.Client, model, question string) func(context.Context) (string, error) {
 	return func(ctx context.Context) (string, error) {
 		resp, err := client.CreateChatCompletion(ctx, request(model, question))
@@ -115,10 +115,10 @@ func request(model, question string) openai.ChatCompletionRequest {
 		Messages: []openai.ChatCompletionMessage{{Role: openai.ChatMessageRoleUser, Content: question}}}
 }
 
-// down answers as a provider with an outage does.
+// down returns the reply of a provider during an outage.
 func down() aiguardtest.Reply { return aiguardtest.Error(503, "service_unavailable") }
 
-// report says what the user gets.
+// report prints what the user gets.
 func report(out io.Writer, answer string, err error) {
 	if err != nil {
 		fmt.Fprintf(out, "failed (%s); the user reads: %s\n", string(aiguard.KindOf(err)), aiguard.UserMessage(err))
@@ -127,7 +127,7 @@ func report(out io.Writer, answer string, err error) {
 	fmt.Fprintf(out, "answer: %s\n", answer)
 }
 
-// count counts the requests that a fake got for a model.
+// count returns the number of requests that a fake received for a model.
 func count(s *aiguardtest.Server, model string) (n int) {
 	for _, r := range s.Requests() {
 		if r.Model == model {

@@ -22,7 +22,7 @@ import (
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
 
-// play runs a recipe and returns what it printed, line by line, and the fakes.
+// play runs a recipe and returns its output lines and the fakes.
 func play(t *testing.T, r recipe) ([]string, *providers) {
 	t.Helper()
 	p := startProviders()
@@ -32,14 +32,14 @@ func play(t *testing.T, r recipe) ([]string, *providers) {
 	return strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n"), p
 }
 
-func TestAnotherModelAnswersUnlessTheQuestionIsRefused(t *testing.T) {
+func TestAnotherModelAnswersUnlessTheQuestionIsRejected(t *testing.T) {
 	out, p := play(t, otherModel)
 	require.Len(t, out, 4)
 	assert.Equal(t, []string{"answer: Rome, says gpt-4o-mini.", "requests: 2 to gpt-4o, 1 to gpt-4o-mini"}, out[:2])
 	assert.Contains(t, out[2], "failed (rejected); the user reads: ")
 	assert.Contains(t, out[2], "content policy")
 	assert.NotContains(t, out[2], aiguardtest.ProviderText)
-	assert.Equal(t, "requests: 1, another model would say no as well", out[3])
+	assert.Equal(t, "requests: 1; another model would reject it too", out[3])
 	assert.Equal(t, 0, count(p.openai, "gpt-4o-mini"), "of the second part")
 }
 
@@ -47,7 +47,7 @@ func TestAnotherProviderAnswers(t *testing.T) {
 	out, p := play(t, otherProvider)
 	assert.Equal(t, []string{
 		"down: OpenAI", "answer: Rome, says Azure.", "requests: 2 to OpenAI, 1 to Azure, 0 to our own",
-		"down: Azure too", "answer: Rome, says the machine in the cellar.", "requests: 4 to OpenAI, 3 to Azure, 1 to our own",
+		"down: Azure too", "answer: Rome, says our own server.", "requests: 4 to OpenAI, 3 to Azure, 1 to our own",
 	}, out)
 	azure := p.azure.Requests()[0]
 	assert.Equal(t, "/openai/deployments/our-gpt-4o/chat/completions", azure.Path)
@@ -55,16 +55,16 @@ func TestAnotherProviderAnswers(t *testing.T) {
 	assert.Equal(t, "llama3", p.local.Requests()[0].Model)
 }
 
-func TestAnOldAnswerIsMarkedAsOld(t *testing.T) {
+func TestOldAnswerIsMarkedAsOld(t *testing.T) {
 	out, p := play(t, cachedAnswer)
 	require.Len(t, out, 3)
 	assert.Equal(t, "answer: Sunny, 24 degrees.", out[0])
 	assert.Regexp(t, `^answer: Sunny, 24 degrees\. \[from \d\d:\d\d; the AI service cannot be reached now\]$`, out[1])
-	assert.Contains(t, out[2], "failed (unavailable)", "what was never answered has no last answer")
-	assert.Equal(t, 5, p.openai.Count(), "each question was asked first, twice where it failed")
+	assert.Contains(t, out[2], "failed (unavailable)", "a question without an answer has no stored answer")
+	assert.Equal(t, 5, p.openai.Count(), "each question was sent first, twice if it failed")
 }
 
-func TestLastAnswersAreBounded(t *testing.T) {
+func TestLastAnswersAreLimited(t *testing.T) {
 	l := newLastAnswers(2)
 	put := func(question, text string) {
 		got, err := l.put(question, canned(text))(t.Context())
@@ -77,7 +77,7 @@ func TestLastAnswersAreBounded(t *testing.T) {
 	put("c", "4")
 	assert.Len(t, l.entries, 2)
 	_, err := l.get("b")(t.Context())
-	assert.ErrorIs(t, err, aiguard.ErrUnavailable, "the oldest went")
+	assert.ErrorIs(t, err, aiguard.ErrUnavailable, "the oldest answer was removed")
 	for question, want := range map[string]string{"a": "3", "c": "4"} {
 		got, err := l.get(question)(t.Context())
 		require.NoError(t, err)
@@ -87,7 +87,7 @@ func TestLastAnswersAreBounded(t *testing.T) {
 	require.ErrorIs(t, err, aiguard.ErrTruncated)
 	got, err := l.get("a")(t.Context())
 	require.NoError(t, err)
-	assert.Contains(t, got, "3", "a failure is not remembered")
+	assert.Contains(t, got, "3", "a failure is not stored")
 
 	var wg sync.WaitGroup
 	for i := range 100 {
@@ -102,7 +102,7 @@ func TestLastAnswersAreBounded(t *testing.T) {
 	assert.Equal(t, 2, l.order.Len())
 }
 
-func TestACannedAnswerComesLastAndHidesNoMistake(t *testing.T) {
+func TestCannedAnswerHidesNoMistake(t *testing.T) {
 	out, p := play(t, cannedAnswer)
 	require.Len(t, out, 3)
 	assert.Contains(t, out[0], "answer: What is the difference between a slice's length")
@@ -111,7 +111,7 @@ func TestACannedAnswerComesLastAndHidesNoMistake(t *testing.T) {
 	assert.Equal(t, 3, p.openai.Count())
 }
 
-func TestAStreamIsWholeOrAnError(t *testing.T) {
+func TestStreamIsCompleteOrAnError(t *testing.T) {
 	out, _ := play(t, wholeStream)
 	assert.Equal(t, []string{
 		"cut once: 2 requests to gpt-4o, 0 to gpt-4o-mini", "answer: Rome, in one piece.",
@@ -121,8 +121,8 @@ func TestAStreamIsWholeOrAnError(t *testing.T) {
 	}, out)
 }
 
-// Wherever a stream is cut, its answer is whole or an error.
-func TestAStreamThatIsCutAnywhereGivesNoHalfAnswer(t *testing.T) {
+// Wherever a stream is cut, the result is a complete answer or an error.
+func TestCutStreamGivesNoTruncatedAnswer(t *testing.T) {
 	const text = "Rome was not built in a day."
 	fake := aiguardtest.NewServer(t)
 	client, err := aiguard.NewClient(config(fake), aiguard.Config{Retry: aiguard.Retry{MaxAttempts: 1}})
@@ -145,7 +145,7 @@ func TestAStreamThatIsCutAnywhereGivesNoHalfAnswer(t *testing.T) {
 	assert.Positive(t, complete)
 }
 
-func TestAnAnswerThatMaxTokensCutShortIsNotWhole(t *testing.T) {
+func TestAnswerCutAtMaxTokensIsAnError(t *testing.T) {
 	fake := aiguardtest.NewServer(t)
 	fake.SetDefault(aiguardtest.Events(
 		`{"choices":[{"index":0,"delta":{"content":"Rome was"}}]}`,
@@ -156,10 +156,10 @@ func TestAnAnswerThatMaxTokensCutShortIsNotWhole(t *testing.T) {
 	got, err := aiguard.Fallback(t.Context(), whole(client, "gpt-4o", "?", time.Minute), canned("another"))
 	require.NoError(t, err)
 	assert.Equal(t, "another", got)
-	assert.Equal(t, 1, fake.Count(), "asking again would end at the same limit")
+	assert.Equal(t, 1, fake.Count(), "a retry would end at the same limit")
 }
 
-func TestAStreamThatTakesTooLongIsTimedOut(t *testing.T) {
+func TestSlowStreamTimesOut(t *testing.T) {
 	fake := aiguardtest.NewServer(t)
 	fake.SetDefault(aiguardtest.HangAfter(aiguardtest.Events(`{"choices":[{"index":0,"delta":{"content":"Rome was"}}]}`)))
 	client, err := aiguard.NewClient(config(fake), aiguard.Config{Retry: quick})
@@ -171,7 +171,7 @@ func TestAStreamThatTakesTooLongIsTimedOut(t *testing.T) {
 	assert.Zero(t, client.Guard().Stats().InFlight)
 }
 
-func TestTheCommandRunsOneRecipeOrAll(t *testing.T) {
+func TestCommandRunsOneRecipeOrAll(t *testing.T) {
 	for _, r := range recipes {
 		var out strings.Builder
 		require.NoError(t, run(t.Context(), r.name, &out))
@@ -184,7 +184,7 @@ func TestTheCommandRunsOneRecipeOrAll(t *testing.T) {
 	assert.ErrorContains(t, run(t.Context(), "stew", &out), `"stew"`)
 }
 
-// inVirtualTime runs f with a client of a fake in memory.
+// inVirtualTime runs f in a synctest bubble with a client of an in-memory fake.
 func inVirtualTime(t *testing.T, f func(t *testing.T, client *aiguard.Client, fake *aiguardtest.Server)) {
 	synctest.Test(t, func(t *testing.T) {
 		fake := aiguardtest.NewServer(t, aiguardtest.Pipe())
@@ -197,8 +197,8 @@ func inVirtualTime(t *testing.T, f func(t *testing.T, client *aiguard.Client, fa
 	})
 }
 
-// What a circuit breaker would do, the guard does: it stops sending to a model that is down, and to that model alone.
-func TestAModelThatIsDownIsSkippedUntilAProbeIsAnswered(t *testing.T) {
+// The guard acts as a circuit breaker. It stops sending to the model that is down, and only to that model.
+func TestDownModelIsSkippedUntilAProbeSucceeds(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, client *aiguard.Client, fake *aiguardtest.Server) {
 		big := down()
 		fake.Handle(func(r *aiguardtest.Request) aiguardtest.Reply {
@@ -216,7 +216,7 @@ func TestAModelThatIsDownIsSkippedUntilAProbeIsAnswered(t *testing.T) {
 		for range 3 {
 			call("small")
 		}
-		require.Equal(t, 5, count(fake, "gpt-4o"), "two attempts a call, until five in a row have failed")
+		require.Equal(t, 5, count(fake, "gpt-4o"), "two attempts per call, until five in a row have failed")
 		start := time.Now()
 		for range 100 {
 			call("small")
@@ -238,7 +238,7 @@ func TestAModelThatIsDownIsSkippedUntilAProbeIsAnswered(t *testing.T) {
 }
 
 // The same holds for the alternative that collects a stream.
-func TestAWholeStreamOfAModelThatIsDownOrPausedIsSkippedAtOnce(t *testing.T) {
+func TestWholeStreamSkipsDownAndPausedModels(t *testing.T) {
 	for name, failure := range map[string]aiguardtest.Reply{"down": down(), "paused": aiguardtest.Error(429, "rate_limit_exceeded", "Retry-After", "60")} {
 		t.Run(name, func(t *testing.T) {
 			inVirtualTime(t, func(t *testing.T, client *aiguard.Client, fake *aiguardtest.Server) {
@@ -259,7 +259,7 @@ func TestAWholeStreamOfAModelThatIsDownOrPausedIsSkippedAtOnce(t *testing.T) {
 	}
 }
 
-func TestARelayFallsBackOnlyBeforeTheFirstText(t *testing.T) {
+func TestRelayFallsBackOnlyBeforeTheFirstText(t *testing.T) {
 	out, p := play(t, relayedStream)
 	require.Len(t, out, 4)
 	assert.Equal(t, []string{"down: Rome, by the small model.", "2 requests to gpt-4o, 1 to gpt-4o-mini"}, out[:2])
@@ -268,8 +268,8 @@ func TestARelayFallsBackOnlyBeforeTheFirstText(t *testing.T) {
 	assert.Equal(t, 1, p.openai.Count())
 }
 
-// Wherever a relayed stream is cut, the user sees the beginning of one answer, never parts of two.
-func TestARelaySendsNoSecondAnswerAfterAPartOfTheFirst(t *testing.T) {
+// Wherever a relayed stream is cut, the user sees the start of one answer, never parts of two.
+func TestRelayNeverMixesTwoAnswers(t *testing.T) {
 	const first, second = "Rome was not built in a day.", "All roads lead there."
 	inVirtualTime(t, func(t *testing.T, client *aiguard.Client, fake *aiguardtest.Server) {
 		seconds, halves := 0, 0
@@ -302,7 +302,7 @@ func TestARelaySendsNoSecondAnswerAfterAPartOfTheFirst(t *testing.T) {
 	})
 }
 
-func TestARelayStopsWhenItsUserHasLeft(t *testing.T) {
+func TestRelayStopsWhenItsUserLeaves(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, client *aiguard.Client, fake *aiguardtest.Server) {
 		fake.SetDefault(aiguardtest.TextN("Rome was not built in a day.", 8))
 		left := errors.New("broken pipe")

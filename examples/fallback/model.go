@@ -9,8 +9,9 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// otherModel goes on to a smaller model while the preferred one is overloaded. One guard bounds both because they share
-// an account and its capacity. A failure that a second model cannot cure, such as a rejected question, ends the call.
+// otherModel falls back to a smaller model while the preferred one is overloaded. One guard serves both models,
+// because they share an account and its capacity. An error that another model cannot fix, such as a rejected
+// question, ends the call.
 func otherModel(ctx context.Context, p *providers, out io.Writer) error {
 	client, err := aiguard.NewClient(config(p.openai), aiguard.Config{Retry: quick})
 	if err != nil {
@@ -36,6 +37,6 @@ func otherModel(ctx context.Context, p *providers, out io.Writer) error {
 	})
 	answer, err = aiguard.Fallback(ctx, ask(client, "gpt-4o", question), ask(client, "gpt-4o-mini", question))
 	report(out, answer, err)
-	fmt.Fprintf(out, "requests: %d, another model would say no as well\n", p.openai.Count())
+	fmt.Fprintf(out, "requests: %d; another model would reject it too\n", p.openai.Count())
 	return nil
 }

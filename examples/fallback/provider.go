@@ -12,9 +12,9 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// otherProvider goes from OpenAI to Azure, and from there to a server of one's own (vLLM, Ollama, llama.cpp: whatever
-// speaks the API). Each provider has its own guard because each has its own capacity. Pauses and outages would not need
-// that: a guard keeps them apart by host and model.
+// otherProvider falls back from OpenAI to Azure, and from Azure to a self-hosted server such as vLLM, Ollama or
+// llama.cpp. Each provider has its own guard, because each has its own capacity. One guard would be enough for pauses
+// and outages, which a guard tracks per host and model.
 func otherProvider(ctx context.Context, p *providers, out io.Writer) error {
 	azure := openai.DefaultAzureConfig("key", strings.TrimSuffix(p.azure.URL, "/v1")) // https://NAME.openai.azure.com
 	azure.AzureModelMapperFunc = func(model string) string { return "our-" + model }  // the deployment's name
@@ -28,7 +28,7 @@ func otherProvider(ctx context.Context, p *providers, out io.Writer) error {
 		clients = append(clients, client)
 	}
 	p.azure.SetDefault(aiguardtest.Text("Rome, says Azure."))
-	p.local.SetDefault(aiguardtest.Text("Rome, says the machine in the cellar."))
+	p.local.SetDefault(aiguardtest.Text("Rome, says our own server."))
 
 	const question = "What is the capital of Italy?"
 	for _, outage := range []struct {

@@ -11,9 +11,9 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// relay returns the alternative that passes a stream on to send while it arrives. It returns the finish reason. A failure
-// before the first text lets Fallback go on to the next model. After the first text a second answer would begin in the
-// middle of the first one: Final tells Fallback to stop.
+// relay returns an alternative that passes a stream to send while it arrives, and returns the finish reason. A
+// failure before the first text lets Fallback try the next model. After the first text, another answer would start in
+// the middle of the first one. Final therefore tells Fallback to stop.
 func relay(client *aiguard.Client, model, question string, send func(string) error) func(context.Context) (openai.FinishReason, error) {
 	return func(ctx context.Context) (openai.FinishReason, error) {
 		sent := false

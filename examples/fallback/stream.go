@@ -14,10 +14,10 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// whole returns the alternative that collects a stream and answers with all of it. If the stream breaks midway Do tries
-// it again from the start, and counts the attempts inside as its own. limit bounds each attempt.
+// whole returns an alternative that collects a stream and returns the complete answer. If the stream breaks, Do
+// retries it from the start. The attempts inside count as attempts of the Do. limit is the timeout of each attempt.
 //
-// A stream is still of use here: StreamIdleTimeout ends a silent call early, and a proxy does not take a long call for dead.
+// A stream helps even so. StreamIdleTimeout ends a silent call early, and proxies do not drop a long call as idle.
 func whole(client *aiguard.Client, model, question string, limit time.Duration) func(context.Context) (string, error) {
 	call := aiguard.Call{Op: "whole stream", Model: model, Timeout: limit}
 	return func(ctx context.Context) (string, error) {
@@ -31,18 +31,18 @@ func whole(client *aiguard.Client, model, question string, limit time.Duration) 
 			})
 			return text.String(), err
 		})
-		if err == nil && finish == openai.FinishReasonLength { // it ended at max_tokens: no retry would help
+		if err == nil && finish == openai.FinishReasonLength { // the answer reached max_tokens; a retry would not help
 			err = &aiguard.Error{Kind: aiguard.ErrTruncated, Op: call.Op, Model: model, Phase: "max_tokens"}
 		}
 		if err != nil {
-			return "", err // and no half of an answer
+			return "", err // without the truncated text
 		}
 		return text, nil
 	}
 }
 
-// read reads a stream to its end and passes its text on to send. It returns the finish reason. A guarded stream ends with
-// io.EOF only if the answer is complete.
+// read reads a stream to its end and passes its text to send. It returns the finish reason. A guarded stream ends
+// with io.EOF only if the answer is complete.
 func read(ctx context.Context, client *aiguard.Client, r openai.ChatCompletionRequest, send func(string) error) (finish openai.FinishReason, err error) {
 	stream, err := client.CreateChatCompletionStream(ctx, r)
 	if err != nil {

@@ -12,13 +12,13 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// What a question may ask the fake provider to do.
+// A question with one of these texts selects the fake provider's behaviour.
 const (
 	hangs  = "Please hang."
 	breaks = "Please break."
 )
 
-// moody answers in 20 ms. Some of its answers are late, some fail, and it does what a question asks for.
+// moody answers in 20 ms. Some answers are late and some fail. A question can also request a failure.
 func moody() func(*aiguardtest.Request) aiguardtest.Reply {
 	answer := aiguardtest.Slowly(20*time.Millisecond, aiguardtest.TextN("It is the moon's work, and the sun's.", 5))
 	var n atomic.Int64
@@ -37,14 +37,14 @@ func moody() func(*aiguardtest.Request) aiguardtest.Reply {
 	}
 }
 
-// play plays users until ctx ends: one who asks all the time, and now and then a crowd, a question that is too long, some that
-// the provider fails for, and a tenant who spends most of its budget.
+// play simulates users until ctx ends. One user asks all the time. From time to time there is a crowd, a question
+// that is too long, questions for which the provider fails, and a tenant who spends most of its budget.
 func play(ctx context.Context, s *service) {
 	var users sync.WaitGroup
 	defer users.Wait()
 	ask := func(n int, text string) {
 		users.Go(func() {
-			_, _ = s.ask(ctx, question{text: text, tenant: fmt.Sprintf("tenant-%d", n%3), stream: n%2 == 0}) // counted by the guard
+			_, _ = s.ask(ctx, question{text: text, tenant: fmt.Sprintf("tenant-%d", n%3), stream: n%2 == 0}) // the guard counts the result
 		})
 	}
 	try := func(n int) {
@@ -70,7 +70,7 @@ func play(ctx context.Context, s *service) {
 			try(25)
 		case 30:
 			ask(n, hangs)
-		case 60: // enough of them in a row for an outage
+		case 60: // enough failures in a row for an outage
 			for range 8 {
 				ask(n, breaks)
 			}

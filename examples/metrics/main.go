@@ -1,9 +1,9 @@
-// Command metrics is a service whose guard reports to Prometheus. Its provider is a fake one, and it can play its own users:
+// Command metrics is a service whose guard reports to Prometheus. It uses a fake provider and can simulate users:
 //
 //	go run . -addr 127.0.0.1:8080 -load
 //
-// GET /metrics is for Prometheus, GET /ask?q=… asks the model. The dashboard and the alert rules in otelguard/dashboards show what
-// it reports.
+// GET /metrics serves Prometheus, and GET /ask?q=… asks the model. The dashboard and the alert rules in
+// otelguard/dashboards use these metrics.
 package main
 
 import (

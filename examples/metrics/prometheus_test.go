@@ -25,7 +25,7 @@ import (
 
 const dashboards = "../../otelguard/dashboards/"
 
-// panel is one of the dashboard.
+// panel is one panel of the dashboard.
 type panel struct {
 	ID          int
 	Title       string
@@ -79,7 +79,7 @@ func TestPromtoolAcceptsTheAlertRules(t *testing.T) {
 	require.NoError(t, err, "%s", out)
 }
 
-// A real Prometheus scrapes the service. Intervals are shorter than in operation, thresholds are the same.
+// A real Prometheus scrapes the service. The intervals are shorter than in production. The thresholds are the same.
 func TestDashboardAndAlertsWorkInPrometheus(t *testing.T) {
 	path := need(t, "prometheus")
 	provider := aiguardtest.NewServer(t)
@@ -123,8 +123,8 @@ func TestDashboardAndAlertsWorkInPrometheus(t *testing.T) {
 		alert    string
 		provider func(*aiguardtest.Request) aiguardtest.Reply
 		users    int
-		question string // of each third
-		tenant   string // whose question it is
+		question string // asked as every third question
+		tenant   string // who asks it
 	}{
 		{"AiguardBudget", calm, 1, fine, trialTenant},
 		{"AiguardSaturated", slow, 12, fine, ""},
@@ -162,9 +162,9 @@ func TestDashboardAndAlertsWorkInPrometheus(t *testing.T) {
 								q = question{text: fine}
 							}
 							q.stream = n%2 == 0
-							switch { // what becomes of it the guard counts
+							switch { // the guard counts the results
 							case idle:
-							case n%5 == 4: // so that its route, once down, comes back
+							case n%5 == 4: // a route that is down recovers only if somebody calls it
 								_, _ = s.model("gpt-4o-mini", question{text: fine})(ctx)
 							default:
 								_, _ = s.ask(ctx, q)
@@ -186,20 +186,20 @@ func TestDashboardAndAlertsWorkInPrometheus(t *testing.T) {
 	}
 }
 
-// inBackground runs f; stop waits for its end.
+// inBackground runs f in a goroutine. stop waits until f ends.
 func inBackground(f func()) (stop func()) {
 	done := make(chan struct{})
 	go func() { defer close(done); f() }()
 	return func() { <-done }
 }
 
-// prometheus is one that runs.
+// prometheusServer is a running Prometheus.
 type prometheusServer struct {
 	url string
 
 	mu    sync.Mutex
 	on    map[string]bool
-	fired map[string]int // how often each alert began to fire
+	fired map[string]int // number of times that each alert started to fire
 }
 
 func startPrometheus(t *testing.T, path, target string) *prometheusServer {
@@ -212,7 +212,7 @@ func startPrometheus(t *testing.T, path, target string) *prometheusServer {
 	config := fmt.Sprintf("global: {scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 500ms}\nrule_files: [alerts.yml]\n"+
 		"scrape_configs:\n  - job_name: metrics\n    static_configs:\n      - targets: [%q]\n", target)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "prometheus.yml"), []byte(config), 0o600))
-	for range 3 { // the port may be taken in the meantime
+	for range 3 { // another process may take the port
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
 		require.NoError(t, err)
 		addr := ln.Addr().String()
@@ -259,7 +259,7 @@ func runPrometheus(t *testing.T, path, dir, addr string) (*prometheusServer, boo
 	return nil, false
 }
 
-// get asks the API.
+// get requests path from the API.
 func (p *prometheusServer) get(t *testing.T, path string, data any) {
 	t.Helper()
 	resp, err := http.Get(p.url + path)
@@ -286,7 +286,7 @@ func (p *prometheusServer) hasData(t *testing.T, query string) bool {
 	return false
 }
 
-// firing returns how many alerts of each name fire, and counts those that begin to.
+// firing returns the number of firing alerts by name and counts new ones.
 func (p *prometheusServer) firing(t *testing.T) map[string]int {
 	t.Helper()
 	var data struct {
@@ -322,7 +322,7 @@ func (p *prometheusServer) count(alert string) int {
 	return p.fired[alert]
 }
 
-// await polls the alerts until they are as they should be, and stay so for a second.
+// await polls the alerts until ok holds for one second.
 func (p *prometheusServer) await(t *testing.T, ctx context.Context, what string, ok func(firing map[string]int) bool) {
 	t.Helper()
 	for since := time.Now(); time.Since(since) < time.Second; time.Sleep(100 * time.Millisecond) {

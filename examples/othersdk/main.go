@@ -1,10 +1,10 @@
-// Othersdk bounds the official SDK, github.com/openai/openai-go, with the transport of a guard: one option puts the
-// transport in, another turns the SDK's own retries off.
+// Othersdk puts a guard's transport into OpenAI's official SDK, github.com/openai/openai-go. One option sets the
+// transport, and another turns off the SDK's own retries.
 //
 //	go run .
 //
-// With OPENAI_API_KEY set it calls the provider at OPENAI_BASE_URL (OpenAI by default) with OPENAI_MODEL. Without it a
-// fake provider is started.
+// With OPENAI_API_KEY set, the program calls the provider at OPENAI_BASE_URL (OpenAI by default) with OPENAI_MODEL.
+// Otherwise it starts a fake provider.
 package main
 
 import (
@@ -31,7 +31,7 @@ func main() {
 	}
 }
 
-// newClient returns the SDK's client with every request bounded by g.
+// newClient returns the SDK's client. g guards all of its requests.
 func newClient(g *aiguard.Guard, opts ...option.RequestOption) openai.Client {
 	return openai.NewClient(append(opts,
 		option.WithHTTPClient(g.HTTPClient()),
@@ -61,7 +61,7 @@ func run(ctx context.Context) error {
 	client := newClient(g, opts...)
 
 	const prompt = "Say hello."
-	// The transport sees bytes, not prompts: check theirs here.
+	// The transport checks the prompts of the endpoints that it knows. CheckPrompt works with any endpoint.
 	if err := g.CheckPrompt(model, prompt); err != nil {
 		return err
 	}
@@ -91,7 +91,8 @@ func run(ctx context.Context) error {
 		return err
 	}
 
-	// A time limit that no provider keeps. With makes a guard that shares every limit with g but this one.
+	// No provider answers within this timeout. With returns a guard that shares all state with g and has a different
+	// timeout.
 	hasty := newClient(g.With(aiguard.Call{Timeout: time.Microsecond}), opts...)
 	_, err = hasty.Chat.Completions.New(ctx, params)
 	fmt.Println("kind:", string(aiguard.KindOf(err)))

@@ -125,7 +125,7 @@ func TestEventLinesReachTheSDK(t *testing.T) {
 	require.Equal(t, "response.completed", names[len(names)-1])
 }
 
-func TestOutageIsRetriedOnceByTheGuardAlone(t *testing.T) {
+func TestOnlyTheGuardRetriesAnOutage(t *testing.T) {
 	client, fake, g := setUp(t, aiguard.Config{})
 	fake.Enqueue(aiguardtest.Error(503, "service_unavailable"))
 	_, err := ask(t.Context(), client)
@@ -135,7 +135,7 @@ func TestOutageIsRetriedOnceByTheGuardAlone(t *testing.T) {
 	require.Equal(t, fake.Requests()[0].Body, fake.Requests()[1].Body)
 }
 
-func TestOutageThatLastsEndsAfterTheGuardsAttempts(t *testing.T) {
+func TestLastingOutageEndsAfterTheGuardsAttempts(t *testing.T) {
 	client, fake, _ := setUp(t, aiguard.Config{})
 	fake.SetDefault(aiguardtest.Error(503, "service_unavailable"))
 	_, err := ask(t.Context(), client)
@@ -151,7 +151,7 @@ func TestOutageThatLastsEndsAfterTheGuardsAttempts(t *testing.T) {
 	require.NotContains(t, err.Error(), aiguardtest.ProviderText)
 }
 
-func TestSilenceIsATimeoutInBoundedTime(t *testing.T) {
+func TestSilentProviderTimesOut(t *testing.T) {
 	client, fake, g := setUp(t, aiguard.Config{CallTimeout: 100 * time.Millisecond})
 	fake.SetDefault(aiguardtest.Hang())
 	for name, call := range map[string]func() error{
@@ -176,7 +176,7 @@ func TestSilenceIsATimeoutInBoundedTime(t *testing.T) {
 	require.EqualValues(t, 2, g.Stats().Timeouts)
 }
 
-func TestCutStreamIsNotAnEnd(t *testing.T) {
+func TestCutStreamIsAnError(t *testing.T) {
 	delta := `{"choices":[{"index":0,"delta":{"content":"Hel"}}]}`
 	for name, reply := range map[string]aiguardtest.Reply{
 		"connection breaks":      aiguardtest.Cut(400, aiguardtest.TextN("Hello there", 5)),
@@ -194,7 +194,7 @@ func TestCutStreamIsNotAnEnd(t *testing.T) {
 	}
 }
 
-func TestCallerThatLeavesGetsItsOwnError(t *testing.T) {
+func TestCancelledCallerGetsItsOwnError(t *testing.T) {
 	client, fake, g := setUp(t, aiguard.Config{})
 	ctx, cancel := context.WithCancel(t.Context())
 	fake.SetDefault(func(_ http.ResponseWriter, r *aiguardtest.Request) {
@@ -227,8 +227,8 @@ func TestConcurrencyStaysWithinTheLimit(t *testing.T) {
 	require.LessOrEqual(t, fake.Peak(), 3)
 }
 
-// The SDK's GetBody hands out one shared reader for a body given as *bytes.Reader.
-func TestBodyGivenAsAReaderIsSentWhole(t *testing.T) {
+// For a body given as *bytes.Reader, the SDK's GetBody returns one shared reader.
+func TestReaderBodyIsSentCompletely(t *testing.T) {
 	client, fake, _ := setUp(t, aiguard.Config{})
 	fake.Enqueue(aiguardtest.Error(503, "service_unavailable"))
 	body := `{"model":"gpt-4o-mini","messages":[{"role":"user","content":"Hi"}]}`

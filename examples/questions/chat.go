@@ -16,19 +16,19 @@ import (
 	"github.com/aiguard-go/aiguard/task"
 )
 
-// prompt is what the model gets. The user's texts go into a JSON object: there is nothing that they could contain to end
-// their string, so that the model can tell them from our words.
+// prompt is the input of the model. The user's texts are JSON strings, so that they cannot end early and the model
+// can tell them from the instructions.
 type prompt struct {
 	op, model string
-	task      string            // our words
-	texts     map[string]string // the user's
-	usual     int               // characters of an answer, from which progress is guessed
+	task      string            // instructions
+	texts     map[string]string // texts of the user
+	usual     int               // typical length of an answer in characters, to estimate progress
 }
 
-// ask asks the model and decodes its answer. The progress of the operation follows the stream. An answer that
-// breaks off, or that is not what we asked for, is retried as a whole, within the guard's attempts and budget.
+// ask asks the model and decodes its answer. It reports the progress of the stream as the operation's progress. A
+// truncated or invalid answer is retried as a whole, within the guard's attempts and budget.
 func ask[T interface{ check() error }](ctx context.Context, client *aiguard.Client, p prompt) (T, error) {
-	// The stream inside has bounds of its own, and one that is slow but healthy is not cut.
+	// The stream has its own timeouts, which do not cut a slow but healthy stream.
 	g := client.Guard().With(aiguard.Call{Op: p.op, Model: p.model, Timeout: aiguard.Off})
 	return aiguard.Do(ctx, g, func(ctx context.Context) (answer T, err error) {
 		task.SetProgress(ctx, 5, "Asking the AI service")
@@ -47,7 +47,7 @@ func ask[T interface{ check() error }](ctx context.Context, client *aiguard.Clie
 	})
 }
 
-// stream returns the whole text of the model's answer.
+// stream returns the complete text of the model's answer.
 func stream(ctx context.Context, client *aiguard.Client, p prompt) (string, error) {
 	texts, err := json.Marshal(p.texts)
 	if err != nil {
@@ -69,14 +69,14 @@ func stream(ctx context.Context, client *aiguard.Client, p prompt) (string, erro
 	var text strings.Builder
 	for {
 		event, err := stream.Recv()
-		if errors.Is(err, io.EOF) { // only of an answer that is complete
+		if errors.Is(err, io.EOF) { // only after a complete answer
 			return text.String(), nil
 		}
 		if err != nil {
 			return "", err
 		}
 		for _, choice := range event.Choices {
-			if choice.FinishReason == openai.FinishReasonLength { // MaxOutputTokens
+			if choice.FinishReason == openai.FinishReasonLength { // reached MaxOutputTokens
 				return "", &aiguard.Error{Kind: aiguard.ErrTruncated}
 			}
 			text.WriteString(choice.Delta.Content)
@@ -85,7 +85,7 @@ func stream(ctx context.Context, client *aiguard.Client, p prompt) (string, erro
 	}
 }
 
-// decode takes exactly one JSON object of exactly the fields of v.
+// decode decodes exactly one JSON object with only the fields of v.
 func decode(text string, v any) error {
 	dec := json.NewDecoder(bytes.NewReader([]byte(text)))
 	dec.DisallowUnknownFields()
@@ -100,7 +100,7 @@ func decode(text string, v any) error {
 
 const maxItemChars = 1000
 
-// checkItems checks the texts of an answer. Its errors, as all about an answer, say where and not what.
+// checkItems checks the texts of an answer. Its errors give positions and lengths, but never the model's text.
 func checkItems(name string, items []string, least, most int) error {
 	if len(items) < least || len(items) > most {
 		return fmt.Errorf("%d %s; want %d to %d", len(items), name, least, most)

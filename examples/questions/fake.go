@@ -10,16 +10,17 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// faultModel begins the names of the models that the fake provider fails for: so a fault is met by one operation, and by no
-// other.
+// faultModel is the prefix of the model names for which the fake provider fails. A fault therefore affects only the
+// operation that requests it.
 const faultModel = "fault-"
 
-// faults are the names that ?fault= may have.
+// faults returns the valid values of ?fault=.
 func faults() []string { return []string{"timeout", "outage", "ratelimit", "truncated", "slow"} }
 
 func knownFault(name string) bool { return slices.Contains(faults(), name) }
 
-// fakeAnswer answers as the operations expect, piece by piece at the pace given, or plays the fault of the model.
+// fakeAnswer returns a handler that sends the expected answers piece by piece at the given pace, or plays the model's
+// fault.
 func fakeAnswer(pace time.Duration) func(*aiguardtest.Request) aiguardtest.Reply {
 	return func(r *aiguardtest.Request) aiguardtest.Reply {
 		answer := aiguardtest.TextN(fakeText(r), 12)
@@ -39,14 +40,14 @@ func fakeAnswer(pace time.Duration) func(*aiguardtest.Request) aiguardtest.Reply
 	}
 }
 
-// fakeText is an answer to what the user's message of a request asks for.
+// fakeText returns an answer to the user's message in the request.
 func fakeText(r *aiguardtest.Request) string {
 	var body struct {
 		Messages []struct{ Content string }
 	}
 	var texts map[string]string
 	if json.Unmarshal(r.Body, &body) == nil && len(body.Messages) == 2 {
-		_ = json.Unmarshal([]byte(body.Messages[1].Content), &texts) // what is no request of ours gets an answer all the same
+		_ = json.Unmarshal([]byte(body.Messages[1].Content), &texts) // other requests get a feedback answer
 	}
 	var answer any = feedback{
 		Score:        4,
@@ -65,7 +66,7 @@ func fakeText(r *aiguardtest.Request) string {
 	}
 	b, err := json.Marshal(answer)
 	if err != nil {
-		panic(err) // strings and numbers
+		panic(err) // cannot fail: strings and numbers
 	}
 	return string(b)
 }

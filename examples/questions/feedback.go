@@ -10,7 +10,7 @@ import (
 
 const maxScore = 5
 
-// feedback is the model's answer, and the operation's result.
+// feedback is the model's answer and the operation's result.
 type feedback struct {
 	Score        int      `json:"score"`
 	Strengths    []string `json:"strengths"`
@@ -29,7 +29,7 @@ func (f feedback) check() error {
 		checkItems("summary", []string{f.Summary}, 1, 1))
 }
 
-// feedbackOperation says how good an answer to a question is.
+// feedbackOperation rates an answer to a question.
 func feedbackOperation() operation {
 	return operation{
 		name:   "feedback",

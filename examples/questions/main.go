@@ -1,15 +1,15 @@
-// Questions is a web service that has a model write questions about a topic, and say how good an answer is. Both take a
-// while: a request starts an operation in the background, and whoever has its id can watch, read and cancel it.
+// Questions is a web service in which a model writes questions about a topic and rates answers. Both take time, so a
+// request starts a background operation. Every client with the operation's ID can watch, read and cancel it.
 //
 //	go run ./examples/questions -addr 127.0.0.1:8080
 //	curl -i 127.0.0.1:8080/questions -H 'Content-Type: application/json' -d '{"topic":"tides"}'
 //	curl -N 127.0.0.1:8080/operations/ID/events
 //	curl 127.0.0.1:8080/readyz
 //
-// There is a page at /. With OPENAI_API_KEY set the service calls the provider at OPENAI_BASE_URL (OpenAI by default) with
-// OPENAI_MODEL. Without it a fake provider is started, and /questions?fault=timeout, outage, ratelimit, truncated or slow
-// shows what a user gets when that one fails. With eleven quick clicks it is the service that is overloaded; with ten times
-// as many a second, go run ./examples/questions/load.
+// The service has a web page at /. With OPENAI_API_KEY set, it calls the provider at OPENAI_BASE_URL (OpenAI by
+// default) with OPENAI_MODEL. Otherwise it starts a fake provider. Then /questions?fault=timeout, outage, ratelimit,
+// truncated or slow shows what a user gets when the provider fails. Eleven quick clicks overload the service itself.
+// For a load test with far more requests, run go run ./examples/questions/load.
 package main
 
 import (
@@ -43,7 +43,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(2)
 	}
-	// The first signal drains the service; a second one, which nobody catches any more, ends it at once.
+	// The first signal drains the service. A second signal is no longer caught and ends the process at once.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)
@@ -53,7 +53,7 @@ func main() {
 	}
 }
 
-// run serves until ctx ends, then drains, and writes the address that it listens on to out.
+// run prints the service's address to out, serves until ctx ends, and then drains.
 func run(ctx context.Context, cfg settings, logger *slog.Logger, out io.Writer) error {
 	defer cfg.guard.Close()
 	oc := openai.DefaultConfig(os.Getenv("OPENAI_API_KEY"))
@@ -98,9 +98,9 @@ func run(ctx context.Context, cfg settings, logger *slog.Logger, out io.Writer) 
 	return s.drain(srv, cfg.drainDelay, cfg.shutdownTimeout)
 }
 
-// drain ends the service in the order in which nobody loses anything: load balancers notice that it is not ready, while it
-// still serves; operations come to their end, or are told that there is none, while whoever watches them is still
-// connected; and then the connections are closed.
+// drain stops the service without losing work. First the service reports that it is not ready, but still serves, so
+// that load balancers notice. Then operations finish or are interrupted while their watchers are still connected.
+// Last, the connections are closed.
 func (s *service) drain(srv *http.Server, delay, timeout time.Duration) error {
 	s.draining.Store(true)
 	s.logger.Info("draining", "running", s.runner.Stats().Running, "pending", s.runner.Stats().Pending)
@@ -111,16 +111,16 @@ func (s *service) drain(srv *http.Server, delay, timeout time.Duration) error {
 	if err := srv.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	return srv.Close() // somebody does not read
+	return srv.Close() // a client does not read its response
 }
 
-// end takes no more operations, lets those there are go on for a while, and then ends them. They hold whatever the guard
-// has to wait for.
+// end rejects new operations, waits up to timeout for the others, and then interrupts them. Their calls are the only
+// work that the guard still has.
 func (s *service) end(timeout time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	if err := s.runner.Shutdown(ctx); err != nil && timeout > 0 {
 		s.logger.Warn("operations were interrupted", "error", err)
 	}
-	_ = s.client.Guard().Shutdown(ctx) // its error is the runner's
+	_ = s.client.Guard().Shutdown(ctx) // same error as the runner's
 }

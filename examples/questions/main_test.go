@@ -23,7 +23,7 @@ import (
 	"github.com/aiguard-go/aiguard/internal/leaktest"
 )
 
-// asProgram makes this test binary the program itself.
+// asProgram makes this test binary run as the program.
 const asProgram = "QUESTIONS_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 	leaktest.Main(m)
 }
 
-// program is the program in a process of its own.
+// program is the program in its own process.
 type program struct {
 	*exec.Cmd
 	url    string
@@ -47,7 +47,7 @@ func (p *program) prepare(env []string, args ...string) {
 	p.Cmd.Stderr = &p.stderr
 }
 
-// start runs the program until it listens.
+// start starts the program and waits until it listens.
 func start(t *testing.T, env []string, args ...string) *program {
 	t.Helper()
 	var p program
@@ -64,7 +64,7 @@ func start(t *testing.T, env []string, args ...string) *program {
 	return &p
 }
 
-// request makes one, with a JSON body if that is not empty, and returns the whole answer.
+// request sends a request, with a JSON body if body is not empty, and returns the complete response.
 func request(t *testing.T, method, url, body string) (resp *http.Response, answer string) {
 	t.Helper()
 	transport := &http.Transport{}
@@ -82,7 +82,7 @@ func request(t *testing.T, method, url, body string) (resp *http.Response, answe
 	return resp, string(b)
 }
 
-func TestProgramDrainsAndExitsWellOnSIGTERM(t *testing.T) {
+func TestProgramDrainsAndExitsCleanlyOnSIGTERM(t *testing.T) {
 	t.Parallel()
 	p := start(t, nil, "-pace", "50ms", "-drain-delay", "1s", "-shutdown-timeout", "2s", "-call-timeout", "1m")
 	var watching sync.WaitGroup
@@ -106,19 +106,19 @@ func TestProgramDrainsAndExitsWellOnSIGTERM(t *testing.T) {
 	for resp.StatusCode == http.StatusOK && time.Since(told) < 800*time.Millisecond {
 		resp, _ = request(t, "GET", p.url+"/readyz", "")
 	}
-	require.Equal(t, http.StatusServiceUnavailable, resp.StatusCode, "it says that it is not ready")
-	late := begun("/questions") // a load balancer that has not noticed yet
+	require.Equal(t, http.StatusServiceUnavailable, resp.StatusCode, "the service reports that it is not ready")
+	late := begun("/questions") // as from a load balancer that has not noticed yet
 
 	for _, operation := range []chan string{good, late} {
-		require.Contains(t, <-operation, `"status":"succeeded"`, "running work finishes")
+		require.Contains(t, <-operation, `"status":"succeeded"`, "running operations finish")
 	}
 	resp, answer := request(t, "POST", p.url+"/questions", topic)
-	for !strings.Contains(answer, "The service is restarting.") { // until the delay is over
+	for !strings.Contains(answer, "The service is restarting.") { // until the drain delay is over
 		time.Sleep(100 * time.Millisecond)
 		resp, answer = request(t, "POST", p.url+"/questions", topic)
 	}
 	require.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
-	require.Contains(t, <-hanging, `"error_code":"interrupted"`, "what does not finish is cancelled at the deadline, and says so")
+	require.Contains(t, <-hanging, `"error_code":"interrupted"`, "unfinished operations are cancelled at the deadline and report it")
 	require.NoError(t, p.Wait(), &p.stderr)
 	require.Less(t, time.Since(told), 10*time.Second)
 }
@@ -131,7 +131,7 @@ func TestIdleProgramExitsAtOnce(t *testing.T) {
 	require.Less(t, time.Since(told), 5*time.Second)
 }
 
-func TestProgramTellsAllMistakesOfItsSettingsTogether(t *testing.T) {
+func TestProgramReportsAllInvalidSettings(t *testing.T) {
 	var p program
 	p.prepare([]string{"AIGUARD_CALL_TIMEOUT=soon", "AIGUARD_MAX_QUEUE=-3", "AIGUARD_TYPO=1"},
 		"-task-timeout", "-5s", "-drain-delay", "-1s", "-max-concurrent", "-7")
@@ -152,7 +152,7 @@ func TestProgramThatCannotListenFails(t *testing.T) {
 	require.Equal(t, 1, exit.ExitCode())
 }
 
-func TestFlagsWinOverTheEnvironmentAndThatOverTheDefaults(t *testing.T) {
+func TestFlagsOverrideEnvironmentAndDefaults(t *testing.T) {
 	t.Setenv("OPENAI_API_KEY", "")
 	parse := func(args ...string) settings {
 		s, err := parseSettings(args, slog.New(slog.DiscardHandler), io.Discard)
@@ -179,7 +179,7 @@ func TestFlagsWinOverTheEnvironmentAndThatOverTheDefaults(t *testing.T) {
 	t.Setenv("OPENAI_API_KEY", "sk-key")
 	s := parse()
 	require.False(t, s.fake)
-	require.Equal(t, 30*time.Second, s.guard.Config().CallTimeout, "a real model may think before it begins")
+	require.Equal(t, 30*time.Second, s.guard.Config().CallTimeout, "a real model may take longer to start")
 }
 
 func TestZeroIsNotTheDefault(t *testing.T) {
@@ -189,10 +189,10 @@ func TestZeroIsNotTheDefault(t *testing.T) {
 	}
 	t.Setenv("AIGUARD_NOPE", "1")
 	_, err := parseSettings(nil, slog.New(slog.DiscardHandler), io.Discard)
-	require.EqualError(t, err, "aiguard: AIGUARD_NOPE is no variable of aiguard; see FromEnv")
+	require.EqualError(t, err, "aiguard: AIGUARD_NOPE is not a variable of aiguard; see FromEnv")
 }
 
-func TestHelpIsNoMistake(t *testing.T) {
+func TestHelpIsNotAnError(t *testing.T) {
 	var usage bytes.Buffer
 	_, err := parseSettings([]string{"-h"}, slog.New(slog.DiscardHandler), &usage)
 	require.True(t, errors.Is(err, flag.ErrHelp))
@@ -201,7 +201,7 @@ func TestHelpIsNoMistake(t *testing.T) {
 	require.ErrorContains(t, err, `"serve"`)
 }
 
-func TestWithAKeyTheRealProviderIsAskedAndPlaysNoFaults(t *testing.T) {
+func TestAPIKeySelectsTheRealProviderWithoutFaults(t *testing.T) {
 	t.Parallel()
 	real := aiguardtest.NewServer(t)
 	real.SetDefault(aiguardtest.Text(`{"questions":["a","b","c","d","e"]}`))
@@ -213,14 +213,14 @@ func TestWithAKeyTheRealProviderIsAskedAndPlaysNoFaults(t *testing.T) {
 	resp, _ = request(t, "POST", p.url+"/questions", topic)
 	require.Equal(t, http.StatusAccepted, resp.StatusCode)
 	require.NoError(t, p.Process.Signal(syscall.SIGTERM))
-	require.NoError(t, p.Wait(), "it waits for the operation")
+	require.NoError(t, p.Wait(), "shutdown waits for the operation")
 	require.Len(t, real.Requests(), 1)
 	require.Equal(t, "my-model", real.Requests()[0].Model)
 	require.Equal(t, "Bearer sk-key", real.Requests()[0].Header.Get("Authorization"))
 	require.NotContains(t, p.stderr.String(), "sk-key")
 }
 
-func TestLogHasNoWordsOfUsersOrModels(t *testing.T) {
+func TestLogHasNoTextOfUsersOrModels(t *testing.T) {
 	t.Parallel()
 	p := start(t, nil, "-pace", "0s", "-drain-delay", "0s", "-call-timeout", "50ms")
 	for _, fault := range append(faults(), "") {

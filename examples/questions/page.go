@@ -11,11 +11,11 @@ import (
 //go:embed page
 var pageFiles embed.FS
 
-// handlePage serves the page and what belongs to it. With the fake provider the page offers its faults.
+// handlePage serves the page and its files. With the fake provider, the page offers a choice of faults.
 func handlePage(mux *http.ServeMux, fake bool) {
 	files, err := fs.Sub(pageFiles, "page")
 	if err != nil {
-		panic(err) // of a name that is constant
+		panic(err) // impossible: the name is constant
 	}
 	var options []string
 	if fake {
@@ -32,7 +32,7 @@ func handlePage(mux *http.ServeMux, fake bool) {
 		Limits map[string]int
 	}{options, limits}
 	if err := template.Must(template.ParseFS(files, "index.html")).Execute(&index, data); err != nil {
-		panic(err) // of a template and data that are constant
+		panic(err) // impossible: the template and its data are constant
 	}
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")

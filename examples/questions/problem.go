@@ -8,16 +8,17 @@ import (
 	"github.com/aiguard-go/aiguard/httpguard"
 )
 
-// mistake is what is wrong with a request.
+// mistake describes an invalid request.
 type mistake struct {
 	status int
-	field  string // "" if it is none of a single field
+	field  string // "" if no single field is invalid
 	detail string
 }
 
 func (m *mistake) Error() string { return m.detail }
 
-// refuse answers with a problem (RFC 9457): it names the field of a mistake, or says why no operation could be started.
+// refuse sends a problem (RFC 9457). It names the invalid field, or gives the reason why the operation could not
+// start.
 func refuse(w http.ResponseWriter, r *http.Request, err error) {
 	var m *mistake
 	if !errors.As(err, &m) {
@@ -27,7 +28,7 @@ func refuse(w http.ResponseWriter, r *http.Request, err error) {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(m.status)
-	_ = json.NewEncoder(w).Encode(struct { // an error means that the client is gone
+	_ = json.NewEncoder(w).Encode(struct { // fails only if the client has disconnected
 		Type   string `json:"type"`
 		Title  string `json:"title"`
 		Status int    `json:"status"`

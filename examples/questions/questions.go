@@ -11,7 +11,7 @@ import (
 
 const wantQuestions = 5
 
-// questions is the model's answer, and the operation's result.
+// questions is the model's answer and the operation's result.
 type questions struct {
 	Questions []string `json:"questions"`
 }
@@ -21,7 +21,7 @@ func (q questions) check() error {
 		return err
 	}
 	if len(slices.Compact(slices.Sorted(slices.Values(q.Questions)))) < wantQuestions {
-		return errors.New("a question is there twice")
+		return errors.New("a question occurs twice")
 	}
 	return nil
 }

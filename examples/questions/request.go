@@ -15,28 +15,28 @@ import (
 
 const maxBodyBytes = 64 << 10
 
-// field is a text that a request must have.
+// field is a required text of a request.
 type field struct {
 	name     string
 	maxChars int
 }
 
-// readTexts returns the texts of a request's body, a JSON object of exactly these fields.
+// readTexts returns the texts of a request body, which must be a JSON object with exactly these fields.
 func readTexts(r *http.Request, fields []field) (map[string]string, error) {
-	// A form of another site could send every type but this one without asking.
+	// Cross-site forms can send other content types without a CORS preflight.
 	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
-		return nil, &mistake{http.StatusUnsupportedMediaType, "", "The Content-Type has to be application/json."}
+		return nil, &mistake{http.StatusUnsupportedMediaType, "", "The Content-Type must be application/json."}
 	}
 	body, err := io.ReadAll(r.Body)
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		return nil, err
 	}
 	if err != nil {
-		return nil, &mistake{http.StatusBadRequest, "", "The body did not arrive."}
+		return nil, &mistake{http.StatusBadRequest, "", "The body could not be read."}
 	}
 	var values map[string]any
 	if err := json.Unmarshal(body, &values); err != nil || values == nil {
-		return nil, &mistake{http.StatusBadRequest, "", "The body has to be a JSON object."}
+		return nil, &mistake{http.StatusBadRequest, "", "The body must be a JSON object."}
 	}
 	texts := make(map[string]string, len(fields))
 	for _, f := range fields {
@@ -46,7 +46,7 @@ func readTexts(r *http.Request, fields []field) (map[string]string, error) {
 		delete(values, f.name)
 	}
 	for _, name := range slices.Sorted(maps.Keys(values)) {
-		return nil, &mistake{http.StatusBadRequest, name, fmt.Sprintf("There is no field %.50q here.", name)}
+		return nil, &mistake{http.StatusBadRequest, name, fmt.Sprintf("Unknown field %.50q.", name)}
 	}
 	return texts, nil
 }
@@ -58,7 +58,7 @@ func (f field) text(values map[string]any) (string, error) {
 	}
 	if n := utf8.RuneCountInString(text); n > f.maxChars {
 		return "", &mistake{http.StatusRequestEntityTooLarge, f.name,
-			fmt.Sprintf("The field %q has %d characters. It may have %d.", f.name, n, f.maxChars)}
+			fmt.Sprintf("The field %q has %d characters. The limit is %d.", f.name, n, f.maxChars)}
 	}
 	return text, nil
 }

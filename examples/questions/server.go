@@ -14,18 +14,18 @@ import (
 	"github.com/aiguard-go/aiguard/task"
 )
 
-// service is what the routes need.
+// service holds what the routes need.
 type service struct {
 	client *aiguard.Client
 	runner *task.Runner
 	model  string
-	fake   bool // the provider is the fake, which plays ?fault=…
+	fake   bool // the provider is the fake, which supports ?fault=…
 	logger *slog.Logger
 
 	draining atomic.Bool
 }
 
-// operation is something that the service can be asked to do.
+// operation is one kind of work that the service offers.
 type operation struct {
 	name   string
 	fields []field
@@ -34,8 +34,8 @@ type operation struct {
 
 func (s *service) routes() (http.Handler, error) {
 	mux := http.NewServeMux()
-	// What these start runs on in the background: they are done when they have read their body. The streams of events below
-	// may last, and have no time limit.
+	// These requests end when their operation has started in the background. The event streams below last longer and
+	// therefore have no time limit.
 	limit, err := httpguard.Limit(s.client.Guard(), httpguard.Config{Timeout: 10 * time.Second, MaxBodyBytes: maxBodyBytes, Logger: s.logger})
 	if err != nil {
 		return nil, err
@@ -43,8 +43,8 @@ func (s *service) routes() (http.Handler, error) {
 	mux.Handle("POST /questions", limit(s.starts(questionsOperation())))
 	mux.Handle("POST /feedback", limit(s.starts(feedbackOperation())))
 
-	// Here whoever has an id may see and cancel its operation. A service with accounts remembers in starts whose it is, and
-	// wraps this handler in a check of r.PathValue("id").
+	// Here every client with an ID may see and cancel the operation. A service with accounts should record the owner
+	// in starts and wrap this handler in a check of r.PathValue("id").
 	operations := http.StripPrefix("/operations", task.Handler(s.runner))
 	mux.Handle("/operations/{id}", operations)
 	mux.Handle("/operations/{id}/events", operations)
@@ -56,11 +56,17 @@ func (s *service) routes() (http.Handler, error) {
 	mux.Handle("GET /livez", httpguard.Livez())
 	mux.Handle("GET /readyz", s.unlessDraining(ready))
 
+	debug, err := httpguard.Debug(s.client.Guard(), nil) // for browsers on this machine
+	if err != nil {
+		return nil, err
+	}
+	mux.Handle("GET /debug/aiguard", debug)
+
 	handlePage(mux, s.fake)
 	return http.NewCrossOriginProtection().Handler(secured(mux)), nil
 }
 
-// starts answers with an operation that has begun.
+// starts returns a handler that starts an operation and responds with it.
 func (s *service) starts(o operation) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		op, err := s.start(w, r, o)
@@ -72,7 +78,7 @@ func (s *service) starts(o operation) http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "no-store")
 		w.WriteHeader(http.StatusAccepted)
-		_ = json.NewEncoder(w).Encode(op) // an error means that the client is gone
+		_ = json.NewEncoder(w).Encode(op) // fails only if the client has disconnected
 	})
 }
 
@@ -96,14 +102,15 @@ func (s *service) modelFor(r *http.Request) (string, error) {
 	case fault == "":
 		return s.model, nil
 	case !s.fake:
-		return "", &mistake{http.StatusBadRequest, "fault", "A fault can be played with the fake provider only."}
+		return "", &mistake{http.StatusBadRequest, "fault", "Faults are available only with the fake provider."}
 	case !knownFault(fault):
-		return "", &mistake{http.StatusBadRequest, "fault", fmt.Sprintf("There is no such fault. Known are %q.", faults())}
+		return "", &mistake{http.StatusBadRequest, "fault", fmt.Sprintf("Unknown fault. Use one of %q.", faults())}
 	}
 	return faultModel + fault, nil
 }
 
-// unlessDraining says no as soon as the service is told to end. The guard, which health asks, still works then.
+// unlessDraining rejects requests as soon as the service drains. The guard still works then, so its own readiness
+// would come too late.
 func (s *service) unlessDraining(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if s.draining.Load() {
@@ -114,7 +121,7 @@ func (s *service) unlessDraining(next http.Handler) http.Handler {
 	})
 }
 
-// secured sets the headers that every answer has.
+// secured sets the security headers of all responses.
 func secured(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()

@@ -22,7 +22,7 @@ import (
 
 const testPace = 50 * time.Millisecond
 
-// bench is a service in virtual time, with its fake provider in memory.
+// bench is a service in virtual time with an in-memory fake provider.
 type bench struct {
 	*service
 	t       *testing.T
@@ -48,7 +48,7 @@ func inVirtualTime(t *testing.T, cfg aiguard.Config, f func(t *testing.T, b *ben
 		s := &service{client: client, runner: runner, model: "any", fake: true, logger: slog.New(slog.DiscardHandler)}
 		t.Cleanup(func() {
 			s.end(0)
-			synctest.Wait() // an operation is over a moment before its function has returned
+			synctest.Wait() // an operation is over shortly before its function has returned
 			require.Zero(t, client.Guard().Stats().InFlight, "slots left behind")
 			require.Zero(t, runner.Stats().Running)
 			require.NoError(t, client.Guard().Close())
@@ -73,7 +73,7 @@ func (b *bench) do(method, path, body string, headers ...string) *httptest.Respo
 	return w
 }
 
-// starts posts a request that must be taken, and returns the path of the operation.
+// starts posts a request that must be accepted and returns the path of its operation.
 func (b *bench) starts(path, body string) (location string) {
 	b.t.Helper()
 	w := b.do("POST", path, body)
@@ -88,7 +88,7 @@ func (b *bench) operation(w *httptest.ResponseRecorder) (op map[string]any) {
 	return op
 }
 
-// ends waits for the end of an operation.
+// ends waits until an operation is over.
 func (b *bench) ends(location string) map[string]any {
 	b.t.Helper()
 	_, err := b.runner.Wait(b.t.Context(), strings.TrimPrefix(location, "/operations/"))
@@ -96,7 +96,7 @@ func (b *bench) ends(location string) map[string]any {
 	return b.operation(b.do("GET", location, ""))
 }
 
-// problem is an answer that refuses.
+// problem checks that a response is a problem.
 func (b *bench) problem(w *httptest.ResponseRecorder, status int) (p struct {
 	Title, Detail, Code, Field string
 	Status                     int
@@ -116,7 +116,7 @@ const (
 	answer = `{"question":"Why are there tides?","answer":"Because of the Moon."}`
 )
 
-func TestOperationIsStartedWatchedAndDone(t *testing.T) {
+func TestOperationStartsReportsAndSucceeds(t *testing.T) {
 	for path, body := range map[string]string{"/questions": topic, "/feedback": answer} {
 		t.Run(path, func(t *testing.T) {
 			inVirtualTime(t, aiguard.Config{MaxOutputTokens: maxOutputTokens}, func(t *testing.T, b *bench) {
@@ -163,7 +163,7 @@ func TestUsersTextStaysInItsString(t *testing.T) {
 	})
 }
 
-func TestEachFaultHasItsFriendlyMessage(t *testing.T) {
+func TestEachFaultHasAUserMessage(t *testing.T) {
 	tests := map[string]struct {
 		cfg           aiguard.Config
 		code, message string
@@ -173,7 +173,7 @@ func TestEachFaultHasItsFriendlyMessage(t *testing.T) {
 			cfg: aiguard.Config{CallTimeout: 2 * time.Second}, within: 2 * time.Second},
 		"timeout of the task": {code: "timeout", cfg: aiguard.Config{CallTimeout: 2 * time.Second, TaskTimeout: time.Second},
 			message: "This took longer than expected and was stopped. Please try again, or try with a smaller request.", within: time.Second},
-		"slow beyond the task": {code: "timeout", cfg: aiguard.Config{TaskTimeout: 4 * time.Second},
+		"slow beyond the task timeout": {code: "timeout", cfg: aiguard.Config{TaskTimeout: 4 * time.Second},
 			message: "This took longer than expected and was stopped. Please try again, or try with a smaller request.", within: 4 * time.Second},
 		"outage":    {code: "unavailable", message: "The AI service is temporarily unavailable. Please try again in a moment.", within: 2 * time.Second},
 		"ratelimit": {code: "rate_limited", message: "The AI service is receiving too many requests. Please try again in a second.", within: 3 * time.Second},
@@ -190,14 +190,14 @@ func TestEachFaultHasItsFriendlyMessage(t *testing.T) {
 					require.Equal(t, test.code, op["error_code"])
 					require.Equal(t, test.message, op["error_message"])
 					require.Nil(t, op["result"])
-					require.LessOrEqual(t, time.Since(began), test.within, "it is quick to watch")
+					require.LessOrEqual(t, time.Since(began), test.within, "the fake provider has a short timeout")
 				})
 			})
 		}
 	}
 }
 
-func TestFaultIsMetByItsOwnOperationAlone(t *testing.T) {
+func TestFaultAffectsOnlyItsOwnOperation(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, b *bench) {
 		limited := b.starts("/questions?fault=ratelimit", topic)
 		good := b.starts("/questions", topic)
@@ -218,40 +218,40 @@ func TestSlowAnswerMakesProgress(t *testing.T) {
 			require.Equal(t, "The AI service is writing", op["progress_note"])
 			last = op["progress"].(float64)
 		}
-		require.Equal(t, "succeeded", b.ends(location)["status"], "a stream that goes on is not cut by the call's timeout")
+		require.Equal(t, "succeeded", b.ends(location)["status"], "the call timeout does not cut a stream in progress")
 	})
 }
 
-func TestWrongInputIsRefusedNamingTheField(t *testing.T) {
+func TestInvalidInputErrorNamesTheField(t *testing.T) {
 	long := func(n int) string { return strings.Repeat("é", n) }
 	tests := map[string]struct {
 		path, body, contentType string
 		status                  int
 		field                   string
 	}{
-		"no JSON":        {"/questions", `topic=tides`, "", 400, ""},
-		"cut JSON":       {"/questions", `{"topic":"tides"`, "", 400, ""},
-		"two values":     {"/questions", topic + topic, "", 400, ""},
-		"array":          {"/questions", `["tides"]`, "", 400, ""},
-		"null":           {"/questions", `null`, "", 400, ""},
-		"empty body":     {"/questions", ` `, "", 400, ""},
-		"missing":        {"/questions", `{}`, "", 400, "topic"},
-		"other case":     {"/questions", `{"Topic":"tides"}`, "", 400, "topic"},
-		"empty":          {"/questions", `{"topic":""}`, "", 400, "topic"},
-		"blank":          {"/questions", `{"topic":" \n\t"}`, "", 400, "topic"},
-		"null text":      {"/questions", `{"topic":null}`, "", 400, "topic"},
-		"number":         {"/questions", `{"topic":7}`, "", 400, "topic"},
-		"unknown":        {"/questions", `{"topic":"tides","count":7}`, "", 400, "count"},
-		"over-long":      {"/questions", `{"topic":"` + long(201) + `"}`, "", 413, "topic"},
-		"over-long body": {"/questions", `{"topic":"` + long(maxBodyBytes/2) + `"}`, "", 413, ""},
-		"form":           {"/questions", topic, "application/x-www-form-urlencoded", 415, ""},
-		"text":           {"/questions", topic, "text/plain", 415, ""},
-		"odd type":       {"/questions", topic, ";", 415, ""},
-		"unknown fault":  {"/questions?fault=fire", topic, "", 400, "fault"},
-		"no answer":      {"/feedback", `{"question":"Why?"}`, "", 400, "answer"},
-		"no question":    {"/feedback", `{"answer":"So."}`, "", 400, "question"},
-		"long question":  {"/feedback", `{"answer":"So.","question":"` + long(2001) + `"}`, "", 413, "question"},
-		"long answer":    {"/feedback", `{"question":"Why?","answer":"` + long(8001) + `"}`, "", 413, "answer"},
+		"no JSON":       {"/questions", `topic=tides`, "", 400, ""},
+		"cut JSON":      {"/questions", `{"topic":"tides"`, "", 400, ""},
+		"two values":    {"/questions", topic + topic, "", 400, ""},
+		"array":         {"/questions", `["tides"]`, "", 400, ""},
+		"null":          {"/questions", `null`, "", 400, ""},
+		"empty body":    {"/questions", ` `, "", 400, ""},
+		"missing":       {"/questions", `{}`, "", 400, "topic"},
+		"other case":    {"/questions", `{"Topic":"tides"}`, "", 400, "topic"},
+		"empty":         {"/questions", `{"topic":""}`, "", 400, "topic"},
+		"blank":         {"/questions", `{"topic":" \n\t"}`, "", 400, "topic"},
+		"null text":     {"/questions", `{"topic":null}`, "", 400, "topic"},
+		"number":        {"/questions", `{"topic":7}`, "", 400, "topic"},
+		"unknown":       {"/questions", `{"topic":"tides","count":7}`, "", 400, "count"},
+		"over-long":     {"/questions", `{"topic":"` + long(201) + `"}`, "", 413, "topic"},
+		"oversize body": {"/questions", `{"topic":"` + long(maxBodyBytes/2) + `"}`, "", 413, ""},
+		"form":          {"/questions", topic, "application/x-www-form-urlencoded", 415, ""},
+		"text":          {"/questions", topic, "text/plain", 415, ""},
+		"odd type":      {"/questions", topic, ";", 415, ""},
+		"unknown fault": {"/questions?fault=fire", topic, "", 400, "fault"},
+		"no answer":     {"/feedback", `{"question":"Why?"}`, "", 400, "answer"},
+		"no question":   {"/feedback", `{"answer":"So."}`, "", 400, "question"},
+		"long question": {"/feedback", `{"answer":"So.","question":"` + long(2001) + `"}`, "", 413, "question"},
+		"long answer":   {"/feedback", `{"question":"Why?","answer":"` + long(8001) + `"}`, "", 413, "answer"},
 	}
 	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, b *bench) {
 		for name, test := range tests {
@@ -269,7 +269,7 @@ func TestWrongInputIsRefusedNamingTheField(t *testing.T) {
 	})
 }
 
-func TestOtherSitesAndMethodsAreRefused(t *testing.T) {
+func TestCrossSiteRequestsAndOtherMethodsAreRejected(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, b *bench) {
 		require.Equal(t, http.StatusForbidden, b.do("POST", "/questions", topic, "Sec-Fetch-Site", "cross-site").Code)
 		require.Equal(t, http.StatusForbidden, b.do("DELETE", "/operations/x", "", "Origin", "https://elsewhere.example").Code)
@@ -279,7 +279,7 @@ func TestOtherSitesAndMethodsAreRefused(t *testing.T) {
 	})
 }
 
-func TestAnswerThatFailsItsCheckIsAskedForAgain(t *testing.T) {
+func TestInvalidAnswerIsRetried(t *testing.T) {
 	good := map[string]string{
 		"/questions": `{"questions":["a","b","c","d","e"]}`,
 		"/feedback":  `{"score":3,"strengths":["a"],"improvements":["b"],"summary":"c"}`,
@@ -287,7 +287,7 @@ func TestAnswerThatFailsItsCheckIsAskedForAgain(t *testing.T) {
 	tests := map[string]struct{ path, body, wrong string }{
 		"no JSON":           {"/questions", topic, "Here are your questions:"},
 		"no answer":         {"/questions", topic, "{}"},
-		"more after it":     {"/questions", topic, good["/questions"] + "{}"},
+		"trailing data":     {"/questions", topic, good["/questions"] + "{}"},
 		"unknown field":     {"/questions", topic, `{"questions":["a","b","c","d","e"],"x":1}`},
 		"other type":        {"/questions", topic, `{"questions":[1,2,3,4,5]}`},
 		"four questions":    {"/questions", topic, `{"questions":["a","b","c","d"]}`},
@@ -319,7 +319,7 @@ func TestAnswerThatFailsItsCheckIsAskedForAgain(t *testing.T) {
 	}
 }
 
-func TestAnswerThatHitsTheTokenLimitIsCutShort(t *testing.T) {
+func TestAnswerAtTheTokenLimitIsTruncated(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{Retry: aiguard.Retry{MaxAttempts: 1}}, func(t *testing.T, b *bench) {
 		b.fake.Enqueue(aiguardtest.Events(`{"choices":[{"delta":{"content":"{\"questions\":[\"Wh"}}]}`,
 			`{"choices":[{"delta":{},"finish_reason":"length"}]}`, "[DONE]"))
@@ -344,7 +344,7 @@ func TestCancelEndsTheCall(t *testing.T) {
 	})
 }
 
-// events are the data of the events of an operation, with their last id.
+// events returns the data of an operation's events and the last event ID.
 func (b *bench) events(location, lastEventID string) (all []map[string]any, id string) {
 	b.t.Helper()
 	w := b.do("GET", location+"/events", "", "Last-Event-ID", lastEventID)
@@ -362,7 +362,7 @@ func (b *bench) events(location, lastEventID string) (all []map[string]any, id s
 	return all, id
 }
 
-func TestEventsTellOfProgressAndCanBeResumed(t *testing.T) {
+func TestEventsReportProgressAndCanBeResumed(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, b *bench) {
 		location := b.starts("/feedback?fault=slow", answer)
 		all, id := b.events(location, "")
@@ -380,7 +380,7 @@ func TestEventsTellOfProgressAndCanBeResumed(t *testing.T) {
 	})
 }
 
-func TestOverloadIsRefusedAtOnceWithATimeToComeBack(t *testing.T) {
+func TestOverloadIsRejectedWithRetryAfter(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{MaxConcurrent: 1, MaxQueue: 1}, func(t *testing.T, b *bench) {
 		first, second := b.starts("/questions?fault=slow", topic), b.starts("/feedback?fault=slow", answer)
 		began := time.Now()
@@ -393,12 +393,12 @@ func TestOverloadIsRefusedAtOnceWithATimeToComeBack(t *testing.T) {
 		require.Empty(t, w.Header().Get("Location"))
 		require.Equal(t, "succeeded", b.ends(first)["status"])
 		require.Equal(t, "succeeded", b.ends(second)["status"])
-		require.Equal(t, "succeeded", b.ends(b.starts("/questions", topic))["status"], "there is room again")
+		require.Equal(t, "succeeded", b.ends(b.starts("/questions", topic))["status"], "there is a free slot again")
 		require.Equal(t, 1, b.fake.Peak())
 	})
 }
 
-func TestManyAtOnceAreTakenOrRefused(t *testing.T) {
+func TestConcurrentRequestsAreAcceptedOrRejected(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{MaxConcurrent: 3, MaxQueue: 7}, func(t *testing.T, b *bench) {
 		var mu sync.Mutex
 		var locations []string
@@ -427,7 +427,7 @@ func TestManyAtOnceAreTakenOrRefused(t *testing.T) {
 	})
 }
 
-func TestShutdownRefusesNewOperationsAndEndsTheOthers(t *testing.T) {
+func TestShutdownRejectsNewOperationsAndEndsTheOthers(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, b *bench) {
 		good, hanging := b.starts("/questions", topic), b.starts("/questions?fault=timeout", topic)
 		var wg sync.WaitGroup
@@ -440,7 +440,7 @@ func TestShutdownRefusesNewOperationsAndEndsTheOthers(t *testing.T) {
 		require.NotEmpty(t, w.Header().Get("Retry-After"))
 		require.Equal(t, "succeeded", b.ends(good)["status"])
 		all, _ := b.events(hanging, "")
-		require.Equal(t, "interrupted", all[len(all)-1]["error_code"], "who watches is told")
+		require.Equal(t, "interrupted", all[len(all)-1]["error_code"], "watchers get the final state")
 		wg.Wait()
 	})
 }
@@ -453,11 +453,11 @@ func TestHealthIsServed(t *testing.T) {
 		b.draining.Store(true)
 		require.Equal(t, "closed", b.problem(b.do("GET", "/readyz", ""), http.StatusServiceUnavailable).Code)
 		require.Equal(t, http.StatusOK, b.do("GET", "/livez", "").Code)
-		require.Equal(t, "succeeded", b.ends(b.starts("/questions", topic))["status"], "it still serves")
+		require.Equal(t, "succeeded", b.ends(b.starts("/questions", topic))["status"], "the service still serves")
 	})
 }
 
-func TestPersonGetsAPageWhereAProgramGetsAProblem(t *testing.T) {
+func TestErrorIsAPageForBrowsersAndAProblemForPrograms(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, b *bench) {
 		b.end(0)
 		w := b.do("POST", "/questions", topic, "Accept", "text/html")

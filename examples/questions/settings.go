@@ -12,23 +12,24 @@ import (
 	"github.com/aiguard-go/aiguard"
 )
 
-// settings are what the command line and the environment say.
+// settings are the values from the command line and the environment.
 type settings struct {
 	addr                        string
 	guard                       *aiguard.Guard
-	fake                        bool // there is no key: the provider is the fake
+	fake                        bool // true without OPENAI_API_KEY
 	pace                        time.Duration
 	drainDelay, shutdownTimeout time.Duration
 }
 
-// Defaults of this service that are not the guard's.
+// Defaults of this service that differ from the guard's.
 const (
-	maxQueue        = 5               // people do not wait for long
-	maxOutputTokens = 1000            // our answers are far shorter
-	fakeCallTimeout = 5 * time.Second // with the fake provider, to be quick to watch
+	maxQueue        = 5               // people do not wait long
+	maxOutputTokens = 1000            // expected answers are far shorter
+	fakeCallTimeout = 5 * time.Second // keeps demonstrations of the fake provider short
 )
 
-// parseSettings reads the flags over the environment (see aiguard.FromEnv) over the defaults. The error joins all mistakes.
+// parseSettings reads the settings. Flags override the environment (see aiguard.FromEnv), which overrides the
+// defaults. The error joins all mistakes.
 func parseSettings(args []string, logger *slog.Logger, usage io.Writer) (settings, error) {
 	s := settings{fake: os.Getenv("OPENAI_API_KEY") == ""}
 	cfg, envErr := aiguard.FromEnv()
@@ -45,14 +46,14 @@ func parseSettings(args []string, logger *slog.Logger, usage io.Writer) (setting
 
 	flags := flag.NewFlagSet("questions", flag.ContinueOnError)
 	flags.StringVar(&s.addr, "addr", "127.0.0.1:0", "address to listen on")
-	flags.DurationVar(&cfg.CallTimeout, "call-timeout", cfg.CallTimeout, "for the AI service to begin its answer")
-	flags.DurationVar(&cfg.TaskTimeout, "task-timeout", cfg.TaskTimeout, "for a whole operation")
+	flags.DurationVar(&cfg.CallTimeout, "call-timeout", cfg.CallTimeout, "timeout for the AI service to start its answer")
+	flags.DurationVar(&cfg.TaskTimeout, "task-timeout", cfg.TaskTimeout, "timeout for a whole operation")
 	flags.Int64Var(&cfg.MaxConcurrent, "max-concurrent", cfg.MaxConcurrent, "operations that run at once")
-	flags.IntVar(&cfg.MaxQueue, "max-queue", cfg.MaxQueue, "operations that wait; more are refused")
-	flags.DurationVar(&s.pace, "pace", 60*time.Millisecond, "of the fake provider: between two pieces of an answer")
-	flags.DurationVar(&s.drainDelay, "drain-delay", 500*time.Millisecond, "after SIGTERM: how long to serve on while /readyz says no")
-	flags.DurationVar(&s.shutdownTimeout, "shutdown-timeout", 20*time.Second, "after that: for running operations to finish")
-	flags.SetOutput(io.Discard) // what is wrong is told with the rest
+	flags.IntVar(&cfg.MaxQueue, "max-queue", cfg.MaxQueue, "operations that wait; further operations are rejected")
+	flags.DurationVar(&s.pace, "pace", 60*time.Millisecond, "time between two pieces of the fake provider's answer")
+	flags.DurationVar(&s.drainDelay, "drain-delay", 500*time.Millisecond, "time after SIGTERM during which /readyz fails but requests are still served")
+	flags.DurationVar(&s.shutdownTimeout, "shutdown-timeout", 20*time.Second, "time after drain-delay for running operations to finish")
+	flags.SetOutput(io.Discard) // the error is reported with the others
 	flagErr := flags.Parse(args)
 	if errors.Is(flagErr, flag.ErrHelp) {
 		flags.SetOutput(usage)
@@ -60,12 +61,12 @@ func parseSettings(args []string, logger *slog.Logger, usage io.Writer) (setting
 		return s, flagErr
 	}
 	if flagErr == nil && flags.NArg() > 0 {
-		flagErr = fmt.Errorf("there is an argument that is no flag: %q", flags.Arg(0))
+		flagErr = fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
 	guard, guardErr := aiguard.New(cfg)
 	s.guard = guard
 	var zeroErr error
-	if envErr == nil { // else there are no settings, and all are 0
+	if envErr == nil { // otherwise all settings are 0
 		zeroErr = errors.Join(notZero("call-timeout", cfg.CallTimeout), notZero("task-timeout", cfg.TaskTimeout),
 			notZero("max-concurrent", cfg.MaxConcurrent), notZero("max-queue", cfg.MaxQueue))
 	}
@@ -73,7 +74,7 @@ func parseSettings(args []string, logger *slog.Logger, usage io.Writer) (setting
 		notNegative("pace", s.pace), notNegative("drain-delay", s.drainDelay), notNegative("shutdown-timeout", s.shutdownTimeout))
 }
 
-// notZero keeps a 0 from the guard, which would take its default for it: nobody who types one means that.
+// notZero rejects 0, which the guard would replace by its default. A user who types 0 does not want that.
 func notZero[T int | int64 | time.Duration](name string, v T) error {
 	if v == 0 {
 		return fmt.Errorf("-%s is %v; want more than 0", name, v)

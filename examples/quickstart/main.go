@@ -1,10 +1,11 @@
-// Quickstart shows what a guard does for a service that calls a model: it answers, streams, holds ten callers to five
-// slots, and turns a silent provider, a huge prompt and an outage into errors that operators and users can read.
+// Quickstart shows what a guard does for a service that calls a model. It makes a call, streams an answer, and limits
+// ten callers to five slots. It then turns a silent provider, a huge prompt and an outage into clear errors for
+// operators and users.
 //
 //	go run ./examples/quickstart
 //
-// With OPENAI_API_KEY set it calls the provider at OPENAI_BASE_URL (OpenAI by default) with OPENAI_MODEL, a few tokens
-// each time. Without it a fake provider is started, which can be told to fail.
+// With OPENAI_API_KEY set, the program calls the provider at OPENAI_BASE_URL (OpenAI by default) with OPENAI_MODEL
+// and uses a few tokens per call. Otherwise it starts a fake provider, which can also fail on demand.
 package main
 
 import (
@@ -33,7 +34,7 @@ func main() {
 	}
 }
 
-// demo is a client, and the fake provider behind it or nil.
+// demo is a guarded client and its fake provider, which is nil with a real provider.
 type demo struct {
 	*aiguard.Client
 	fake  *aiguardtest.Server
@@ -86,7 +87,7 @@ func run(ctx context.Context) error {
 	for _, s := range scenes {
 		fmt.Printf("\n== %s\n", s.title)
 		if s.needsFake && d.fake == nil {
-			fmt.Println("left out: it needs the fake provider")
+			fmt.Println("skipped: it needs the fake provider")
 			continue
 		}
 		if err := s.play(ctx); err != nil {
@@ -103,7 +104,7 @@ func (d *demo) request(prompt string) openai.ChatCompletionRequest {
 	}
 }
 
-// plays makes the fake provider answer all that follows in this way.
+// plays sets the fake provider's reply to all following requests.
 func (d *demo) plays(reply aiguardtest.Reply) {
 	if d.fake != nil {
 		d.fake.Reset()
@@ -130,7 +131,7 @@ func (d *demo) stream(ctx context.Context) error {
 	defer stream.Close()
 	for {
 		event, err := stream.Recv()
-		if errors.Is(err, io.EOF) { // only of an answer that is complete
+		if errors.Is(err, io.EOF) { // only after a complete answer
 			fmt.Println()
 			return nil
 		}
@@ -175,7 +176,7 @@ func (d *demo) silence(ctx context.Context) error {
 	d.plays(aiguardtest.Hang())
 	timeout := 300 * time.Millisecond
 	if d.fake == nil {
-		timeout = time.Microsecond // nobody is that fast
+		timeout = time.Microsecond // too short for any provider
 	}
 	start := time.Now()
 	_, err := d.With(aiguard.Call{Timeout: timeout}).CreateChatCompletion(ctx, d.request("Say hello."))
@@ -199,7 +200,7 @@ func (d *demo) outage(ctx context.Context) error {
 	_, err := d.CreateChatCompletion(ctx, d.request("Say hello."))
 	fmt.Printf("the provider: %d requests, all answered with 503\n", d.fake.Count())
 	if d.fake.Count() != aiguard.DefaultMaxAttempts {
-		return errors.New("not as many requests as attempts")
+		return errors.New("the number of requests differs from the number of attempts")
 	}
 	return d.show(err, aiguard.ErrUnavailable, 503)
 }
@@ -229,13 +230,13 @@ func (d *demo) shutdown(ctx context.Context) error {
 	fmt.Printf("calls %d: succeeded %d, failed %d, refused %d; retries %d, timeouts %d\n",
 		s.Calls, s.Succeeded, s.Failed, s.Refused, s.Retries, s.Timeouts)
 	if s.InFlight != 0 || s.Waiting != 0 {
-		return errors.New("something is left behind")
+		return errors.New("calls are left after Shutdown")
 	}
 	_, err := d.CreateChatCompletion(ctx, d.request("Say hello."))
 	return d.show(err, aiguard.ErrClosed, 503)
 }
 
-// show prints what each reader of an error gets, and checks that it is the one expected.
+// show prints what operators, programs and users see of err. It returns an error if err is not the expected one.
 func (d *demo) show(err error, kind aiguard.Kind, status int) error {
 	if err == nil {
 		return fmt.Errorf("no error; want %v", kind)

@@ -1,10 +1,11 @@
-// Streaming relays a model's answer to a browser, piece by piece, as server-sent events.
+// Streaming relays a model's answer to a browser as server-sent events while it arrives.
 //
 //	go run ./examples/streaming
 //	curl -N 'http://127.0.0.1:PORT/chat?q=Hello'
 //
-// With OPENAI_API_KEY set it calls the provider at OPENAI_BASE_URL (OpenAI by default) with OPENAI_MODEL. Without it a
-// fake provider is started, and /chat?fault=timeout, outage or cut shows what a browser gets when that one fails.
+// With OPENAI_API_KEY set, the program calls the provider at OPENAI_BASE_URL (OpenAI by default) with OPENAI_MODEL.
+// Otherwise it starts a fake provider. Then /chat?fault=timeout, outage or cut shows what a browser gets when the
+// provider fails.
 package main
 
 import (
@@ -80,7 +81,8 @@ func run(ctx context.Context, addr string) error {
 		return err
 	case <-ctx.Done():
 	}
-	// The guard first: it lets streams end, and then gives those that don't an error which their handlers still relay.
+	// Shut down the guard first. It lets streams finish, and then ends the remaining ones with an error that their
+	// handlers still relay.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	_ = client.Guard().Shutdown(ctx)
@@ -89,16 +91,17 @@ func run(ctx context.Context, addr string) error {
 	return srv.Shutdown(ctx)
 }
 
-// handler answers GET /chat?q=… with a stream of events: data: {"text":"…"} for each piece, then event: done, or
-// event: error with a kind for the program and a message for its user. Read it with fetch: an EventSource would connect
-// anew, and so ask anew, at every end.
+// handler responds to GET /chat?q=… with a stream of events: data: {"text":"…"} for each piece, and at the end
+// event: done or event: error. The error has a kind for the program and a message for the user. Read the stream with
+// fetch. An EventSource would reconnect at each end, and so repeat the question.
 type handler struct {
 	client *aiguard.Client
 	model  string
-	faults bool // the provider is the fake, which plays ?fault=…
+	faults bool // the provider is the fake, which supports ?fault=…
 }
 
-// writeTimeout bounds how long a browser may take to accept one event: while it does not, the call keeps its slot.
+// writeTimeout is how long a browser may take to accept one event. A slow browser holds the call's slot for that
+// long.
 const writeTimeout = 10 * time.Second
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -106,7 +109,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if fault := r.FormValue("fault"); fault != "" && h.faults {
 		model = faultModel + fault
 	}
-	// r.Context() ends when the browser leaves: that cancels the call and frees its slot.
+	// r.Context() ends when the browser disconnects. This cancels the call and frees its slot.
 	stream, err := h.client.CreateChatCompletionStream(r.Context(), openai.ChatCompletionRequest{
 		Model:    model,
 		Messages: []openai.ChatCompletionMessage{{Role: openai.ChatMessageRoleUser, Content: r.FormValue("q")}},
@@ -119,17 +122,17 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("X-Accel-Buffering", "no") // nginx would collect the pieces
+	w.Header().Set("X-Accel-Buffering", "no") // keeps nginx from buffering the pieces
 	for {
 		response, err := stream.Recv()
 		switch {
 		case r.Context().Err() != nil:
-			return // nobody is left to tell
+			return // the browser has disconnected
 		case errors.Is(err, io.EOF):
 			_ = send(w, "done", struct{}{})
 			return
 		case err != nil:
-			// The status is sent already. What tells the browser that the text before is not the whole answer is this.
+			// The status is already sent, so this event tells the browser that the text is incomplete.
 			log.Print(err)
 			_ = send(w, "error", failure{string(aiguard.KindOf(err)), aiguard.UserMessage(err)})
 			return
@@ -139,7 +142,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				continue
 			}
 			if send(w, "", piece{choice.Delta.Content}) != nil {
-				return // Close cancels the rest
+				return // Close cancels the call
 			}
 		}
 	}
@@ -154,8 +157,8 @@ type failure struct {
 	Message string `json:"message"`
 }
 
-// refuse answers with a proper status, which is possible as long as nothing was sent. A guarded stream is
-// returned at its first event, so that most failures come in time.
+// refuse responds with an error status. This is possible until the first event is sent. A guarded stream is returned
+// only after its first event, so most failures occur early enough.
 func refuse(w http.ResponseWriter, r *http.Request, err error) {
 	if r.Context().Err() != nil {
 		return
@@ -170,7 +173,7 @@ func refuse(w http.ResponseWriter, r *http.Request, err error) {
 	_ = json.NewEncoder(w).Encode(failure{string(aiguard.KindOf(err)), aiguard.UserMessage(err)})
 }
 
-// send writes one event and flushes it.
+// send writes and flushes one event.
 func send(w http.ResponseWriter, name string, data any) error {
 	b, err := json.Marshal(data)
 	if err != nil {
@@ -178,7 +181,7 @@ func send(w http.ResponseWriter, name string, data any) error {
 	}
 	rc := http.NewResponseController(w)
 	_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout))
-	defer rc.SetWriteDeadline(time.Time{}) // HTTP/2 resets a stream at its deadline, even if nothing is being written
+	defer rc.SetWriteDeadline(time.Time{}) // HTTP/2 resets a stream at its deadline even if no write is in progress
 	if name != "" {
 		name = "event: " + name + "\n"
 	}
@@ -188,10 +191,10 @@ func send(w http.ResponseWriter, name string, data any) error {
 	return rc.Flush()
 }
 
-// faultModel begins the names of the models that the fake provider fails for.
+// faultModel is the prefix of the model names for which the fake provider fails.
 const faultModel = "fault-"
 
-// startFake starts a fake provider that sends a piece of its answer at each interval.
+// startFake starts a fake provider that sends one piece of its answer per interval.
 func startFake(interval time.Duration) *aiguardtest.Server {
 	fake := aiguardtest.Start()
 	answer := aiguardtest.Slowly(interval, aiguardtest.TextN("This is a made-up answer, sent in pieces.", 8))

@@ -22,7 +22,7 @@ import (
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
 
-// service is the handler on a server, between a browser and the fake provider.
+// service is the handler on a server between a browser and the fake provider.
 type service struct {
 	t    *testing.T
 	url  string
@@ -66,7 +66,7 @@ func (s *service) eventually(ok func() bool, msg string) {
 	}
 }
 
-// relayed is what a browser makes of the events: the text, and the last event's name and data.
+// relayed returns the text pieces and the last event's name and data.
 func relayed(t *testing.T, body io.Reader) (pieces []string, last, data string) {
 	lines := bufio.NewScanner(body)
 	name := ""
@@ -103,7 +103,7 @@ func TestEveryPieceIsRelayedInOrder(t *testing.T) {
 	require.Equal(t, "done", last)
 }
 
-func TestPieceArrivesBeforeTheNextIsThere(t *testing.T) {
+func TestPiecesArriveWithoutBuffering(t *testing.T) {
 	s := newService(t, 0)
 	s.fake.SetDefault(aiguardtest.HangAfter(aiguardtest.Events(`{"choices":[{"delta":{"content":"Hel"}}]}`)))
 	resp := s.get(t.Context(), "")
@@ -112,7 +112,7 @@ func TestPieceArrivesBeforeTheNextIsThere(t *testing.T) {
 	require.Equal(t, `data: {"text":"Hel"}`+"\n", line)
 }
 
-func TestFailureBeforeTheFirstPieceHasItsStatus(t *testing.T) {
+func TestFailureBeforeTheFirstPieceSetsTheStatus(t *testing.T) {
 	tests := map[string]struct {
 		fault      string
 		timeout    time.Duration
@@ -156,7 +156,7 @@ func TestCutStreamEndsWithAnErrorEvent(t *testing.T) {
 	require.JSONEq(t, `{"kind":"truncated","message":"The AI service's answer was cut short. Please try again."}`, data)
 }
 
-func TestBrowserThatLeavesFreesTheSlotAndTheProvider(t *testing.T) {
+func TestDisconnectCancelsTheCallAndFreesTheSlot(t *testing.T) {
 	s := newService(t, 0)
 	s.fake.SetDefault(aiguardtest.HangAfter(aiguardtest.Events(`{"choices":[{"delta":{"content":"Hel"}}]}`)))
 	ctx, leave := context.WithCancel(t.Context())
@@ -168,11 +168,11 @@ func TestBrowserThatLeavesFreesTheSlotAndTheProvider(t *testing.T) {
 
 	leave()
 	s.eventually(func() bool { return s.g.Stats().InFlight == 0 }, "the slot is still held")
-	s.eventually(func() bool { return s.fake.Active() == 0 }, "the provider still works")
+	s.eventually(func() bool { return s.fake.Active() == 0 }, "the provider still sends")
 	require.Equal(t, 1, s.fake.Disconnects())
 }
 
-func TestShutdownTellsTheBrowserThatTheAnswerIsIncomplete(t *testing.T) {
+func TestShutdownSendsAnErrorEvent(t *testing.T) {
 	s := newService(t, 0)
 	s.fake.SetDefault(aiguardtest.HangAfter(aiguardtest.Events(`{"choices":[{"delta":{"content":"Hel"}}]}`)))
 	resp := s.get(t.Context(), "")

@@ -1,4 +1,5 @@
-// Package awsframe reads messages of application/vnd.amazon.eventstream from a peer that may be hostile, in bounded memory.
+// Package awsframe reads messages of type application/vnd.amazon.eventstream from an untrusted peer, in bounded
+// memory.
 package awsframe
 
 import (
@@ -10,19 +11,19 @@ import (
 	"github.com/aiguard-go/aiguard/internal/sse"
 )
 
-// Error is the type of this package's errors.
+// Error is the error type of this package.
 type Error string
 
 // Error implements error.
 func (e Error) Error() string { return string(e) }
 
-// ErrFrame means that the bytes are not a frame: a length or a checksum is wrong.
+// ErrFrame means that the bytes are not a valid frame: a length or a checksum is wrong.
 const ErrFrame Error = "awsframe: not a valid frame"
 
 const (
 	prelude = 12 // two lengths and their checksum
 	least   = prelude + 4
-	large   = 1 << 20 // from here on a buffer is doubled
+	large   = 1 << 20 // from this size on a buffer is doubled
 )
 
 // Reader splits a stream into frames. It is not safe for concurrent use.
@@ -35,18 +36,17 @@ type Reader struct {
 	frame []byte
 }
 
-// NewReader returns a Reader of r. A frame may have up to max bytes, and lim applies to its payload.
+// NewReader returns a Reader of r. A frame may have up to max bytes. lim limits its payload.
 func NewReader(r io.Reader, max int, lim jsonscan.Limits) *Reader {
 	return &Reader{r: r, max: max, lim: lim}
 }
 
-// Ask makes the Reader ask room before it holds on to more than it has, as an sse.Reader does.
+// Ask sets a function that the Reader calls before it allocates more memory, like sse.Reader.Ask.
 func (r *Reader) Ask(room func(size int) bool) { r.ask = room }
 
-// Next returns the next frame: its Name is the event or exception type, its Data the payload ({} if there is
-// none), its Raw the whole frame. A
-// stream that ends between two frames ends with io.EOF, one that ends inside a frame with io.ErrUnexpectedEOF. Slices are
-// valid until the next call.
+// Next returns the next frame. Name is the event or exception type, Data is the payload ({} if there is none), and
+// Raw is the whole frame. Next returns io.EOF if the stream ends between two frames, and io.ErrUnexpectedEOF if it
+// ends inside a frame. Slices are valid until the next call.
 func (r *Reader) Next() (sse.Event, error) {
 	if r.err != nil {
 		return sse.Event{}, r.err
@@ -71,7 +71,7 @@ func (r *Reader) next() (ev sse.Event, err error) {
 	case uint64(total) > uint64(r.max):
 		return ev, sse.ErrLineTooLong
 	}
-	// The length is the peer's word: the buffer grows with what has come.
+	// The peer may lie about the length, so the buffer grows only with the bytes received.
 	for have := prelude; have < int(total); {
 		if !r.grow(min(int(total), max(min(16*have, max(large, 2*have)), 4<<10))) {
 			return ev, sse.ErrNoRoom
@@ -113,7 +113,7 @@ func (r *Reader) grow(size int) bool {
 	return true
 }
 
-// nameIn finds the type of an event, an exception or an error among the headers of a frame.
+// nameIn returns the type of an event, exception or error from the headers of a frame.
 func nameIn(headers []byte) (name []byte, ok bool) {
 	for len(headers) > 0 {
 		n := int(headers[0])
@@ -135,7 +135,7 @@ func nameIn(headers []byte) (name []byte, ok bool) {
 			size = 8
 		case 9:
 			size = 16
-		case 6, 7: // bytes, a string
+		case 6, 7: // bytes, string
 			if len(headers) < 2 {
 				return nil, false
 			}
@@ -159,18 +159,18 @@ func nameIn(headers []byte) (name []byte, ok bool) {
 	return name, true
 }
 
-// Learn does nothing: frames are looked at one by one.
+// Learn does nothing, because each frame is checked by itself.
 func (r *Reader) Learn(sse.Event, []jsonscan.Span) {}
 
-// Size returns how many bytes the Reader holds on to.
+// Size returns the number of bytes that the Reader holds.
 func (r *Reader) Size() int { return len(r.frame) }
 
-// Trim lets go of a buffer of more than size bytes, as an sse.Reader does.
+// Trim drops a buffer of more than size bytes, like sse.Reader.Trim.
 func (r *Reader) Trim(size int) {
 	if len(r.frame) > size {
 		r.frame = nil
 	}
 }
 
-// Rest returns nothing: a Reader reads no further than it must.
+// Rest returns nil, because a Reader never reads ahead.
 func (r *Reader) Rest() []byte { return nil }

@@ -1,5 +1,5 @@
-// Package callctx is what the guard and the packages around it know of a caller's context: the value by which a call
-// knows the Do or RunTask it is made in, and how to tell its end.
+// Package callctx holds what the guard and its companion packages need to know about a caller's context: the call
+// that the context belongs to, and why the context ended.
 package callctx
 
 import (
@@ -11,27 +11,26 @@ import (
 	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
-// Key is the key of that value.
+// Key is the context key of the enclosing call, a Do or RunTask.
 type Key struct{}
 
-// Detach returns ctx's values without its end and without the call it belongs to: what runs on after that call must
-// not share its slot.
+// Detach returns a context with ctx's values, but without its cancellation and its enclosing call. Use it for work
+// that outlives the call and must not share its slot.
 func Detach(ctx context.Context) context.Context {
 	return context.WithValue(context.WithoutCancel(ctx), Key{}, nil)
 }
 
-// HoldsSlot reports whether ctx is that of a call which holds a slot for the calls made in it.
+// HoldsSlot reports whether ctx belongs to a call that holds a slot for the calls made with ctx.
 func HoldsSlot(ctx context.Context) bool {
 	c, ok := ctx.Value(Key{}).(interface{ HoldsSlot() bool })
 	return ok && c.HoldsSlot()
 }
 
-// Err is the caller's own cancellation or deadline, unchanged. Where the caller gave a cause of its own, errors.Is holds
-// for both.
+// Err returns the caller's own cancellation or deadline error. If the caller set a cause, errors.Is matches both.
 func Err(ctx context.Context) error {
 	err, cause := ctx.Err(), context.Cause(ctx)
 	switch {
-	case errtree.IsNil(cause): // a typed nil says nothing, and may panic in the hands of the caller
+	case errtree.IsNil(cause): // a typed nil, whose methods may panic
 		return err
 	case errtree.Is(cause, err):
 		return cause
@@ -41,15 +40,15 @@ func Err(ctx context.Context) error {
 
 type factsKey struct{}
 
-// WithFacts returns a response like resp that carries facts: in the context of its request, because SDKs replace its body
-// and show its headers.
+// WithFacts returns a copy of resp that carries facts. They are stored in the context of its request, because SDKs
+// replace the body and show the headers.
 func WithFacts(resp *http.Response, facts any) *http.Response {
 	carrying := *resp
 	carrying.Request = resp.Request.WithContext(context.WithValue(resp.Request.Context(), factsKey{}, facts))
 	return &carrying
 }
 
-// Facts returns what WithFacts put into resp, or nil.
+// Facts returns the facts stored by WithFacts, or nil.
 func Facts(resp *http.Response) any {
 	if resp.Request == nil {
 		return nil
@@ -57,8 +56,9 @@ func Facts(resp *http.Response) any {
 	return resp.Request.Context().Value(factsKey{})
 }
 
-// Heed returns req with a context that also ends when req.Cancel is closed, which is how http.Client enforces its Timeout,
-// and without that channel. Until the context ends, or stop is called, a goroutine watches the channel.
+// Heed returns a copy of req without its Cancel channel, whose context also ends when that channel is closed.
+// http.Client enforces its Timeout with that channel. A goroutine watches the channel until the context ends or stop
+// is called.
 func Heed(req *http.Request) (heeded *http.Request, stop context.CancelFunc) {
 	if req.Cancel == nil {
 		return req, func() {}
@@ -69,7 +69,7 @@ func Heed(req *http.Request) (heeded *http.Request, stop context.CancelFunc) {
 		select {
 		case <-left:
 			if end, ok := ctx.Deadline(); ok && !time.Now().Before(end) {
-				<-ctx.Done() // http.Client closes the channel at the context's own deadline: that is the reason
+				<-ctx.Done() // http.Client closes the channel at the context's own deadline, which is the reason then
 			}
 			cancel()
 		case <-ctx.Done():

@@ -1,5 +1,5 @@
-// Package errtree searches trees of errors as package errors does, but skips typed nils. A typed nil is an error interface
-// that holds a nil pointer; its methods, which errors.Is and errors.As call, may panic.
+// Package errtree searches trees of errors as package errors does, but skips typed nils. A typed nil is an error
+// interface that holds a nil pointer. Its methods may panic when errors.Is or errors.As calls them.
 package errtree
 
 import "reflect"
@@ -13,7 +13,7 @@ func IsNil(err error) bool {
 	return v.Kind() == reflect.Pointer && v.IsNil()
 }
 
-// Search calls match for err and what it wraps, in the order of errors.Is, until match returns true.
+// Search calls match for err and the errors it wraps, in the order of errors.Is, until match returns true.
 func Search(err error, match func(error) bool) bool {
 	for !IsNil(err) {
 		if match(err) {
@@ -36,13 +36,13 @@ func Search(err error, match func(error) bool) bool {
 	return false
 }
 
-// Find is errors.As: it returns the first E in err's tree, or the zero value.
+// Find returns the first E in err's tree, as errors.As does, or the zero value.
 func Find[E error](err error) E {
 	found, _ := first[E](err)
 	return found
 }
 
-// Has reports whether an E is in err's tree.
+// Has reports whether err's tree contains an E.
 func Has[E error](err error) bool {
 	_, ok := first[E](err)
 	return ok
@@ -59,7 +59,7 @@ func first[E error](err error) (found E, ok bool) {
 	return found, ok
 }
 
-// Is is errors.Is for a target that can be compared.
+// Is is errors.Is for a comparable target.
 func Is(err, target error) bool {
 	return Search(err, func(err error) bool {
 		if err == target {

@@ -6,7 +6,7 @@ import (
 	"github.com/aiguard-go/aiguard/internal/runes"
 )
 
-// SkipString returns the offset behind the string whose opening quote is at i, and whether there is such a string.
+// SkipString returns the offset after the string whose opening quote is at i. ok is false if there is no such string.
 func SkipString(data []byte, i int) (end int, ok bool) {
 	if i >= len(data) || data[i] != '"' {
 		return i, false
@@ -15,10 +15,12 @@ func SkipString(data []byte, i int) (end int, ok bool) {
 	return end, err == nil
 }
 
-// Skip returns the offset behind the value that begins at i, behind white space, and whether there is one.
+// Skip returns the offset after the value that begins at i, after optional white space. ok is false if there is no
+// value.
 func Skip(data []byte, i int) (end int, ok bool) { return skipValue(data, skipSpace(data, i)) }
 
-// Runes returns how many characters the text of a JSON string has, and 0 for any other value. It makes no copy.
+// Runes returns the number of characters in the text of a JSON string, and 0 for any other value. It does not
+// allocate.
 func Runes(value []byte) int {
 	if len(value) < 2 || value[0] != '"' {
 		return 0
@@ -26,7 +28,7 @@ func Runes(value []byte) int {
 	return rawRunes(value[1 : len(value)-1])
 }
 
-// rawRunes counts the characters of what is between the quotes of a string. A pair of surrogates is one character.
+// rawRunes counts the characters between the quotes of a string. A surrogate pair counts as one character.
 func rawRunes(raw []byte) (n int) {
 	for {
 		i := bytes.IndexByte(raw, '\\')
@@ -47,8 +49,8 @@ func rawRunes(raw []byte) (n int) {
 	}
 }
 
-// ValueRunes returns how many characters a JSON value has without white space and escapes: how a model reads a schema.
-// It is the same however the value was encoded.
+// ValueRunes counts the characters of a JSON value without white space and escapes, as a model reads a schema. The
+// count does not depend on how the value was encoded.
 func ValueRunes(value []byte) (n int) {
 	for i := 0; i < len(value); {
 		switch c := value[i]; {

@@ -1,10 +1,8 @@
-// Package jsonscan looks at JSON from a peer that may be hostile before
-// anybody decodes it. Most callers need only [Check]: one pass without
-// allocation that says whether the text is JSON, ends too early, or has a
-// shape that would cost a decoder far more memory than its size suggests.
+// Package jsonscan checks JSON from an untrusted peer before it is decoded. Most callers need only [Check]. It makes
+// one pass without allocation and reports whether the text is valid JSON or truncated. It also rejects a shape that
+// would cost a decoder far more memory than its size suggests.
 //
-// [Members], [Elements] and [Text] then read single values out of a
-// checked text without decoding the rest.
+// [Members], [Elements] and [Text] then read single values of a checked text without decoding the rest.
 package jsonscan
 
 import (
@@ -16,60 +14,56 @@ import (
 	"unicode/utf8"
 )
 
-// Error is why a text was not accepted. It never quotes the text.
+// Error is the reason why a text was rejected. It never quotes the text.
 type Error string
 
 // Error implements error.
 func (e Error) Error() string { return string(e) }
 
 const (
-	// ErrSyntax means that the text is not JSON, whatever may follow it.
+	// ErrSyntax means that the text is not valid JSON, whatever follows it.
 	ErrSyntax Error = "jsonscan: not valid JSON"
-	// ErrIncomplete means that the text is fine but ends too early. Empty text
-	// and mere white space count as that.
-	ErrIncomplete Error = "jsonscan: JSON ends too early"
-	// ErrTooBig means that the text goes beyond its Limits.
+	// ErrIncomplete means that the text is valid so far but truncated. Empty text and white space count as truncated.
+	ErrIncomplete Error = "jsonscan: truncated JSON"
+	// ErrTooBig means that the text exceeds its Limits.
 	ErrTooBig Error = "jsonscan: too many or too deeply nested objects and arrays"
 )
 
-// Limits bounds the shape of a value. A limit of zero admits no object or
-// array at all, a negative one is no limit.
+// Limits limits the shape of a value. Zero allows no object or array, and a negative value means no limit.
 type Limits struct {
-	Containers int // objects and arrays in the value, itself included, but for arrays of numbers alone
-	Depth      int // how many of them may be inside each other
+	// Containers is the number of objects and arrays, including the value itself. Arrays that contain only numbers do
+	// not count.
+	Containers int
+
+	Depth int // nesting depth
 }
 
-// Check validates the first JSON value in data and returns the offset just
-// behind it. White space may precede the value; what follows it is not looked
-// at. Check is exactly as strict as encoding/json, which also means that it
-// lets invalid UTF-8 in strings pass.
+// Check validates the first JSON value in data and returns the offset after it. White space may precede the value.
+// Check ignores what follows the value. It is exactly as strict as encoding/json, so it also accepts invalid UTF-8 in
+// strings.
 //
-// The error is ErrIncomplete iff data is a proper prefix of some JSON text; a
-// number at the very end of data counts as complete. It is ErrTooBig as soon
-// as lim is passed, without a look at the rest. With an error, end is where
-// the scan stopped.
+// The error is ErrIncomplete if and only if data is a proper prefix of some JSON text. A number at the very end of
+// data counts as complete. The error is ErrTooBig as soon as lim is exceeded, and the rest is not checked. On error,
+// end is the offset where the scan stopped.
 //
-// Check allocates nothing up to a depth of 256.
+// Check does not allocate up to a depth of 256.
 func Check(data []byte, lim Limits) (end int, err error) {
 	var s Scanner
 	s.lim = lim
 	return s.Line(data)
 }
 
-// Scanner is Check for a value that arrives line by line. No JSON token spans
-// two lines, so what must be remembered from one line to the next is only
-// where in the grammar it ended: every byte is looked at once, however many
-// lines there are. Reset it before use.
+// Scanner checks a value like Check, but line by line. It looks at each byte once, however many lines there are. No
+// JSON token spans two lines, so it only has to remember its position in the grammar. Call Reset before use.
 type Scanner struct {
 	lim        Limits
 	containers int
 	depth      int
 	phase      phase
 	object     bool // the innermost container is an object
-	numbers    bool // the innermost container is an array in which there have been numbers alone
+	numbers    bool // the innermost container is an array with only numbers so far
 
-	// One bit for each container around the innermost: is it an object? The
-	// levels that do not fit into low are in high.
+	// One bit per container around the innermost: 1 for an object. The levels that do not fit into low are in high.
 	low  [4]uint64
 	high []uint64
 }
@@ -84,20 +78,19 @@ const (
 	inKey
 	inColon
 	inNext // a comma or the end of the container
-	inRuin // nothing can make this JSON any more
+	inRuin // not valid JSON, whatever follows
 )
 
-// Reset prepares s for the first line of another value.
+// Reset prepares s for the first line of a new value.
 func (s *Scanner) Reset(lim Limits) {
 	*s = Scanner{lim: lim, high: s.high[:0]}
 }
 
-// Line checks the next line, given without its line end. A nil error means
-// that the value ended in this line, at offset end. ErrIncomplete asks for
-// the next line. Any other error is final, as in Check.
+// Line checks the next line, given without its line end. A nil error means that the value ended in this line at
+// offset end. ErrIncomplete asks for the next line. Any other error is final, as in Check.
 func (s *Scanner) Line(data []byte) (end int, err error) {
 	i, ph := 0, s.phase
-	s.phase = inRuin // until we know better
+	s.phase = inRuin // replaced below unless an error is found
 	for {
 		for i < len(data) && isSpace(data[i]) {
 			i++
@@ -124,7 +117,7 @@ func (s *Scanner) Line(data []byte) (end int, err error) {
 				return i, err
 			}
 			ph = inColon
-			if i < len(data) && data[i] == ':' { // nearly always
+			if i < len(data) && data[i] == ':' { // most common
 				i++
 				ph = inValue
 			}
@@ -195,12 +188,12 @@ func (s *Scanner) Line(data []byte) (end int, err error) {
 			s.numbers = number && !s.object && (s.numbers || ph == inFirstValue)
 		}
 
-		// Behind a value.
+		// After a value.
 		if s.depth == 0 {
 			return i, nil
 		}
 		ph = inNext
-		if i < len(data) && data[i] == ',' { // nearly always
+		if i < len(data) && data[i] == ',' { // most common
 			i++
 			ph = inValue
 			if s.object {
@@ -213,7 +206,7 @@ func (s *Scanner) Line(data []byte) (end int, err error) {
 // push enters a container.
 func (s *Scanner) push(object bool) {
 	s.numbers = false
-	if s.depth > 0 { // what is around the outermost needs no bit
+	if s.depth > 0 { // the outermost container has nothing around it
 		at := s.depth - 1
 		word := &s.low[at/64%len(s.low)]
 		if at >= 64*len(s.low) {
@@ -264,16 +257,15 @@ const (
 	highs = 0x80 * ones
 )
 
-// scanString returns the offset behind the string whose opening quote is just
-// before i. Text is nearly all strings, so it takes eight bytes at a time.
+// scanString returns the offset after the string whose opening quote is before i. It processes eight bytes at a time,
+// because most JSON consists of strings.
 func scanString(data []byte, i int) (int, error) {
 	for {
 		for len(data)-i >= 8 {
 			w := binary.LittleEndian.Uint64(data[i:])
-			// The high bit of a byte is set if it is a backslash, or a quote or
-			// below 0x20, both of which are below 0x21 once a quote has changed
-			// places with the blank. A borrow can also set it above such a byte,
-			// never below: the lowest is right.
+			// The high bit of a byte in m is set if the byte is a backslash, a quote or below 0x20. The XOR swaps the
+			// quote with the space, so that both of the latter are below 0x21. A borrow can set the bit in a higher
+			// byte, but never in a lower one, so the lowest set bit is correct.
 			m := ((w ^ '\\'*ones - ones) | (w ^ ('"'^' ')*ones - 0x21*ones)) &^ w & highs
 			if m != 0 {
 				i += bits.TrailingZeros64(m) / 8
@@ -343,7 +335,7 @@ func scanNumber(data []byte, i int) (end int, err error) {
 		i++
 	}
 	if i < len(data) && data[i] == '0' {
-		i++ // and no digit may follow: it would be another value
+		i++ // no digit may follow a leading zero
 	} else if i, err = scanDigits(data, i); err != nil {
 		return i, err
 	}
@@ -362,7 +354,7 @@ func scanNumber(data []byte, i int) (end int, err error) {
 	return i, nil
 }
 
-// scanDigits wants at least one.
+// scanDigits requires at least one digit.
 func scanDigits(data []byte, i int) (int, error) {
 	if i == len(data) {
 		return i, ErrIncomplete
@@ -376,10 +368,9 @@ func scanDigits(data []byte, i int) (int, error) {
 	return i, nil
 }
 
-// Members iterates over the members of an object that has passed [Check]: the
-// key as it is between its quotes, escapes and all, and the value without the
-// white space around it. It yields nothing if value is not an object. On
-// text that has not passed Check it stops somewhere.
+// Members iterates over the members of an object that has passed [Check]. The key is the raw text between its quotes,
+// including escapes. The value has no white space around it. Members yields nothing if value is not an object. On
+// text that has not passed Check it may stop anywhere.
 func Members(value []byte) iter.Seq2[[]byte, []byte] {
 	return func(yield func(key, value []byte) bool) {
 		c := Read(value)
@@ -391,9 +382,8 @@ func Members(value []byte) iter.Seq2[[]byte, []byte] {
 	}
 }
 
-// Elements iterates over the elements of an array that has passed [Check],
-// each without the white space around it. It yields nothing if value is not
-// an array. On text that has not passed Check it stops somewhere.
+// Elements iterates over the elements of an array that has passed [Check], each without the white space around it. It
+// yields nothing if value is not an array. On text that has not passed Check it may stop anywhere.
 func Elements(value []byte) iter.Seq[[]byte] {
 	return func(yield func(value []byte) bool) {
 		c := Read(value)
@@ -405,25 +395,23 @@ func Elements(value []byte) iter.Seq[[]byte] {
 	}
 }
 
-// Cursor reads a text that has passed [Check] from front to back, however
-// deep: unlike [Members] of [Members] it passes over no byte twice. It stands
-// at a value, which one of its methods may read. On text that has not passed
-// Check it stops somewhere.
+// Cursor reads a text that has passed [Check] from front to back. Unlike nested [Members] it reads no byte twice,
+// however deep the text is. It stands at a value, and one of its methods may read that value. On text that has not
+// passed Check it may stop anywhere.
 type Cursor struct {
 	text []byte
 	at   int
 }
 
-// Read returns a Cursor that stands at the value that text is.
+// Read returns a Cursor at the value text.
 func Read(text []byte) Cursor { return Cursor{text: text} }
 
-// Offset is where in its text the Cursor stands.
+// Offset returns the Cursor's position in the text.
 func (c *Cursor) Offset() int { return c.at }
 
-// Members iterates over the keys of the object that the Cursor stands at, as
-// [Members] does. In the body of the loop it stands at the member's value, to
-// read it or leave it unread. It yields nothing, and stays where it is, if
-// the value is no object. A Cursor whose loop was left early is of no more use.
+// Members iterates over the keys of the object at the Cursor, as [Members] does. In the loop body the Cursor stands
+// at the member's value, which the body may read or skip. Members yields nothing, and does not move, if the value is
+// not an object. Do not use a Cursor after breaking out of its loop.
 func (c *Cursor) Members() iter.Seq[[]byte] {
 	return func(yield func(key []byte) bool) { c.members(yield) }
 }
@@ -493,7 +481,7 @@ func (c *Cursor) elements(yield func() bool) {
 	c.at = min(i+1, len(v))
 }
 
-// passed returns the offset behind the value at i, which may have been read.
+// passed returns the offset after the value at i, which may have been read.
 func (c *Cursor) passed(i int) (end int, ok bool) {
 	if c.at != i {
 		return c.at, true
@@ -501,8 +489,8 @@ func (c *Cursor) passed(i int) (end int, ok bool) {
 	return skipValue(c.text, i)
 }
 
-// Value returns the value that the Cursor stands at and steps over it. It is
-// nil if there is none, which cannot be in a text that has passed Check.
+// Value returns the value at the Cursor and moves past it. It returns nil if there is no value, which is impossible
+// in a text that has passed Check.
 func (c *Cursor) Value() []byte {
 	start := skipSpace(c.text, c.at)
 	end, ok := skipValue(c.text, start)
@@ -513,8 +501,8 @@ func (c *Cursor) Value() []byte {
 	return c.text[start:end:end]
 }
 
-// skipValue returns the offset behind the value that starts at i. It trusts
-// Check to have paired the brackets, and only counts them.
+// skipValue returns the offset after the value that starts at i. It only counts brackets, because Check has paired
+// them.
 func skipValue(v []byte, i int) (end int, ok bool) {
 	if i == len(v) {
 		return i, false
@@ -553,8 +541,7 @@ func skipValue(v []byte, i int) (end int, ok bool) {
 	return i, false
 }
 
-// Text returns the text of a JSON string, unescaped, and whether value is a
-// string at all.
+// Text returns the unescaped text of a JSON string, and whether value is a string.
 func Text(value []byte) (string, bool) {
 	if len(value) == 0 || value[0] != '"' {
 		return "", false

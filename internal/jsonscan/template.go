@@ -2,30 +2,30 @@ package jsonscan
 
 import "bytes"
 
-// maxTemplate bounds what a Template holds on to.
+// maxTemplate limits the size of the text that a Template keeps.
 const maxTemplate = 4 << 10
 
-// MaxFree is how many values of a Template may say something else: the text of a chunk, its id, number and time, and the
-// random "obfuscation" beside it by which OpenAI hides how long the text is.
+// MaxFree is the maximum number of values in a Template that may vary. In a chunk these are the text, its id, number
+// and time, and the random "obfuscation" with which OpenAI hides the length of the text.
 const MaxFree = 5
 
-// Span is a string or a number in a text, quotes included.
+// Span is the position of a string (with its quotes) or a number in a text.
 type Span struct {
 	Start, End int
-	Some       bool // an empty string there is another kind of text
+	Some       bool // an empty string here is another kind of text
 }
 
-// Template recognizes texts that differ from a known one only in what some of its strings and numbers say: the chunks of an
-// answer are like that, thousands of them. Whatever [Check] and a [Cursor] would find in such a text but for those values,
-// they have found in the known one already. The zero Template knows none, and it allocates only to learn a longer one.
+// Template recognizes texts that differ from a known text only in some of its strings and numbers. Thousands of
+// chunks of a streamed answer are like that. For such a text, the results of [Check] and a [Cursor] are those of the
+// known text, except for the free values. The zero Template knows no text. It allocates only to learn a longer text.
 type Template struct {
 	text []byte
 	free [MaxFree]Span
 	n    int
 }
 
-// Learn makes text, which has passed Check up to its end, the known one, if it is not long. The values that are free, at
-// least one and MaxFree at the most, must be strings or numbers in it, in order.
+// Learn makes text the known text, if it is short enough. text must have passed Check up to its end. The free values,
+// at least one and at most MaxFree, must be strings or numbers in it, in order.
 func (t *Template) Learn(text []byte, free []Span) {
 	t.Forget()
 	if len(text) <= maxTemplate {
@@ -34,10 +34,10 @@ func (t *Template) Learn(text []byte, free []Span) {
 	}
 }
 
-// Forget makes t know no text.
+// Forget clears the known text.
 func (t *Template) Forget() { t.text = t.text[:0] }
 
-// Fits reports whether text is the known one with some other values in those places, or with the same.
+// Fits reports whether text equals the known text, except for the free values.
 func (t *Template) Fits(text []byte) bool {
 	if len(t.text) == 0 {
 		return false
@@ -66,10 +66,10 @@ func (t *Template) Fits(text []byte) bool {
 	return bytes.Equal(text, t.text[from:])
 }
 
-// maxDigits is how many digits a free number may have: more may be out of a decoder's range.
+// maxDigits limits the digits of a free number, because a longer one may be out of a decoder's range.
 const maxDigits = 15
 
-// scanNatural returns the offset behind the whole number at i.
+// scanNatural returns the offset after the natural number at i.
 func scanNatural(data []byte, i int) (int, error) {
 	if i < len(data) && data[i] == '0' {
 		return i + 1, nil

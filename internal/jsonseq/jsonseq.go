@@ -1,6 +1,5 @@
-// Package jsonseq reads JSON texts that come one after another, from a peer that may be hostile: JSON lines, the elements
-// of one array while it is written, or one text alone. It uses bounded memory, and time that grows only with what was
-// received.
+// Package jsonseq reads a sequence of JSON texts from an untrusted peer: JSON lines, the elements of one array while
+// it is being written, or a single text. It uses bounded memory, and time linear in the bytes received.
 package jsonseq
 
 import (
@@ -12,7 +11,7 @@ import (
 
 const (
 	minBuffer = 4 << 10
-	large     = 1 << 20 // from here on a buffer is doubled
+	large     = 1 << 20 // from this size on a buffer is doubled
 )
 
 // Reader splits a stream into JSON texts. It is not safe for concurrent use.
@@ -21,33 +20,33 @@ type Reader struct {
 	max int
 	lim jsonscan.Limits
 	ask func(size int) bool
-	err error // of r, sse.ErrLineTooLong or sse.ErrNoRoom
+	err error // from r, or sse.ErrLineTooLong or sse.ErrNoRoom
 
 	buf        []byte
-	start, end int // buf[start:end] has been read from r and not been returned
-	at         int // buf[start:at] has been looked at
+	start, end int // buf[start:end] has been read from r and not yet returned
+	at         int // buf[start:at] has been scanned
 
-	begun  int // where the text in the making begins; negative: there is none
+	begun  int // start of the current text; negative: none
 	depth  int
 	quoted bool // in a string
-	escape bool // behind a backslash
+	escape bool // after a backslash
 	word   bool // in a number or a word
 	array  bool // in the array around all texts
-	opened bool // something but white space has come
+	opened bool // something other than white space has come
 }
 
-// NewReader returns a Reader of r. A text, with the separators in front of it, may have up to
-// maxText bytes (at least 1), and lim applies to each.
+// NewReader returns a Reader of r. A text, including the separators before it, may have up to maxText bytes (at least
+// 1). lim limits each text.
 func NewReader(r io.Reader, maxText int, lim jsonscan.Limits) *Reader {
 	return &Reader{r: r, max: max(maxText, 1), lim: lim, begun: -1}
 }
 
-// Ask makes the Reader ask room before it holds on to more than it has, as an sse.Reader does.
+// Ask sets a function that the Reader calls before it allocates more memory, like sse.Reader.Ask.
 func (r *Reader) Ask(room func(size int) bool) { r.ask = room }
 
-// Next returns the next text as soon as its last byte has arrived, as an event without a name. Raw has the separators in
-// front of it too, and the line end behind it if that has arrived. At the end of the stream the error is io.EOF, and what
-// is incomplete comes first, as an event whose Err says so. Slices are valid until the next call.
+// Next returns the next text as soon as its last byte has arrived, as an event without a name. Raw also has the
+// separators before the text, and the line end after it if that has arrived. At the end of the stream, an incomplete
+// text is returned first, as an event with an Err. Then the error is io.EOF. Slices are valid until the next call.
 func (r *Reader) Next() (sse.Event, error) {
 	for {
 		for r.at < r.end {
@@ -62,7 +61,7 @@ func (r *Reader) Next() (sse.Event, error) {
 	}
 }
 
-// take looks at the next byte and reports whether it ends a text, which ends in front of at.
+// take scans the next byte and reports whether it ends a text. The text then ends before at.
 func (r *Reader) take(c byte) (done bool) {
 	switch {
 	case r.quoted:
@@ -83,7 +82,7 @@ func (r *Reader) take(c byte) (done bool) {
 			return false
 		}
 		r.word = false
-		return true // the separator is the next one's
+		return true // the separator belongs to the next text
 	}
 	r.at++
 	if r.begun < 0 {
@@ -143,7 +142,7 @@ func (r *Reader) text() sse.Event {
 	return ev
 }
 
-// last returns what is incomplete at the end of the stream, once.
+// last returns an incomplete text at the end of the stream, once.
 func (r *Reader) last() (sse.Event, error) {
 	if r.err != io.EOF || r.begun < 0 {
 		return sse.Event{}, r.err
@@ -151,13 +150,13 @@ func (r *Reader) last() (sse.Event, error) {
 	return r.text(), nil
 }
 
-// Learn does nothing: these texts are looked at one by one.
+// Learn does nothing, because each text is checked by itself.
 func (r *Reader) Learn(sse.Event, []jsonscan.Span) {}
 
-// Size returns how many bytes the Reader holds on to.
+// Size returns the number of bytes that the Reader holds.
 func (r *Reader) Size() int { return cap(r.buf) }
 
-// Trim lets go of a buffer of more than size bytes, as an sse.Reader does.
+// Trim drops a buffer of more than size bytes, like sse.Reader.Trim.
 func (r *Reader) Trim(size int) {
 	if size = max(size, minBuffer); len(r.buf) <= size || r.end-r.start >= size || r.begun >= 0 {
 		return
@@ -167,10 +166,10 @@ func (r *Reader) Trim(size int) {
 	r.buf, r.start = buf, 0
 }
 
-// Rest returns what has been read and not been returned yet.
+// Rest returns what has been read and not yet returned.
 func (r *Reader) Rest() []byte { return r.buf[r.start:r.end] }
 
-// fill reads once from r, behind what is left in the buffer.
+// fill reads once from r and appends to the buffer.
 func (r *Reader) fill() {
 	if r.at-r.start > r.max {
 		r.err = sse.ErrLineTooLong

@@ -1,4 +1,4 @@
-// Package leaktest finds goroutines that tests have left behind.
+// Package leaktest finds goroutines that tests have leaked.
 package leaktest
 
 import (
@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Main runs the tests of a package, for its TestMain, and fails if they leave a goroutine behind: of the project, of a
-// connection that it, or a test that forgot to Close something, still holds, or with one of more in its stack.
+// Main runs the tests of a package and fails if they leak a goroutine. Call it from TestMain. It finds goroutines of
+// the project, goroutines of connections that are still open, and goroutines with one of more in their stack.
 func Main(tests interface{ Run() int }, more ...string) {
 	code := tests.Run()
 	if left := left(5*time.Second, append(more, "github.com/aiguard-go/aiguard", "net/http.")); code == 0 && left != "" {
@@ -21,12 +21,12 @@ func Main(tests interface{ Run() int }, more ...string) {
 	os.Exit(code)
 }
 
-// left returns the stacks, but for the caller's, that have one of parts and are still there after the grace.
+// left returns the stacks, except the caller's, that contain one of parts and still exist after the grace period.
 func left(grace time.Duration, parts []string) string {
 	for deadline := time.Now().Add(grace); ; time.Sleep(10 * time.Millisecond) {
 		var found []string
 		for i, stack := range strings.Split(Stacks(), "\n\n") {
-			if i > 0 && slices.ContainsFunc(parts, func(part string) bool { return strings.Contains(stack, part) }) { // the first is this one
+			if i > 0 && slices.ContainsFunc(parts, func(part string) bool { return strings.Contains(stack, part) }) { // the first stack is this goroutine's
 				found = append(found, stack)
 			}
 		}

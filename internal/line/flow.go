@@ -2,7 +2,7 @@ package line
 
 import "math"
 
-// flow is what one tenant has waiting at one route with one priority.
+// flow is the queue of one tenant at one route with one priority.
 type flow[T any] struct {
 	tenant   *Tenant[T]
 	route    *Route[T]
@@ -10,22 +10,22 @@ type flow[T any] struct {
 
 	oldest, newest *Waiter[T]
 	length         int
-	at             [2]int // in the heaps of its lane
+	at             [2]int // positions in the heaps of its lane
 
-	calm    int64   // when its queue was last empty, with no more demand than is served
-	last    int64   // the last arrival
-	arrived int     // calls since the last admission
-	crowd   float64 // moving average of ln(1+arrived), over admissions
-	seen    float64 // the weight of the admissions in it: 0 at first, near to 1 after many
+	calm    int64   // when its queue was last empty without too much demand
+	last    int64   // time of the last arrival
+	arrived int     // calls that arrived since the last admission
+	crowd   float64 // moving average of ln(1+arrived) over admissions
+	seen    float64 // total weight of the admissions in crowd: 0 at first, near 1 after many
 }
 
 const (
-	calmDemand = 1.5  // arrivals for each admission below which an empty queue is calm
-	hope       = 0.03 // a waiter whose chance to be served is less should give up
+	calmDemand = 1.5  // an empty queue is calm if fewer calls arrive per admission
+	hope       = 0.03 // a waiter with a lower chance of being served should give up
 	crowdSpan  = 32   // admissions over which the demand is averaged
 )
 
-// flow finds the tenant's flow; nil: it has none.
+// flow returns the tenant's flow at r with priority p, or nil.
 func (t *Tenant[T]) flow(r *Route[T], p Priority) *flow[T] {
 	for _, f := range t.flows {
 		if f.route == r && f.priority == p {
@@ -37,17 +37,17 @@ func (t *Tenant[T]) flow(r *Route[T], p Priority) *flow[T] {
 
 func (f *flow[T]) lane() *lane[T] { return &f.route.lanes[f.priority] }
 
-// demand is the number of calls that arrive for each one that is admitted, once many have been. It is a geometric mean, so
-// that one burst, a batch that is submitted at once, is not taken for a steady stream; calls that come at random have a
-// geometric mean of two thirds of the arithmetic one.
+// demand returns the number of arrivals per admission, once there were many admissions. It is a geometric mean, so a
+// single burst, such as a batch submitted at once, does not count as a steady stream. For random arrivals the
+// geometric mean is two thirds of the arithmetic mean, which the factor corrects.
 func (f *flow[T]) demand() float64 { return 1.5 * math.Expm1(f.crowd) }
 
-// pressing reports whether more calls seem to arrive than are admitted, from as many admissions as there were.
+// pressing reports whether calls seem to arrive faster than they are admitted, judged by the admissions so far.
 func (f *flow[T]) pressing() bool {
 	return f.seen == 0 || 1.5*math.Expm1(f.crowd/f.seen) >= calmDemand
 }
 
-// arrive notes a call, which may wait or not.
+// arrive counts a call, whether it has to wait or not.
 func (f *flow[T]) arrive(now, overload int64) {
 	if f.length == 0 {
 		if f.demand() < calmDemand {
@@ -60,19 +60,20 @@ func (f *flow[T]) arrive(now, overload int64) {
 	f.arrived++
 }
 
-// admitted notes that one of its calls was let in.
+// admitted counts an admission.
 func (f *flow[T]) admitted() {
 	f.crowd += (math.Log1p(float64(f.arrived)) - f.crowd) / crowdSpan
 	f.seen += (1 - f.seen) / crowdSpan
 	f.arrived = 0
 }
 
-// overloaded reports whether the queue has been in use for so long that waiting in turn would make every answer late.
+// overloaded reports whether the queue has been in use for so long that waiting in order would make every answer
+// late.
 func (f *flow[T]) overloaded(now, overload int64) bool {
 	return overload > 0 && now-f.calm > overload && f.pressing()
 }
 
-// next is the waiter of the flow to be served next.
+// next returns the waiter of the flow that is served next.
 func (f *flow[T]) next(now, overload int64) *Waiter[T] {
 	if f.overloaded(now, overload) {
 		return f.newest
@@ -80,7 +81,7 @@ func (f *flow[T]) next(now, overload int64) *Waiter[T] {
 	return f.oldest
 }
 
-// hopeless is the number of waiters that should give up now.
+// hopeless returns the number of waiters that should give up now.
 func (f *flow[T]) hopeless(now, overload, slots int64) int {
 	if !f.overloaded(now, overload) {
 		return 0
@@ -88,9 +89,10 @@ func (f *flow[T]) hopeless(now, overload, slots int64) int {
 	return max(f.length-f.depth(slots), 0)
 }
 
-// depth is how many waiters have hope while the newest goes first. If d calls arrive for each one that is admitted, one
-// with k newer ones before it is ever served with probability d^-k (the gambler's ruin; Feller, "An Introduction to
-// Probability Theory", vol. 1, XIV.2). Half as many waiters as slots are kept in any case: slots may become free together.
+// depth returns how many waiters have a chance while the newest is served first. If d calls arrive per admission, a
+// waiter behind k newer ones is ever served with probability d^-k (the gambler's ruin; Feller, "An Introduction to
+// Probability Theory", vol. 1, XIV.2). At least half as many waiters as slots are kept, because slots may become free
+// together.
 func (f *flow[T]) depth(slots int64) int {
 	d := f.demand()
 	if d < calmDemand {
@@ -140,11 +142,11 @@ func (f *flow[T]) remove(w *Waiter[T]) {
 		n.byLength.remove(f)
 		return
 	}
-	n.byService.fix(f) // the oldest waiter decides between equals
+	n.byService.fix(f) // ties are broken by the oldest waiter
 	n.byLength.fix(f)
 }
 
-// forget drops a flow that nobody waits in and nothing is to be remembered of.
+// forget removes an empty flow without a history worth keeping.
 func (f *flow[T]) forget() {
 	if f.length > 0 || f.demand() >= calmDemand {
 		return
@@ -160,7 +162,7 @@ func (f *flow[T]) forget() {
 	}
 }
 
-// sweep drops what is remembered of flows that have been empty for long.
+// sweep removes flows that have been empty for long.
 func (t *Tenant[T]) sweep(now, overload int64) {
 	kept := t.flows[:0]
 	for _, f := range t.flows {

@@ -1,9 +1,9 @@
 package line
 
-// heap is a binary heap of flows that know their place in it.
+// heap is a binary heap of flows. Each flow knows its position in the heap.
 type heap[T any] struct {
 	flows []*flow[T]
-	which int // of flow.at; 0: by service, 1: by length
+	which int // index in flow.at; 0: by service, 1: by length
 }
 
 func (h *heap[T]) first() *flow[T] {

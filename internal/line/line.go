@@ -1,19 +1,19 @@
-// Package line decides who is next among the calls that wait for a slot: by priority, then fair share between tenants,
-// then arrival. It is a pure data structure: it has no clock, no lock and does no I/O, so that a model can be checked
-// against it. Its caller holds a lock, passes the time in, and tells each route's room.
+// Package line orders the calls that wait for a slot: by priority, then by fair share between tenants, then by
+// arrival. It is a pure data structure without clock, lock or I/O, so that a model can be checked against it. The
+// caller holds a lock, passes in the time, and sets each route's room.
 //
 // Fair share is the virtual token counter of Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024,
-// arXiv 2401.00588): the tenant that has received the least service goes next, and a tenant that becomes active starts
-// at the level of the tenant served last, so that nobody saves up service while away.
+// arXiv 2401.00588). The tenant that has received the least service is served next. A tenant that becomes active
+// starts at the level of the tenant served last, so a tenant cannot save up service while it is idle.
 //
-// While a tenant's queue has not been empty for longer than Overload, its newest waiter goes first and its oldest gives
-// up when there is no place: adaptive LIFO (Maurer, "Fail at Scale", ACM Queue 2015).
+// If a tenant's queue has not been empty for longer than Overload, its newest waiter is served first, and its oldest
+// gives up when the queue is full. This is adaptive LIFO (Maurer, "Fail at Scale", ACM Queue 2015).
 package line
 
-// Priority orders calls. It is an index: Background calls come last.
+// Priority orders calls. It is an index, and Background is the lowest.
 type Priority int8
 
-// The priorities.
+// Priorities, the lowest first.
 const (
 	Background Priority = iota
 	Normal
@@ -21,46 +21,49 @@ const (
 	priorities
 )
 
-// turn: one of this many admissions goes to the longest waiter, whatever its priority, so that nobody starves.
+// turn prevents starvation: one in turn admissions goes to the longest waiter, whatever its priority.
 const turn = 10
 
-// Line is the capacity and those who wait for it. The zero value has no capacity; set the exported fields first. T is what
-// a Waiter stands for.
+// Line holds the capacity and the waiters. The zero value has no capacity, so set the exported fields first. T is the
+// type of a Waiter's Value.
 type Line[T any] struct {
-	Capacity      int64 // weight that may be in flight; negative: no bound
-	MaxBackground int64 // of it for Background calls; negative: no bound
-	Overload      int64 // how long a tenant's queue is in use before its newest waiter goes first; 0: never
+	Capacity      int64 // weight that may be in flight; negative: no limit
+	MaxBackground int64 // part of Capacity for Background calls; negative: no limit
+
+	// Overload is the time for which a tenant's queue must be in use before its newest waiter is served first. 0:
+	// never
+	Overload int64
 
 	inFlight   int64
-	background int64 // of inFlight
+	background int64 // part of inFlight
 	busy       []*Route[T]
-	ready      [priorities]int   // waiters of routes that have room
-	weight     [priorities]int64 // their weight
-	virtual    float64           // the service of the tenant admitted last, before that admission
+	ready      [priorities]int   // waiters whose routes have room
+	weight     [priorities]int64 // weight of those waiters
+	virtual    float64           // service of the tenant admitted last, before that admission
 	since      int               // admissions since the longest waiter's turn
 	arrivals   uint64
 }
 
-// Tenant is one tenant's share. The zero value is a tenant that has received nothing.
+// Tenant is the state of one tenant. The zero value has received no service.
 type Tenant[T any] struct {
 	waiting int     // calls
-	service float64 // received, in the caller's unit
+	service float64 // service received, in the caller's unit
 	flows   []*flow[T]
 }
 
-// Route is a part of the line that has room of its own. The zero value has no room.
+// Route is a part of the line with its own room. The zero value has no room.
 type Route[T any] struct {
 	waiting        int
 	room           int64
 	lanes          [priorities]lane[T]
 	oldest, newest *Waiter[T]
-	at             int // in Line.busy
+	at             int // position in Line.busy
 }
 
 // Waiter is a call in line.
 type Waiter[T any] struct {
-	Value  T     // not used here
-	Weight int64 // set before Join, and not changed after
+	Value  T     // for the caller
+	Weight int64 // set before Join and then constant
 
 	flow           *flow[T]
 	older, newer   *Waiter[T] // in the flow
@@ -68,36 +71,36 @@ type Waiter[T any] struct {
 	arrival        uint64
 }
 
-// lane is what waits at one route with one priority.
+// lane holds the waiters of one priority at one route.
 type lane[T any] struct {
-	byService heap[T] // the flow to serve next first
-	byLength  heap[T] // the longest first
+	byService heap[T] // the flow that is served next first
+	byLength  heap[T] // the longest flow first
 	length    int     // calls
-	weight    int64   // theirs
+	weight    int64   // weight of those calls
 }
 
-// InFlight is the weight in flight.
+// InFlight returns the weight in flight.
 func (l *Line[T]) InFlight() int64 { return l.inFlight }
 
-// Full reports whether no weight at all is left.
+// Full reports whether no capacity is left.
 func (l *Line[T]) Full() bool { return l.Capacity >= 0 && l.inFlight >= l.Capacity }
 
-// Ready is the number of waiters whose routes have room: those who wait for a slot alone.
+// Ready returns the number of waiters whose routes have room, so that they only wait for a slot.
 func (l *Line[T]) Ready() int { return l.ready[Background] + l.ready[Normal] + l.ready[Critical] }
 
-// Busy returns the routes at which somebody waits. The caller must not keep it.
+// Busy returns the routes with waiters. The caller must not keep the slice.
 func (l *Line[T]) Busy() []*Route[T] { return l.busy }
 
-// Waiting is the number of waiters at the route.
+// Waiting returns the number of waiters at the route.
 func (r *Route[T]) Waiting() int { return r.waiting }
 
-// Room is the weight that the route has room for.
+// Room returns the weight that the route has room for.
 func (r *Route[T]) Room() int64 { return r.room }
 
-// Waiting reports whether anybody is in line.
+// Waiting reports whether the line has waiters.
 func (l *Line[T]) Waiting() bool { return len(l.busy) > 0 }
 
-// Waits is the number of waiters with a priority.
+// Waits returns the number of waiters with priority p.
 func (l *Line[T]) Waits(p Priority) (n int) {
 	for _, r := range l.busy {
 		n += r.lanes[p].length
@@ -105,19 +108,19 @@ func (l *Line[T]) Waits(p Priority) (n int) {
 	return n
 }
 
-// Waiting is the number of the tenant's waiters.
+// Waiting returns the number of the tenant's waiters.
 func (t *Tenant[T]) Waiting() int { return t.waiting }
 
-// Oldest is the waiter at the route that came first, or nil.
+// Oldest returns the first waiter at the route in order of arrival, or nil.
 func (r *Route[T]) Oldest() *Waiter[T] { return r.oldest }
 
-// Eldest is the waiter of w's tenant, route and priority that came first.
+// Eldest returns the oldest waiter with the same tenant, route and priority as w.
 func (w *Waiter[T]) Eldest() *Waiter[T] { return w.flow.oldest }
 
-// Behind is the waiter at the same route that came next, or nil.
+// Behind returns the next waiter at the same route in order of arrival, or nil.
 func (w *Waiter[T]) Behind() *Waiter[T] { return w.behind }
 
-// SetRoom sets the weight that a route has room for. With none, its waiters are passed over.
+// SetRoom sets the weight that a route has room for. Waiters of a route without room are skipped.
 func (l *Line[T]) SetRoom(r *Route[T], room int64) {
 	if (r.room > 0) != (room > 0) {
 		sign := 1
@@ -132,7 +135,7 @@ func (l *Line[T]) SetRoom(r *Route[T], room int64) {
 	r.room = room
 }
 
-// Takes reports whether there is room for a newcomer, and nobody before it.
+// Takes reports whether a new call can be admitted at once: there is room, and no waiter comes before it.
 func (l *Line[T]) Takes(r *Route[T], p Priority, weight int64) bool {
 	for q := p; q < priorities; q++ {
 		if l.ready[q] > 0 {
@@ -142,12 +145,12 @@ func (l *Line[T]) Takes(r *Route[T], p Priority, weight int64) bool {
 	return weight <= r.room && l.fits(p, weight) && (l.since < turn-1 || l.Ready() == 0)
 }
 
-// Take admits a newcomer if Takes says so. cost is the service that its tenant is charged.
+// Take admits a new call if Takes allows it. cost is the service charged to its tenant.
 func (l *Line[T]) Take(r *Route[T], t *Tenant[T], p Priority, weight int64, cost float64, now int64) bool {
 	if !l.Takes(r, p, weight) {
 		return false
 	}
-	if f := t.flow(r, p); f != nil { // it has been crowded
+	if f := t.flow(r, p); f != nil { // the flow remembers a high demand
 		f.arrive(now, l.Overload)
 		f.admitted()
 		f.forget()
@@ -159,8 +162,9 @@ func (l *Line[T]) Take(r *Route[T], t *Tenant[T], p Priority, weight int64, cost
 	return true
 }
 
-// Join puts w at the end of the line. It reports how many of w's flow, Eldest first, have so little chance to be served
-// that they should give up: see flow.depth. slots is how many calls the route may have in flight.
+// Join adds w to the end of the line. It returns how many waiters of w's flow, starting at Eldest, have so little
+// chance of being served that they should give up: see flow.depth. slots is the number of calls that the route may
+// have in flight.
 func (l *Line[T]) Join(w *Waiter[T], r *Route[T], t *Tenant[T], p Priority, now, slots int64) (hopeless int) {
 	if t.waiting == 0 {
 		t.service = max(t.service, l.virtual)
@@ -194,14 +198,14 @@ func (l *Line[T]) Join(w *Waiter[T], r *Route[T], t *Tenant[T], p Priority, now,
 	return f.hopeless(now, l.Overload, slots)
 }
 
-// Refuse notes that a newcomer was refused: it is demand that the line did not see.
+// Refuse counts a rejected call, because it is demand that the line does not see otherwise.
 func (l *Line[T]) Refuse(r *Route[T], t *Tenant[T], p Priority, now int64) {
 	if f := t.flow(r, p); f != nil {
 		f.arrive(now, l.Overload)
 	}
 }
 
-// Leave takes w out of the line.
+// Leave removes w from the line.
 func (l *Line[T]) Leave(w *Waiter[T]) {
 	f := w.flow
 	r := f.route
@@ -233,8 +237,8 @@ func (l *Line[T]) Leave(w *Waiter[T]) {
 	}
 }
 
-// First is the waiter to be admitted next among those whose routes have room, or nil. It may have to wait for more
-// room: no later waiter may overtake it, or large weights would starve.
+// First returns the waiter to be admitted next, of those whose routes have room, or nil. That waiter may still need
+// more room. No later waiter may overtake it, because large weights would starve otherwise.
 func (l *Line[T]) First(now int64) *Waiter[T] {
 	if l.since >= turn-1 {
 		if w := l.longest(); w != nil {
@@ -251,7 +255,7 @@ func (l *Line[T]) First(now int64) *Waiter[T] {
 	return best
 }
 
-// longest is the waiter that came first among those whose routes have room.
+// longest returns the oldest waiter of those whose routes have room.
 func (l *Line[T]) longest() (oldest *Waiter[T]) {
 	for _, r := range l.busy {
 		w := r.oldest
@@ -265,7 +269,7 @@ func (l *Line[T]) longest() (oldest *Waiter[T]) {
 	return oldest
 }
 
-// first is the waiter to be served next at the route.
+// first returns the waiter to be served next at the route.
 func (r *Route[T]) first(now, overload int64) *Waiter[T] {
 	for p := Critical; p >= Background; p-- {
 		if f := r.lanes[p].byService.first(); f != nil {
@@ -286,7 +290,7 @@ func (w *Waiter[T]) goesBefore(o *Waiter[T]) bool {
 	return w.arrival < o.arrival
 }
 
-// Admit lets in w, which First has returned, if there is room for it.
+// Admit admits w, which First has returned, if there is room for it.
 func (l *Line[T]) Admit(w *Waiter[T], cost float64) bool {
 	f := w.flow
 	if !l.fits(f.priority, w.Weight) {
@@ -311,7 +315,7 @@ func (l *Line[T]) fits(p Priority, weight int64) bool {
 	return l.fitsBackground(p, weight)
 }
 
-// fitsBackground lets a call heavier than MaxBackground in when no other Background call is in flight.
+// fitsBackground admits a call heavier than MaxBackground if no other Background call is in flight.
 func (l *Line[T]) fitsBackground(p Priority, weight int64) bool {
 	return p != Background || l.MaxBackground < 0 || l.background == 0 || l.background+weight <= l.MaxBackground
 }
@@ -326,7 +330,7 @@ func (l *Line[T]) admit(t *Tenant[T], p Priority, weight int64, cost float64) {
 	t.charge(cost)
 }
 
-// Release gives back the weight of a call that was admitted. owed is the service that it received beyond its cost.
+// Release returns the weight of an admitted call. owed is the service that the call received beyond its cost.
 func (l *Line[T]) Release(t *Tenant[T], p Priority, weight int64, owed float64) {
 	l.inFlight -= weight
 	if p == Background {
@@ -337,7 +341,7 @@ func (l *Line[T]) Release(t *Tenant[T], p Priority, weight int64, owed float64) 
 	}
 }
 
-// charge adds to what a tenant has received.
+// charge adds to the service that a tenant has received.
 func (t *Tenant[T]) charge(service float64) {
 	t.service += service
 	for _, f := range t.flows {
@@ -347,10 +351,13 @@ func (t *Tenant[T]) charge(service float64) {
 	}
 }
 
-// Displaced is who gives up a place so that a newcomer at route r can have one: at the route, if that is full, or else
-// among all whose routes have room. In this order: the newest waiter of the longest flow with the lowest priority below
-// the newcomer's; of the longest flow with the same priority, if that stays longer than the newcomer's own; and in
-// overload the oldest of its own flow. It is nil if the newcomer has to be refused.
+// Displaced returns the waiter that gives up its place for a new call at route r, or nil if the new call must be
+// rejected. The place is at the route if that is full, else at any route with room. The first of these candidates is
+// chosen:
+//
+//   - the newest waiter of the longest flow with the lowest priority below the new call's
+//   - the newest waiter of the longest flow with the same priority, if that flow stays longer than the new call's own
+//   - in overload, the oldest waiter of the new call's own flow
 func (l *Line[T]) Displaced(r *Route[T], t *Tenant[T], priority Priority, now int64) *Waiter[T] {
 	for p := Background; p <= priority; p++ {
 		longest := l.longestFlow(r, p)
@@ -374,7 +381,7 @@ func (l *Line[T]) Displaced(r *Route[T], t *Tenant[T], priority Priority, now in
 	return nil
 }
 
-// longestFlow looks at the route alone if that has no room: it is full then, not the line.
+// longestFlow considers only the route if it has no room, because then the route is full and not the line.
 func (l *Line[T]) longestFlow(r *Route[T], p Priority) (longest *flow[T]) {
 	if r.room <= 0 {
 		return r.lanes[p].byLength.first()
@@ -387,7 +394,7 @@ func (l *Line[T]) longestFlow(r *Route[T], p Priority) (longest *flow[T]) {
 	return longest
 }
 
-// Ahead estimates the weight that is served before a newcomer: of the line, and of its own route alone.
+// Ahead estimates the weight that is served before a new call: in the whole line, and at its own route.
 func (l *Line[T]) Ahead(r *Route[T], t *Tenant[T], p Priority, now int64) (line, route int64) {
 	position := 1
 	if f := t.flow(r, p); f != nil && !f.overloaded(now, l.Overload) {
@@ -408,7 +415,7 @@ func (l *Line[T]) Ahead(r *Route[T], t *Tenant[T], p Priority, now int64) (line,
 		own++
 		flows++
 	}
-	// Each flow sends at most as many calls first as this one has in line.
+	// Each flow is served at most as many calls before this one as this flow has in line.
 	if l.ready[p] > 0 {
 		line += min(l.weight[p], int64(position*flows-1)*l.weight[p]/int64(l.ready[p]))
 	}
@@ -419,8 +426,7 @@ func (l *Line[T]) Ahead(r *Route[T], t *Tenant[T], p Priority, now int64) (line,
 	return line, route
 }
 
-// Reopened tells that a route was closed to everybody for a time, by a pause. That its waiters are still there does not
-// mean overload.
+// Reopened reports that a pause had closed the route. Waiting during the pause does not count as overload.
 func (r *Route[T]) Reopened(now, closed int64) {
 	for p := range r.lanes {
 		for _, f := range r.lanes[p].byService.flows {

@@ -1,10 +1,10 @@
-// Command mutants disables the bounds of package aiguard, one at a time, in a copy of the module, and shows that at least
-// one test fails for each:
+// Command mutants disables the limits of package aiguard, one at a time, in a copy of the module. It checks that at
+// least one test fails for each:
 //
 //	go run ./internal/mutants                # all of table.go
 //	go run ./internal/mutants 'stream|slot'  # those whose name matches
 //
-// It fails if a mutant survives, does not compile, or has lost its place in the code: the table must not rot.
+// It fails if a mutant survives, does not compile, or no longer matches the code.
 package main
 
 import (
@@ -23,13 +23,14 @@ import (
 	"time"
 )
 
-// mutation breaks one bound: in file, old becomes new, and so do further edits where a bound is held twice.
+// mutation disables one limit. It replaces old by new in file, and makes further edits where a limit is enforced
+// twice.
 type mutation struct {
-	name     string // what is no longer so
-	in       string // the package whose tests should notice; "": the root's
-	run      string // the tests of it that should, for -run; "": all
+	name     string // what the mutation breaks
+	in       string // package whose tests should fail; "": the root package
+	run      string // pattern for -run; "": all tests
 	file     string
-	old, new string // old occurs once in file
+	old, new string // old must occur exactly once in file
 	also     []edit
 }
 
@@ -37,10 +38,10 @@ type edit struct{ file, old, new string }
 
 func (m *mutation) edits() []edit { return append([]edit{{m.file, m.old, m.new}}, m.also...) }
 
-// Stress tests and measurements of memory are long, and what they check has a short test too.
+// skip excludes stress tests and long memory measurements, which all have short counterparts.
 const skip = "^(TestStress|TestChaos|TestFiftyCallersOfTheWorstAnswers|TestTwoHundredHugeAnswers)"
 
-const timeout = 120 * time.Second // of one run
+const timeout = 120 * time.Second // for one test run
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -61,7 +62,7 @@ func run(ctx context.Context, args []string) error {
 		}
 		chosen = slices.DeleteFunc(slices.Clone(mutations), func(m mutation) bool { return !pattern.MatchString(m.name) })
 		if len(chosen) == 0 {
-			return fmt.Errorf("no mutation has a name like %v", pattern)
+			return fmt.Errorf("no mutation name matches %v", pattern)
 		}
 	}
 
@@ -77,7 +78,7 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 
-	// Without this, everything would seem to be killed.
+	// If the unmodified tests failed, every mutant would seem to be killed.
 	tested := map[string]bool{}
 	for _, m := range chosen {
 		if tested[m.in] {
@@ -121,7 +122,7 @@ func run(ctx context.Context, args []string) error {
 	return nil
 }
 
-// withoutPasses leaves out what -v says of tests that went well.
+// withoutPasses removes the lines of passed tests from the output of go test -v.
 func withoutPasses(out []byte) string {
 	var b strings.Builder
 	for line := range strings.Lines(string(out)) {
@@ -134,7 +135,7 @@ func withoutPasses(out []byte) string {
 
 func since(start time.Time) string { return fmt.Sprintf("%.1fs", time.Since(start).Seconds()) }
 
-// copyModule copies the root module as it is in the work tree, nested modules left out.
+// copyModule copies the root module from the work tree, without nested modules.
 func copyModule(ctx context.Context, dir string) error {
 	gomod, err := output(ctx, "", "go", "env", "GOMOD")
 	if err != nil {
@@ -188,7 +189,7 @@ func copyFile(from, to string) error {
 	return os.WriteFile(to, data, 0o644)
 }
 
-// checkTable reports every entry at once that has lost its place in the code or its name to another.
+// checkTable reports all entries that do not match the code or that share a name.
 func checkTable(dir string, table []mutation) error {
 	var errs []error
 	names := map[string]bool{}
@@ -205,14 +206,14 @@ func checkTable(dir string, table []mutation) error {
 			if err != nil {
 				errs = append(errs, fmt.Errorf("table: %s: %w", m.name, err))
 			} else if n := bytes.Count(data, []byte(e.old)); n != 1 {
-				errs = append(errs, fmt.Errorf("table: %s: in %s this occurs %d times, not once: %s", m.name, e.file, n, e.old))
+				errs = append(errs, fmt.Errorf("table: %s: in %s this text occurs %d times; want once: %s", m.name, e.file, n, e.old))
 			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// try applies m, runs the tests and takes it back.
+// try applies m, runs the tests and reverts m.
 func try(ctx context.Context, dir string, m *mutation) (result, error) {
 	for _, e := range m.edits() {
 		path := filepath.Join(dir, e.file)
@@ -243,11 +244,11 @@ const (
 
 type result struct {
 	outcome outcome
-	by      string // the test that failed
+	by      string // first failed test
 	output  []byte
 }
 
-// test runs the tests of a package, those that match pattern if there is one.
+// test runs the tests of a package that match pattern, or all if pattern is empty.
 func test(ctx context.Context, dir, pkg, pattern string) result {
 	args := []string{"test", "-count=1", "-failfast", "-v", "-vet=off", "-timeout", timeout.String(), "-skip", skip}
 	if pattern != "" {
@@ -272,7 +273,8 @@ var (
 	began   = regexp.MustCompile(`(?m)^=== RUN +(\w+)`)
 )
 
-// failed names the test that failed: a panic outside of its goroutine, or a hang, ends the program in the middle of it.
+// failed returns the failed test. After a panic in another goroutine or a hang, it returns the last test that
+// started.
 func failed(out []byte) string {
 	if m := failure.FindSubmatch(out); m != nil {
 		return string(m[1])

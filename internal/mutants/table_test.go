@@ -2,7 +2,7 @@ package main
 
 import "testing"
 
-func TestEveryMutationHasItsPlaceInTheCode(t *testing.T) {
+func TestEveryMutationMatchesTheCode(t *testing.T) {
 	if err := checkTable("../..", mutations); err != nil {
 		t.Error(err)
 	}

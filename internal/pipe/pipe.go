@@ -1,4 +1,4 @@
-// Package pipe serves HTTP without sockets, so that client and server can be in a bubble of testing/synctest.
+// Package pipe serves HTTP without sockets, so that client and server can share a testing/synctest bubble.
 package pipe
 
 import (
@@ -10,7 +10,7 @@ import (
 	"syscall"
 )
 
-// Listener accepts what its own Dial connects.
+// Listener accepts the connections made by its Dial.
 type Listener struct {
 	host     string
 	incoming chan net.Conn
@@ -19,12 +19,12 @@ type Listener struct {
 	refusing atomic.Bool
 }
 
-// Listen returns a Listener whose address is host.
+// Listen returns a Listener with the address host.
 func Listen(host string) *Listener {
 	return &Listener{host: host, incoming: make(chan net.Conn), closed: make(chan struct{})}
 }
 
-// Dial is http.Transport.DialContext; every address leads here.
+// Dial connects to the listener, whatever the address. It has the type of http.Transport.DialContext.
 func (l *Listener) Dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	failed := func(err error) error {
 		return &net.OpError{Op: "dial", Net: "pipe", Addr: l.Addr(), Err: err}
@@ -38,7 +38,7 @@ func (l *Listener) Dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	case l.incoming <- server:
 		return client, nil
 	case <-l.closed:
-		err = syscall.ECONNREFUSED // as a closed port would answer
+		err = syscall.ECONNREFUSED // as for a closed port
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
@@ -46,10 +46,10 @@ func (l *Listener) Dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	return nil, failed(err)
 }
 
-// Refuse makes Dial fail from now on, or no longer.
+// Refuse makes Dial fail, or succeed again.
 func (l *Listener) Refuse(yes bool) { l.refusing.Store(yes) }
 
-// Accept waits for Dial.
+// Accept waits for the next Dial.
 func (l *Listener) Accept() (net.Conn, error) {
 	select {
 	case c := <-l.incoming:
@@ -59,13 +59,13 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
-// Close ends Accept and Dial.
+// Close stops Accept and Dial.
 func (l *Listener) Close() error {
 	l.once.Do(func() { close(l.closed) })
 	return nil
 }
 
-// Addr is the host that Listen was given.
+// Addr returns the host given to Listen.
 func (l *Listener) Addr() net.Addr { return addr(l.host) }
 
 type addr string
@@ -73,7 +73,8 @@ type addr string
 func (addr) Network() string  { return "pipe" }
 func (a addr) String() string { return string(a) }
 
-// Serve runs srv over HTTP/1.1, or HTTP/2 in clear text, and returns the transport that leads there, and what ends both.
+// Serve runs srv over HTTP/1.1, or over HTTP/2 without TLS. It returns a transport that connects to srv, and a
+// function that stops both.
 func Serve(srv *http.Server, http2 bool) (tr *http.Transport, stop func()) {
 	srv.Protocols = new(http.Protocols)
 	srv.Protocols.SetHTTP1(!http2)

@@ -1,4 +1,4 @@
-// Package procmem reads how much of the machine's memory a process has.
+// Package procmem reads the memory use of a process.
 package procmem
 
 import (
@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Of returns, in kB, the resident memory (VmRSS) of the process with this id, or of "self", and the most that it has ever
-// been (VmHWM). Only Linux tells: elsewhere, and of a process that is gone, err is not nil and both are 0.
+// Of returns the current resident memory (VmRSS) and its peak (VmHWM), in kB, of the process with this id, or of
+// "self". It works only on Linux. Elsewhere, and for a process that has ended, it returns an error and zeros.
 func Of(process string) (resident, peak int, err error) {
 	status, err := os.ReadFile("/proc/" + process + "/status")
 	for line := range strings.Lines(string(status)) {

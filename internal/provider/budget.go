@@ -2,17 +2,17 @@ package provider
 
 import "time"
 
-// Budget is a retry budget, a token bucket: each call pays in a fraction of a token, each retry takes one, so that when
-// everything fails retries stay that fraction of calls. A few tokens at the start, and one every ten seconds, let a quiet
-// service retry too. (Finagle's RetryBudget has the same two sources.)
+// Budget is a retry budget in the form of a token bucket. Each call adds a fraction of a token and each retry takes
+// one, so that retries stay at that fraction of calls even when everything fails. A few initial tokens, and one more
+// every ten seconds, let a quiet service retry too. Finagle's RetryBudget has the same two sources.
 type Budget struct {
-	ratio  float64 // negative: no bound
+	ratio  float64 // negative: no limit
 	floor  float64
 	tokens float64
 	at     Instant
 }
 
-// How many tokens a budget holds at most, and at the start.
+// Maximum number of tokens, which is also the initial number.
 const (
 	RouteFloor = 10
 	GuardFloor = 100
@@ -23,10 +23,10 @@ const budgetRefill = 10 * time.Second // one token
 // Init fills the budget.
 func (b *Budget) Init(ratio, floor float64) { b.ratio, b.floor, b.tokens = ratio, floor, floor }
 
-// Pay notes a call.
+// Pay counts a call.
 func (b *Budget) Pay() { b.tokens = min(b.tokens+max(b.ratio, 0), b.floor) }
 
-// Tokens is what there is.
+// Tokens returns the current number of tokens.
 func (b *Budget) Tokens(now Instant) float64 {
 	if b.at != 0 {
 		b.tokens = min(b.tokens+float64(now-b.at)/float64(budgetRefill), b.floor)
@@ -35,10 +35,10 @@ func (b *Budget) Tokens(now Instant) float64 {
 	return b.tokens
 }
 
-// Has reports whether there is the token of a retry.
+// Has reports whether a retry is allowed.
 func (b *Budget) Has(now Instant) bool { return b.ratio < 0 || b.Tokens(now) >= 1 }
 
-// Take takes it.
+// Take takes the token of a retry.
 func (b *Budget) Take() {
 	if b.ratio >= 0 {
 		b.tokens--

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// The rate limit headers that providers send: a limit, what remains of it, and when all of it is there again. OpenAI and
-// those compatible with it name the limit first, Anthropic what is limited.
+// Rate limit headers of providers: a limit, what remains of it, and when it will be full again. OpenAI and compatible
+// servers name the limit first, and Anthropic names the unit first.
 var limitHeaders = [...]struct{ requests, tokens [3]string }{
 	{
 		[3]string{"X-Ratelimit-Limit-Requests", "X-Ratelimit-Remaining-Requests", "X-Ratelimit-Reset-Requests"},
@@ -19,7 +19,7 @@ var limitHeaders = [...]struct{ requests, tokens [3]string }{
 	},
 }
 
-// Limits reads what the headers of an answer say of the provider's rate limits. ok is false if they say nothing.
+// Limits reads the provider's rate limits from the headers of an answer. ok is false if there are none.
 func Limits(h http.Header) (requests, tokens Told, ok bool) {
 	requests, tokens = Unknown, Unknown
 	for i := range limitHeaders {
@@ -41,7 +41,7 @@ func limit(h http.Header, names *[3]string) Told {
 	return Told{number(h.Get(names[0])), number(h.Get(names[1])), reset(h.Get(names[2]), h)}
 }
 
-// number is a count; -1: it is none.
+// number parses a count; -1: not a count.
 func number(s string) float64 {
 	n, err := strconv.ParseFloat(s, 64)
 	if err != nil || !(n >= 0 && n <= 1e15) {
@@ -50,7 +50,7 @@ func number(s string) float64 {
 	return n
 }
 
-// reset is a duration such as 6m0s, a number of seconds, or a time; -1: it is none of these.
+// reset parses a duration such as 6m0s, a number of seconds, or a time; -1: none of these.
 func reset(s string, h http.Header) time.Duration {
 	d, err := time.ParseDuration(s)
 	if err != nil {
@@ -69,8 +69,8 @@ func reset(s string, h http.Header) time.Duration {
 	return d
 }
 
-// Now is the time on the provider's clock when it answered, which may differ from ours, or ours if the answer has no
-// date.
+// Now returns the time of the answer on the provider's clock, which may differ from ours. It returns our time if the
+// answer has no date.
 func Now(h http.Header) time.Time {
 	if t, err := http.ParseTime(h.Get("Date")); err == nil {
 		return t

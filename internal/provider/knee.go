@@ -2,29 +2,31 @@ package provider
 
 import "time"
 
-// knee finds how many requests in flight are worth while, where drops keep showing that there can be too many. Beyond its
-// capacity a provider works on more requests at once, but answers no more of them; it may even answer fewer, long before
-// it drops any. Additive increase and multiplicative decrease would go on between the drops and a part of that.
+// knee searches for the number of requests in flight beyond which more bring no benefit. It runs when drops keep
+// showing that the limit is too high. Beyond its capacity a provider works on more requests at once, but answers no
+// more per second. It may even answer fewer, long before it drops any. Additive increase and multiplicative decrease
+// alone would keep moving between the limit that causes drops and a fraction of it.
 //
-// So the rates of answers at two limits are compared, each held for some answers: at a base, and at a trial above it. The
-// trial becomes the base if its rate has grown by a fair part of what the limit has. If not, the base is compared with
-// its half in the same way. When neither is better the base is kept for a time, and then compared with a trial again.
+// knee compares the rates of answers at two limits, each held for some answers: a base, and a trial above it. The
+// trial becomes the base if its rate has grown by a fair part of the growth of the limit. If not, the base is
+// compared with its half in the same way. If neither is better, the base is kept for a time and then compared with a
+// trial again.
 //
-// It compares rates and not times: how long an answer takes depends on what was asked.
+// knee compares rates and not times, because the time of an answer depends on the request.
 type knee struct {
 	step    step
-	most    float64 // that the limit may be
-	base    float64 // limit; 0: nothing is being looked for
-	trial   float64 // the limit that is being measured
-	rate    float64 // of answers at the base
+	most    float64 // maximum of the limit
+	base    float64 // limit; 0: no search
+	trial   float64 // limit that is being measured
+	rate    float64 // rate of answers at the base
 	settled bool    // the base is better than its half
 
-	answers, seconds, drops float64 // at the trial
-	last                    Instant // answer
-	until                   Instant // while the base is kept
+	answers, seconds, drops float64 // counted at the trial
+	last                    Instant // time of the last answer
+	until                   Instant // end of the time for which the base is kept
 }
 
-// step is what the trial of a knee is.
+// step is the current step of a knee.
 type step int8
 
 const (
@@ -35,19 +37,19 @@ const (
 )
 
 const (
-	enoughAnswers = 64  // to measure a rate to a tenth, if answers differ as much as those of a chat
-	worthwhile    = 0.4 // of the growth that there would be if the rate grew with the limit
+	enoughAnswers = 64  // to measure a rate to a tenth, if answers vary as much as those of a chat
+	worthwhile    = 0.4 // fraction of the growth that a proportional rate would have
 	keepBase      = 2 * time.Minute
-	farAbove      = 1.8 // times the base: the first trial, which is easy to tell from it
-	justAbove     = 1.4 // the second
-	nearby        = 1.1 // no trial is nearer to the base
+	farAbove      = 1.8 // first trial, as a multiple of the base: easy to tell from it
+	justAbove     = 1.4 // second trial
+	nearby        = 1.1 // minimum distance of a trial from the base
 
-	// Drops come again and again if one follows another this soon, but not without answers between.
+	// Drops are recurrent if one follows another within this time, but with answers in between.
 	againWithin  = time.Minute
 	againAnswers = 16
 )
 
-// look begins to look below a limit that was too high.
+// look starts a search below a limit that was too high.
 func (k *knee) look(tooHigh, most float64) (limit float64) {
 	*k = knee{base: tooHigh / 2, most: most}
 	return k.try(atBase, k.base)
@@ -59,13 +61,13 @@ func (k *knee) try(s step, limit float64) float64 {
 	return limit
 }
 
-// answered counts answers that came while the limit was in use, and returns the limit to go on with.
+// answered counts answers that came while the limit was in use, and returns the next limit.
 func (k *knee) answered(now Instant, answers float64) float64 {
 	if k.step == keep {
 		if now < k.until {
 			return k.base
 		}
-		return k.try(atBase, k.base) // what the provider can do may have changed
+		return k.try(atBase, k.base) // the provider's capacity may have changed
 	}
 	if k.last != 0 {
 		k.answers += answers
@@ -78,10 +80,10 @@ func (k *knee) answered(now Instant, answers float64) float64 {
 	return k.measured(now, k.answers/k.seconds)
 }
 
-// unused notes that the limit is not in use: the time until the next answer says nothing.
+// unused records that the limit is not in use, so that the time until the next answer is not counted.
 func (k *knee) unused() { k.last = 0 }
 
-// dropped counts a drop, and returns the limit to go on with. A few drops are nothing to look at.
+// dropped counts a drop and returns the next limit. It ignores a few drops.
 func (k *knee) dropped(now Instant) float64 {
 	if k.drops++; k.drops <= 2+k.answers/20 {
 		return k.trial
@@ -95,7 +97,7 @@ func (k *knee) dropped(now Instant) float64 {
 	return k.notAbove(now)
 }
 
-// measured decides what comes after a measurement.
+// measured decides the step after a measurement.
 func (k *knee) measured(now Instant, rate float64) float64 {
 	switch k.step {
 	case atBase:
@@ -116,7 +118,7 @@ func (k *knee) measured(now Instant, rate float64) float64 {
 	}
 }
 
-// higher tries a limit so many times the base, or the most there may be.
+// higher tries a multiple of the base, or the maximum.
 func (k *knee) higher(now Instant, times float64) float64 {
 	limit := min(k.base*times, k.most)
 	if limit < k.base*nearby {
@@ -126,7 +128,7 @@ func (k *knee) higher(now Instant, times float64) float64 {
 	return k.try(above, limit)
 }
 
-// notAbove goes on where a trial above the base has brought nothing.
+// notAbove continues after a trial above the base brought no benefit.
 func (k *knee) notAbove(now Instant) float64 {
 	switch {
 	case !k.settled && k.base > 2:

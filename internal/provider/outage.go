@@ -2,32 +2,32 @@ package provider
 
 import "time"
 
-// outage is what is known of a provider that is not there. Five requests in a row that found none take its route down:
-// then the guard answers in its stead, and sends one probe at a time. The probe is the next call that comes. The first
-// answer, be it a refusal, ends the outage.
+// outage tracks an unreachable provider. After five lost requests in a row the route is down. The guard then rejects
+// calls and sends one probe at a time. The next call that comes is the probe. The first answer ends the outage, even
+// if it is an error status.
 //
-// A probe that is out for much longer than those before it took to fail has probably found the provider at work: then
-// the next may follow, so that a provider with long answers is not kept waiting for the first of them.
+// A probe that takes much longer than lost requests usually do has probably reached a working provider. Then the next
+// probe may follow, so that a provider with long answers gets more calls before the first answer.
 type outage struct {
-	failures int           // in a row
-	took     time.Duration // average time that a request takes to fail
-	since    Instant       // 0: there is none
-	probes   int           // under way
-	probeAt  Instant       // when the next may be sent
+	failures int           // lost requests in a row
+	took     time.Duration // average time until a request fails
+	since    Instant       // 0: no outage
+	probes   int           // in flight
+	probeAt  Instant       // when the next probe may be sent
 }
 
 const (
-	outageAfter = 5 // requests in a row
+	outageAfter = 5 // lost requests in a row
 
-	// The time between two probes doubles for each minute of an outage: a short one is over soon after it ends, and a long
-	// one is not hammered.
+	// The time between two probes doubles for each minute of an outage. So the guard notices the end of a short
+	// outage quickly, and does not flood the provider during a long one.
 	probeEvery     = 500 * time.Millisecond
 	probeEveryMost = 5 * time.Second
 
 	promising = 4 // times as long as failures take
 )
 
-// lost notes a request that found no provider, and reports whether the outage begins with it.
+// lost counts a lost request and reports whether the outage begins with it.
 func (o *outage) lost(now Instant, took time.Duration, jitter func(time.Duration) time.Duration) bool {
 	o.failures++
 	o.took = time.Duration(Average(float64(o.took), float64(took)))
@@ -39,7 +39,7 @@ func (o *outage) lost(now Instant, took time.Duration, jitter func(time.Duration
 	return true
 }
 
-// again sets the time of the next probe after one that failed.
+// again schedules the next probe after a failed one.
 func (o *outage) again(now Instant, jitter func(time.Duration) time.Duration) {
 	minutes := time.Duration(now-o.since) / time.Minute
 	every := min(probeEvery<<min(minutes, 8), probeEveryMost)
@@ -48,7 +48,7 @@ func (o *outage) again(now Instant, jitter func(time.Duration) time.Duration) {
 
 func (o *outage) ready(now Instant) bool { return now >= o.probeAt }
 
-// probe makes the request that is sent now a probe, if one is due.
+// probe reports whether a probe is due, and counts the request that is sent now as that probe.
 func (o *outage) probe(now Instant) bool {
 	if !o.ready(now) {
 		return false
@@ -58,14 +58,14 @@ func (o *outage) probe(now Instant) bool {
 	return true
 }
 
-// unanswered notes the end of a probe that learned nothing: the next call may ask.
+// unanswered records a probe without a result, so that the next call becomes a probe.
 func (o *outage) unanswered(now Instant) {
 	if o.probes--; o.probes == 0 {
 		o.probeAt = now
 	}
 }
 
-// over notes that the provider is there, and returns when the outage began; 0: there was none.
+// over records that the provider is reachable, and returns when the outage began; 0: there was none.
 func (o *outage) over() (since Instant) {
 	since = o.since
 	*o = outage{}

@@ -5,26 +5,27 @@ import (
 	"time"
 )
 
-// pace spaces requests where a limit of requests or tokens a minute is known: from the guard's configuration, or from
-// what the provider's headers say. A request that would not pass waits for its turn.
+// pace spaces requests to stay within a rate limit for requests or tokens per minute. The limit comes from the
+// guard's configuration or from the provider's headers. A request over the limit waits.
 type pace struct {
-	requests, tokens         bucket // of the configuration
-	toldRequests, toldTokens bucket // by headers
+	requests, tokens         bucket // from the configuration
+	toldRequests, toldTokens bucket // from headers
 	learned                  learned
 	sentTokens               float64
-	flying, flyingTokens     float64 // requests that are not answered yet, and their tokens
+	flying, flyingTokens     float64 // unanswered requests, and their tokens
 }
 
-// bucket is a token bucket. The zero bucket has no bound.
+// bucket is a token bucket. The zero bucket has no limit.
 type bucket struct {
-	rate   float64 // a nanosecond
+	rate   float64 // per nanosecond
 	size   float64
 	level  float64
 	at     Instant
-	number int64 // of the request whose answer described the bucket last
+	number int64 // number of the request whose answer last updated the bucket
 }
 
-// burst is how much of a minute's allowance may be used at once. Providers enforce a limit a minute in shorter spans.
+// burst is the fraction of a minute's allowance that may be used at once, because providers enforce a limit per
+// minute in shorter intervals.
 const burst = 0.1
 
 func (p *pace) configure(cfg *Config) {
@@ -40,12 +41,12 @@ func minutely(n float64) bucket {
 	return bucket{rate: n / float64(time.Minute), size: size, level: size}
 }
 
-// levelAt is the level at a time.
+// levelAt returns the level at a time.
 func (b *bucket) levelAt(now Instant) float64 {
 	return min(b.level+float64(now-b.at)*b.rate, b.size)
 }
 
-// next is when n can be taken.
+// next returns when n can be taken.
 func (b *bucket) next(now Instant, n float64) Instant {
 	if b.size == 0 {
 		return now
@@ -64,13 +65,13 @@ func (b *bucket) take(now Instant, n float64) {
 	b.level, b.at = b.levelAt(now)-n, now
 }
 
-// next is when a request of so many tokens may be sent.
+// next returns when a request of that many tokens may be sent.
 func (p *pace) next(now Instant, tokens float64) Instant {
 	return max(p.requests.next(now, 1), p.tokens.next(now, tokens), p.toldRequests.next(now, 1), p.toldTokens.next(now, tokens),
 		p.learned.next(now, 1))
 }
 
-// send notes a request and returns the tokens sent so far.
+// send counts a request and returns the tokens sent so far.
 func (p *pace) send(now Instant, tokens float64) float64 {
 	p.requests.take(now, 1)
 	p.tokens.take(now, tokens)
@@ -83,36 +84,37 @@ func (p *pace) send(now Instant, tokens float64) float64 {
 	return p.sentTokens
 }
 
-// landed notes the end of a request of so many tokens.
+// landed counts the end of a request of that many tokens.
 func (p *pace) landed(tokens float64) {
 	p.flying--
 	p.flyingTokens -= tokens
 }
 
-// learned is a rate of requests that is found out from 429s without headers. Between 429s the provider has taken as many
-// requests as it lets in: that rate is kept to, and raised slowly, since the limit may have been raised too.
+// learned is a request rate learned from 429s without headers. The rate at which the provider answered between two
+// 429s becomes the limit. The limit grows slowly, because the provider's may have been raised too.
 //
-// A provider may refuse for another reason, at random or because of others' requests, and would be asked less and less. So
-// a rate far below an early one is taken for such a case: the pace is dropped, and none is learned for a while.
+// A provider may also send 429s for another reason: at random, or because of other clients' requests. Each such 429
+// would lower the rate further. So a rate far below an early one is taken as a sign of this case. Then the limit is
+// dropped, and no rate is learned for a while.
 type learned struct {
 	bucket
-	since   Instant // of the count; 0: there was no 429
+	since   Instant // start of the count; 0: no 429 yet
 	answers float64
-	early   float64 // the lowest of the first rates, which may have used up what the provider had saved
+	early   float64 // the lowest of the first rates, which may include a burst that the provider had allowed
 	rates   int
 	low     int     // rates in a row that were too low
-	mute    Instant // nothing is learned until then
+	mute    Instant // no rate is learned until then
 }
 
 const (
-	learnAnswers = 10               // fewer say nothing
-	learnWithin  = 20 * time.Second // a longer span may tell how much was asked for, and not how much was allowed
-	learnedEarly = 4                // rates
-	learnedLeast = 0.6              // of the early rate
-	learnedLow   = 3                // such rates in a row are too many
-	learnedRaise = 0.005            // a second
+	learnAnswers = 10               // fewer are not significant
+	learnWithin  = 20 * time.Second // over a longer time the rate may reflect demand instead of the limit
+	learnedEarly = 4                // number of early rates
+	learnedLeast = 0.6              // fraction of the early rate
+	learnedLow   = 3                // number of low rates in a row that is too many
+	learnedRaise = 0.005            // per second
 	learnedBurst = time.Second
-	learnedFor   = 5 * time.Minute // without another 429 the rate is forgotten
+	learnedFor   = 5 * time.Minute // the rate is forgotten after this time without a 429
 )
 
 func (l *learned) refused(now Instant) {
@@ -153,28 +155,28 @@ func (l *learned) answered(now Instant) {
 		return
 	}
 	l.level, l.at = l.levelAt(now), now
-	l.rate *= 1 + learnedRaise/(l.rate*float64(time.Second)) // there are as many answers a second
+	l.rate *= 1 + learnedRaise/(l.rate*float64(time.Second)) // rate is also the number of answers per second
 }
 
-// Told is what an answer's headers say of one limit. A negative number is not known.
+// Told is one rate limit from an answer's headers. A negative number is unknown.
 type Told struct {
 	Limit, Remaining float64
-	Reset            time.Duration // until all of Limit is there again
+	Reset            time.Duration // time until Remaining equals Limit again
 }
 
-// Unknown is what is told where nothing is.
+// Unknown is a Told without information.
 var Unknown = Told{-1, -1, -1}
 
-// Tell notes what the headers of the answer to s say. What they say was true when the provider counted s: what was sent
-// since is taken off, and what has been refilled since is added.
+// Tell updates the pace with the headers of the answer to s. The headers describe the moment when the provider
+// counted s. So Tell subtracts what was sent since then and adds what was refilled.
 func (r *Route) Tell(now Instant, s *Sending, requests, tokens Told) {
 	p := &r.pace
 	p.toldRequests.told(now, s, requests, float64(r.sent-s.number), p.flying)
 	p.toldTokens.told(now, s, tokens, p.sentTokens-s.tokens, p.flyingTokens)
 }
 
-// told corrects the bucket. What is in flight may have overtaken s or have been overtaken by it, so that nobody knows
-// whether the provider has counted it: within these bounds the bucket keeps to its own count.
+// told corrects the bucket. Requests in flight may have overtaken s or been overtaken by it, so it is unknown whether
+// the provider has counted them. Within these bounds the bucket keeps its own count.
 func (b *bucket) told(now Instant, s *Sending, t Told, sentSince, flying float64) {
 	if t.Limit <= 0 || t.Remaining < 0 || s.number < b.number {
 		return
@@ -182,7 +184,7 @@ func (b *bucket) told(now Instant, s *Sending, t Told, sentSince, flying float64
 	rate := t.Limit / float64(time.Minute)
 	size := t.Limit
 	if t.Reset > 0 {
-		// The limit may be one of a day, or be refilled in another way than once a minute.
+		// The limit may be per day, or refilled other than once per minute.
 		if used := t.Limit - t.Remaining; used > 0 {
 			rate = min(rate, used/float64(t.Reset))
 		}
@@ -197,17 +199,17 @@ func (b *bucket) told(now Instant, s *Sending, t Told, sentSince, flying float64
 	b.level = min(level, b.size)
 }
 
-// Settle corrects the estimate of the tokens that a request takes.
+// Settle corrects the estimate of a request's tokens.
 func (r *Route) Settle(now Instant, more float64) {
 	r.pace.tokens.take(now, more)
 }
 
-// RequestsPace is the requests a minute to which the route is kept, the least of those that are known; 0: none is.
+// RequestsPace returns the lowest known limit of requests per minute; 0: none is known.
 func (r *Route) RequestsPace() float64 {
 	return perMinute(slowest(slowest(r.pace.requests.rate, r.pace.toldRequests.rate), r.pace.learned.rate))
 }
 
-// TokensPace is the same of tokens.
+// TokensPace returns the lowest known limit of tokens per minute; 0: none is known.
 func (r *Route) TokensPace() float64 {
 	return perMinute(slowest(r.pace.tokens.rate, r.pace.toldTokens.rate))
 }
@@ -219,5 +221,5 @@ func slowest(a, b float64) float64 {
 	return a
 }
 
-// perMinute is a rate for people.
+// perMinute converts a rate for display.
 func perMinute(rate float64) float64 { return math.Round(rate*float64(time.Minute)*100) / 100 }

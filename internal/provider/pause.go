@@ -2,14 +2,14 @@ package provider
 
 import "time"
 
-// pause is what a 429 has asked for. Into a longer one a probe is sent once a minute: a provider that asks for an hour
-// may think better of it.
+// pause is the pause that a 429 has asked for. During a long pause one probe per minute is sent, because a provider
+// that asks for an hour may accept requests earlier.
 type pause struct {
 	began    Instant
 	until    Instant
 	askAgain Instant // when the next probe may be sent
-	probing  bool    // one is under way
-	closed   bool    // Reopened has not reported its end
+	probing  bool    // a probe is in flight
+	closed   bool    // Reopened has not yet reported its end
 	refusals int     // 429s since the last answer
 }
 
@@ -22,7 +22,7 @@ func (p *pause) begin(now Instant, d time.Duration) {
 		return
 	}
 	until := now + Instant(d)
-	if until < now { // beyond the end of time
+	if until < now { // overflow
 		until = 1<<63 - 1
 	}
 	if now >= p.until || p.probing {
@@ -34,7 +34,7 @@ func (p *pause) begin(now Instant, d time.Duration) {
 
 func (p *pause) ready(now Instant) bool { return !p.probing && now >= p.askAgain }
 
-// probe makes the request that is sent now the probe, if one is due.
+// probe reports whether a probe is due, and counts the request that is sent now as that probe.
 func (p *pause) probe(now Instant) bool {
 	if !p.ready(now) {
 		return false
@@ -46,5 +46,5 @@ func (p *pause) probe(now Instant) bool {
 // end ends a pause early.
 func (p *pause) end(now Instant) { p.until, p.probing = now, false }
 
-// unanswered notes the end of a probe that learned nothing: the next call may ask.
+// unanswered records a probe without a result, so that the next call becomes a probe.
 func (p *pause) unanswered(now Instant) { p.probing, p.askAgain = false, now }

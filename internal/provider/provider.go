@@ -1,9 +1,9 @@
-// Package provider is what a guard knows of one provider route: its pause, its outage, its pace, the limit that adapts
-// and its retry budget. It is a pure state machine over instants: it has no clock, no lock and does no I/O, so that a
-// model can be checked against it. Its caller holds a lock and passes the time in.
+// Package provider tracks the state of one provider route: its pause, its outage, its rate limits, its adaptive limit
+// and its retry budget. It is a pure state machine without clock, lock or I/O, so that a model can be checked against
+// it. The caller holds a lock and passes in the time.
 //
-// The order of a request: Room says whether it may be sent, Send notes that it was, Judge what became of it, and Done
-// that it is over.
+// For each request, Room reports whether it may be sent, Send records that it was sent, Judge records its outcome,
+// and Done records its end.
 package provider
 
 import (
@@ -11,17 +11,20 @@ import (
 	"time"
 )
 
-// Instant is a moment in nanoseconds on the caller's monotonic clock, never 0.
+// Instant is a time in nanoseconds on the caller's monotonic clock. It is never 0.
 type Instant int64
 
-// Config is the same for all routes of a guard.
+// Config configures all routes of a guard.
 type Config struct {
-	Least, Most       float64 // of the limit: weight in flight. Most may be infinite; if they are equal the limit does not adapt
-	RequestsPerMinute float64 // 0: no bound of our own
+	// Least and Most are the bounds of the limit, in weight in flight. Most may be infinite. If both are equal the
+	// limit does not adapt.
+	Least, Most float64
+
+	RequestsPerMinute float64 // 0: no configured limit
 	TokensPerMinute   float64
-	Retries           float64                           // retry tokens that each call pays in; negative: no bound
-	Quantile          float64                           // the quantile of a route's times after which a request is late
-	Jitter            func(time.Duration) time.Duration // a random duration from 0 to its argument
+	Retries           float64                           // retry tokens that each call adds; negative: no limit
+	Quantile          float64                           // quantile of a route's times after which a request is late
+	Jitter            func(time.Duration) time.Duration // returns a random duration from 0 to its argument
 }
 
 // Route is the state of one route. Make it with New.
@@ -35,34 +38,34 @@ type Route struct {
 	times  [2]*recent[time.Duration] // by form; nil: none
 	output *recent[int64]            // tokens of answers; nil: none
 
-	sent int64 // requests so far
+	sent int64 // number of requests so far
 	held float64
 }
 
-// Sending is one request on its way.
+// Sending is one request in flight.
 type Sending struct {
 	At     Instant
 	Weight int64
-	Probe  bool // into a pause or an outage
+	Probe  bool // during a pause or an outage
 	form   Form
 	done   bool
-	number int64   // of the request
-	tokens float64 // sent by then, its own included
-	own    float64 // tokens
+	number int64   // number of the request
+	tokens float64 // tokens sent so far, including its own
+	own    float64 // tokens of the request
 }
 
-// Outcome is what a request says about its provider. The zero Outcome says nothing: the caller left, or the request was
-// never sent.
+// Outcome is what a request says about its provider. The zero Outcome says nothing: the caller canceled, or the
+// request was never sent.
 type Outcome struct {
-	Answered bool          // with what was asked for
-	Found    bool          // the provider reacted, be it with a refusal
-	Lost     bool          // no provider was found: a connection failure, its time-out, a 5xx
-	Dropped  bool          // it may have more to do than it can
-	Limited  bool          // a 429
-	Pause    time.Duration // that the 429 asks for
+	Answered bool          // with a valid answer
+	Found    bool          // the provider responded, possibly with an error
+	Lost     bool          // the provider was not reached: connection failure, connect timeout, 5xx
+	Dropped  bool          // the provider may be overloaded
+	Limited  bool          // 429
+	Pause    time.Duration // pause that the 429 asks for
 }
 
-// New returns a route of which nothing is known.
+// New returns a route without history.
 func New(cfg *Config) *Route {
 	r := &Route{Config: cfg}
 	r.window.limit, r.window.threshold = cfg.Most, cfg.Most
@@ -71,10 +74,10 @@ func New(cfg *Config) *Route {
 	return r
 }
 
-// State says why a route takes no request.
+// State is the reason why a route accepts no request.
 type State int8
 
-// The states, the most telling one first if several apply.
+// States. If several apply, the first one in this list is reported.
 const (
 	Down State = iota
 	Paused
@@ -83,7 +86,7 @@ const (
 	Open
 )
 
-// State is the route's state for a request of so many tokens, and when that ends; 0: nobody knows.
+// State returns the route's state for a request of that many tokens, and when that state ends; 0: unknown.
 func (r *Route) State(now Instant, tokens float64) (State, Instant) {
 	if r.outage.since != 0 {
 		if r.outage.ready(now) {
@@ -106,7 +109,7 @@ func (r *Route) State(now Instant, tokens float64) (State, Instant) {
 	return Open, 0
 }
 
-// Room is the weight that may be sent now. If it is 0 for a time, at is when to look again.
+// Room returns the weight that may be sent now. If it is 0 for a limited time, at is when to ask again.
 func (r *Route) Room(now Instant, tokens float64) (room int64, at Instant) {
 	switch state, until := r.State(now, tokens); state {
 	case Down:
@@ -127,8 +130,8 @@ func (r *Route) Room(now Instant, tokens float64) (room int64, at Instant) {
 	return r.window.room(), 0
 }
 
-// Send notes a request, which Room has allowed or which cannot wait. first is true for the first attempt of a call: it
-// pays into the retry budget.
+// Send records a request that Room has allowed or that cannot wait. first is true for the first attempt of a call,
+// which adds to the retry budget.
 func (r *Route) Send(now Instant, weight int64, tokens float64, first bool) Sending {
 	s := Sending{At: now, Weight: weight}
 	switch {
@@ -147,7 +150,7 @@ func (r *Route) Send(now Instant, weight int64, tokens float64, first bool) Send
 	return s
 }
 
-// Judge notes what became of a request. busy says that others wait for the route.
+// Judge records the outcome of a request. busy is true if other calls wait for the route.
 func (r *Route) Judge(now Instant, s *Sending, o Outcome, busy bool) {
 	if o.Answered || o.Found || o.Limited {
 		// An answer to a request sent before the outage shows that the provider was overloaded, not down.
@@ -168,11 +171,11 @@ func (r *Route) Judge(now Instant, s *Sending, o Outcome, busy bool) {
 			r.outage.again(now, r.Jitter)
 		}
 	case o.Limited:
-		if now >= r.pause.until { // the first of those that were on their way together
+		if now >= r.pause.until { // the first of those that were in flight together
 			r.pace.learned.refused(now)
 		}
 		r.pause.begin(now, o.Pause)
-		s.Probe = false // it has learned that the pause goes on
+		s.Probe = false // the pause goes on; the probe has its result
 		r.window.reopen(r.window.limit, r.Config)
 	case o.Answered:
 		r.timed(now, s, true)
@@ -185,7 +188,7 @@ func (r *Route) Judge(now Instant, s *Sending, o Outcome, busy bool) {
 	}
 }
 
-// Done notes that a request is over. It may be called more than once.
+// Done records the end of a request. It may be called more than once.
 func (r *Route) Done(now Instant, s *Sending) {
 	if s.done {
 		return
@@ -194,7 +197,7 @@ func (r *Route) Done(now Instant, s *Sending) {
 	r.pace.landed(s.own)
 	r.timed(now, s, false)
 	r.window.inFlight -= s.Weight
-	if s.Probe { // nothing was learned
+	if s.Probe { // the probe has no result
 		if r.outage.since != 0 {
 			r.outage.unanswered(now)
 		} else {
@@ -203,7 +206,7 @@ func (r *Route) Done(now Instant, s *Sending) {
 	}
 }
 
-// Reopened returns how long the route was closed to everybody by a pause that has ended, once; 0: by none.
+// Reopened returns how long a pause that has ended closed the route, once per pause; 0: no such pause.
 func (r *Route) Reopened(now Instant) (closed time.Duration) {
 	if r.pause.closed && now >= r.pause.until {
 		r.pause.closed = false
@@ -212,14 +215,14 @@ func (r *Route) Reopened(now Instant) (closed time.Duration) {
 	return closed
 }
 
-// Hold notes for how long a request was in flight.
+// Hold records how long a request was in flight.
 func (r *Route) Hold(d time.Duration) { r.held = Average(r.held, d.Seconds()) }
 
-// Held is the average time that a request is in flight, in seconds; 0: none has been.
+// Held returns the average time that a request is in flight, in seconds; 0: unknown.
 func (r *Route) Held() float64 { return r.held }
 
-// Average is a moving average of about the last eight values; 0: there are none. One that is far out of line, such as a
-// stream that nobody closed, counts as four times the average: it says little about the next.
+// Average returns a moving average over about the last eight values; an old value of 0 means none. It caps an
+// outlier, such as a stream that nobody closed, at four times the average.
 func Average(old, value float64) float64 {
 	if old == 0 {
 		return value
@@ -227,13 +230,13 @@ func Average(old, value float64) float64 {
 	return old + (min(value, 4*old)-old)/8
 }
 
-// Limit is the weight that may be in flight; infinite: no bound.
+// Limit returns the weight that may be in flight; infinite: no limit.
 func (r *Route) Limit() float64 { return r.window.limit }
 
-// InFlight is the weight in flight.
+// InFlight returns the weight in flight.
 func (r *Route) InFlight() int64 { return r.window.inFlight }
 
-// PausedUntil is when the pause ends that a provider has asked for; 0: there is none.
+// PausedUntil returns the end of the current pause; 0: not paused.
 func (r *Route) PausedUntil(now Instant) Instant {
 	if now < r.pause.until {
 		return r.pause.until
@@ -241,13 +244,13 @@ func (r *Route) PausedUntil(now Instant) Instant {
 	return 0
 }
 
-// DownSince is when an outage began; 0: there is none.
+// DownSince returns the start of the current outage; 0: none.
 func (r *Route) DownSince() Instant { return r.outage.since }
 
-// Refusals is how many 429s have come since the last answer.
+// Refusals returns the number of 429s since the last answer.
 func (r *Route) Refusals() int { return r.pause.refusals }
 
-// Quiet reports whether the route has nothing to say that a new one would not.
+// Quiet reports whether the route's state equals that of a new route.
 func (r *Route) Quiet(now Instant) bool {
 	return r.window.inFlight == 0 && r.outage.since == 0 && now >= r.pause.until && r.outage.failures == 0 && r.window.limit >= r.Most
 }

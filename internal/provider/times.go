@@ -6,27 +6,27 @@ import (
 	"time"
 )
 
-// Form is what a request asks for. Each form has its own times: a whole answer takes far longer than the start of a
-// stream.
+// Form is the form of answer that a request asks for. Times are kept per form, because a whole answer takes far
+// longer than the start of a stream.
 type Form int8
 
-// The forms.
+// Forms.
 const (
-	Untimed Form = iota // its time is not counted
+	Untimed Form = iota // not timed
 	Whole               // an answer that is read whole
-	Start               // a body that is handed over when it starts
+	Start               // a body that is returned when it starts
 )
 
-// recent are the most recent numbers of a kind, such as the times that requests of one form have taken to be answered.
+// recent holds the most recent numbers of one kind, such as the response times of one form.
 type recent[T ~int64] struct {
 	ring   [recentKept]T
-	next   int // in ring
-	sorted []T // those in ring
+	next   int // index in ring
+	sorted []T // the numbers in ring, sorted
 }
 
 const (
 	recentKept  = 128
-	timesNeeded = 20 // fewer say too little
+	timesNeeded = 20 // fewer are not significant
 )
 
 func (r *recent[T]) add(n T) {
@@ -40,7 +40,7 @@ func (r *recent[T]) add(n T) {
 	r.sorted = slices.Insert(r.sorted, i, n)
 }
 
-// quantile is the number that the fraction q of them do not exceed; 0: there are fewer than least.
+// quantile returns the number that a fraction q of them did not exceed; 0: fewer than least are known.
 func (r *recent[T]) quantile(q float64, least int) T {
 	n := len(r.sorted)
 	if n < least {
@@ -49,7 +49,7 @@ func (r *recent[T]) quantile(q float64, least int) T {
 	return r.sorted[max(int(math.Ceil(q*float64(n)))-1, 0)]
 }
 
-// Late returns how long a request may take before it is late: Config.Quantile of the times of this form; 0: not known. From
+// Late returns the time after which a request is late: Config.Quantile of the times of this form; 0: unknown. From
 // now on the request's own time counts too.
 func (r *Route) Late(s *Sending, f Form) time.Duration {
 	s.form = f
@@ -63,9 +63,9 @@ func (r *Route) late(f Form) time.Duration {
 	return 0
 }
 
-// timed counts the time of a request, once. One that ends late without an answer, because it was cancelled say, counts
-// with the time until then: without it the times would shrink, and ever more requests be late. One that ends early says
-// nothing of how long an answer takes.
+// timed records the time of a request, once. A request that ends late without an answer, for example because it was
+// canceled, counts with the time until then. Otherwise the times would shrink and more and more requests would be
+// late. A request that ends early without an answer does not count.
 func (r *Route) timed(now Instant, s *Sending, answered bool) {
 	f := s.form
 	if f == Untimed {
@@ -83,13 +83,13 @@ func (r *Route) timed(now Instant, s *Sending, answered bool) {
 	(*t).add(took)
 }
 
-// Healthy reports whether the provider answers, as far as is known: there is no outage and no pause, and neither a lost
-// request nor a 429 since the last answer.
+// Healthy reports whether the provider seems to work: no outage, no pause, and no lost request or 429 since the last
+// answer.
 func (r *Route) Healthy(now Instant) bool {
 	return r.outage.since == 0 && r.outage.failures == 0 && now >= r.pause.until && r.pause.refusals == 0
 }
 
-// NoteOutput counts the tokens of an answer.
+// NoteOutput records the tokens of an answer.
 func (r *Route) NoteOutput(tokens int64) {
 	if r.output == nil {
 		r.output = new(recent[int64])
@@ -97,7 +97,7 @@ func (r *Route) NoteOutput(tokens int64) {
 	r.output.add(tokens)
 }
 
-// Output is the number of tokens that the fraction q of the last answers have not exceeded; 0: none is known.
+// Output returns the number of tokens that a fraction q of the last answers did not exceed; 0: unknown.
 func (r *Route) Output(q float64) int64 {
 	if r.output == nil {
 		return 0

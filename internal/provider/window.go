@@ -5,29 +5,29 @@ import (
 	"time"
 )
 
-// window is a limit that follows the provider's capacity, between Config.Least and Most, as TCP's congestion window does
-// (RFC 5681): it begins at the most. Answers raise it by one for each full round of them, but only while it is in use. A
-// drop lowers it by a fraction, once for all requests that were sent before. After a pause or an outage it begins at half
-// and grows by one for each answer until it is back at the threshold. How long answers take is no sign: long answers are
-// not congestion.
+// window is a limit that follows the provider's capacity between Config.Least and Most, as TCP's congestion window
+// does (RFC 5681). It starts at Most. Each full round of answers raises it by one, but only while it is in use. A
+// drop lowers it by a fraction, once for all requests that were sent before. After a pause or an outage it starts at
+// half and grows by one per answer until it reaches the threshold. Response times are not used, because long answers
+// are not congestion.
 type window struct {
 	limit     float64
 	threshold float64 // below it each answer adds a whole unit
-	lowered   Instant // when the limit was
-	before    float64 // the limit at the first drop since the last answer; 0: there was none
+	lowered   Instant // when the limit was lowered
+	before    float64 // limit at the first drop since the last answer; 0: no drop
 	inFlight  int64   // weight
 	answers   int     // since the limit was lowered
 	knee      knee
 }
 
 const (
-	decrease = 0.7 // as CUBIC (RFC 9438): halving leaves more of the provider idle
+	decrease = 0.7 // as CUBIC (RFC 9438): halving would leave more of the provider idle
 
-	// reopenAlone is the threshold of a route without a limit: so many answers are proof enough.
+	// reopenAlone is the threshold of a route without a limit: this many answers are enough proof.
 	reopenAlone = 16
 )
 
-// room is the weight for which there is room. A weight above the limit is admitted alone.
+// room returns the available weight. A weight above the limit is admitted alone.
 func (w *window) room() int64 {
 	switch {
 	case w.inFlight == 0, math.IsInf(w.limit, 1):
@@ -63,8 +63,8 @@ func (w *window) set(limit float64, cfg *Config) {
 	w.threshold = w.limit
 }
 
-// drop lowers the limit after the failure of a request that was sent at the time given. limited says that it was a 429,
-// which is no sign of how many requests at once the provider can work on.
+// drop lowers the limit after a request that was sent at the given time has failed. limited is true for a 429, which
+// does not show how many concurrent requests the provider can serve.
 func (w *window) drop(now, sent Instant, limited bool, cfg *Config) {
 	if sent < w.lowered || cfg.Least >= cfg.Most {
 		return
@@ -87,7 +87,7 @@ func (w *window) drop(now, sent Instant, limited bool, cfg *Config) {
 	}
 }
 
-// reopen begins again, on the way to a limit that was in force before.
+// reopen starts again on the way to a previous limit.
 func (w *window) reopen(before float64, cfg *Config) {
 	if before == 0 {
 		before = cfg.Most
@@ -100,8 +100,8 @@ func (w *window) reopen(before float64, cfg *Config) {
 	w.before = 0
 }
 
-// restore goes back to the limit from before an outage, which says nothing about the provider's capacity: half of it at
-// once, and one more for each answer.
+// restore returns to the limit from before an outage, because an outage says nothing about the provider's capacity:
+// half of it at once, and one more per answer.
 func (w *window) restore() {
 	w.threshold = max(w.limit, w.before)
 	w.limit, w.before = max(w.threshold/2, 1), 0

@@ -9,8 +9,8 @@ import (
 	"reflect"
 )
 
-// BaseCases returns the cases over bases that keep less of the contract than http.Transport: a RoundTripper made of one neither
-// panics nor breaks its own. The requests are POSTs of body to path.
+// BaseCases returns cases over bases that do not follow the whole contract. A RoundTripper over such a base must not
+// panic and must follow the contract itself. The requests are POSTs of body to path.
 func BaseCases(path, body string) (all []Case) {
 	for _, c := range bases {
 		all = append(all, Case{c.name, func(t T, wrap func(http.RoundTripper) http.RoundTripper) {
@@ -39,7 +39,7 @@ type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
 
-// bases are such RoundTrippers.
+// bases are RoundTrippers that break the contract.
 var bases = []struct {
 	name  string
 	fails bool

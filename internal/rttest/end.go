@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// endCases are about how an exchange ends: its context, its Timeout, Close.
+// endCases check how an exchange ends: by its context, its Timeout or Close.
 var endCases = []contractCase{
 	{"the context ends the wait for an answer", true, func(b *bench) {
 		for name, end := range map[string]func(context.Context) (context.Context, context.CancelFunc, error){
@@ -150,7 +150,7 @@ var endCases = []contractCase{
 	}},
 }
 
-// stall sends a part of an answer and nothing more until the client has left.
+// stall sends a part of an answer and then nothing until the client disconnects.
 func stall(part string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/octet-stream")

@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 )
 
-// requestCases are about what is sent.
+// requestCases check what is sent.
 var requestCases = []contractCase{
 	{"the request is not changed and its body is closed", true, func(b *bench) {
 		fail := func(status int) http.HandlerFunc {
@@ -38,7 +38,7 @@ var requestCases = []contractCase{
 			b.eventually(name+": body closed", body.closed.Load)
 		}
 		req, body := b.request(b.Context())
-		req.URL.Host = "127.0.0.1:1" // nobody listens there
+		req.URL.Host = "127.0.0.1:1" // no listener
 		_, err := b.send(req)
 		b.check(err != nil, "connected to port 1")
 		b.eventually("refused connection: body closed", body.closed.Load)
@@ -66,7 +66,7 @@ var requestCases = []contractCase{
 	}},
 
 	{"Expect: 100-continue holds the body back", true, func(b *bench) {
-		b.serve(func(w http.ResponseWriter, r *http.Request) { // refuses without reading
+		b.serve(func(w http.ResponseWriter, r *http.Request) { // responds without reading the body
 			w.Header().Set("Connection", "close")
 			w.WriteHeader(http.StatusExpectationFailed)
 		})

@@ -13,7 +13,7 @@ import (
 	"sync/atomic"
 )
 
-// responseCases are about what comes back.
+// responseCases check the response.
 var responseCases = []contractCase{
 	{"HEAD keeps the length of what it does not send", false, func(b *bench) {
 		b.serve(func(w http.ResponseWriter, r *http.Request) {

@@ -1,4 +1,4 @@
-// Package rttest checks that a RoundTripper keeps the contract of http.RoundTripper as http.Transport keeps it. It runs over
+// Package rttest checks that a RoundTripper follows the contract of http.RoundTripper as http.Transport does. It uses
 // real sockets.
 package rttest
 
@@ -17,17 +17,18 @@ import (
 
 // Options are the differences that a RoundTripper documents.
 type Options struct {
-	MaxHeaderBytes int  // response headers above are an error; 0: net/http's 10 MB
+	MaxHeaderBytes int  // larger response headers are an error; 0: net/http's 10 MB
 	NoRedirects    bool // a redirect is an error
 	ReadsBodies    bool // a request's body may be read before it is sent
-	// Path and Body are those of a POST that the RoundTripper treats in its own way, and Answer is a JSON answer to it.
+	// Path and Body describe a POST that the RoundTripper handles specially, and Answer is a JSON answer to it.
 	Path, Body, Answer string
 }
 
-// patience is how long a case waits for what must happen at once.
+// patience is how long a case waits for something that should happen at once.
 const patience = 5 * time.Second
 
-// T is what a case needs of a *testing.T: a package that ships must not import testing.
+// T is the part of *testing.T that a case needs. This package does not import testing, because it ships with the
+// library.
 type T interface {
 	Helper()
 	Errorf(format string, args ...any)
@@ -36,7 +37,7 @@ type T interface {
 	Context() context.Context
 }
 
-// Case checks one part of the contract on the RoundTripper that wrap makes of a base.
+// Case checks one part of the contract, on the RoundTripper that wrap makes from a base.
 type Case struct {
 	Name string
 	Run  func(t T, wrap func(base http.RoundTripper) http.RoundTripper)
@@ -45,11 +46,11 @@ type Case struct {
 // contractCase is a case over an http.Transport.
 type contractCase struct {
 	name    string
-	special bool // also for the RoundTripper's own kind of request
+	special bool // also for requests that the RoundTripper handles specially
 	run     func(*bench)
 }
 
-// Cases returns the cases over an http.Transport.
+// Cases returns the cases that run over an http.Transport.
 func Cases(o Options) (all []Case) {
 	for _, c := range slices.Concat(requestCases, responseCases, endCases) {
 		add := func(name, path string, special bool) {
@@ -67,7 +68,7 @@ func Cases(o Options) (all []Case) {
 	return all
 }
 
-// bench is one case's server and RoundTripper.
+// bench is the server and the RoundTripper of one case.
 type bench struct {
 	T
 	o       Options
@@ -105,7 +106,7 @@ func (b *bench) start(wrap func(http.RoundTripper) http.RoundTripper) {
 
 func (b *bench) serve(h http.HandlerFunc) { b.handler.Store(&h) }
 
-// answer sends a good answer.
+// answer sends a valid answer.
 func (b *bench) answer(w http.ResponseWriter) {
 	if b.special {
 		w.Header().Set("Content-Type", "application/json")
@@ -116,7 +117,7 @@ func (b *bench) answer(w http.ResponseWriter) {
 	_, _ = io.WriteString(w, "plain bytes\n\n")
 }
 
-// request is a POST whose body notes its Close.
+// request returns a POST whose body records its Close.
 func (b *bench) request(ctx context.Context) (*http.Request, *body) {
 	content := b.o.Body
 	if !b.special {
@@ -125,7 +126,7 @@ func (b *bench) request(ctx context.Context) (*http.Request, *body) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, b.url, nil)
 	b.must(err)
 	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("Authorization", "Bearer key") // without one a cache does not take part
+	req.Header.Set("Authorization", "Bearer key") // a cache ignores requests without a key
 	req.Header["X-Twice"] = []string{"a", "b"}
 	closing := &body{Reader: strings.NewReader(content)}
 	req.Body, req.ContentLength = closing, int64(len(content))
@@ -157,7 +158,7 @@ func (b *bench) check(ok bool, format string, args ...any) {
 	}
 }
 
-// eventually waits for what another goroutine does.
+// eventually waits until another goroutine has made ok true.
 func (b *bench) eventually(what string, ok func() bool) {
 	b.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
@@ -168,7 +169,7 @@ func (b *bench) eventually(what string, ok func() bool) {
 	b.Errorf("not within %v: %s", patience, what)
 }
 
-// send sends req and checks what holds for each pair of results.
+// send sends req and checks what must hold for every result.
 func (b *bench) send(req *http.Request) (*http.Response, error) {
 	b.Helper()
 	resp, err := b.rt.RoundTrip(req)

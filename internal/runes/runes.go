@@ -1,11 +1,11 @@
 // Package runes counts the characters of text faster than package utf8.
 package runes
 
-// Count returns how many characters (runes) s has. It is exact for valid UTF-8. For invalid UTF-8 it may count too few,
-// but never fewer than a quarter of the bytes.
+// Count returns the number of characters (runes) in s. It is exact for valid UTF-8. For invalid UTF-8 the count may
+// be too low, but is at least a quarter of the bytes.
 func Count[T ~string | ~[]byte](s T) int {
 	n, all := len(s), len(s)
-	for ; len(s) >= 32; s = s[32:] { // 32 bytes at a time: utf8.RuneCountInString takes ten times as long over Chinese
+	for ; len(s) >= 32; s = s[32:] { // 32 bytes at a time: utf8.RuneCountInString takes ten times as long for Chinese
 		c := continuations(word(s)) + continuations(word(s[8:])) + continuations(word(s[16:])) + continuations(word(s[24:]))
 		n -= int(c * everyByte >> 56) // the sum of its bytes
 	}
@@ -19,7 +19,7 @@ func Count[T ~string | ~[]byte](s T) int {
 
 const everyByte = 0x0101010101010101
 
-// word is the first eight bytes of s in one load: the compiler knows this form.
+// word returns the first eight bytes of s. The compiler turns this form into a single load.
 func word[T ~string | ~[]byte](s T) uint64 {
 	_ = s[7]
 	return uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 |

@@ -15,14 +15,14 @@ import (
 	"github.com/aiguard-go/aiguard/cacheguard"
 )
 
-// questions is how many different ones the callers of the cache ask, so that some are asked at the same time and others again.
+// questions is the number of different questions. It is small, so that requests are coalesced and cached.
 const questions = 40
 
-// cached asks one of a few questions, through the cache, with a client whose Timeout may be short.
+// cached asks one of the questions through the cache. The client may have a short Timeout.
 func (s *soak) cached(ctx context.Context, rng *rand.Rand) {
 	question := int64(rng.IntN(questions))
 	o := &order{soak: s, id: -1 - question}
-	// A stream for who has asked for none passes the guard, which reads either, but go-openai cannot decode it.
+	// The guard accepts a stream in reply to a plain request, but go-openai cannot decode one.
 	if f := requestFaultNames[rng.IntN(len(requestFaultNames))]; rng.IntN(3) == 0 && !strings.HasPrefix(f, "stream/") {
 		o.fault = f
 	}
@@ -47,7 +47,7 @@ func (s *soak) cached(ctx context.Context, rng *rand.Rand) {
 		o.judge(ctx, "cached", text, nil)
 		s.count("ok through the cache")
 	case kind == "" && ctx.Err() == nil && !(hasty && errors.Is(err, context.DeadlineExceeded)):
-		s.failf("cached, fault %q: neither a kind nor the caller's: %T %v", o.fault, err, err)
+		s.failf("cached, fault %q: the error has no kind and is not the caller's: %T %v", o.fault, err, err)
 	case kind == "":
 		s.count("left by caller")
 	default:

@@ -17,12 +17,12 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// order is a call to make.
+// order is one call.
 type order struct {
 	*soak
 	to    *provider
 	id    int64
-	fault string // "": none
+	fault string // "" for no fault
 	req   openai.ChatCompletionRequest
 }
 
@@ -45,11 +45,11 @@ func (s *soak) order(rng *rand.Rand) *order {
 	return o
 }
 
-// act does one thing that callers do.
+// act makes one random call.
 func (s *soak) act(rng *rand.Rand) {
 	o := s.order(rng)
-	ctx := context.Background() // a patient caller's is no help in cleaning up
-	if rng.IntN(8) == 0 {       // leaves
+	ctx := context.Background() // most callers set no deadline, so the guard alone must end the call
+	if rng.IntN(8) == 0 {       // this caller leaves early
 		var cancel context.CancelFunc
 		if d := ms(1 + rng.IntN(700)); rng.IntN(2) == 0 {
 			ctx, cancel = context.WithTimeout(ctx, d)
@@ -118,7 +118,7 @@ func (o *order) readAll(ctx context.Context) (string, error) {
 	return text, err
 }
 
-// whole makes a call that returns all it has at once.
+// whole makes a call that returns its complete answer at once.
 func (o *order) whole(ctx context.Context, what string, call func(context.Context) (string, error)) {
 	began := time.Now()
 	text, err := call(ctx)
@@ -126,7 +126,7 @@ func (o *order) whole(ctx context.Context, what string, call func(context.Contex
 	o.judge(ctx, what, text, err)
 }
 
-// stream reads a stream to its end, at leisure or not, or closes it before.
+// stream reads a stream to its end, at full speed or slowly, or closes it early.
 func (o *order) stream(ctx context.Context, rng *rand.Rand) {
 	began := time.Now()
 	st, err := o.to.client.CreateChatCompletionStream(ctx, o.req)
@@ -156,7 +156,7 @@ func (o *order) stream(ctx context.Context, rng *rand.Rand) {
 	}
 }
 
-// recv reads so many events of a stream, or, below 0, to its end.
+// recv reads that many events of a stream, or all events if the number is negative.
 func (o *order) recv(st *openai.ChatCompletionStream, events int, pause time.Duration) (string, error) {
 	var text strings.Builder
 	for ; events != 0; events-- {
@@ -174,7 +174,7 @@ func (o *order) recv(st *openai.ChatCompletionStream, events int, pause time.Dur
 	return text.String(), nil
 }
 
-// forgotten opens a stream that nobody will ever close.
+// forgotten opens a stream and never closes it.
 func (o *order) forgotten(rng *rand.Rand) {
 	ctx, began := context.Background(), time.Now()
 	st, err := o.to.client.CreateChatCompletionStream(ctx, o.req)
@@ -187,7 +187,7 @@ func (o *order) forgotten(rng *rand.Rand) {
 	o.count("stream forgotten")
 }
 
-// judge checks how a call ended.
+// judge checks the result of a call.
 func (o *order) judge(ctx context.Context, what, text string, err error) {
 	kind := aiguard.KindOf(err)
 	var own *aiguard.Error
@@ -203,11 +203,11 @@ func (o *order) judge(ctx context.Context, what, text string, err error) {
 		o.count("left by caller")
 		return
 	case kind == "":
-		o.failf("%s, fault %q: neither a kind nor the caller's: %T %v", what, o.fault, err, err)
+		o.failf("%s, fault %q: the error has no kind and is not the caller's: %T %v", what, o.fault, err, err)
 	case !errors.As(err, &own):
-		o.failf("%s, fault %q: a kind but not an *Error: %T %v", what, o.fault, err, err)
+		o.failf("%s, fault %q: the error has a kind but is not an *Error: %T %v", what, o.fault, err, err)
 	case kind == aiguard.ErrClosed:
-		o.failf("%s, fault %q: not closed, but %v", what, o.fault, err)
+		o.failf("%s, fault %q: unexpected ErrClosed before Shutdown: %v", what, o.fault, err)
 	case ctx.Err() == nil && errors.Is(err, context.Canceled):
 		o.failf("%s, fault %q: looks like the caller's cancellation: %v", what, o.fault, err)
 	case strings.Contains(err.Error()+aiguard.UserMessage(err), aiguardtest.ProviderText):
@@ -225,7 +225,7 @@ func clientConfig(url string, base *http.Transport) openai.ClientConfig {
 	return oc
 }
 
-// transport trusts a server's certificate, which the guard's own pool would not, and has the same bounds as that.
+// transport trusts the server's certificate, unlike the guard's pool, and has the same limits as the pool.
 func transport(srv *aiguardtest.Server) *http.Transport {
 	t := srv.Transport()
 	t.DialContext = (&net.Dialer{Timeout: config.CallTimeout}).DialContext

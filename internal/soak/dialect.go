@@ -15,10 +15,10 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// dialect is one API: a request, and the parts of a good streamed answer, of which the last makes it complete.
+// dialect is one API: a request and the parts of a good streamed answer. The last part completes the answer.
 type dialect struct {
-	name, path, media string // path has a %s for the model, if it is there
-	body              string // likewise
+	name, path, media string // path may contain %s for the model
+	body              string // may contain %s for the model
 	parts             []string
 }
 
@@ -49,7 +49,7 @@ var dialects = []dialect{
 
 func events(payload string) string { return "data: " + payload + "\n\n" }
 
-// frame is an event in the framing of AWS.
+// frame encodes an event in the AWS event stream format.
 func frame(name, payload string) string {
 	var headers []byte
 	for _, pair := range [][2]string{{":message-type", "event"}, {":event-type", name}} {
@@ -63,20 +63,20 @@ func frame(name, payload string) string {
 	return string(binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b)))
 }
 
-// A dialect's request says in these headers which dialect it is of and how to answer.
+// These request headers name the dialect and the kind of answer.
 const (
 	dialectHeader = "X-Soak-Dialect"
 	answerHeader  = "X-Soak-Answer"
 )
 
-// The ways to answer beside the faults.
+// Kinds of answers in addition to the faults.
 const (
 	answerWhole = "whole"
 	answerCut   = "cut"
 	answerStall = "stall"
 )
 
-// answerIn is the answer to a request of a dialect.
+// answerIn returns the reply to a request in a dialect.
 func answerIn(r *aiguardtest.Request) aiguardtest.Reply {
 	name, how := r.Header.Get(dialectHeader), r.Header.Get(answerHeader)
 	if f, ok := requestFaults[how]; ok {
@@ -110,7 +110,7 @@ func (d dialect) reply(parts []string) aiguardtest.Reply {
 	}
 }
 
-// inDialect makes a call as the SDK of any API does, through the guard's transport.
+// inDialect makes a call through the guard's transport, as the SDK of any API does.
 func (s *soak) inDialect(ctx context.Context, rng *rand.Rand) {
 	d := dialects[rng.IntN(len(dialects))]
 	how := []string{answerWhole, answerWhole, answerCut, answerStall, requestFaultNames[rng.IntN(len(requestFaultNames))]}[rng.IntN(5)]
@@ -120,11 +120,11 @@ func (s *soak) inDialect(ctx context.Context, rng *rand.Rand) {
 	s.took(what, began, config.TotalTimeout+config.StreamTimeout)
 	switch {
 	case err == nil && how == answerWhole && text != strings.Join(d.parts, ""):
-		s.failf("%s: %q arrived", what, text)
+		s.failf("%s: unexpected answer %q", what, text)
 	case err == nil && (how == answerCut || how == answerStall):
 		s.failf("%s: looks complete: %q", what, text)
 	case err != nil && ctx.Err() == nil && aiguard.KindOf(err) == "":
-		s.failf("%s: without a kind: %T %v", what, err, err)
+		s.failf("%s: the error has no kind: %T %v", what, err, err)
 	}
 	switch {
 	case err == nil:
@@ -136,7 +136,7 @@ func (s *soak) inDialect(ctx context.Context, rng *rand.Rand) {
 	}
 }
 
-// sendIn returns the answer as it came. A failure status is an error.
+// sendIn returns the answer unchanged. A failure status is an error.
 func (s *soak) sendIn(ctx context.Context, d dialect, how string, rng *rand.Rand) (string, error) {
 	model := fmt.Sprintf("%s-%d", how, rng.IntN(modelsAFault))
 	fill := func(pattern string) string {
@@ -162,7 +162,7 @@ func (s *soak) sendIn(ctx context.Context, d dialect, how string, rng *rand.Rand
 	return string(text), err
 }
 
-// statusError is what an SDK makes of a failure status, in the shape that aiguard.Explain understands.
+// statusError is an SDK's error for a failure status, in a form that aiguard.Explain understands.
 type statusError struct{ Response *http.Response }
 
 func (e *statusError) Error() string { return e.Response.Status }

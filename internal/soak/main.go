@@ -1,14 +1,20 @@
-// Command soak runs a whole service in one process for as long as it is told, with everything going wrong that can. Fake
-// providers of every dialect answer well half of the time and else play every fault of package aiguardtest. Fifty callers of
-// several tenants and priorities leave, forget their streams or read them slowly; some call through a cache. Twenty visitors
-// use a web service over httpguard, with tasks kept in SQLite; many of them mean harm.
+// Command soak runs a whole service in one process under a mix of all faults. Fake providers of every dialect answer
+// well half of the time and otherwise play every fault of package aiguardtest. Fifty callers of several tenants and
+// priorities leave, forget their streams, or read them slowly. Some of them call through a cache. Twenty visitors use
+// a web service over httpguard, with tasks in SQLite. Many visitors are hostile.
 //
 //	cd internal/soak && go run . -for 30s
 //
-// It prints a line every five seconds, and at the end PASS, or FAIL and why, with exit code 1. It fails if a call takes
-// longer than its bounds allow, if an answer that was cut or broken looks complete, if an error says nothing, if goroutines,
-// files and sockets, or memory grow, or if anything is left in the end: a slot, a goroutine, a connection, memory. Servers
-// and guard share this process, so its numbers are those of both.
+// It prints a line every five seconds. At the end it prints PASS, or FAIL with the first failure and exit code 1. The
+// run fails in these cases:
+//
+//   - a call takes longer than its limits allow
+//   - a truncated or malformed answer looks complete
+//   - an error has no kind
+//   - the number of goroutines, the number of files and sockets, or the memory grows
+//   - a slot, a goroutine, a connection or memory is left at the end
+//
+// Servers and guard share one process, so the numbers include both.
 package main
 
 import (
@@ -37,16 +43,16 @@ import (
 const (
 	lineEvery    = 5 * time.Second
 	sampleEvery  = 100 * time.Millisecond
-	playEvery    = 4 * time.Second // and a little more
+	playEvery    = 4 * time.Second // average; the actual time is random
 	playFor      = time.Second
-	patience     = 15 * time.Second // for what must end by itself
-	slack        = time.Second      // above a bound, besides twice the worst delay that the machine had for a timer
-	mostHeap     = 16 << 20         // live in the end, above the start
+	patience     = 15 * time.Second // for waits that should end soon
+	slack        = time.Second      // allowed above a limit, in addition to twice the worst timer lag
+	mostHeap     = 16 << 20         // allowed growth of the live heap from start to end
 	modelsAFault = 16
-	buffered     = 30 // events that go-openai may have read ahead, which a slow reader gets after the stream's end
+	buffered     = 30 // events that go-openai may have buffered, which a slow reader gets after the stream's end
 )
 
-// config is the guard's defaults, scaled down.
+// config is the guard's default configuration with shorter times.
 var config = aiguard.Config{
 	CallTimeout: time.Second, StreamIdleTimeout: 500 * time.Millisecond, StreamTimeout: 3 * time.Second,
 	QueueTimeout: 2 * time.Second, TotalTimeout: 4 * time.Second, TaskTimeout: 4 * time.Second,
@@ -55,10 +61,10 @@ var config = aiguard.Config{
 }
 
 func main() {
-	d := flag.Duration("for", 30*time.Second, "how long")
-	callers := flag.Int("callers", 50, "how many at once")
-	visitors := flag.Int("visitors", 20, "of the web service, how many at once")
-	seed := flag.Uint64("seed", rand.Uint64(), "of the callers' and the providers' decisions")
+	d := flag.Duration("for", 30*time.Second, "duration of the run")
+	callers := flag.Int("callers", 50, "number of concurrent callers")
+	visitors := flag.Int("visitors", 20, "number of concurrent visitors of the web service")
+	seed := flag.Uint64("seed", rand.Uint64(), "seed for the decisions of callers and providers")
 	flag.Parse()
 	if *d <= 0 || *callers <= 0 || *visitors <= 0 || flag.NArg() > 0 {
 		flag.Usage()
@@ -77,8 +83,8 @@ type soak struct {
 	began  time.Time
 	meter  meter
 	guard  *aiguard.Guard
-	main   *provider // plays faults by request
-	second *provider // has its connections fail
+	main   *provider // plays the fault that a request names
+	second *provider // has connection faults
 	replay atomic.Uint64
 
 	cache   *cacheguard.Transport
@@ -89,7 +95,7 @@ type soak struct {
 	mu       sync.Mutex
 	outcomes map[string]int
 	failures int
-	first    string // failure
+	first    string // first failure
 }
 
 func run(ctx context.Context, d time.Duration, callers, visitors int, seed uint64) (passed bool) {
@@ -109,7 +115,7 @@ func run(ctx context.Context, d time.Duration, callers, visitors int, seed uint6
 	s.second = &provider{Server: aiguardtest.Start(aiguardtest.TLS())}
 	s.main.Handle(s.answer)
 	s.second.Handle(func(r *aiguardtest.Request) aiguardtest.Reply { return healthy(r.Body) })
-	s.main.client = guard.Client(clientConfig(s.main.URL, nil)) // over the guard's own pool
+	s.main.client = guard.Client(clientConfig(s.main.URL, nil)) // uses the guard's own connection pool
 	base := transport(s.second.Server)
 	s.second.client = guard.Client(clientConfig(s.second.URL, base))
 	if s.cache, err = cacheguard.New(guard.Transport(nil), cacheguard.Config{TTL: 5 * time.Second, MaxBytes: 4 << 20}); err == nil {
@@ -149,7 +155,7 @@ func run(ctx context.Context, d time.Duration, callers, visitors int, seed uint6
 	}
 	watchers.Wait()
 	if !within(2*patience, callersDone.Wait) {
-		s.failf("%v after the end callers are still in their calls", 2*patience)
+		s.failf("%v after the end some callers are still in a call", 2*patience)
 		s.verdict()
 		fmt.Fprintln(os.Stderr, leaktest.Stacks())
 		return false
@@ -168,13 +174,13 @@ func run(ctx context.Context, d time.Duration, callers, visitors int, seed uint6
 	return s.verdict()
 }
 
-// shutdown ends the guard as a service would, and checks that this leaves nothing of it.
+// shutdown shuts the guard down and checks that no slot, call or connection is left.
 func (s *soak) shutdown(base *http.Transport) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	err := s.guard.Shutdown(ctx)
-	s.took("Shutdown, with streams that nobody closes", began, config.StreamTimeout)
+	s.took("Shutdown with unclosed streams", began, config.StreamTimeout)
 	if err != nil {
 		s.failf("Shutdown: %v", err)
 	}
@@ -191,7 +197,7 @@ func (s *soak) shutdown(base *http.Transport) {
 	fmt.Printf("shut down in %v: %+v\n", time.Since(began).Round(time.Millisecond), s.guard.Stats())
 }
 
-// leftovers checks what the process still has once guard and servers are gone.
+// leftovers checks goroutines, memory and time limits after guard and servers have ended.
 func (s *soak) leftovers(goroutines int, heap uint64) {
 	if !soon(func() bool { return runtime.NumGoroutine() <= goroutines }) {
 		s.failf("%d goroutines, %d at the start", runtime.NumGoroutine(), goroutines)
@@ -201,7 +207,7 @@ func (s *soak) leftovers(goroutines int, heap uint64) {
 		s.failf("live heap %s MB, %s at the start; want at most %s more", mb(liveHeap()), mb(heap), mb(mostHeap))
 	}
 	if over := s.meter.over; over > slack+2*s.meter.lag {
-		s.failf("%s took too long (worst lag of the machine: %v)", s.meter.what, s.meter.lag)
+		s.failf("%s took too long (worst timer lag %v)", s.meter.what, s.meter.lag)
 	}
 	for _, g := range s.meter.gauges {
 		if g.early > 0 && g.late > g.early+g.most {
@@ -209,10 +215,10 @@ func (s *soak) leftovers(goroutines int, heap uint64) {
 		}
 	}
 	if s.calls.Load() > 200 {
-		for _, must := range []string{"ok", "ok in a dialect", "ok through the cache", "visitor ok", "task ok", "harm refused",
+		for _, must := range []string{"ok", "ok in a dialect", "ok through the cache", "visitor ok", "task ok", "hostile input rejected",
 			"timeout", "truncated", "left by caller", "stream forgotten"} {
 			if s.outcomes[must] == 0 {
-				s.failf("the run proves little: no call ended with %q", must)
+				s.failf("the run is too weak: no call ended with %q", must)
 			}
 		}
 	}
@@ -220,9 +226,9 @@ func (s *soak) leftovers(goroutines int, heap uint64) {
 
 func (s *soak) verdict() bool {
 	m := &s.meter
-	m.mu.Lock() // callers may still be in their calls
+	m.mu.Lock() // some callers may still be in a call
 	defer m.mu.Unlock()
-	facts := fmt.Sprintf("%d calls; worst overtime %v (%s; the machine's worst lag %v)", s.calls.Load(),
+	facts := fmt.Sprintf("%d calls; worst excess over a limit %v (%s; worst timer lag %v)", s.calls.Load(),
 		m.over.Round(time.Millisecond), m.what, m.lag.Round(time.Millisecond))
 	for _, g := range m.gauges {
 		facts += "\n     " + g.String()
@@ -265,7 +271,7 @@ func (s *soak) connections() int {
 	return a + b
 }
 
-// report prints the lines, and has the servers forget: their journals would be taken for a leak.
+// report prints the lines. It also resets the servers, because their journals would look like a leak.
 func (s *soak) report(ctx context.Context) {
 	tick := time.NewTicker(lineEvery)
 	defer tick.Stop()
@@ -306,7 +312,7 @@ func (s *soak) line(what string) {
 
 func ms(n int) time.Duration { return time.Duration(n) * time.Millisecond }
 
-// sleep reports false if ctx ended first.
+// sleep reports false if ctx ends first.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -318,7 +324,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// soon polls ok, and reports whether it came true in time.
+// soon polls ok until it returns true, and reports false after patience.
 func soon(ok func() bool) bool {
 	for deadline := time.Now().Add(patience); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -328,7 +334,7 @@ func soon(ok func() bool) bool {
 	return true
 }
 
-// within reports whether f returns in time.
+// within reports whether f returns within d.
 func within(d time.Duration, f func()) bool {
 	done := make(chan struct{})
 	go func() {

@@ -12,26 +12,27 @@ import (
 	"github.com/aiguard-go/aiguard/internal/procmem"
 )
 
-// meter measures the process, and by how much bounds are exceeded.
+// meter measures the process and how far limits are exceeded.
 type meter struct {
 	mu     sync.Mutex
-	lag    time.Duration // the worst delay of a timer
-	over   time.Duration // the most that a bound was exceeded by
-	what   string        // that was
+	lag    time.Duration // worst delay of a timer
+	over   time.Duration // worst excess over a limit
+	what   string        // the call with that excess
 	gauges []*gauge
 }
 
-// gauge is something that must not grow: the highest of the last quarter may exceed that of the first by so much.
+// gauge is a value that must not grow. Its peak in the last quarter of the run may exceed the peak in the first by at
+// most most.
 type gauge struct {
 	name        string
-	read        func() uint64 // 0: unknown
+	read        func() uint64 // returns 0 if unknown
 	text        func(uint64) string
 	most        uint64
 	early, late uint64
 }
 
 func (g *gauge) String() string {
-	return fmt.Sprintf("%s up to %s in the first quarter, %s in the last; want at most %s more", g.name, g.text(g.early), g.text(g.late), g.text(g.most))
+	return fmt.Sprintf("%s: at most %s in the first quarter and %s in the last; want growth of at most %s", g.name, g.text(g.early), g.text(g.late), g.text(g.most))
 }
 
 func gauges(slots func() uint64) []*gauge {
@@ -64,22 +65,22 @@ func (m *meter) watch(ctx context.Context, d time.Duration) {
 	}
 }
 
-// exceeded notes that something took d. Whether that is too much is known when the machine's lag is.
+// exceeded records the duration of a call. The verdict waits until the machine's worst lag is known.
 func (m *meter) exceeded(what string, d, bound time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if over := d - bound; over > m.over {
-		m.over, m.what = over, fmt.Sprintf("%s: %v, bound %v", what, d.Round(time.Millisecond), bound)
+		m.over, m.what = over, fmt.Sprintf("%s: %v, limit %v", what, d.Round(time.Millisecond), bound)
 	}
 }
 
-// readRSS is the memory that the process has of the machine, in bytes; 0 where /proc does not tell.
+// readRSS returns the resident memory of the process in bytes, or 0 if /proc does not report it.
 func readRSS() uint64 {
 	kB, _, _ := procmem.Of("self")
 	return uint64(kB) << 10
 }
 
-// openFiles is how many files and sockets the process has open; 0 where /proc does not tell.
+// openFiles returns the number of open files and sockets, or 0 if /proc does not report it.
 func openFiles() uint64 {
 	open, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
@@ -88,7 +89,7 @@ func openFiles() uint64 {
 	return uint64(len(open))
 }
 
-// liveHeap is the heap after two collections: pools keep what they have for one.
+// liveHeap returns the heap after two collections, because sync.Pool keeps its content for one.
 func liveHeap() uint64 {
 	runtime.GC()
 	runtime.GC()

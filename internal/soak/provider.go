@@ -14,13 +14,13 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// provider is a fake one, with a guarded client of it.
+// provider is a fake provider with a guarded client.
 type provider struct {
 	*aiguardtest.Server
 	client *aiguard.Client
 }
 
-// playFaults lets the second server's connections fail now and then.
+// playFaults makes the second server's connections fail from time to time.
 func (s *soak) playFaults(ctx context.Context) {
 	var faults []aiguardtest.Fault
 	for _, f := range aiguardtest.Faults() {
@@ -36,7 +36,7 @@ func (s *soak) playFaults(ctx context.Context) {
 	}
 }
 
-// play plays f. The port of a server that refused may be taken by a connection of this very process, for a while.
+// play plays f. It retries, because a connection of this process may briefly hold the port of the stopped server.
 func (s *soak) play(f aiguardtest.Fault) {
 	try := func() (why any) {
 		defer func() { why = recover() }()
@@ -54,8 +54,8 @@ func (s *soak) play(f aiguardtest.Fault) {
 	}
 }
 
-// A request says in its model which fault is ordered, and a number: a 429 closes a route, of host and model, and the
-// others shall stay open.
+// requestFaults are the faults that a request can name in its model. A number follows the name. A 429 pauses a route,
+// which is a host and a model, so the number keeps other routes open.
 var requestFaults = func() map[string]aiguardtest.Fault {
 	faults := map[string]aiguardtest.Fault{}
 	for _, f := range aiguardtest.Faults() {
@@ -68,7 +68,8 @@ var requestFaults = func() map[string]aiguardtest.Fault {
 
 var requestFaultNames = slices.Sorted(maps.Keys(requestFaults))
 
-// answer is what the main server does with a request. Some that order a fault are lucky, so that retries succeed too.
+// answer is the handler of the main server. One in ten requests for a fault gets a good answer, so that retries can
+// succeed.
 func (s *soak) answer(r *aiguardtest.Request) aiguardtest.Reply {
 	if r.Header.Get(dialectHeader) != "" {
 		return answerIn(r)
@@ -81,7 +82,7 @@ func (s *soak) answer(r *aiguardtest.Request) aiguardtest.Reply {
 	return healthy(r.Body)
 }
 
-// healthy is a good answer, with a text that only this request gets.
+// healthy returns a good answer with a text that is unique to the request.
 func healthy(body []byte) aiguardtest.Reply {
 	_, rest, _ := strings.Cut(string(body), "soak:")
 	number, _, _ := strings.Cut(rest, ";")
@@ -103,13 +104,13 @@ func textOf(id int64) (text string, chunks int) {
 	return strings.Repeat(sentence, 1+rng.IntN(100)), 1 + rng.IntN(30)
 }
 
-// goodEnds are the faults with which an answer is complete all the same, or may be taken for that, and its text.
+// goodEnds maps each fault whose answer may look complete to the text of that answer.
 var goodEnds = map[aiguardtest.Fault]string{
 	aiguardtest.FaultStaleKeepAlive:       "Hello!",
 	aiguardtest.FaultWrongType:            "Hello!",
 	aiguardtest.FaultTrailingBytes:        "Hello!",
 	aiguardtest.FaultUndrained:            "Hello!",
-	aiguardtest.FaultStreamAnsweredJSON:   "Hello!", // where none was asked for
+	aiguardtest.FaultStreamAnsweredJSON:   "Hello!", // in reply to a plain request
 	aiguardtest.FaultStreamManyPings:      "Hello!",
 	aiguardtest.FaultStreamNoDone:         "Hello!",
 	aiguardtest.FaultStreamNoDoneHeldOpen: "Hello!",

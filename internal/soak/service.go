@@ -19,12 +19,12 @@ import (
 )
 
 const (
-	edgeTimeout = 6 * time.Second // of a request to the service, above what a call may take
+	edgeTimeout = 6 * time.Second // for a request to the service; longer than a call may take
 	keepTasks   = 20 * time.Second
 	grace       = time.Second // for a task's function to return
 )
 
-// service is a web service over the guard: it answers at once, as a stream, and in the background.
+// service is a web service over the guard. It has plain, streamed and background requests.
 type service struct {
 	*soak
 	url    string
@@ -35,7 +35,7 @@ type service struct {
 	runner *task.Runner
 }
 
-// question is what a visitor of the service asks.
+// question is the request of a visitor.
 type question struct {
 	ID    int64  `json:"id"`
 	Model string `json:"model"`
@@ -78,15 +78,15 @@ func startService(s *soak) (_ *service, err error) {
 	v.url = "http://" + ln.Addr().String()
 	v.server = &http.Server{
 		Handler:           mux,
-		ReadHeaderTimeout: time.Second, // for a client that never finishes its headers
+		ReadHeaderTimeout: time.Second, // for clients that never finish their headers
 		IdleTimeout:       5 * time.Second,
-		WriteTimeout:      edgeTimeout + 5*time.Second, // for a client that never reads
+		WriteTimeout:      edgeTimeout + 5*time.Second, // for clients that never read
 	}
 	go func() { v.served <- v.server.Serve(ln) }()
 	return v, nil
 }
 
-// shutdown ends the service in the order that its parts need each other.
+// shutdown stops the parts of the service in order of their dependencies.
 func (v *service) shutdown() {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -108,14 +108,14 @@ func (v *service) shutdown() {
 	}
 }
 
-// forget deletes old operations, as a service does now and then.
+// forget deletes old operations.
 func (v *service) forget() {
 	if _, err := v.store.DeleteFinished(context.Background(), time.Now().Add(-keepTasks)); err != nil {
 		v.failf("DeleteFinished: %v", err)
 	}
 }
 
-// withTenant takes the tenant from a header that any client can set, and so may be longer than a tenant.
+// withTenant takes the tenant from a header. Clients can set any header, so it cuts the value to the maximum length.
 func (v *service) withTenant(next http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		tenant := r.Header.Get("X-Tenant")
@@ -139,7 +139,7 @@ func (v *service) serveAsk(w http.ResponseWriter, r *http.Request) {
 		var text string
 		if text, err = v.ask(r.Context(), q); err == nil {
 			w.Header().Set("Content-Type", "text/plain")
-			_, _ = io.WriteString(w, text) // an error means that the client is gone
+			_, _ = io.WriteString(w, text) // fails only if the client has disconnected
 			return
 		}
 	}
@@ -151,7 +151,8 @@ func (v *service) ask(ctx context.Context, q question) (string, error) {
 	return o.chat(ctx)
 }
 
-// serveStream relays a stream. Where it breaks, httpguard.Error ends the connection, so that nobody takes the half for a whole.
+// serveStream relays a stream. If the stream breaks, httpguard.Error aborts the response, so that it does not look
+// complete.
 func (v *service) serveStream(w http.ResponseWriter, r *http.Request) {
 	q, err := readQuestion(r)
 	if err != nil {
@@ -195,5 +196,5 @@ func (v *service) serveSubmit(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusAccepted)
-	_ = json.NewEncoder(w).Encode(op) // an error means that the client is gone
+	_ = json.NewEncoder(w).Encode(op) // fails only if the client has disconnected
 }

@@ -23,7 +23,7 @@ type visitor struct {
 	client *http.Client
 }
 
-// visit does one thing that users of a service do. Two in five mean harm.
+// visit makes one random request. Two in five are hostile.
 func (v *visitor) visit() {
 	switch n := v.rng.IntN(10); {
 	case n < 2:
@@ -39,14 +39,14 @@ func (v *visitor) visit() {
 	}
 }
 
-// result is how the service answered; status 0: it did not.
+// result is the service's response; the status is 0 without one.
 type result struct {
 	status int
 	body   string
 	err    error
 }
 
-// send makes a request, which must end in time: where the service does not end it, the client's own patience does.
+// send sends a request and checks its duration. If the service does not end the request, patience does.
 func (v *visitor) send(ctx context.Context, method, path string, body io.Reader, headers ...string) (r result) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -73,7 +73,7 @@ func (v *visitor) send(ctx context.Context, method, path string, body io.Reader,
 	return r
 }
 
-// question is one that the main provider answers with a fault, or well.
+// question returns a question that the main provider answers well or with a fault.
 func (v *visitor) question() (q question, fault string) {
 	q = question{ID: v.ids.Add(1), Model: "healthy"}
 	if v.rng.IntN(2) == 0 {
@@ -88,12 +88,12 @@ func (v *visitor) question() (q question, fault string) {
 func encoded(v any) string {
 	b, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // strings and numbers do not fail
+		panic(err) // cannot fail: strings and numbers
 	}
 	return string(b)
 }
 
-// context is that of a visitor who may leave.
+// context returns the context of a visitor, who may leave early.
 func (v *visitor) context() (context.Context, context.CancelFunc) {
 	if v.rng.IntN(5) == 0 {
 		return context.WithTimeout(context.Background(), ms(1+v.rng.IntN(700)))
@@ -117,14 +117,14 @@ func (v *visitor) asks(path string) {
 		v.count("visitor ok")
 	case r.err == nil && r.status >= 400:
 		v.count("visitor refused")
-	case path == "/stream" && r.status == http.StatusOK: // cut, and seen to be
-		v.count("visitor's stream cut")
+	case path == "/stream" && r.status == http.StatusOK: // truncated, and the client can tell
+		v.count("visitor stream cut")
 	default:
 		v.failf("%s, fault %q: status %d, %v", path, fault, r.status, r.err)
 	}
 }
 
-// submits starts an operation, follows or asks for it, or cancels it, and checks how it ends.
+// submits starts an operation, watches, polls or cancels it, and checks its end.
 func (v *visitor) submits() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -143,12 +143,12 @@ func (v *visitor) submits() {
 	switch v.rng.IntN(4) {
 	case 0:
 		v.send(ctx, http.MethodDelete, "/tasks/"+op.ID, nil)
-	case 1: // follows for a while
+	case 1: // watches for a while
 		ctx, cancel := context.WithTimeout(ctx, ms(1+v.rng.IntN(500)))
 		defer cancel()
 		v.send(ctx, http.MethodGet, "/tasks/"+op.ID+"/events", nil)
 	}
-	bound := config.TaskTimeout + grace + time.Duration(config.MaxQueue)*time.Millisecond // its own, and time in line
+	bound := config.TaskTimeout + grace + time.Duration(config.MaxQueue)*time.Millisecond // the task's own limit, and time in the queue
 	for !op.Status.Final() && time.Since(began) < bound+patience {
 		time.Sleep(50 * time.Millisecond)
 		r := v.send(ctx, http.MethodGet, "/tasks/"+op.ID, nil)
@@ -174,7 +174,8 @@ func (v *visitor) submits() {
 	}
 }
 
-// harms sends what nobody should send. What is no question must be refused; what is one, however odd, must end as others do.
+// harms sends hostile input. The service must reject everything that is not a question. Odd questions must end like
+// others.
 func (v *visitor) harms() {
 	ctx, cancel := v.context()
 	defer cancel()
@@ -208,20 +209,20 @@ func (v *visitor) harms() {
 	case ctx.Err() != nil:
 		v.count("visitor left")
 	case r.err == nil && r.status < 400 && what < 4:
-		v.failf("harm was answered %d: %.100q", r.status, r.body)
+		v.failf("hostile input was accepted with status %d: %.100q", r.status, r.body)
 	case r.err == nil && r.status < 400:
-		v.count("harm answered")
-	default: // with an error status, or by closing the connection on a body that is too large
-		v.count("harm refused")
+		v.count("hostile input accepted")
+	default: // with an error status, or by closing the connection of a body that is too large
+		v.count("hostile input rejected")
 	}
 }
 
-// stalls opens a connection of its own and says too little, or reads nothing, until the service has had enough or the
-// visitor has.
+// stalls opens its own connection and sends too little or reads nothing. It waits until the service closes the
+// connection or a random time has passed.
 func (v *visitor) stalls() {
 	conn, err := (&net.Dialer{Timeout: patience}).Dial("tcp", strings.TrimPrefix(v.url, "http://"))
 	if err != nil {
-		v.failf("the service is not there: %v", err)
+		v.failf("cannot connect to the service: %v", err)
 		return
 	}
 	defer conn.Close()
@@ -250,13 +251,13 @@ func (v *visitor) stalls() {
 	v.count("stalled")
 }
 
-// tenant is that of a caller: one of a few, one of very many, or the one that asks for most.
+// tenant returns one of a few tenants, one of very many, or the tenant with most requests.
 func tenant(rng *rand.Rand) string {
 	switch rng.IntN(4) {
 	case 0:
 		return fmt.Sprintf("tenant %d", rng.IntN(5))
 	case 1:
-		return fmt.Sprintf("passer-by %d", rng.Int64())
+		return fmt.Sprintf("one-time tenant %d", rng.Int64())
 	}
 	return "crowd"
 }

@@ -1,8 +1,7 @@
-// Package sse reads server-sent events from a peer that may be hostile, in
-// bounded memory and in time that grows only with what was received.
+// Package sse reads server-sent events from an untrusted peer, in bounded memory and in time linear in the bytes
+// received.
 //
-// It follows the WHATWG specification where the peer does, and is lenient
-// where providers of language models are not: see [Reader.Next].
+// It follows the WHATWG specification, but is lenient where LLM providers deviate from it: see [Reader.Next].
 package sse
 
 import (
@@ -13,14 +12,14 @@ import (
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
-// Error is the type of this package's errors.
+// Error is the error type of this package.
 type Error string
 
 // Error implements error.
 func (e Error) Error() string { return string(e) }
 
-// ErrLineTooLong means that a line or the data of one event was longer than
-// the reader's maxLine, or the name of an event longer than 1 KiB.
+// ErrLineTooLong means that a line or the data of one event was longer than the reader's maxLine, or the name of an
+// event longer than 1 KiB.
 const ErrLineTooLong Error = "sse: line too long"
 
 // ErrNoRoom means that there was no room for a buffer.
@@ -28,23 +27,29 @@ const ErrNoRoom Error = "sse: no room for a buffer"
 
 const (
 	minBuffer = 4 << 10
-	large     = 1 << 20 // from here on a buffer is doubled
+	large     = 1 << 20 // from this size on a buffer is doubled
 	maxName   = 1 << 10
-	maxOther  = 8 << 10 // of an event's fields that are not data
+	maxOther  = 8 << 10 // bytes of an event's fields other than data
 )
 
 var bom = []byte("\uFEFF")
 
 // Event is one event of a stream.
 type Event struct {
-	Name []byte // the event: field, nil if there was none
-	Data []byte // the data: lines, joined with '\n', without spaces and tabs at either end
-	End  int    // offset behind the JSON value in Data if Err is nil and Done is false, else 0
-	Err  error  // what jsonscan.Check says of Data; nil if Done
-	Done bool   // Data is exactly [DONE]
-	Like bool   // Name and Data are what Learn was told of, but for what its free values say
+	Name []byte // the event: field; nil if there was none
+	Data []byte // the data: lines joined with '\n', without spaces and tabs at either end
+
+	// End is the offset after the JSON value in Data if Err is nil and Done is false, else 0.
+	End int
+
+	Err  error // result of jsonscan.Check on Data; nil if Done
+	Done bool  // Data is exactly [DONE]
+
+	// Like means that Name and Data equal those given to Learn, except for the free values.
+	Like bool
+
 	Bare bool   // Data was outside of any field
-	Raw  []byte // the lines of the event as they came, without comments, and the blank line behind them
+	Raw  []byte // the lines of the event as received, without comments, and the blank line after them
 }
 
 // Reader splits a stream into events. It is not safe for concurrent use.
@@ -52,59 +57,58 @@ type Reader struct {
 	r   io.Reader
 	max int
 	lim jsonscan.Limits
-	ask func(size int) bool // before buffers of size bytes in all are made; may be nil
-	err error               // from r, or ErrLineTooLong; nothing is read any more
+	ask func(size int) bool // called before buffers of size bytes in total are allocated; may be nil
+	err error               // from r, or ErrLineTooLong; nothing more is read
 
 	buf      []byte
-	pos, end int    // buf[pos:end] has been read from r but not been looked at
-	seen     int    // so much of it has no line end
-	started  bool   // behind the byte order mark, if there is one
+	pos, end int    // buf[pos:end] has been read from r but not scanned
+	seen     int    // the first seen bytes of it have no line end
+	started  bool   // after the byte order mark, if there is one
 	comment  bool   // in a comment line
-	ended    bool   // the blank line behind the event has been taken
-	from     int    // buf[from:pos] are lines of the event in the making, if not negative
-	raw      []byte // those before them
-	other    int    // so much of them is in fields that are not data
+	ended    bool   // the blank line after the event has been consumed
+	from     int    // buf[from:pos] holds lines of the current event, if not negative
+	raw      []byte // earlier lines of the current event
+	other    int    // bytes of them in fields other than data
 
-	// The event in the making.
+	// The current event.
 	name     []byte
 	data     []byte
-	open     bool // it has data, if only an empty line of it
+	open     bool // it has data, even if only an empty line
 	bare     bool // its data began outside of any field
 	scan     jsonscan.Scanner
-	verdict  error // of scan
+	verdict  error // from scan
 	jsonEnd  int
 	known    jsonscan.Template
-	likeName []byte // of the event that known is from
+	likeName []byte // name of the event in known
 }
 
-// NewReader returns a Reader of r. A line or the data of one event may have
-// up to maxLine bytes (at least 1), and lim applies to the data of each event.
-// The Reader holds no more than about twice maxLine plus 9 KiB.
+// NewReader returns a Reader of r. A line or the data of one event may have up to maxLine bytes (at least 1). lim
+// limits the data of each event. The Reader holds at most about twice maxLine plus 9 KiB.
 func NewReader(r io.Reader, maxLine int, lim jsonscan.Limits) *Reader {
 	return &Reader{r: r, max: min(max(maxLine, 1), math.MaxInt/4), lim: lim, from: -1}
 }
 
-// Ask makes the Reader ask room before it holds on to more than it has: to size bytes in all. Without room it fails with
-// ErrNoRoom, for good.
+// Ask sets a function that the Reader calls before it allocates more memory, up to size bytes in total. If the
+// function returns false, the Reader fails with ErrNoRoom for good.
 func (r *Reader) Ask(room func(size int) bool) { r.ask = room }
 
 func (r *Reader) mayGrow(more int) bool { return r.ask == nil || r.ask(r.Size()+more) }
 
-// Next returns the next event as soon as its bytes have arrived. Its slices
-// are valid until the next call.
+// Next returns the next event as soon as its bytes have arrived. Its slices are valid until the next call.
 //
-// An event ends at a blank line, but a provider that reports an error and
-// then hangs must not hide it: at the end of the line that completes an
-// object or array (with nothing but white space behind it), for [DONE], and
-// for data beyond the Limits, Next does not wait for more. A line outside of
-// any field that begins with '{' is taken for data, and so are the lines
-// after it up to a blank one while the value is incomplete: some servers put
-// a bare, even pretty-printed error into a stream. Comments are dropped as
-// they come, whatever their length; other fields too, but they count as lines.
+// An event ends at a blank line. But a provider that reports an error and then hangs must not hide the error. So Next
+// does not wait for a blank line in three cases:
 //
-// At the end of the stream the last line needs no line end and the last event
-// no blank line; then the error is io.EOF. At any other read error what is
-// not complete is dropped. ErrLineTooLong and errors of r are final: Next
+//   - at the end of a line that completes an object or array, with only white space after it
+//   - after [DONE]
+//   - if the data is beyond the Limits
+//
+// Some servers put a bare, even pretty-printed error into a stream. So a line outside of any field that begins with
+// '{' counts as data. The lines after it count too, up to a blank line, while the value is incomplete. Comments are
+// dropped as they arrive, whatever their length. Other fields are dropped too, but count as lines.
+//
+// At the end of the stream the last line needs no line end and the last event no blank line. The error is then
+// io.EOF. At any other read error an incomplete event is dropped. ErrLineTooLong and errors of r are final: Next
 // returns them again.
 func (r *Reader) Next() (Event, error) {
 	for {
@@ -124,7 +128,7 @@ func (r *Reader) Next() (Event, error) {
 	}
 }
 
-// whole gives an event its Raw, with the lines behind its data up to the blank one if those have been read.
+// whole sets an event's Raw. It includes the lines after the data, up to the blank one, if those have been read.
 func (r *Reader) whole(ev Event) Event {
 	if !r.ended {
 		r.rest()
@@ -137,7 +141,7 @@ func (r *Reader) whole(ev Event) Event {
 		r.raw = append(r.raw, raw...)
 		raw = r.raw
 	}
-	if !r.ended && !ev.Bare { // the peer is late with the blank line, or has none
+	if !r.ended && !ev.Bare { // the blank line is late or missing
 		end := "\n"
 		if bytes.HasSuffix(raw, []byte("\r\n")) {
 			end = "\r\n"
@@ -153,8 +157,8 @@ func (r *Reader) whole(ev Event) Event {
 	return ev
 }
 
-// rest takes the lines behind the data that belong to the event, if the blank line at their end has been read. A name there
-// is not the Event's: it would depend on how the network slices the stream.
+// rest consumes the lines after the data that belong to the event, if the blank line at their end has been read. It
+// ignores a name there, because the Event would otherwise depend on how the network splits the stream.
 func (r *Reader) rest() {
 	at := r.pos
 	for {
@@ -171,13 +175,13 @@ func (r *Reader) rest() {
 			break
 		}
 		if line[0] == ':' || line[0] == '{' || bytes.HasPrefix(line, []byte("data")) || at-r.pos > maxOther {
-			return // a comment is dropped, and the others begin an event
+			return // a comment is dropped, and other lines begin an event
 		}
 	}
 	r.pos, r.seen, r.ended = at, 0, true
 }
 
-// forget begins another event.
+// forget starts a new event.
 func (r *Reader) forget() {
 	if cap(r.raw) > r.max/2 {
 		r.raw = nil
@@ -185,7 +189,7 @@ func (r *Reader) forget() {
 	r.from, r.raw, r.other, r.ended = -1, r.raw[:0], 0, false
 }
 
-// flush copies the lines of the event in the making, before the buffer moves or something else comes in between.
+// flush copies the lines of the current event, before the buffer moves or other bytes follow.
 func (r *Reader) flush() {
 	if r.from >= 0 {
 		r.raw = append(r.raw, r.buf[r.from:r.pos]...)
@@ -193,12 +197,12 @@ func (r *Reader) flush() {
 	}
 }
 
-// Rest returns what has been read and not been returned yet.
+// Rest returns what has been read and not yet returned.
 func (r *Reader) Rest() []byte { return r.buf[r.pos:r.end] }
 
-// Learn tells the Reader what the next events may be like: ev, which it has
-// just returned, but for the strings in its Data that are free. Such events
-// cost a fraction of others. If none is free, no event is like ev.
+// Learn tells the Reader that later events may equal ev, which it has just returned, except for the free strings in
+// its Data. Such events cost a fraction of the time of others. If no string is free, Learn only forgets the known
+// event.
 func (r *Reader) Learn(ev Event, free []jsonscan.Span) {
 	if r.known.Forget(); len(free) > 0 && ev.End == len(ev.Data) {
 		r.known.Learn(ev.Data, free)
@@ -206,11 +210,11 @@ func (r *Reader) Learn(ev Event, free []jsonscan.Span) {
 	}
 }
 
-// Size returns how many bytes the Reader holds on to.
+// Size returns the number of bytes that the Reader holds.
 func (r *Reader) Size() int { return cap(r.buf) + cap(r.data) + cap(r.raw) + r.known.Size() }
 
-// Trim lets go of the buffers that have more than size bytes and are not needed for what has been read. The slices of the
-// last Event are not valid any more.
+// Trim drops buffers of more than size bytes that are not needed for what has been read. The slices of the last Event
+// are no longer valid.
 func (r *Reader) Trim(size int) {
 	if size = max(size, minBuffer); len(r.buf) > size && r.end-r.pos < size && r.from < 0 {
 		buf := make([]byte, size)
@@ -225,8 +229,8 @@ func (r *Reader) Trim(size int) {
 	}
 }
 
-// line returns the next line that is not a comment, without its line end. It
-// reads only when there is no complete line in the buffer.
+// line returns the next line that is not a comment, without its line end. It reads only if there is no complete line
+// in the buffer.
 func (r *Reader) line() ([]byte, error) {
 	for ; ; r.fill() {
 		if !r.started {
@@ -258,7 +262,7 @@ func (r *Reader) line() ([]byte, error) {
 			return r.limit(b[:n])
 		}
 		r.seen = len(b)
-		// One more than max may turn out to be the '\r' of the line end.
+		// One byte more than max may be the '\r' of the line end.
 		if len(b) > r.max+1 {
 			return r.limit(b)
 		}
@@ -273,14 +277,14 @@ func (r *Reader) line() ([]byte, error) {
 	}
 }
 
-// begin makes the line at pos one of the event in the making.
+// begin adds the line at pos to the current event.
 func (r *Reader) begin() {
 	if r.from < 0 {
 		r.from = r.pos
 	}
 }
 
-// limit takes a '\r' off the line's end and fails if it is still too long.
+// limit removes a '\r' at the line's end, and fails if the line is still too long.
 func (r *Reader) limit(line []byte) ([]byte, error) {
 	if n := len(line); n > 0 && line[n-1] == '\r' {
 		line = line[:n-1]
@@ -292,15 +296,15 @@ func (r *Reader) limit(line []byte) ([]byte, error) {
 	return line, nil
 }
 
-// fail ends the stream and forgets what was read of it.
+// fail ends the stream and drops what has been read.
 func (r *Reader) fail() {
 	r.err = ErrLineTooLong
 	r.pos, r.end, r.seen = 0, 0, 0
 	r.open, r.from, r.raw = false, -1, nil
 }
 
-// fill reads once from r, behind what is left in the buffer. The buffer is
-// never full of one line when it has its greatest size: line would have failed.
+// fill reads once from r and appends to the buffer. A buffer of maximum size is never full of a single line, because
+// line would have failed.
 func (r *Reader) fill() {
 	r.flush()
 	if r.pos > 0 {
@@ -308,7 +312,8 @@ func (r *Reader) fill() {
 		r.pos = 0
 	}
 	if r.end == len(r.buf) {
-		// In few steps, and the last one to the full size: each leaves its buffer to the collector.
+		// Grow in few steps, the last one to the full size, because each step leaves a buffer for the garbage
+		// collector.
 		size := max(minBuffer, min(16*len(r.buf), max(large, 2*len(r.buf)), r.max+2))
 		if size > r.max/8 {
 			size = r.max + 2
@@ -330,8 +335,7 @@ func (r *Reader) fill() {
 	r.err = io.ErrNoProgress
 }
 
-// take makes line part of the event in the making, and returns it if that
-// completes it.
+// take adds line to the current event, and returns the event if it is complete.
 func (r *Reader) take(line []byte) (Event, bool) {
 	switch {
 	case len(line) == 0:
@@ -355,7 +359,7 @@ func (r *Reader) take(line []byte) (Event, bool) {
 	switch string(field) {
 	case "data":
 		return r.add(value)
-	case "error": // of older llama.cpp, in the place of an event
+	case "error": // older llama.cpp sends an error field in place of an event
 		if len(value) > 0 && value[0] == '{' && !r.open {
 			r.name = append(r.name[:0], "error"...)
 			return r.add(value)
@@ -367,13 +371,13 @@ func (r *Reader) take(line []byte) (Event, bool) {
 		}
 		r.name = append(r.name[:0], value...)
 	}
-	if r.other += len(line) + 1; r.other > maxOther { // more than anybody needs
+	if r.other += len(line) + 1; r.other > maxOther { // more than any event needs
 		r.from, r.raw = -1, r.raw[:0]
 	}
 	return Event{}, false
 }
 
-// add appends a line to the data, and returns the event if that completes it.
+// add appends a line to the data, and returns the event if it is complete.
 func (r *Reader) add(text []byte) (Event, bool) {
 	first, base := !r.open, 0
 	if first {
@@ -438,8 +442,8 @@ func (r *Reader) add(text []byte) (Event, bool) {
 	return Event{}, false
 }
 
-// trimLeft and trimRight take off spaces and tabs. There are hardly ever any:
-// the functions of package bytes would spend longer on getting ready.
+// trimLeft and trimRight remove spaces and tabs. They exist because the functions of package bytes have a higher
+// setup cost, and there is rarely anything to remove.
 func trimLeft(b []byte) []byte {
 	for len(b) > 0 && (b[0] == ' ' || b[0] == '\t') {
 		b = b[1:]
@@ -454,8 +458,7 @@ func trimRight(b []byte) []byte {
 	return b
 }
 
-// dispatch returns the event with this data, and what is known of that, and
-// begins another one.
+// dispatch returns the event with this data and starts a new one.
 func (r *Reader) dispatch(data []byte, verdict error, end int) Event {
 	ev := Event{Data: trimRight(data), End: end, Err: verdict, Bare: r.bare}
 	if len(r.name) > 0 {

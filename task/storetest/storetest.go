@@ -1,4 +1,4 @@
-// Package storetest checks that a task.Store keeps its promises. In a test of the store:
+// Package storetest checks that a task.Store meets its contract. Use it in the test of a store:
 //
 //	for _, c := range storetest.Checks() {
 //		t.Run(c.Name, func(t *testing.T) {
@@ -23,11 +23,11 @@ import (
 	"github.com/aiguard-go/aiguard/task"
 )
 
-// Check is one property of a Store.
+// Check checks one property of a Store.
 type Check struct {
 	Name string
-	// Run returns what is wrong with s, which must be empty and at nobody else's service. It takes less than a second, unless s
-	// is slow, and leaves things in s.
+	// Run returns an error that describes what s does wrong. s must be empty and used only by this check. Run takes
+	// less than a second with a fast store and does not remove the operations that it creates.
 	Run func(ctx context.Context, s task.Store) error
 }
 
@@ -60,28 +60,29 @@ func Checks() []Check {
 	}
 }
 
-// The checks evaluate their steps as the arguments of errors.Join: in order, each whatever became of the ones before.
+// The checks evaluate their steps as arguments of errors.Join. Each step runs in order, even if an earlier step
+// failed.
 
-// epoch is when the first operation of a check is created.
+// epoch is the creation time of the first operation of a check.
 var epoch = time.Date(2026, 3, 1, 12, 30, 15, 123456000, time.UTC)
 
-// pending returns an operation that n others were created before.
+// pending returns a Pending operation created n microseconds after epoch.
 func pending(id string, n int) task.Operation {
 	return task.Operation{ID: id, Name: "questions", Status: task.Pending, CreatedAt: epoch.Add(time.Duration(n) * time.Microsecond),
 		Revision: 1, Owner: "owner"}
 }
 
-// next returns op after a change to the status.
+// next returns op after a change to status.
 func next(op task.Operation, status task.Status) task.Operation {
 	op.Revision++
 	op.Status = status
 	if status.Final() {
-		op.FinishedAt = time.Now().UTC().Truncate(time.Microsecond) // a store may forget what finished long ago
+		op.FinishedAt = time.Now().UTC().Truncate(time.Microsecond) // recent, because a store may remove operations that finished long ago
 	}
 	return op
 }
 
-// failure says that a step did not fail with what it should have.
+// failure returns an error if got does not match want.
 func failure(what string, got, want error) error {
 	if errors.Is(got, want) {
 		return nil
@@ -89,7 +90,7 @@ func failure(what string, got, want error) error {
 	return fmt.Errorf("%s: %v; want %v", what, got, want)
 }
 
-// same says how got differs from want.
+// same returns an error if got differs from want.
 func same(what string, got, want any) error {
 	if reflect.DeepEqual(got, want) {
 		return nil
@@ -105,7 +106,7 @@ func brief(v any) string {
 	return s
 }
 
-// holds says how the operation in the store differs from want, whose Input only Orphans returns.
+// holds returns an error if the stored operation differs from want, apart from Input, which only Orphans returns.
 func holds(ctx context.Context, s task.Store, want task.Operation) error {
 	want.Input = nil
 	got, err := s.Get(ctx, want.ID)
@@ -115,12 +116,12 @@ func holds(ctx context.Context, s task.Store, want task.Operation) error {
 	return same(fmt.Sprintf("Get(%q)", want.ID), got, want)
 }
 
-// stores creates op and says how it came back.
+// stores creates op and returns an error if the store returns a different operation.
 func stores(ctx context.Context, s task.Store, op task.Operation) error {
 	return errors.Join(s.Create(ctx, op), holds(ctx, s, op))
 }
 
-// orphaned says how op, which has no lease, differs from what Orphans returns of it: with its Input.
+// orphaned returns an error if Orphans does not return op with its Input. op must have no lease.
 func orphaned(ctx context.Context, s task.Store, op task.Operation) error {
 	all, err := s.Orphans(ctx, []string{op.Name}, 1000)
 	if err != nil {
@@ -143,13 +144,13 @@ func creates(ctx context.Context, s task.Store, ops ...task.Operation) error {
 	return errors.Join(errs...)
 }
 
-// lists says how the answer to q differs from the operations with these IDs.
+// lists returns an error if q does not select exactly the operations with these IDs, in this order.
 func lists(ctx context.Context, s task.Store, q task.Query, ids ...string) error {
 	ops, err := s.List(ctx, q)
 	return errors.Join(err, same(fmt.Sprintf("List(%+v)", q), idsOf(ops), ids))
 }
 
-// orphans says how the orphans differ from the operations with these IDs.
+// orphans returns an error if Orphans does not return exactly the operations with these IDs.
 func orphans(ctx context.Context, s task.Store, names []string, limit int, ids ...string) error {
 	ops, err := s.Orphans(ctx, names, limit)
 	return errors.Join(err, same(fmt.Sprintf("Orphans(%q, %d)", names, limit), idsOf(ops), ids))
@@ -162,7 +163,7 @@ func idsOf(ops []task.Operation) (ids []string) {
 	return ids
 }
 
-// atOnce runs f n times at once and returns what it returned.
+// atOnce calls f n times concurrently and returns the results.
 func atOnce(n int, f func(i int) error) []error {
 	errs := make([]error, n)
 	var all sync.WaitGroup
@@ -173,7 +174,7 @@ func atOnce(n int, f func(i int) error) []error {
 	return errs
 }
 
-// oneWins says what is wrong unless one has no error and the others have want.
+// oneWins returns an error unless exactly one of errs is nil and all others match want.
 func oneWins(errs []error, want error) error {
 	won := 0
 	var wrong []error
@@ -182,10 +183,10 @@ func oneWins(errs []error, want error) error {
 			won++
 			continue
 		}
-		wrong = append(wrong, failure("one that did not win", err, want))
+		wrong = append(wrong, failure("losing call", err, want))
 	}
 	if won != 1 {
-		wrong = append(wrong, fmt.Errorf("%d of %d won; want 1", won, len(errs)))
+		wrong = append(wrong, fmt.Errorf("%d of %d concurrent calls succeeded; want 1", won, len(errs)))
 	}
 	return errors.Join(wrong...)
 }
@@ -209,7 +210,7 @@ func everyFieldComesBack(ctx context.Context, s task.Store) error {
 	)
 }
 
-// listed says how what is in the store, the newest first, differs from want, in any order.
+// listed returns an error if the stored operations are not exactly want, in any order.
 func listed(ctx context.Context, s task.Store, want ...task.Operation) error {
 	got, err := s.List(ctx, task.Query{})
 	if err != nil {
@@ -236,7 +237,7 @@ func anyTextComesBack(ctx context.Context, s task.Store) error {
 		`'; DROP TABLE operations; --`, `"quoted" and 'quoted'`, `back\slash \' \0`, "%s $1 ?1 :name @p {}", "日本語 🙂 e\u0301 \u202e",
 		"line\r\nbreak\ttab", " spaces ", "NULL", "\x01\x7f",
 	} {
-		in, err := json.Marshal(text + "\x00") // JSON has an escape for it
+		in, err := json.Marshal(text + "\x00") // JSON can escape this character
 		op := pending(text, i)
 		op.Name, op.ErrorMessage, op.ProgressNote, op.Owner, op.ErrorCode = text, text, text, text, aiguard.Kind(text)
 		op.Input, op.Result = in, in
@@ -303,9 +304,9 @@ func idsAreUnique(ctx context.Context, s task.Store) error {
 	other.Name = "other"
 	return errors.Join(
 		s.Create(ctx, op),
-		failure("Create with the ID of another", s.Create(ctx, other), task.ErrExists),
+		failure("Create with an existing ID", s.Create(ctx, other), task.ErrExists),
 		holds(ctx, s, op),
-		stores(ctx, s, pending("A", 2)), // an ID is told by its case
+		stores(ctx, s, pending("A", 2)), // IDs are case-sensitive
 	)
 }
 
@@ -327,10 +328,10 @@ func updateNeedsTheLastRevision(ctx context.Context, s task.Store) error {
 	op := pending("a", 0)
 	second := next(op, task.Pending)
 	errs := []error{s.Create(ctx, op), s.Update(ctx, second)}
-	for _, revision := range []int64{-1, 0, 1, 2, 4} { // it has 2
+	for _, revision := range []int64{-1, 0, 1, 2, 4} { // the stored revision is 2
 		stale := next(op, task.Running)
 		stale.Revision = revision
-		errs = append(errs, failure(fmt.Sprintf("Update to revision %d, from 2", revision), s.Update(ctx, stale), task.ErrConflict))
+		errs = append(errs, failure(fmt.Sprintf("Update to revision %d from 2", revision), s.Update(ctx, stale), task.ErrConflict))
 	}
 	third := next(second, task.Running)
 	return errors.Join(append(errs, holds(ctx, s, second), s.Update(ctx, third), holds(ctx, s, third))...)
@@ -391,7 +392,7 @@ func oneOfConcurrentUpdatesWins(ctx context.Context, s task.Store) error {
 	return err
 }
 
-// increment adds 1 to an operation's progress, on top of what others add.
+// increment adds 1 to an operation's progress and retries after a conflict.
 func increment(ctx context.Context, s task.Store, id string) error {
 	for {
 		op, err := s.Get(ctx, id)
@@ -434,7 +435,7 @@ func oneEndOfManyStays(ctx context.Context, s task.Store) error {
 	got, getErr := s.Get(ctx, "a")
 	return errors.Join(err, oneWins(errs, task.ErrConflict), getErr,
 		same("the winner", errs[got.Progress], error(nil)), same("its status", got.Status, ends[got.Progress%len(ends)]),
-		failure("Update of what is over", s.Update(ctx, next(got, task.Failed)), task.ErrConflict))
+		failure("Update of a final operation", s.Update(ctx, next(got, task.Failed)), task.ErrConflict))
 }
 
 func listIsTheNewestFirst(ctx context.Context, s task.Store) error {
@@ -485,7 +486,7 @@ func listFilters(ctx context.Context, s task.Store) error {
 	)
 }
 
-// submitted is pending with an input: another Runner can run it.
+// submitted returns a Pending operation with an Input, which another Runner can run.
 func submitted(id string, n int, name string) task.Operation {
 	op := pending(id, n)
 	op.Name, op.Input = name, json.RawMessage(`{}`)
@@ -530,9 +531,9 @@ func leaseKeepsFromBeingOrphans(ctx context.Context, s task.Store) error {
 		s.Renew(ctx, "owner", time.Hour),
 		creates(ctx, s, pending("closure", 0), next(pending("running", 1), task.Running)),
 		orphans(ctx, s, []string{"questions"}, 10),
-		s.Renew(ctx, "owner", 0), // ends it at once
+		s.Renew(ctx, "owner", 0), // ends the lease at once
 		orphans(ctx, s, nil, 10, "closure", "running"),
-		s.Renew(ctx, "owner", 0), // there is none
+		s.Renew(ctx, "owner", 0), // without a lease this is no error
 		s.Renew(ctx, "owner", time.Hour),
 		s.Create(ctx, late),
 		orphans(ctx, s, nil, 10),
@@ -546,14 +547,14 @@ func disowned(op task.Operation) task.Operation {
 	return op
 }
 
-// The clock of a store may be as coarse as this.
+// clockSlack is the coarsest resolution that a store's clock may have.
 const clockSlack = 5 * time.Millisecond
 
 func leaseRunsOut(ctx context.Context, s task.Store) error {
 	const lease = 100 * time.Millisecond
 	err := errors.Join(s.Create(ctx, pending("a", 0)), s.Renew(ctx, "owner", time.Hour), orphans(ctx, s, nil, 10))
 	before := time.Now()
-	err = errors.Join(err, s.Renew(ctx, "owner", lease)) // a shorter one replaces it
+	err = errors.Join(err, s.Renew(ctx, "owner", lease)) // a shorter lease replaces the longer one
 	for err == nil {
 		found, orphansErr := s.Orphans(ctx, nil, 10)
 		took := time.Since(before)
@@ -561,11 +562,11 @@ func leaseRunsOut(ctx context.Context, s task.Store) error {
 		case orphansErr != nil:
 			err = orphansErr
 		case len(found) > 0 && took < lease-clockSlack:
-			err = fmt.Errorf("a lease of %v ran out after %v", lease, took)
+			err = fmt.Errorf("a lease of %v expired after %v", lease, took)
 		case len(found) > 0:
 			return nil
 		case took > lease+10*time.Second:
-			err = fmt.Errorf("a lease of %v holds after %v", lease, took)
+			err = fmt.Errorf("a lease of %v is still held after %v", lease, took)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
@@ -577,7 +578,7 @@ func renewedLeaseRunsOn(ctx context.Context, s task.Store) error {
 	err := errors.Join(s.Create(ctx, pending("a", 0)), s.Renew(ctx, "owner", lease), s.Renew(ctx, "owner", time.Hour))
 	time.Sleep(2 * lease)
 	return errors.Join(err,
-		s.Renew(ctx, "somebody else", time.Hour), // a store may tidy up with that
+		s.Renew(ctx, "somebody else", time.Hour), // a store may clean up during Renew
 		orphans(ctx, s, nil, 10))
 }
 

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// client is many clients of the service.
+// client simulates many clients of the service.
 type client struct {
 	url       string
 	http      http.Client
@@ -26,14 +26,14 @@ func newClient(url string) *client {
 
 func (c *client) close() { c.transport.CloseIdleConnections() }
 
-// kind is how a request was answered.
+// kind classifies the response to a request.
 type kind int
 
 const (
 	accepted kind = iota
 	refused
 	improper
-	controlled // by the control
+	controlled // from the control server
 	kinds
 )
 
@@ -41,15 +41,15 @@ func (k kind) String() string {
 	return [...]string{"202 accepted", "503 refused", "anything else", "control"}[k]
 }
 
-// answer is what became of a request.
+// answer is the result of one request.
 type answer struct {
 	kind     kind
 	latency  time.Duration
 	location string // of the operation
-	err      error  // why it is improper
+	err      error  // reason if kind is improper
 }
 
-// ask starts an operation. A proper refusal is a problem, with the time to come back.
+// ask starts an operation. A proper rejection is a problem with a Retry-After header.
 func (c *client) ask(ctx context.Context, due time.Time) (a answer) {
 	defer func() { a.latency = time.Since(due) }()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url+"/questions", strings.NewReader(`{"topic":"tides"}`))
@@ -80,7 +80,7 @@ func (c *client) ask(ctx context.Context, due time.Time) (a answer) {
 	return answer{kind: improper, err: fmt.Errorf("status %d: %.200s", resp.StatusCode, body)}
 }
 
-// crowd makes n requests at once.
+// crowd sends n requests at once.
 func (c *client) crowd(ctx context.Context, n int) error {
 	answers := make([]answer, n)
 	var wg sync.WaitGroup
@@ -94,10 +94,10 @@ func (c *client) crowd(ctx context.Context, n int) error {
 	return newReport(answers, nil).improper
 }
 
-// controlEvery is the number of requests for each to the control.
+// controlEvery is the number of requests per request to the control server.
 const controlEvery = 10
 
-// offer sends requests at a rate, each when it is due, and beside them some to the control.
+// offer sends each request when it is due at the rate, and sends some requests to the control server too.
 func (c *client) offer(ctx context.Context, rate float64, length time.Duration, control *control) []answer {
 	answers := make([]answer, int(rate*length.Seconds()))
 	controls := make([]answer, len(answers)/controlEvery)
@@ -118,7 +118,7 @@ func (c *client) offer(ctx context.Context, rate float64, length time.Duration, 
 	return append(answers, controls...)
 }
 
-// operation is what the client wants to know of one.
+// operation holds the fields of an operation that the load test uses.
 type operation struct {
 	Status     string    `json:"status"`
 	StartedAt  time.Time `json:"started_at"`
@@ -155,7 +155,7 @@ func (c *client) await(ctx context.Context, location string) (op operation, err 
 	}
 }
 
-// outcome counts how the accepted operations have ended.
+// outcome counts the final statuses of the accepted operations.
 func (c *client) outcome(ctx context.Context, answers []answer) (ended map[string]int, err error) {
 	ended = make(map[string]int)
 	for _, a := range answers {
@@ -170,12 +170,12 @@ func (c *client) outcome(ctx context.Context, answers []answer) (ended map[strin
 	return ended, nil
 }
 
-// capacity is how many operations the service does in a second, by how long they take.
+// capacity measures how many operations the service completes per second when it is not overloaded.
 func (c *client) capacity(ctx context.Context) (perSecond float64, err error) {
 	answers := make([]answer, 2*maxConcurrent)
 	for i := range answers {
 		if answers[i] = c.ask(ctx, time.Now()); answers[i].kind != accepted {
-			return 0, errors.Join(errors.New("the idle service did not take an operation"), answers[i].err)
+			return 0, errors.Join(errors.New("the idle service did not accept an operation"), answers[i].err)
 		}
 	}
 	var took time.Duration

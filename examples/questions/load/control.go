@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// control is a server that does nothing: what it takes to answer tells how busy the machine is.
+// control is a server that does no work. Its latency shows how busy the machine is.
 type control struct {
 	*client
 	srv *httptest.Server

@@ -1,12 +1,13 @@
-// Load offers examples/questions twenty times what it can do, and checks that it bears it: every request gets its operation
-// or a proper refusal, refusals are quick, what was taken is done, and memory stays flat.
+// Load sends examples/questions twenty times its capacity and checks how the service handles the overload. Every
+// request must get an operation or a proper rejection. Rejections must be fast, accepted operations must finish, and
+// memory must stay flat.
 //
 //	go run ./examples/questions/load
 //	go run ./examples/questions/load -for 1m -times 50
 //
-// The load is an open loop: requests are sent when they are due, whether or not earlier ones were answered, and their latency
-// counts from when they were due. It builds the service, runs it with its fake provider, and exits with 1 if a
-// property does not hold.
+// The load is an open loop. Each request is sent when it is due, even if earlier requests are still waiting, and its
+// latency counts from that time. The program builds the service and runs it with its fake provider. It exits with
+// code 1 if a check fails.
 package main
 
 import (
@@ -23,7 +24,7 @@ import (
 func main() {
 	var o options
 	flag.DurationVar(&o.length, "for", 30*time.Second, "how long")
-	flag.Float64Var(&o.times, "times", 20, "what is offered, in capacities of the service")
+	flag.Float64Var(&o.times, "times", 20, "load as a multiple of the service's capacity")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -38,20 +39,20 @@ type options struct {
 	times  float64
 }
 
-// The service: operations that take about 200 ms, five at once, ten more that wait.
+// The service runs five operations at once. Each takes about 200 ms, and ten more may wait.
 const (
 	maxConcurrent = 5
 	pace          = 15 * time.Millisecond
 )
 
-// What has to hold.
+// The limits that the checks apply.
 const (
-	maxRefusalP99  = 100 * time.Millisecond // or twice what a server that does nothing takes, on a machine busy with other things
-	maxGrowth      = 1.25                   // of the resident memory, from the first quarter to the last
-	leastOfTheWork = 0.7                    // of its capacity, which the service goes on to do
+	maxRefusalP99  = 100 * time.Millisecond // or twice the control server's, on a busy machine
+	maxGrowth      = 1.25                   // of resident memory, from the first quarter of the test to the last
+	leastOfTheWork = 0.7                    // minimum share of the capacity that the service must use
 )
 
-// run prints the table, and returns what does not hold.
+// run prints a table and returns an error that joins the failed checks.
 func run(ctx context.Context, o options, out io.Writer) error {
 	if o.length <= 0 || !(o.times > 0) {
 		return fmt.Errorf("-for is %v and -times is %v; want more than 0", o.length, o.times)
@@ -68,10 +69,10 @@ func run(ctx context.Context, o options, out io.Writer) error {
 		return err
 	}
 	rate := capacity * o.times
-	fmt.Fprintf(out, "The service does %.1f operations a second. It is offered %.0f times as many: %.0f requests a second, for %v.\n\n",
+	fmt.Fprintf(out, "Capacity: %.1f operations per second. Load: %.0f times as many, %.0f requests per second for %v.\n\n",
 		capacity, o.times, rate, o.length)
 
-	// A crowd first: connections that are open at once are what memory goes to, and their number depends on chance.
+	// Warm up with a crowd. Memory depends mostly on the number of open connections, which varies with timing.
 	if err := client.crowd(ctx, 1000); err != nil {
 		return err
 	}
@@ -87,7 +88,7 @@ func run(ctx context.Context, o options, out io.Writer) error {
 	r := newReport(answers, ended)
 	limit := max(maxRefusalP99, 2*r.quantile(controlled, 0.99))
 	r.print(out)
-	fmt.Fprintf(out, "\nOperations done: %d, %.0f%% of what it could do in that time\n", r.done, 100*float64(r.done)/(capacity*o.length.Seconds()))
+	fmt.Fprintf(out, "\nOperations completed: %d, %.0f%% of the capacity\n", r.done, 100*float64(r.done)/(capacity*o.length.Seconds()))
 	if first > 0 {
 		fmt.Fprintf(out, "Memory of the service: %.1f MB in the first quarter, %.1f MB in the last\n", mb(first), mb(last))
 	}
@@ -98,13 +99,13 @@ func run(ctx context.Context, o options, out io.Writer) error {
 			broken = append(broken, fmt.Errorf(format, args...))
 		}
 	}
-	check(r.improper == nil, "not a proper answer: %v", r.improper)
-	check(len(r.latencies[refused]) > 0, "nothing was refused: that was no overload")
+	check(r.improper == nil, "improper response: %v", r.improper)
+	check(len(r.latencies[refused]) > 0, "no request was rejected, so there was no overload")
 	check(r.quantile(refused, 0.99) < limit, "the 99th percentile of refusals took %v; want less than %v", r.quantile(refused, 0.99), limit)
 	check(r.done == len(r.latencies[accepted]), "%d operations were accepted, %d done", len(r.latencies[accepted]), r.done)
 	check(float64(r.done) >= leastOfTheWork*capacity*o.length.Seconds(), "only %d operations were done", r.done)
 	check(float64(last) <= maxGrowth*float64(first), "memory grew from %.1f MB to %.1f MB", mb(first), mb(last))
-	check(s.end() == nil, "the service did not end well")
+	check(s.end() == nil, "the service did not exit cleanly")
 	if broken == nil {
 		fmt.Fprintln(out, "PASS")
 	}

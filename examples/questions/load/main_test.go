@@ -13,7 +13,7 @@ import (
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
 
-func TestServiceBearsTwentyTimesItsCapacity(t *testing.T) {
+func TestServiceHandlesTwentyTimesItsCapacity(t *testing.T) {
 	var table strings.Builder
 	err := run(t.Context(), options{length: 3 * time.Second, times: 20}, &table)
 	t.Log("\n" + table.String())
@@ -24,14 +24,14 @@ func TestServiceThatDoesNotStartIsAnError(t *testing.T) {
 	t.Setenv("AIGUARD_NOPE", "1")
 	err := run(t.Context(), options{length: time.Second, times: 1}, io.Discard)
 	require.ErrorContains(t, err, "the service did not start")
-	require.ErrorContains(t, err, "AIGUARD_NOPE is no variable of aiguard")
+	require.ErrorContains(t, err, "AIGUARD_NOPE is not a variable of aiguard")
 
 	t.Setenv("PATH", "")
 	_, err = startService(t.Context())
 	require.ErrorContains(t, err, "go build")
 }
 
-func TestLoadWantsSomeOfIt(t *testing.T) {
+func TestLoadNeedsPositiveFlags(t *testing.T) {
 	for _, o := range []options{{}, {length: time.Second}, {length: -1, times: 1}, {length: time.Second, times: -1}} {
 		require.ErrorContains(t, run(t.Context(), o, io.Discard), "want more than 0")
 	}

@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// report is what the load has shown.
+// report holds the results of the load test.
 type report struct {
-	latencies [kinds][]time.Duration // in order
-	improper  error                  // the first few
+	latencies [kinds][]time.Duration // sorted
+	improper  error                  // the first five
 	done      int
 }
 
@@ -30,7 +30,7 @@ func newReport(answers []answer, ended map[string]int) *report {
 	return r
 }
 
-// quantile of the latencies of a kind.
+// quantile returns the q-quantile of the latencies of a kind.
 func (r *report) quantile(k kind, q float64) time.Duration {
 	l := r.latencies[k]
 	if len(l) == 0 {

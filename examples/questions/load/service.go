@@ -15,7 +15,7 @@ import (
 	"github.com/aiguard-go/aiguard/internal/procmem"
 )
 
-// service is the program in a process of its own.
+// service is the program in its own process.
 type service struct {
 	cmd *exec.Cmd
 	dir string
@@ -66,7 +66,7 @@ func (s *service) start(ctx context.Context, flags []string) error {
 	return nil
 }
 
-// end tells the service to end, and reports how it did.
+// end sends SIGTERM to the service and returns how it exited.
 func (s *service) end() error {
 	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		return err
@@ -76,13 +76,13 @@ func (s *service) end() error {
 
 func (s *service) kill() {
 	if s.pid != 0 {
-		_ = s.cmd.Process.Kill() // it has ended, if all went well
+		_ = s.cmd.Process.Kill() // fails if the process has ended
 		_ = s.cmd.Wait()
 	}
 	_ = os.RemoveAll(s.dir)
 }
 
-// memory is the resident memory of a process, sampled.
+// memory samples the resident memory of a process.
 type memory struct {
 	samples []int64
 	over    chan struct{}
@@ -96,7 +96,7 @@ func watchMemory(pid int) *memory {
 		for tick := time.Tick(50 * time.Millisecond); ; {
 			select {
 			case <-tick:
-				if kB, _, _ := procmem.Of(strconv.Itoa(pid)); kB > 0 { // 0 where the system does not tell
+				if kB, _, _ := procmem.Of(strconv.Itoa(pid)); kB > 0 { // 0 if the system does not report it
 					m.samples = append(m.samples, int64(kB)<<10)
 				}
 			case <-m.over:
@@ -107,7 +107,7 @@ func watchMemory(pid int) *memory {
 	return m
 }
 
-// stop returns the most that was in use in the first and in the last quarter; 0 where the system does not tell.
+// stop returns the peak memory in the first and in the last quarter, or 0 if the system does not report it.
 func (m *memory) stop() (first, last int64) {
 	close(m.over)
 	<-m.done

@@ -152,3 +152,31 @@ function element(name, text) {
   e.textContent = text;
   return e;
 }
+
+// The strip shows what the guard is doing now. The service answers for it on its own machine only.
+const liveEvery = 1000;
+
+async function live() {
+  const strip = document.getElementById("live");
+  try {
+    const response = await fetch("/debug/aiguard?format=json", { cache: "no-store" });
+    if (response.status === 403) return; // from another machine: no strip
+    if (!response.ok) throw new Error();
+    const { stats, routes } = await response.json();
+    const parts = [
+      stats.in_flight + (stats.limit ? " of " + stats.limit : "") + " slots in use",
+      stats.waiting + " waiting",
+      stats.refused + " refused",
+      stats.retries + " retries",
+    ];
+    const paused = routes.filter(route => route.state !== "open").length;
+    if (paused) parts.push(paused + (paused === 1 ? " route" : " routes") + " paused or down");
+    document.getElementById("live-text").textContent = parts.join(", ");
+    strip.hidden = false;
+  } catch {
+    strip.hidden = true;
+  }
+  setTimeout(live, liveEvery);
+}
+
+live();
