@@ -8,8 +8,8 @@ import (
 	"github.com/aiguard-go/aiguard/budget"
 )
 
-// BudgetReached is for the OnSoft of a budget.Config. It counts the keys that have nearly spent a limit until their windows
-// end, in aiguard.budget.reached.
+// BudgetReached is a function for the OnSoft of a budget.Config. The gauge aiguard.budget.reached counts the keys that have
+// nearly spent a limit. A key counts until its window ends.
 func (t *Telemetry) BudgetReached(_ context.Context, r budget.Reached) {
 	t.budgets.add(budgetLimit{t.budgets.names.bound(r.Limit), r.What}, r.Key, r.Until, time.Now())
 }

@@ -9,8 +9,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// CacheAnswer is for cacheguard's Config.OnAnswer. It counts answers by their source, and gives a span to those that the
-// provider was not asked for: "aiguard.cache". That of a shared answer has a link to the span of the caller whose request it is.
+// CacheAnswer is a function for cacheguard's Config.OnAnswer. It counts answers by their source. Answers that needed no
+// request get a span, "aiguard.cache". The span of a shared answer links to the span of the caller who sent the request.
 func (t *Telemetry) CacheAnswer(ctx context.Context, source string, waited time.Duration, first context.Context) {
 	attrs := []attribute.KeyValue{attribute.String(attrSource, source)}
 	if t.series.guard != "" {
