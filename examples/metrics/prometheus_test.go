@@ -81,6 +81,9 @@ func TestPromtoolAcceptsTheAlertRules(t *testing.T) {
 
 // A real Prometheus scrapes the service. The intervals are shorter than in production. The thresholds are the same.
 func TestDashboardAndAlertsWorkInPrometheus(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes two minutes with Prometheus")
+	}
 	path := need(t, "prometheus")
 	provider := aiguardtest.NewServer(t)
 	oc := openai.DefaultConfig("any key")
