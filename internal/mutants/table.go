@@ -40,7 +40,7 @@ var mutations = []mutation{
 	{name: "closing a stream counted as a failure", run: "^TestLeavingAStreamFreesItsSlotAtOnce$",
 		file: "report.go", old: "case e == nil && (ctx.Err() != nil || err == errLeft):", new: "case e == nil && ctx.Err() != nil:"},
 	{name: "ErrTimeout is not DeadlineExceeded", run: "^TestErrorIsItsKindItsCauseAndADeadlineAtOnce$",
-		file: "errors.go", old: "return target == e.Kind || e.Kind == ErrTimeout && target == context.DeadlineExceeded", new: "return target == e.Kind"},
+		file: "errors.go", old: "return target == e.Kind || e.Kind == ErrTimeout && target == context.DeadlineExceeded", new: "return target == e.Kind || e.Kind == ErrTimeout && target == context.Canceled"},
 
 	{name: "a dial outlives its attempt", run: "^TestCallerThatLeavesEndsTheDial$",
 		file: "pool.go", old: "defer context.AfterFunc(attempt, cancel)()", new: ""},
