@@ -161,7 +161,7 @@ func TestResponsesAreAnsweredPlainAndStreamed(t *testing.T) {
 	})
 }
 
-// TestNamedEventsMatchTheirTypes reads the raw bytes: go-openai skips event lines.
+// TestNamedEventsMatchTheirTypes reads the raw bytes, because go-openai skips event lines.
 func TestNamedEventsMatchTheirTypes(t *testing.T) {
 	s := aiguardtest.NewServer(t)
 	hc := newHTTP(t, s)
