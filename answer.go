@@ -52,8 +52,7 @@ func (x *exchange) whole(w *watch, resp *http.Response) (*http.Response, error) 
 		resp.TransferEncoding = nil
 		resp.Header.Del("Content-Length") // it counts bytes before trimming
 	}
-	x.wire.usage = usage // although another attempt may be first
-	x.wire.estimate.complete, x.wire.estimate.whole, x.wire.estimate.seen = true, true, int64(end)/bytesPerToken
+	x.wire.answered(usage, int64(end), true) // although another attempt may be first
 	if err := x.call.claim(); err != nil {
 		return nil, err
 	}

@@ -1,5 +1,8 @@
 package aiguard
 
+// Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
+// This file: what an attempt may spend, and what it has.
+
 import "context"
 
 // Budget limits what calls may spend. It must be safe for concurrent use. Package budget has one with prices, limits
@@ -75,10 +78,17 @@ func (c *call) pay(used Usage) {
 type estimate struct {
 	input    int64
 	output   int64 // output limit of the request; 0: no limit
-	guess    int64 // output without a limit and without known answers
+	guess    int32 // output without a limit and without known answers
 	complete bool  // the answer is complete
 	whole    bool  // the answer was read whole
-	seen     int64 // output of a complete answer, by its length
+}
+
+// answered records a complete answer of so many bytes. Its length replaces a usage that it does not report.
+func (w *wire) answered(u Usage, bytes int64, whole bool) {
+	if u.Input+u.Output == 0 {
+		u.Output, u.Estimated = bytes/bytesPerToken, true
+	}
+	w.usage, w.estimate.complete, w.estimate.whole = u, true, whole
 }
 
 const (
@@ -95,7 +105,7 @@ func (c *call) mostUsage() Usage {
 	u := Usage{Input: e.input, Output: e.output, Estimated: true}
 	if u.Output == 0 {
 		if u.Output = c.limiter.usualOutput(c.settings); u.Output == 0 {
-			u.Output = e.guess
+			u.Output = int64(e.guess)
 		}
 	}
 	return u
@@ -111,7 +121,7 @@ func (c *call) used() Usage {
 		return Usage{Estimated: true}
 	}
 	u, e := w.usage, &w.estimate
-	if e.complete && u.Input+u.Output > 0 {
+	if e.complete && !u.Estimated {
 		c.limiter.learnOutput(c.permit.route, u.Output)
 		return u
 	}
@@ -120,12 +130,11 @@ func (c *call) used() Usage {
 		u.Input = r.most.Input
 	}
 	switch {
-	case !e.complete || e.seen == 0:
+	case !e.complete || u.Output == 0:
 		u.Output = max(u.Output, r.most.Output)
 	case e.whole || e.output > 0: // JSON is longer than its text
-		u.Output = min(e.seen, r.most.Output)
+		u.Output = min(u.Output, r.most.Output)
 	default:
-		u.Output = e.seen
 		c.limiter.learnOutput(c.permit.route, u.Output)
 	}
 	return u

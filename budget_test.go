@@ -559,6 +559,7 @@ func TestMostIsEstimatedFromTheRequest(t *testing.T) {
 		"Gemini":                   {"/v1beta/models/g:generateContent", `{"contents":[{"parts":[{"text":"eight by"}]}],"generationConfig":{"candidateCount":2,"maxOutputTokens":9}}`, aiguard.Config{}, aiguard.Usage{Input: 2, Output: 18}},
 		"Ollama":                   {"/api/chat", `{"model":"m","options":{"num_predict":30},"messages":[{"content":"eight by"}]}`, aiguard.Config{}, aiguard.Usage{Input: 2, Output: 30}},
 		"a picture is no text":     {"/v1/chat/completions", `{"model":"m","max_tokens":50,"messages":[{"content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAAAAAAAAAAAAAAAAAA"}}]}]}`, aiguard.Config{}, aiguard.Usage{Output: 50}},
+		"a body that is not read":  {"/v1/chat/completions", strings.Repeat("x", 40), aiguard.Config{MaxRequestBytes: 1000}, aiguard.Usage{Input: 10, Output: 1000}},
 		"unknown, without a model": {"/v1/files", `{"purpose":"x"}`, aiguard.Config{}, aiguard.Usage{}},
 		"unknown, with a model":    {"/v1/fine_tuning/jobs", `{"model":"m","x":"yyyyyyyyyy"}`, aiguard.Config{}, aiguard.Usage{Input: 7, Output: 1000}},
 	} {
@@ -566,7 +567,11 @@ func TestMostIsEstimatedFromTheRequest(t *testing.T) {
 			l := newLedger(t)
 			tc.cfg.Budget = l
 			g := newGuard(t, tc.cfg)
-			resp, err := g.Transport(refusal400{}).RoundTrip(jsonRequest(t, "http://provider"+tc.path, tc.body))
+			r := jsonRequest(t, "http://provider"+tc.path, tc.body)
+			if name == "a body that is not read" {
+				r.Header.Set("Content-Encoding", "zstd")
+			}
+			resp, err := g.Transport(refusal400{}).RoundTrip(r)
 			require.NoError(t, err)
 			resp.Body.Close()
 			tc.most.Estimated = true

@@ -177,7 +177,10 @@ func (c *call) giveBack(last bool) bool {
 	c.mayBill, c.billed = c.mayBill || c.billed, false
 	used, more := int64(0), 0.
 	if w := c.wire; w != nil {
-		if used = w.usage.Input + w.usage.Output; used > 0 {
+		if used = w.usage.Input + w.usage.Output; w.usage.Estimated {
+			used = 0
+		}
+		if used > 0 {
 			more = float64(used) - w.tokens
 		}
 		w.usage = Usage{}
@@ -200,9 +203,6 @@ func (c *call) giveBack(last bool) bool {
 
 // succeed ends the call with an answer.
 func (c *call) succeed(ctx context.Context, u Usage) {
-	if c.wire != nil {
-		c.wire.usage = u
-	}
 	_ = c.finishWith(ctx, nil, u)
 }
 

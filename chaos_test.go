@@ -159,7 +159,9 @@ func (c *chaos) connect(p *chaosProxy, secure bool) (base *http.Transport) {
 	}
 	oc.BaseURL = scheme + p.addr() + "/v1"
 	raw.BaseURL = oc.BaseURL
-	client, err := aiguard.NewClient(oc, chaosConfig)
+	cfg := chaosConfig
+	cfg.Budget = newLedger(c)
+	client, err := aiguard.NewClient(oc, cfg)
 	require.NoError(c, err)
 	c.client, c.raw = client, openai.NewClientWithConfig(raw)
 	return base

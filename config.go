@@ -200,8 +200,7 @@ func (c Call) over(top Call) Call {
 }
 
 // mistakes returns an error for each field of c that is out of range.
-func (c *Call) mistakes() error {
-	var m mistakes
+func (c *Call) mistakes() (m mistakes) {
 	m.check(c.Priority >= Background && c.Priority <= Critical, "Priority", c.Priority, "Background (-1), Normal (0) or Critical (1)")
 	m.check(len(c.Tenant) <= maxTenantName, "Tenant", fmt.Sprintf("%d bytes long", len(c.Tenant)), fmt.Sprintf("at most %d bytes", maxTenantName))
 	m.check(c.Weight >= 0, "Weight", c.Weight, "0 or more")
@@ -212,12 +211,12 @@ func (c *Call) mistakes() error {
 	m.number("MaxPromptChars", int64(c.MaxPromptChars))
 	m.number("MaxOutputTokens", int64(c.MaxOutputTokens))
 	m.check(c.TotalTimeout <= 0 || c.Timeout <= c.TotalTimeout, "TotalTimeout", c.TotalTimeout, fmt.Sprintf("at least Timeout (%v)", c.Timeout))
-	return m.join("Call.")
+	return m
 }
 
 // mustBeValid panics if a field of c is out of range. The message names method.
 func (c *Call) mustBeValid(method string) {
-	if err := c.mistakes(); err != nil {
+	if err := c.mistakes().join("Call."); err != nil {
 		panic(fmt.Sprintf("aiguard: %s: %v", method, err))
 	}
 }
@@ -316,13 +315,8 @@ func (c *Config) validateModels() error {
 			m.check(c.TotalTimeout <= 0 || call.Timeout <= c.TotalTimeout, "Timeout", call.Timeout,
 				fmt.Sprintf("at most Config.TotalTimeout (%v)", c.TotalTimeout))
 		}
-		prefix := fmt.Sprintf("aiguard: Config.Models[%q].", name)
-		if err := m.join(prefix); err != nil {
-			errs = append(errs, err)
-		}
-		if err := call.mistakes(); err != nil {
-			errs = append(errs, fmt.Errorf("aiguard: Config.Models[%q]: %w", name, err))
-		}
+		m = append(m, call.mistakes()...)
+		errs = append(errs, m.join(fmt.Sprintf("aiguard: Config.Models[%q].", name)))
 	}
 	return errors.Join(errs...)
 }

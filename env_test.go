@@ -190,7 +190,7 @@ func TestFromEnvSaysWhatIsWrongWithAModel(t *testing.T) {
 		"o3:priority=high":               "background, normal or critical",
 		"o3:weight=6":                    `AIGUARD_MODELS["o3"].Weight is 6; want at most AIGUARD_MAX_CONCURRENT (5)`,
 		"o*3:weight=1":                   `AIGUARD_MODELS["o*3"].name is "o*3"; want a model's name`,
-		"o3:timeout=5m,total_timeout=1m": "Call.TotalTimeout is 1m0s; want at least Timeout (5m0s)",
+		"o3:timeout=5m,total_timeout=1m": `AIGUARD_MODELS["o3"].TotalTimeout is 1m0s; want at least Timeout (5m0s)`,
 	} {
 		_, err := fromEnv([]string{"AIGUARD_MODELS=" + value})
 		require.ErrorContains(t, err, want, value)

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"runtime/pprof"
 	"strconv"
 	"strings"
@@ -39,8 +40,8 @@ const (
 	shortCall   = 400 * time.Millisecond
 	shortIdle   = 200 * time.Millisecond
 	shortStream = 700 * time.Millisecond
-	patience    = 10 * time.Second
-	slack       = 5 * time.Second        // above a bound, for a machine that is busy
+	patience    = 20 * time.Second
+	slack       = 10 * time.Second       // above a bound, for a machine that is busy
 	watchdog    = 400 * time.Millisecond // of a control that hangs
 )
 
@@ -314,7 +315,7 @@ func together(t *testing.T, tests func(run func(name string, test func(*testing.
 }
 
 // atOnce is how many of those may really run, so that none is late for want of a processor.
-var atOnce = make(chan struct{}, 5)
+var atOnce = make(chan struct{}, runtime.GOMAXPROCS(0)+1)
 
 // alone is a subtest that counts.
 func alone(name string, t *testing.T, test func(*testing.T)) {

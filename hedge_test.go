@@ -742,7 +742,7 @@ func TestPanicOrGoexitInEitherAttemptLosesNothing(t *testing.T) {
 							return base.answer(req, 0, "good"), nil
 						}
 						var armed atomic.Bool
-						cfg := aiguard.Config{OnEvent: func(_ context.Context, e aiguard.Event) {
+						cfg := aiguard.Config{Budget: newLedger(t), OnEvent: func(_ context.Context, e aiguard.Event) {
 							if armed.Load() && e.Type == tc.unwindsInside && (e.Attempt == 2 || e.Type == aiguard.EventHedge) {
 								unwind()
 							}
@@ -1024,7 +1024,7 @@ func TestHedgesSurviveAnyOrderOfEvents(t *testing.T) {
 			lives := newLives(t)
 			cfg := aiguard.Config{
 				MaxConcurrent: int64(2 + random(12)), CallTimeout: 5 * time.Second, StreamIdleTimeout: 5 * time.Second, TotalTimeout: 20 * time.Second,
-				Retry: aiguard.Retry{Budget: aiguard.Off},
+				Retry: aiguard.Retry{Budget: aiguard.Off}, Budget: newLedger(t),
 				OnEvent: func(ctx context.Context, e aiguard.Event) {
 					call, ok := ctx.Value(hedgeCallKey{}).(*hedgeCall)
 					if !armed.Load() || !ok {

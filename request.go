@@ -61,6 +61,9 @@ func (x *exchange) prepare(ctx context.Context) error {
 		k = &known{Request: x.readRequest()}
 		x.settle(k.Model)
 	}
+	if e := &x.wire.estimate; x.guard.cfg.Budget != nil && e.guess == 0 && e.input == 0 {
+		x.estimateUnread()
+	}
 	x.judged = x.endpoint.Known() && !k.Later
 	x.stream = k.Stream || accepts(req.Header, "text/event-stream") && !accepts(req.Header, "application/json")
 	x.json = !x.stream && (x.judged && !x.endpoint.Plain() || accepts(req.Header, "application/json"))
@@ -249,7 +252,19 @@ func (x *exchange) estimate(r *dialect.Request, prompts int64, size, limit int) 
 			e.output = int64(limit)
 		}
 		e.output *= max(r.Choices, 1)
-		e.guess *= max(r.Choices, 1)
+		e.guess *= int32(max(r.Choices, 1))
+	}
+}
+
+// estimateUnread notes what a request can use whose body was not read: it is too large, say. A form has a file in it.
+func (x *exchange) estimateUnread() {
+	if !x.endpoint.Inference() || strings.HasPrefix(mediaType(x.req.Header), "multipart/") {
+		return
+	}
+	e := &x.wire.estimate
+	e.input = max(x.req.ContentLength, 0) / bytesPerToken
+	if x.endpoint.LimitsOutput() {
+		e.guess = outputGuess
 	}
 }
 

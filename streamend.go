@@ -138,9 +138,10 @@ func (s *stream) conclude(err error, abandoned bool) bool {
 	if p := s.usage.Load(); p != nil {
 		u = *p
 	}
-	c.wire.usage = u
 	if err == nil {
-		c.wire.estimate.complete, c.wire.estimate.seen = true, s.said.Load()/bytesPerToken
+		c.wire.answered(u, s.said.Load(), false)
+	} else {
+		c.wire.usage = u
 	}
 	c.settle(ctx, err)
 	close(s.ended) // before the callbacks, which may call Close

@@ -1,5 +1,5 @@
-// Package budget bounds what calls may spend: calls, tokens or money, per minute, hour, day or month, for each tenant,
-// model or key of one's own, and for each run of an agent.
+// Package budget limits what calls may spend: calls, tokens or money, per minute, hour, day or month, for each tenant, model
+// or key of your own, and for each run of an agent.
 //
 //	b, err := budget.New(budget.Config{
 //		Prices: map[string]budget.Price{"gpt-4o-mini*": {Input: 0.15 * budget.Unit, Output: 0.60 * budget.Unit}},
@@ -9,13 +9,17 @@
 //
 //	ctx = budget.WithRun(ctx, budget.Run{Calls: 20, Cost: 0.10 * budget.Unit, Time: time.Minute})
 //
-// What a call may take is reserved before each attempt, and settled with what it took: as its answer says, or else with an
-// estimate, or with nothing if it was not sent or the provider refused it. See aiguard.Budget. So calls at the same time
-// never spend the same money. A limit holds as far as estimates do: the answer to a prompt with an image may take more than
-// was reserved. Then the sum is above the limit, and the next call is refused.
+// Each attempt reserves the most that it can use before it is sent. When it ends, its usage replaces the reservation: the
+// usage that the answer reports, an estimate if it reports none, or nothing if the attempt was not sent or the provider
+// refused it. See aiguard.Budget. Concurrent calls therefore never spend the same money twice. A limit is as exact as the
+// estimates. An answer can use more than was reserved, to a prompt with images for example. The sum then exceeds the
+// limit, and the next call is rejected.
 //
-// A refused call fails with aiguard.ErrBudget. Error.RetryAfter says when its window ends, or the oldest part of a sliding
-// one. It is 0 for a run, and for a call that needs more than the whole limit.
+// An attempt counts as a call if it was sent and the provider did not refuse it. A Do counts as one call. If it makes
+// guarded calls of the same Guard, those count instead.
+//
+// A rejected call fails with aiguard.ErrBudget. Error.RetryAfter is the time to the end of the window, or until the oldest
+// part of a sliding window ends. It is 0 for a run, and for a call that needs more than the whole limit.
 package budget
 
 import (
@@ -50,7 +54,9 @@ type Config struct {
 	Limits   []Limit        // a call must fit into all of them. None
 	Location *time.Location // in which days and months begin. UTC
 
-	Store             Store         // keeps what was spent in windows. NewMemory()
+	// Store keeps what was spent in windows. What calls under way have reserved when a process crashes stays spent until the
+	// window is over. NewMemory()
+	Store             Store
 	StoreTimeout      time.Duration // the longest wait for a Store other than Memory. 2s
 	AllowWithoutStore bool          // calls pass uncounted while the Store fails; otherwise they fail with aiguard.ErrUnavailable. false
 

@@ -48,7 +48,7 @@ func ExampleNew() {
 			{Name: "calls of a tenant", Calls: 1000, Per: budget.Tenant, Window: budget.Hour, Sliding: true},
 		},
 		OnSoft: func(_ context.Context, r budget.Reached) {
-			log.Printf("%s has spent %v of %v", r.Key, budget.Money(r.Spent), budget.Money(r.Max))
+			log.Printf("%s, %s: %s nearly spent until %v", r.Limit, r.Key, r.What, r.Until)
 		},
 	})
 	if err != nil {

@@ -14,6 +14,7 @@ type dialect struct {
 	expiry    string     // $2 microseconds from now
 	hasSchema string     // whether the table aiguard_schema exists
 	lock      string     // allows one migration at a time
+	lockKey   string     // allows one transaction at a time to spend under the key $1; "": the database has one writer
 	versions  [][]string // statements that lead from each version to the next
 }
 
@@ -33,6 +34,7 @@ var postgresDialect = dialect{
 	// Not to_regclass: within a transaction it may not see tables that others have created since.
 	hasSchema: "SELECT EXISTS (SELECT 1 FROM pg_class WHERE relname = 'aiguard_schema' AND pg_table_is_visible(oid))",
 	lock:      "SELECT pg_advisory_xact_lock(7009134170155573607)", // an arbitrary number
+	lockKey:   "SELECT pg_advisory_xact_lock($1)",
 	versions:  versions("TIMESTAMPTZ"),
 }
 
@@ -69,6 +71,16 @@ func versions(timestamp string) [][]string {
 			owner      TEXT PRIMARY KEY,
 			expires_at ` + timestamp + ` NOT NULL
 		)`,
+	}, {
+		`CREATE TABLE aiguard_spent (
+			counter TEXT NOT NULL,
+			slot    BIGINT NOT NULL,
+			over_at BIGINT NOT NULL,
+			amount  BIGINT NOT NULL,
+			PRIMARY KEY (counter, slot)
+		)`,
+		// For DeleteSpent.
+		`CREATE INDEX aiguard_spent_over ON aiguard_spent (over_at)`,
 	}}
 }
 

@@ -20,8 +20,8 @@ var (
 
 func TestMigrationKeepsOperations(t *testing.T) {
 	for _, steps := range [][][][]string{
-		{{second}, {second, third}}, // from 1 to 2, then from 2 to 3
-		{{second, third}},           // from 1 to 3
+		{{second}, {second, third}}, // one after the other
+		{{second, third}},           // both at once
 		{{}, {second, third}, {second, third}},
 	} {
 		onEach(t, func(t *testing.T, d database) {
@@ -45,7 +45,7 @@ func TestNewerDatabaseIsRejected(t *testing.T) {
 		s := openStore(t, d)
 		require.NoError(t, s.Migrate(t.Context(), second))
 		_, _, err := d.open(t.Context())
-		require.ErrorContains(t, err, "the database has schema version 2, but this program supports at most 1")
+		require.ErrorContains(t, err, "the database has schema version 3, but this program supports at most 2")
 	})
 }
 
@@ -53,7 +53,7 @@ func TestFailedMigrationRollsBack(t *testing.T) {
 	onEach(t, func(t *testing.T, d database) {
 		s := openStore(t, d)
 		require.Error(t, s.Migrate(t.Context(), second, []string{`CREATE TABLE aiguard_third (id BIGINT)`, `no SQL`}))
-		openStore(t, d) // creates version 1
+		openStore(t, d) // it has the version of this program
 		require.NoError(t, s.Migrate(t.Context(), second, third))
 	})
 }

@@ -1,15 +1,17 @@
-// Package sqlstore stores the operations of package task in a SQL database. Operations survive a restart, and several
-// processes can share them. Use SQLite on one machine and PostgreSQL on several.
+// Package sqlstore stores the operations of package task and the counts of package budget in a SQL database. They survive
+// a restart, and several processes can share them. Use SQLite on one machine and PostgreSQL on several.
 //
 //	store, err := sqlstore.OpenSQLite(ctx, "operations.db")
 //	defer store.Close()
 //	runner, err := task.NewRunner(guard, store, task.Config{})
+//	budget, err := budget.New(budget.Config{Store: store, Limits: limits})
 //
 // Both constructors migrate the database to the current schema. All table names begin with aiguard_. The package
 // rejects a database that a newer version has migrated. Stop all processes of an old version before you start a new
 // one.
 //
-// Finished operations are kept until you call DeleteFinished. Call it regularly.
+// Finished operations are kept until you call DeleteFinished, and counts of ended windows until you call DeleteSpent. Call
+// both regularly.
 package sqlstore
 
 import (
@@ -27,6 +29,7 @@ import (
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
+	"github.com/aiguard-go/aiguard/budget"
 	"github.com/aiguard-go/aiguard/task"
 )
 
@@ -35,7 +38,7 @@ const (
 	maxReaders  = 4               // connections to a SQLite file
 )
 
-// Store is a task.Store in a database. It is safe for concurrent use. Create it with OpenSQLite or NewPostgres.
+// Store is a task.Store and a budget.Store in a database. It is safe for concurrent use. Create it with OpenSQLite or NewPostgres.
 type Store struct {
 	db      *sql.DB
 	reads   *sql.DB // for statements that only read
@@ -43,7 +46,10 @@ type Store struct {
 	close   func() error
 }
 
-var _ task.Store = (*Store)(nil)
+var (
+	_ task.Store   = (*Store)(nil)
+	_ budget.Store = (*Store)(nil)
+)
 
 // OpenSQLite opens the SQLite database in the file at path. If the file does not exist, OpenSQLite creates it,
 // readable only by its owner. The folder must exist. OpenSQLite rejects ":memory:" and "file:" names, because a

@@ -76,7 +76,7 @@ func TestPostgresWorksWithTheSimpleProtocol(t *testing.T) {
 func check(t *testing.T, s task.Store, db *sql.DB, checks []storetest.Check) {
 	for _, c := range checks {
 		t.Run(c.Name, func(t *testing.T) {
-			for _, table := range []string{"aiguard_operations", "aiguard_leases"} {
+			for _, table := range []string{"aiguard_operations", "aiguard_leases", "aiguard_spent"} {
 				_, err := db.ExecContext(t.Context(), "DELETE FROM "+table)
 				require.NoError(t, err)
 			}

@@ -210,6 +210,7 @@ var anthropicErrors = vocabulary{
 		{"credit balance is too low", Quota, 0},
 		{"reached your specified api usage limits", Quota, 0}, // until the end of the month
 		{"prompt is too long", PromptTooLarge, 0},
+		{"required for long context requests", PromptTooLarge, 429}, // a shorter prompt passes
 		{"input length and `max_tokens` exceed context limit", PromptTooLarge, 0},
 	},
 }

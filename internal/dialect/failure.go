@@ -80,8 +80,11 @@ func Classify(status int, f Failure) Class {
 	}
 	if class == "" {
 		class = ofMessage(status, f)
-	} else if class == RateLimited && ofMessage(status, f) == Quota {
-		class = Quota // Google uses one status for both
+	} else if class == RateLimited {
+		switch said := ofMessage(status, f); said {
+		case Quota, PromptTooLarge: // Google and Anthropic use one code for all of them
+			class = said
+		}
 	}
 	limited := class == RateLimited || class == "" && status == 429
 	switch {

@@ -57,6 +57,7 @@ func TestRefusalsAreUnderstoodInEveryDialectsWords(t *testing.T) {
 		{404, `{"type":"error","error":{"type":"not_found_error","message":"model: x"}}`, Misconfigured},
 		{403, `{"type":"error","error":{"type":"permission_error","message":"x"}}`, Unauthorized},
 		{400, `{"type":"error","error":{"type":"invalid_request_error","message":"You have reached your specified API usage limits."}}`, Quota},
+		{429, `{"type":"error","error":{"type":"rate_limit_error","message":"Extra usage is required for long context requests."}}`, PromptTooLarge},
 
 		{403, `{"code":"AllocationQuota.FreeTierOnly","message":"The free tier of the model has been exhausted."}`, Quota},
 		{403, `{"error":{"message":"Key limit exceeded (total limit).","code":403}}`, Quota},

@@ -41,7 +41,7 @@ func (m *mutation) edits() []edit { return append([]edit{{m.file, m.old, m.new}}
 // skip excludes stress tests and long memory measurements, which all have short counterparts.
 const skip = "^(TestStress|TestChaos|TestFiftyCallersOfTheWorstAnswers|TestTwoHundredHugeAnswers)"
 
-const timeout = 120 * time.Second // for one test run
+const timeout = 240 * time.Second // for one test run
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)

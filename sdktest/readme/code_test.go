@@ -45,6 +45,11 @@ var pieces = map[string]piece{
 		given:   guardGiven + "var ctx context.Context\nvar mux *http.ServeMux\nvar report func(context.Context) (string, error)\n",
 		used:    "op, err",
 	},
+	"budget:": {
+		imports: []string{"context", "time", aiguardImport + "/budget"},
+		given:   "var ctx context.Context\n",
+		used:    "limits, ctx",
+	},
 	"cacheguard:": {
 		module:  "cacheguard",
 		imports: []string{"net/http", aiguardImport, aiguardImport + "/cacheguard"},
