@@ -9,8 +9,7 @@ import (
 )
 
 const (
-	// An answer in the room needs up to three times its size more while it is decoded, so the room is a quarter of the
-	// memory limit.
+	// Decoding an answer takes another three times its size, so the room is a quarter of the memory limit.
 	roomShare = 4
 	// Each answer gets this much room without waiting, so ordinary answers and error bodies do not wait for huge ones.
 	roomFree = maxErrorBytes + 1<<10

@@ -287,7 +287,7 @@ func TestAzurePathsAreAnswered(t *testing.T) {
 	assert.NotEmpty(t, s.Requests()[0].Query.Get("api-version"))
 }
 
-func TestTextNStreamsExactlySoManyChunks(t *testing.T) {
+func TestTextNStreamsTheGivenNumberOfChunks(t *testing.T) {
 	s := aiguardtest.NewServer(t)
 	c := newClient(s, newHTTP(t, s))
 	for _, text := range []string{"", "žlu", long} {

@@ -64,7 +64,7 @@ func (l *listener) current() net.Listener {
 	return l.ln
 }
 
-// admit returns nil if the connection is refused or err is set.
+// admit registers a new connection. It returns nil if err is set, the listener is shut, or FaultRefused is played.
 func (l *listener) admit(nc net.Conn, err error) *conn {
 	if err != nil {
 		return nil
@@ -87,7 +87,7 @@ func (l *listener) admit(nc net.Conn, err error) *conn {
 	return c
 }
 
-// Close closes only the port, for http.Server. shut also closes the connections.
+// Close calls shut. http.Server calls it.
 func (l *listener) Close() error {
 	l.shut()
 	return nil

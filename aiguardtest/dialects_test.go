@@ -198,7 +198,7 @@ func TestTextIsAnsweredInTheAPIOfThePath(t *testing.T) {
 	})
 }
 
-func TestOllamaStreamsUnlessToldNotTo(t *testing.T) {
+func TestOllamaStreamsByDefault(t *testing.T) {
 	s := aiguardtest.NewServer(t, aiguardtest.Pipe())
 	resp, body, err := postTo(t.Context(), s, newHTTP(t, s), "/api/chat", `{"model":"m"}`)
 	require.NoError(t, err)

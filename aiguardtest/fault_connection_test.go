@@ -263,7 +263,7 @@ func TestGoesDarkCutsStreamsOffWithoutEndingThem(t *testing.T) {
 	})
 }
 
-func TestEarlyHintsComeAgainAndAgain(t *testing.T) {
+func TestEarlyHintsRepeat(t *testing.T) {
 	eachMode(t, func(t *testing.T, s *aiguardtest.Server, c *http.Client) {
 		s.Play(aiguardtest.FaultEndlessEarlyHints)
 		hints := 0

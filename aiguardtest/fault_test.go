@@ -454,7 +454,7 @@ func TestVirtualEveryFaultDoesWhatItSays(t *testing.T) {
 	})
 }
 
-func TestTheTableIsDocumented(t *testing.T) {
+func TestFaultTableIsDocumented(t *testing.T) {
 	page, err := os.ReadFile("doc.go")
 	require.NoError(t, err)
 	source, err := os.ReadFile("fault.go")
@@ -479,7 +479,7 @@ func TestTheTableIsDocumented(t *testing.T) {
 	assert.Len(t, seen, len(expectations)+5)
 }
 
-func TestPlayGoesBeforeAllElseAndLeavesTheScriptAlone(t *testing.T) {
+func TestPlayPrecedesTheScriptAndKeepsIt(t *testing.T) {
 	eachMode(t, func(t *testing.T, s *aiguardtest.Server, c *http.Client) {
 		status := func(code int) aiguardtest.Reply { return aiguardtest.JSON(code, "{}") }
 		s.SetDefault(status(203))
@@ -517,7 +517,7 @@ func TestFaultsThatDoNotExistOrCannotBeReplies(t *testing.T) {
 	assert.Equal(t, 4, below)
 }
 
-func TestHugeBodiesAreAsHugeAsTheySay(t *testing.T) {
+func TestHugeBodiesHaveTheDocumentedSize(t *testing.T) {
 	t.Parallel()
 	s := aiguardtest.NewServer(t)
 	c := newHTTP(t, s)

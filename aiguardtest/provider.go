@@ -29,9 +29,9 @@ type ProviderConfig struct {
 	// "Time-shared Systems: A Theoretical Treatment", 1967), which is close to an inference server with batching.
 	Capacity int
 
-	// Loss is the cost of exceeding Capacity. With n requests in progress, the total speed is Capacity / (1 +
-	// Loss*(n-Capacity)/Capacity). This models a server that runs out of memory, drops requests and computes them
-	// again. Default 0: no loss.
+	// Loss is the cost of exceeding Capacity. With n requests in progress, the total speed is
+	// Capacity / (1 + Loss*(n-Capacity)/Capacity). This models a server that runs out of memory, drops requests and
+	// computes them again. Default 0: no loss.
 	Loss float64
 
 	// MaxActive is the number of requests that may be in progress. Further requests get a 503.
@@ -97,7 +97,7 @@ type Provider struct {
 type job struct {
 	Served
 	retryAfter time.Duration
-	header     http.Header // describe the rate limit
+	header     http.Header // rate limit headers
 	err        error       // connection error
 
 	finish float64       // value of the provider's shared at which the job is done

@@ -115,7 +115,7 @@ func TestProviderWithoutCapacityNeverSlowsDown(t *testing.T) {
 	})
 }
 
-func TestProviderLosesWhatOverloadCosts(t *testing.T) {
+func TestProviderSlowsDownWithLoss(t *testing.T) {
 	inBubble(t, aiguardtest.ProviderConfig{Capacity: 8, Loss: 0.25}, func(t *testing.T, p *simulated) {
 		for _, d := range p.times(t, 16, time.Second) {
 			require.InDelta(t, 2*1.25, d.Seconds(), 1e-6)
@@ -123,7 +123,7 @@ func TestProviderLosesWhatOverloadCosts(t *testing.T) {
 	})
 }
 
-func TestProviderGetsNoMoreDoneForMoreClients(t *testing.T) {
+func TestProviderThroughputIsConstantUnderOverload(t *testing.T) {
 	inBubble(t, aiguardtest.ProviderConfig{Capacity: 5}, func(t *testing.T, p *simulated) {
 		var clients sync.WaitGroup
 		for i := range 50 {
@@ -139,7 +139,7 @@ func TestProviderGetsNoMoreDoneForMoreClients(t *testing.T) {
 	})
 }
 
-func TestProviderTellsRequestsBeyondTheRateLimitWhenToComeBack(t *testing.T) {
+func TestProviderSendsRetryAfterBeyondTheRateLimit(t *testing.T) {
 	inBubble(t, aiguardtest.ProviderConfig{RPM: 30}, func(t *testing.T, p *simulated) {
 		p.times(t, 3, time.Millisecond)
 		start := time.Now()
@@ -192,7 +192,7 @@ func TestProviderDescribesItsRateLimitInHeaders(t *testing.T) {
 	})
 }
 
-func TestProviderSendsRateLimitHeadersOnlyIfTold(t *testing.T) {
+func TestProviderSendsRateLimitHeadersOnlyIfConfigured(t *testing.T) {
 	for _, cfg := range []aiguardtest.ProviderConfig{{RPM: 30}, {RateLimitHeaders: true}} {
 		inBubble(t, cfg, func(t *testing.T, p *simulated) {
 			r, err := p.ask(t.Context(), time.Second)
@@ -218,7 +218,7 @@ func TestProviderWithRetryAfterRefusesEveryRequest(t *testing.T) {
 	})
 }
 
-func TestProviderRefusesWhatItHasNoRoomFor(t *testing.T) {
+func TestProviderRejectsRequestsBeyondMaxActive(t *testing.T) {
 	inBubble(t, aiguardtest.ProviderConfig{MaxActive: 2}, func(t *testing.T, p *simulated) {
 		var calls sync.WaitGroup
 		calls.Go(func() { p.times(t, 2, time.Second) })
@@ -249,7 +249,7 @@ func TestProviderLosesItsWorkInAnOutageRefusesAndRecovers(t *testing.T) {
 	})
 }
 
-func TestProviderWorksForNobodyWhoHasLeft(t *testing.T) {
+func TestProviderStopsWorkForClientsThatLeave(t *testing.T) {
 	inBubble(t, aiguardtest.ProviderConfig{Capacity: 1}, func(t *testing.T, p *simulated) {
 		ctx, leave := context.WithTimeout(t.Context(), time.Second)
 		defer leave()
@@ -265,7 +265,7 @@ func TestProviderWorksForNobodyWhoHasLeft(t *testing.T) {
 	})
 }
 
-func TestProviderTellsWhatItMadeOfARequest(t *testing.T) {
+func TestProviderReportsServedRequests(t *testing.T) {
 	inBubble(t, aiguardtest.ProviderConfig{Capacity: 1}, func(t *testing.T, p *simulated) {
 		time.Sleep(time.Minute)
 		p.times(t, 2, 3*time.Second)

@@ -157,7 +157,7 @@ func TestHangAfterSendsEverythingAndNeverEnds(t *testing.T) {
 	})
 }
 
-func TestCutLetsExactlySoManyBytesThrough(t *testing.T) {
+func TestCutSendsExactlyNBytes(t *testing.T) {
 	const body = "0123456789"
 	eachMode(t, func(t *testing.T, s *aiguardtest.Server, c *http.Client) {
 		for n, want := range map[int]string{0: "", 1: "0", 5: "01234", 10: body, 11: body} {

@@ -43,7 +43,7 @@ func invented(ours, others float64) cost.Results {
 	return r
 }
 
-func TestReportTellsEveryTargetAndWhichIsMissed(t *testing.T) {
+func TestReportListsEveryTargetAndTheMissedOnes(t *testing.T) {
 	var b bytes.Buffer
 	require.NoError(t, report(&b, invented(1e9, 1), cost.Rows, 2, time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)))
 	text := b.String()
@@ -71,8 +71,8 @@ func TestReportTellsEveryTargetAndWhichIsMissed(t *testing.T) {
 	require.NotContains(t, b.String(), "quick run")
 }
 
-// TestResultsAreOfTheseRows fails if a row or a target changed after RESULTS.md was written. Run make bench then.
-func TestResultsAreOfTheseRows(t *testing.T) {
+// TestResultsMatchTheRows fails if a row or a target changed after RESULTS.md was written. Run make bench then.
+func TestResultsMatchTheRows(t *testing.T) {
 	text, err := os.ReadFile(resultsFile)
 	require.NoError(t, err)
 	for _, row := range cost.Rows {

@@ -65,7 +65,7 @@ func TestErrorPagesAreReadable(t *testing.T) {
 	}
 }
 
-func TestCountdownEndsWithAnInvitation(t *testing.T) {
+func TestCountdownEnablesTryAgain(t *testing.T) {
 	t.Parallel()
 	b := open(t, failing(t)+"/short")
 	b.see("#wait", "in 2 seconds")
@@ -78,7 +78,7 @@ func TestCountdownEndsWithAnInvitation(t *testing.T) {
 	b.see("#wait", "in 2 seconds") // the second request is rejected too
 }
 
-func TestPageSaysAllWithoutJavaScript(t *testing.T) {
+func TestPageWorksWithoutJavaScript(t *testing.T) {
 	t.Parallel()
 	address := failing(t)
 	b := open(t, address+"/503-overloaded")

@@ -84,7 +84,7 @@ func TestQuestionsAndFeedbackSucceed(t *testing.T) {
 	b.shoot("success")
 }
 
-func TestProgressIsSeen(t *testing.T) {
+func TestProgressIsShown(t *testing.T) {
 	b := questions(t)
 	b.fault("slow")
 	b.click(askQuestions + " button")
@@ -115,7 +115,7 @@ func TestFailuresHaveFriendlyMessages(t *testing.T) {
 	b.see(newest+" .status", "Done")
 }
 
-func TestOverloadIsTold(t *testing.T) {
+func TestOverloadShowsAMessage(t *testing.T) {
 	b := questions(t)
 	b.fault("slow")
 	b.click(askQuestions + " button") // runs
@@ -189,7 +189,7 @@ func TestFailedOperationIsRetriedFromItsCard(t *testing.T) {
 	b.shoot("retried")
 }
 
-func TestWhatHappenedIsInViewOnAPhone(t *testing.T) {
+func TestResultIsInViewOnAPhone(t *testing.T) {
 	b := questions(t)
 	b.emulate(380, 667, "light")
 	inView := func(selector string) {

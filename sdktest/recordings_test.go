@@ -53,7 +53,7 @@ func endpoint(req *http.Request) string {
 	return e.Op()
 }
 
-func TestRecordedAnswersArriveAsTheyWere(t *testing.T) {
+func TestRecordedAnswersArriveUnchanged(t *testing.T) {
 	type row struct{ answers, streams, failures int }
 	table := map[string]*row{}
 	for i, r := range recordings(t) {

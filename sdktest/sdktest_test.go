@@ -99,7 +99,7 @@ func TestTheSDKsOwnErrorArrives(t *testing.T) {
 	})
 }
 
-func TestTimeoutsAreOurs(t *testing.T) {
+func TestTimeoutsAreReportedByTheGuard(t *testing.T) {
 	each(t, func(t *testing.T, s sdk) {
 		p := newProvider(t, hang)
 		g := newGuard(t, aiguard.Config{CallTimeout: 50 * time.Millisecond})
@@ -123,7 +123,7 @@ func TestTimeoutsAreOurs(t *testing.T) {
 	})
 }
 
-func TestCallersEndIsTheirOwn(t *testing.T) {
+func TestCallersCancellationIsReturned(t *testing.T) {
 	each(t, func(t *testing.T, s sdk) {
 		g := newGuard(t, aiguard.Config{})
 		for name, call := range s.calls() {

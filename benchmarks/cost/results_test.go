@@ -35,7 +35,7 @@ PASS
 	}
 }
 
-func TestSpoiltLineIsAnError(t *testing.T) {
+func TestMalformedLineIsAnError(t *testing.T) {
 	require.Error(t, Results{}.Read([]byte("BenchmarkDo/hand-2 many 4151 ns/op\n")))
 }
 

@@ -101,7 +101,7 @@ func (c *call) at(from, to float64, status int) served {
 	return served{c, d(from), d(to), status}
 }
 
-func TestRefusedCallCouldHaveHadASlotThatDidNoUsefulWork(t *testing.T) {
+func TestIdleSlotsCountAgainstRefusedCalls(t *testing.T) {
 	r := deadlines.run(1, 1, false)
 	r.provider.Capacity = 1
 	for name, c := range map[string]struct {
@@ -149,7 +149,7 @@ func TestDeadlinesAreMeasured(t *testing.T) {
 	require.Equal(t, "–", percent(f.couldHave), "of none")
 }
 
-func TestRateLimitIsForgivenBeforeTheFirstAnswer(t *testing.T) {
+func TestRateLimitsBeforeTheFirstAnswerDoNotCount(t *testing.T) {
 	c := at(0, 1, answered)
 	require.Equal(t, 1, limited([]served{c.at(0, 1, 200), c.at(0.5, 0.6, 429), c.at(1.5, 1.6, 429), c.at(2, 3, 200)}))
 	require.Zero(t, limited([]served{c.at(0, 1, 429)}))
@@ -204,7 +204,7 @@ func TestScenariosAreChosenByName(t *testing.T) {
 	require.EqualError(t, err, "-scenario: no scenario matches lunch")
 }
 
-func TestReportTellsMedianAndRange(t *testing.T) {
+func TestReportShowsMedianAndRange(t *testing.T) {
 	var results []result
 	for _, v := range []float64{0.9, 0.5, 0.7} {
 		results = append(results, result{calm: figures{goodput: v}})

@@ -8,7 +8,7 @@ import (
 )
 
 // Each row has the error of a provider and its class.
-func TestRefusalsAreUnderstoodInEveryDialectsWords(t *testing.T) {
+func TestRefusalsAreClassifiedInEveryDialect(t *testing.T) {
 	for _, tc := range []struct {
 		status int
 		body   string

@@ -11,7 +11,7 @@ import (
 // The texts of a prompt count. The bytes of its images, sounds, videos and files do not count, in any place that an API
 // allows: in a message, in a tool result, or beside the messages. T is a text of 5 characters, D has 5,000 characters
 // of base64, and N is a name of 1 character, such as a file name.
-func TestBytesOfMediaAreNoText(t *testing.T) {
+func TestMediaBytesDoNotCountAsText(t *testing.T) {
 	const (
 		chat     = "/v1/chat/completions"
 		respond  = "/v1/responses"
@@ -110,7 +110,7 @@ func TestBytesOfMediaAreNoText(t *testing.T) {
 }
 
 // Text that only looks like an image counts as text, so it cannot bypass the limit.
-func TestTextBehindADataURIIsText(t *testing.T) {
+func TestTextAfterADataURICountsAsText(t *testing.T) {
 	long := strings.Repeat("All work and no play. ", 100)
 	for _, input := range []string{"data:image/png;base64," + long, "data:text/plain;base64,QUJD", "data:,;base64," + long, long + "data:image/png;base64,QUJD",
 		"data:image/png;base64,\\u003c\\u003c"} {

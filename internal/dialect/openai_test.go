@@ -79,7 +79,7 @@ func TestErrorIsFoundInEveryForm(t *testing.T) {
 	}
 }
 
-func TestOpenAIAnswerIsToldFromNoAnswer(t *testing.T) {
+func TestOpenAIAnswersAreRecognized(t *testing.T) {
 	const stop = `"finish_reason":"stop"`
 	for _, tc := range []struct {
 		path, body        string

@@ -64,7 +64,7 @@ type query struct {
 }
 
 // Read reads a request's JSON body once, front to back. It passes each part of the prompt to part until part returns
-// false. It stops at the first byte that is not valid JSON.
+// false. If the body is not valid JSON, Read stops early and reports no error.
 func (e Endpoint) Read(body []byte, part func(Part) bool) Request {
 	r := Request{Model: e.model, Stream: e.stream}
 	q := query{Request: &r, api: e.api, body: body, part: part, enough: part == nil}
@@ -185,7 +185,7 @@ func (q *query) limit(key []byte, c *jsonscan.Cursor) bool {
 	return false
 }
 
-// Lower returns body with an output limit of at most most tokens. r is the result of Read for body. If the limit is
+// Lower returns body with its output limit lowered to most tokens. r is the result of Read for body. If the limit is
 // already low enough, Lower returns body itself. It reports false if the body has no place for the limit.
 func (e Endpoint) Lower(body []byte, r *Request, most int) ([]byte, bool) {
 	if e.api == nil || len(e.api.output.names) == 0 {

@@ -153,7 +153,7 @@ func index(value []byte) uint64 {
 	return n
 }
 
-// text reads a text of the answer. An empty text is no progress.
+// text reads a text of the answer. A text that is not empty counts as progress and as a free value.
 func (s *Stream) text(c *jsonscan.Cursor) {
 	value := c.Value()
 	if said(value) {
@@ -162,7 +162,7 @@ func (s *Stream) text(c *jsonscan.Cursor) {
 	}
 }
 
-// varies records a string or a whole number that has no effect on the Stream.
+// varies reads a value. A string or a whole number counts as a free value.
 func (s *Stream) varies(c *jsonscan.Cursor) {
 	value := c.Value()
 	if len(value) > 0 && (value[0] == '"' || natural(value)) {

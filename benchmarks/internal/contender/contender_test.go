@@ -89,7 +89,7 @@ func TestFailureIsTriedThreeTimes(t *testing.T) {
 	})
 }
 
-func TestNoMoreThanTheSlotsAtOnceAndAllServed(t *testing.T) {
+func TestConcurrencyStaysWithinTheSlotsAndAllAreServed(t *testing.T) {
 	for _, waiting := range []contender.Waiting{contender.Bounded, contender.Endless} {
 		in(t, waiting, contender.Limiting, func(t *testing.T, run contender.Run[int]) {
 			const callers = 50
@@ -116,7 +116,7 @@ func TestNoMoreThanTheSlotsAtOnceAndAllServed(t *testing.T) {
 	}
 }
 
-func TestQueueLongerThanAGuardsIsEndlessIfToldSo(t *testing.T) {
+func TestEndlessQueueHoldsMoreThanTheDefault(t *testing.T) {
 	in(t, contender.Endless, contender.Limiting, func(t *testing.T, run contender.Run[int]) {
 		var wg sync.WaitGroup
 		for range contender.Slots + 3*contender.Queue {
