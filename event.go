@@ -24,13 +24,13 @@ func (e Event) MarshalJSON() ([]byte, error) {
 func (e Event) LogValue() slog.Value {
 	attrs := []slog.Attr{
 		slog.String("type", short(string(e.Type))),
-		slog.String("call", e.ID.String()),
+		slog.String("call_id", e.ID.String()),
 		slog.String("op", short(e.Call.Op)),
 		slog.String("model", short(e.Call.Model)),
 		slog.Int("attempt", e.Attempt),
 	}
 	for _, s := range []struct{ key, value string }{
-		{"parent", e.Parent.String()}, {"tenant", e.Call.Tenant}, {"host", e.Host}, {"route", e.Route}, {"endpoint", e.Endpoint},
+		{"parent_id", e.Parent.String()}, {"tenant", e.Call.Tenant}, {"host", e.Host}, {"route", e.Route}, {"endpoint", e.Endpoint},
 	} {
 		if s.value != "" {
 			attrs = append(attrs, slog.String(s.key, short(s.value)))
@@ -51,6 +51,9 @@ func (e Event) LogValue() slog.Value {
 		if d.value != 0 {
 			attrs = append(attrs, slog.Duration(d.key, d.value))
 		}
+	}
+	if e.MayBeBilled {
+		attrs = append(attrs, slog.Bool("may_be_billed", true))
 	}
 	if e.Err != nil {
 		attrs = append(attrs, slog.Any("error", e.safeErr()))

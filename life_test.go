@@ -339,6 +339,24 @@ func TestCallIDsOfTwoGuardsDiffer(t *testing.T) {
 	require.Empty(t, aiguard.CallID(0).String())
 }
 
+func TestEventsTellThatAFailureMayBeBilled(t *testing.T) {
+	rec := &recorder{}
+	inVirtualTime(t, aiguard.Config{OnEvent: rec.OnEvent}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.Enqueue(aiguardtest.Error(400, ""), aiguardtest.Hang(), aiguardtest.Hang(), aiguardtest.Text("Hello!"))
+		_, _ = chat(t.Context(), c)
+		_, _ = chat(t.Context(), c)
+		left, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, _ = chat(left, c)
+		_, _ = chat(t.Context(), c)
+		var billed []bool
+		for _, e := range rec.all(aiguard.EventAttemptDone, aiguard.EventDone) {
+			billed = append(billed, e.MayBeBilled)
+		}
+		require.Equal(t, []bool{false, false, true, true, true, true, false, false}, billed, "refused, timed out, left, answered")
+	})
+}
+
 // The caller owns the error it gets, and the guard goes on with it: neither may be the one that a callback keeps.
 func TestAnAttemptsErrorInAnEventIsACopy(t *testing.T) {
 	rec := &recorder{}

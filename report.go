@@ -30,6 +30,8 @@ type Event struct {
 	Usage Usage // EventAttemptDone, EventDone
 	Err   error // the cause: an *Error, or the caller's own error
 
+	MayBeBilled bool // with Err: the provider may charge for the attempts so far, see Error.MayBeBilled
+
 	// Sizes for EventMemorySpike: the body of the last request, if its length was known, and the body of its answer.
 	// HeapGrowth counts from the admission of the call.
 	PromptBytes, AnswerBytes, HeapGrowth int64
@@ -122,7 +124,7 @@ func (c *call) fill(e *Error) {
 // event returns an Event of the call as it is now.
 func (c *call) event(t EventType, err error) Event {
 	e := Event{Type: t, Call: c.Call, Host: c.host, Alternative: int(c.alternative), Attempt: int(c.attempts),
-		Queued: c.queued, Backoff: c.backoff, InFlight: c.inFlight, Elapsed: c.since(c.start), Err: err}
+		Queued: c.queued, Backoff: c.backoff, InFlight: c.inFlight, Elapsed: c.since(c.start), Err: err, MayBeBilled: err != nil && c.mayBill}
 	if key, ok := c.routeKey(); ok {
 		e.Route = key.text()
 	}

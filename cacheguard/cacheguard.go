@@ -133,6 +133,12 @@ type Config struct {
 
 	Store         Store         // keeps the answers instead of memory; MaxBytes then has no effect. Default none
 	LookupTimeout time.Duration // for one lookup in Store. Default 50ms
+
+	// OnAnswer is called when the answer to a request begins, in the goroutine of the caller and with no lock held. ctx is
+	// the caller's context, source is the value of Header, and waited is how long the caller has waited. first is the context
+	// of the caller who sent the request. If source is "shared", that is another caller. Set it to the method CacheAnswer
+	// of otelguard's Telemetry for traces and metrics. Default none
+	OnAnswer func(ctx context.Context, source string, waited time.Duration, first context.Context)
 }
 
 func (c *Config) validate() error {
@@ -276,13 +282,30 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		unheed()
 		return nil, callctx.Err(ctx)
 	}
+	joined := time.Now()
 	r, err := t.join(ctx, q)
 	if err != nil {
 		unheed()
 		return nil, err
 	}
 	r.unheed = unheed
-	return r.response(req)
+	resp, err := r.response(req)
+	if err == nil && t.cfg.OnAnswer != nil {
+		t.tell(r, resp.Header.Get(Header), time.Since(joined))
+	}
+	return resp, err
+}
+
+// tell calls OnAnswer. A caller whom that throws out has no answer to close.
+func (t *Transport) tell(r *reader, source string, waited time.Duration) {
+	returned := false
+	defer func() {
+		if !returned {
+			r.Close()
+		}
+	}()
+	t.cfg.OnAnswer(r.ctx, source, waited, r.f.q.send.Context())
+	returned = true
 }
 
 // CloseIdleConnections closes the idle connections of next if next supports that.

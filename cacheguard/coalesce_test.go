@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -476,5 +477,43 @@ func TestCloseEndsCallsInFlight(t *testing.T) {
 		require.ErrorIs(t, a.err, aiguard.ErrClosed)
 		require.ErrorIs(t, w.chat(t.Context(), certain).err, aiguard.ErrClosed)
 		require.NoError(t, w.cache.Close())
+	})
+}
+
+func TestOnAnswerTellsWhoseRequestItIs(t *testing.T) {
+	type caller struct{}
+	type told struct {
+		caller, first any
+		source        string
+		waited        time.Duration
+	}
+	var mu sync.Mutex
+	got := map[any]told{}
+	cfg := cacheguard.Config{OnAnswer: func(ctx context.Context, source string, waited time.Duration, first context.Context) {
+		mu.Lock()
+		defer mu.Unlock()
+		got[ctx.Value(caller{})] = told{ctx.Value(caller{}), first.Value(caller{}), source, waited}
+	}}
+	inVirtualTime(t, cfg, func(t *testing.T, w *world) {
+		w.srv.SetDefault(aiguardtest.After(10*time.Second, aiguardtest.Text("Hello there")))
+		ask := func(i int) answer {
+			time.Sleep(time.Duration(i) * time.Second)
+			return w.chat(context.WithValue(t.Context(), caller{}, i), certain)
+		}
+		all(3, ask)
+		ask(20)
+		require.Equal(t, map[any]told{0: {0, 0, "miss", 10 * time.Second}, 1: {1, 0, "shared", 9 * time.Second},
+			2: {2, 0, "shared", 8 * time.Second}, 20: {20, 20, "hit", 0}}, got)
+	})
+}
+
+func TestPanicOfOnAnswerLeavesNothingBehind(t *testing.T) {
+	cfg := cacheguard.Config{OnAnswer: func(context.Context, string, time.Duration, context.Context) { panic("boom") }}
+	inVirtualTime(t, cfg, func(t *testing.T, w *world) {
+		w.srv.SetDefault(aiguardtest.HangAfter(aiguardtest.Events(`{"choices":[{"index":0,"delta":{"content":"x"}}]}`)))
+		require.PanicsWithValue(t, "boom", func() { w.chat(t.Context(), certainStream) })
+		synctest.Wait()
+		require.Zero(t, w.cache.Stats().InFlight)
+		require.Zero(t, w.guard.Stats().InFlight)
 	})
 }

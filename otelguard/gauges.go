@@ -16,6 +16,7 @@ type gauges struct {
 	inFlight, waiting, limit, buffered    metric.Int64ObservableGauge
 	routeInFlight, routePaused, routeDown metric.Int64ObservableGauge
 	tenantInFlight, tenantWaiting         metric.Int64ObservableGauge
+	budgetReached                         metric.Int64ObservableGauge
 }
 
 func (t *Telemetry) observe(g *aiguard.Guard) (metric.Registration, error) {
@@ -29,7 +30,7 @@ func (t *Telemetry) observe(g *aiguard.Guard) (metric.Registration, error) {
 	gs := &gauges{
 		inFlight: gauge(inFlight), waiting: gauge(waiting), limit: gauge(limit), buffered: gauge(buffered),
 		routeInFlight: gauge(routeInFlight), routePaused: gauge(routePaused), routeDown: gauge(routeDown),
-		tenantInFlight: gauge(tenantInFlight), tenantWaiting: gauge(tenantWaiting),
+		tenantInFlight: gauge(tenantInFlight), tenantWaiting: gauge(tenantWaiting), budgetReached: gauge(budgetReached),
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
@@ -49,6 +50,10 @@ func (t *Telemetry) observe(g *aiguard.Guard) (metric.Registration, error) {
 		o.ObserveInt64(gs.buffered, st.BufferedBytes, whole)
 		t.observeRoutes(o, gs, common, g.Routes())
 		t.observeTenants(o, gs, common, st.Tenants)
+		for limit, keys := range t.budgets.reached(time.Now()) {
+			o.ObserveInt64(gs.budgetReached, keys, metric.WithAttributeSet(newSet(common, []attribute.KeyValue{
+				attribute.String(attrBudget, limit.name), attribute.String(attrBudgetUnit, limit.unit)})))
+		}
 		return nil
 	}, all...)
 }
@@ -62,7 +67,7 @@ func (t *Telemetry) observeRoutes(o metric.Observer, gs *gauges, common []attrib
 	for _, r := range routes {
 		at := place{r.Host, r.Name}
 		if t.routes.bound(r.Host+" "+r.Name) == other {
-			at = place{other, other}
+			at = place{"", other}
 		}
 		s := sum[at]
 		s.inFlight += r.InFlight
@@ -70,8 +75,12 @@ func (t *Telemetry) observeRoutes(o metric.Observer, gs *gauges, common []attrib
 		sum[at] = s
 	}
 	for at, s := range sum {
-		with := metric.WithAttributeSet(newSet(common, []attribute.KeyValue{
-			attribute.String(attrAddress, clean(at.host)), attribute.String(attrRoute, clean(at.name))}))
+		attrs := []attribute.KeyValue{attribute.String(attrRoute, clean(at.name))}
+		if at.host != "" { // else it is a Do's
+			address, port := splitHost(at.host)
+			attrs = append(attrs, attribute.String(attrAddress, clean(address)), attribute.Int(attrPort, port))
+		}
+		with := metric.WithAttributeSet(newSet(common, attrs))
 		o.ObserveInt64(gs.routeInFlight, s.inFlight, with)
 		o.ObserveInt64(gs.routePaused, s.paused, with)
 		o.ObserveInt64(gs.routeDown, s.down, with)

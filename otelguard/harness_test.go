@@ -31,6 +31,8 @@ type world struct {
 	spans  *tracetest.SpanRecorder
 	reader *metric.ManualReader
 	tracer *sdktrace.TracerProvider
+
+	telemetry *otelguard.Telemetry
 }
 
 func newWorld(t testing.TB, srv *aiguardtest.Server, cfg aiguard.Config, own otelguard.Config) *world {
@@ -40,6 +42,7 @@ func newWorld(t testing.TB, srv *aiguardtest.Server, cfg aiguard.Config, own ote
 	own.TracerProvider, own.MeterProvider = w.tracer, metric.NewMeterProvider(metric.WithReader(w.reader))
 	telemetry, err := otelguard.New(own)
 	require.NoError(t, err)
+	w.telemetry = telemetry
 	guard, err := aiguard.New(telemetry.Install(cfg))
 	require.NoError(t, err)
 	registration, err := telemetry.Observe(guard)

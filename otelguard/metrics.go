@@ -18,7 +18,7 @@ type meters struct {
 	embeddingsTokens                      metric.Int64Histogram
 	input, output, read, write, reasoning metric.Int64Counter
 	refused, retries, timeouts            metric.Int64Counter
-	hedges, fallbacks, outages            metric.Int64Counter
+	hedges, fallbacks, outages, cached    metric.Int64Counter
 }
 
 func newMeters(m metric.Meter) (*meters, error) {
@@ -40,7 +40,7 @@ func newMeters(m metric.Meter) (*meters, error) {
 		input: counter(inputTokens), output: counter(outputTokens), read: counter(cacheReadTokens), write: counter(cacheWriteTokens),
 		reasoning: counter(reasoningTokens),
 		refused:   counter(refused), retries: counter(retries), timeouts: counter(timeouts), hedges: counter(hedges),
-		fallbacks: counter(fallbacks), outages: counter(outages),
+		fallbacks: counter(fallbacks), outages: counter(outages), cached: counter(cached),
 	}
 	i := embeddingsTokens
 	var err error

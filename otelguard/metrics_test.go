@@ -19,6 +19,7 @@ import (
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/aiguardtest"
+	"github.com/aiguard-go/aiguard/budget"
 	"github.com/aiguard-go/aiguard/otelguard"
 )
 
@@ -61,6 +62,8 @@ func everything(t *testing.T, w *world) {
 	for range 5 { // timeouts, then an outage
 		require.Error(t, w.chat(ctx))
 	}
+	w.telemetry.CacheAnswer(ctx, "hit", 0, ctx)
+	w.telemetry.BudgetReached(ctx, budget.Reached{Limit: "day", What: "cost", Until: time.Now().Add(time.Hour)})
 	for range 2 { // one has to wait
 		go func() {
 			_, _ = aiguard.Do(ctx, w.Guard().With(aiguard.Call{Op: "work", Weight: 5}), func(context.Context) (int, error) {
@@ -156,6 +159,33 @@ func TestEachTimeoutIsCountedOnceByItsPhase(t *testing.T) {
 	})
 }
 
+func TestATimeoutInsideADoIsCountedOnce(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{}, otelguard.Config{}, func(t *testing.T, w *world) {
+		w.srv.SetDefault(aiguardtest.Hang())
+		_, err := aiguard.Do(t.Context(), w.Guard().With(aiguard.Call{Op: "work", Timeout: time.Minute}), func(ctx context.Context) (int, error) {
+			return 0, w.chat(ctx)
+		})
+		require.ErrorIs(t, err, aiguard.ErrTimeout)
+		require.Equal(t, "chat", only(t, w.collect(t), "aiguard.timeouts").attr("gen_ai.operation.name"))
+	})
+}
+
+func TestACallerWhoLeavesTheQueueIsNeitherRefusedNorServed(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{MaxConcurrent: 1}, otelguard.Config{}, func(t *testing.T, w *world) {
+		w.srv.SetDefault(aiguardtest.After(5*time.Second, aiguardtest.Text("Hello!")))
+		go func() { _ = w.chat(t.Context()) }()
+		synctest.Wait()
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		require.Error(t, w.chat(ctx))
+		time.Sleep(time.Minute)
+		all := w.collect(t)
+		require.EqualValues(t, 1, only(t, all, "gen_ai.client.inference.duration").count)
+		require.Empty(t, pointsOf(all["aiguard.refused"]))
+		require.InDelta(t, 1, only(t, all, "aiguard.queue.wait").sum, 1e-3)
+	})
+}
+
 func TestRefusalsAreCountedByReasonAndAreNoInference(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{MaxPromptChars: 5}, otelguard.Config{}, func(t *testing.T, w *world) {
 		require.Error(t, w.chat(t.Context()))
@@ -216,6 +246,30 @@ func TestLabelsBeyondOneHundredValuesAreOther(t *testing.T) {
 		}
 		last := w.spans.Ended()[299]
 		require.Equal(t, "model-149", textOf(last.Attributes(), "gen_ai.request.model"), "spans have no such bound")
+	})
+}
+
+func TestAnAlmostSpentBudgetIsToldUntilItsWindowEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := aiguardtest.NewServer(t, aiguardtest.Pipe())
+		var w *world
+		b, err := budget.New(budget.Config{
+			Limits: []budget.Limit{{Name: "tenant and minute", Calls: 10, Per: budget.Tenant, Window: budget.Minute}},
+			OnSoft: func(ctx context.Context, r budget.Reached) { w.telemetry.BudgetReached(ctx, r) },
+		})
+		require.NoError(t, err)
+		w = newWorld(t, srv, aiguard.Config{Budget: b}, otelguard.Config{})
+		for _, tenant := range []string{"a", "b", "c"} {
+			for range map[string]int{"a": 9, "b": 8, "c": 2}[tenant] {
+				require.NoError(t, w.chat(aiguard.WithCall(t.Context(), aiguard.Call{Tenant: tenant})))
+			}
+		}
+		reached := only(t, w.collect(t), "aiguard.budget.reached")
+		require.Equal(t, 2., reached.sum)
+		require.Equal(t, "tenant and minute", reached.attr("aiguard.budget.limit"))
+		require.Equal(t, "calls", reached.attr("aiguard.budget.unit"))
+		time.Sleep(2 * time.Minute)
+		require.Zero(t, only(t, w.collect(t), "aiguard.budget.reached").sum)
 	})
 }
 

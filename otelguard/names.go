@@ -34,13 +34,17 @@ const (
 	attrAlternative = "aiguard.alternative"   // of Fallback, if it is not the first
 	attrRoute       = "aiguard.route"         // its name within the host
 	attrPhase       = "aiguard.phase"         // the limit or step that failed: Error.Phase
+	attrBilled      = "aiguard.may_be_billed" // the provider may charge for a call that failed
+	attrBudget      = "aiguard.budget.limit"  // the Name of a Limit of package budget
+	attrBudgetUnit  = "aiguard.budget.unit"   // what it limits: calls, tokens or cost
+	attrSource      = "aiguard.cache.source"  // hit, shared or miss
 	attrWait        = "aiguard.wait"          // seconds, of an event of a span
-	attrEstimated   = "aiguard.usage.guessed" // the usage is an estimate
 )
 
 // Names of spans and their events.
 const (
 	spanAttempt = "aiguard.attempt"
+	spanCache   = "aiguard.cache"
 
 	eventQueued    = "aiguard.queued"
 	eventBackoff   = "aiguard.backoff"
@@ -105,6 +109,7 @@ var (
 	timeouts  = instrument{"aiguard.timeouts", "{timeout}", "Deadlines of the guard that ran out.", nil}
 	hedges    = instrument{"aiguard.hedges", "{attempt}", "Second attempts beside a slow first one.", nil}
 	fallbacks = instrument{"aiguard.fallbacks", "{call}", "Calls made by a later alternative of a Fallback.", nil}
+	cached    = instrument{"aiguard.cache.answers", "{answer}", "Answers by where they came from: hit, shared or miss.", nil}
 	outages   = instrument{"aiguard.outages", "{outage}", "Times that a route has gone down.", nil}
 )
 
@@ -117,6 +122,7 @@ var (
 	routeInFlight  = instrument{"aiguard.route.in_flight", "{weight}", "Weight of a route's calls in flight.", nil}
 	routePaused    = instrument{"aiguard.route.paused", "{route}", "1 while the provider has asked for a pause of the route.", nil}
 	routeDown      = instrument{"aiguard.route.down", "{route}", "1 while the route is down.", nil}
+	budgetReached  = instrument{"aiguard.budget.reached", "{key}", "Keys that have nearly spent a limit of package budget, until its window ends.", nil}
 	tenantInFlight = instrument{"aiguard.tenant.in_flight", "{weight}", "Weight of a tenant's calls in flight.", nil}
 	tenantWaiting  = instrument{"aiguard.tenant.waiting", "{call}", "Calls of a tenant that wait.", nil}
 )

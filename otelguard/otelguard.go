@@ -6,25 +6,35 @@
 //
 // # Traces
 //
-// Each call has a span named after its operation and model, "chat gpt-4o", from its beginning to the end of its answer or
-// stream. Each attempt has a child span, "aiguard.attempt", with its own error. Waits are events of the call's span with their
-// length in aiguard.wait: aiguard.queued, aiguard.backoff and aiguard.route_paused. The first event of a stream is one too. Calls
-// made inside a Do have spans inside that of the Do. A call that was refused has a span without attempts.
+// Each call has a span named after its operation and model, such as "chat gpt-4o". The span begins with the call and ends with
+// its answer or its stream. Each attempt has a child span, "aiguard.attempt", with its own error. Waits are events of the
+// call's span: aiguard.queued, aiguard.backoff and aiguard.route_paused. Their attribute aiguard.wait has the length in seconds.
+// The event aiguard.first_event marks the first event of a stream. A call inside a Do has its span inside the span of the Do. A
+// rejected call has a span without attempts.
 //
-// Spans that are made with the call's context become children of the attempt: those of fn in a Do, or of an instrumented
-// base transport. The provider is told of the trace only if Config.Propagator is set.
+// Spans made with the context of a call become children of the attempt. Examples are the spans of fn in a Do and those of an
+// instrumented base transport. The guard sends trace context to the provider only if Config.Propagator is set.
+//
+// An answer that cacheguard shares or has kept makes no call. It has a span if Telemetry.CacheAnswer is the cache's OnAnswer.
+// The span of a shared answer links to the caller who sent the request.
 //
 // # Metrics
 //
-// Names, units, buckets and attributes are those of the OpenTelemetry semantic conventions for generative AI, release v0.1.0;
-// names.go lists them all. Durations are recorded for calls that have made an attempt, refusals are counted in
-// aiguard.refused. gen_ai.client.inference.duration is that of the whole call, with waits and retries.
-// A label has at most 100 values for each of endpoint, op, model and host; later ones become "other".
+// Names, units, buckets and attributes follow the OpenTelemetry semantic conventions for generative AI, release v0.1.0. The
+// file names.go lists all of them. What the conventions lack has a name that begins with aiguard.
 //
-// error.type is the Kind of an *aiguard.Error ("timeout"), "canceled" or "deadline_exceeded" if the caller left, "panic", or
-// "_OTHER" for an error that fn of a Do returned.
+// Durations cover calls with at least one attempt. They include queue, retries and backoff. aiguard.refused counts rejected
+// calls. Each of endpoint, op, model, host, tenant and route has at most 100 label values. Later values become "other".
 //
-// Neither traces nor metrics have a prompt, an answer, a key or a provider's words.
+// error.type is the Kind of an *aiguard.Error, such as "timeout". It is "canceled" or "deadline_exceeded" if the caller left,
+// "panic" after a panic or runtime.Goexit, and "_OTHER" for an error of fn in a Do.
+//
+// aiguard.budget.reached shows which limits are nearly spent if Telemetry.BudgetReached is the OnSoft of a budget.Config.
+//
+// The folder dashboards has a Grafana dashboard (aiguard.json) and Prometheus alert rules (alerts.yml). They use the names that
+// OpenTelemetry's exporter for Prometheus makes of these metrics. The program examples/metrics is a service to try them with.
+//
+// Traces and metrics contain no prompt, answer, key or provider text.
 package otelguard
 
 import (
@@ -41,17 +51,17 @@ import (
 
 // Config configures a Telemetry. The zero value is valid.
 type Config struct {
-	TracerProvider trace.TracerProvider // otel.GetTracerProvider()
-	MeterProvider  metric.MeterProvider // otel.GetMeterProvider()
+	TracerProvider trace.TracerProvider // default otel.GetTracerProvider()
+	MeterProvider  metric.MeterProvider // default otel.GetMeterProvider()
 
-	// Propagator adds the trace context to the headers of each attempt, so that the provider learns of it. None
+	// Propagator adds the trace context to the headers of each attempt. Default none: the provider gets no trace context
 	Propagator propagation.TextMapPropagator
 
-	// Name is the attribute aiguard.guard, which tells several guards of a process apart. None
+	// Name is the value of the attribute aiguard.guard. It distinguishes several guards in one process. Default none
 	Name string
 }
 
-// Telemetry makes traces and metrics of what one guard does. It is safe for concurrent use.
+// Telemetry records traces and metrics of one guard. It is safe for concurrent use.
 type Telemetry struct {
 	tracer     trace.Tracer
 	meter      metric.Meter
@@ -60,6 +70,7 @@ type Telemetry struct {
 	series     all
 
 	routes, tenants values
+	budgets         budgets
 }
 
 // New makes a Telemetry. It fails if the MeterProvider refuses an instrument.
@@ -118,7 +129,8 @@ func (t *Telemetry) event(ctx context.Context, e *aiguard.Event) {
 	}
 }
 
-// Observe reads the gauges of g, which Install has configured, whenever metrics are collected. Unregister ends that.
+// Observe reads the gauges of g at each collection of metrics, until the Registration is unregistered. g must have been made
+// with a Config from Install.
 func (t *Telemetry) Observe(g *aiguard.Guard) (metric.Registration, error) {
 	if g == nil {
 		return nil, errors.New("otelguard: Observe: nil Guard; make it with aiguard.New")

@@ -160,7 +160,11 @@ func (r *record) attemptDone(e *aiguard.Event) {
 
 // countTimeout counts a deadline that ran out, once if the end of an attempt is that of the call.
 func (r *record) countTimeout(e *aiguard.Event) {
-	if own := failure(e.Err); own != nil && own.Kind == aiguard.ErrTimeout && own.Phase != r.timeout {
+	own := failure(e.Err)
+	if own == nil || own.Kind != aiguard.ErrTimeout || e.Host == "" && own.Host != "" { // that of a call inside the Do
+		return
+	}
+	if own.Phase != r.timeout {
 		r.timeout = own.Phase
 		r.t.timeout(r.spanCtx, r.series, own.Phase)
 	}
@@ -197,9 +201,10 @@ func (r *record) note(name string, wait time.Duration) {
 // end ends the span of the call.
 func (r *record) end(e *aiguard.Event) {
 	errorType := errorTypeOf(e)
-	if e.Type == aiguard.EventRefused || e.Attempt == 0 {
+	switch {
+	case e.Type == aiguard.EventRefused:
 		r.t.refusal(r.spanCtx, r.series, e, errorType)
-	} else {
+	case e.Attempt > 0: // else the caller left the queue
 		r.t.ended(r.spanCtx, r.series, e, errorType)
 	}
 	if e.Alternative > 0 {
@@ -238,8 +243,8 @@ func facts(attrs []attribute.KeyValue, e *aiguard.Event) []attribute.KeyValue {
 			attrs = append(attrs, attribute.Int64(n.name, n.value))
 		}
 	}
-	if e.Usage.Estimated {
-		attrs = append(attrs, attribute.Bool(attrEstimated, true))
+	if e.MayBeBilled {
+		attrs = append(attrs, attribute.Bool(attrBilled, true))
 	}
 	return attrs
 }

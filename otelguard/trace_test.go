@@ -72,7 +72,7 @@ func TestEachPathHasASpanWithItsAttempts(t *testing.T) {
 		}, want: []string{"chat gpt-4o-mini!deadline_exceeded(aiguard.attempt!deadline_exceeded)"}},
 		{name: "queue", cfg: aiguard.Config{MaxConcurrent: 1}, act: func(ctx context.Context, w *world) {
 			go do(ctx, w, func(context.Context) error { time.Sleep(time.Second); return nil })
-			synctest.Wait()
+			time.Sleep(time.Millisecond) // it begins before
 			ask(ctx, w)
 		}, want: []string{"work(aiguard.attempt)", "chat gpt-4o-mini(aiguard.attempt) +aiguard.queued"}},
 		{name: "Do", act: func(ctx context.Context, w *world) { do(ctx, w, func(context.Context) error { return nil }) },
@@ -237,6 +237,31 @@ func TestBothAttemptsOfAHedgeHaveSpans(t *testing.T) {
 		last := roots[len(roots)-1]
 		require.Equal(t, "chat gpt-4o-mini(aiguard.attempt!closed aiguard.attempt) +aiguard.hedge", last.text())
 		require.Equal(t, 1., only(t, w.collect(t), "aiguard.hedges").sum)
+	})
+}
+
+func TestASharedAnswerHasALinkToTheCallerWhoseRequestItIs(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{}, otelguard.Config{}, func(t *testing.T, w *world) {
+		first, leader := w.tracer.Tracer("test").Start(t.Context(), "first")
+		ctx, follower := w.tracer.Tracer("test").Start(t.Context(), "second")
+		time.Sleep(time.Second)
+		w.telemetry.CacheAnswer(first, "miss", time.Second, first)
+		w.telemetry.CacheAnswer(ctx, "shared", time.Second, first)
+		w.telemetry.CacheAnswer(ctx, "hit", 0, ctx)
+		leader.End()
+		follower.End()
+		roots := w.tree()
+		require.Equal(t, []string{"first", "second(aiguard.cache aiguard.cache)"}, texts(roots))
+		shared, hit := roots[1].children[0], roots[1].children[1]
+		require.Len(t, shared.Links(), 1)
+		require.Equal(t, leader.SpanContext().SpanID(), shared.Links()[0].SpanContext.SpanID())
+		require.Equal(t, time.Second, shared.EndTime().Sub(shared.StartTime()))
+		require.Empty(t, hit.Links())
+		sources := map[string]float64{}
+		for _, p := range pointsOf(w.collect(t)["aiguard.cache.answers"]) {
+			sources[p.attr("aiguard.cache.source")] = p.sum
+		}
+		require.Equal(t, map[string]float64{"hit": 1, "miss": 1, "shared": 1}, sources)
 	})
 }
 

@@ -38,13 +38,20 @@ func moody() func(*aiguardtest.Request) aiguardtest.Reply {
 }
 
 // play simulates users until ctx ends. One user asks all the time. From time to time there is a crowd, a question
-// that is too long, and questions for which the provider fails.
+// that is too long, questions for which the provider fails, and a tenant who spends most of its budget.
 func play(ctx context.Context, s *service) {
 	var users sync.WaitGroup
 	defer users.Wait()
 	ask := func(n int, text string) {
 		users.Go(func() {
 			_, _ = s.ask(ctx, question{text: text, tenant: fmt.Sprintf("tenant-%d", n%3), stream: n%2 == 0}) // the guard counts the result
+		})
+	}
+	try := func(n int) {
+		users.Go(func() {
+			for range n {
+				_, _ = s.ask(ctx, question{text: "Why are there tides?", tenant: trialTenant})
+			}
 		})
 	}
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -59,6 +66,8 @@ func play(ctx context.Context, s *service) {
 		switch n % 100 {
 		case 10:
 			ask(n, strings.Repeat("Why? ", 5000))
+		case 20:
+			try(25)
 		case 30:
 			ask(n, hangs)
 		case 60: // enough failures in a row for an outage

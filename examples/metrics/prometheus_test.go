@@ -81,6 +81,9 @@ func TestPromtoolAcceptsTheAlertRules(t *testing.T) {
 
 // A real Prometheus scrapes the service. The intervals are shorter than in production. The thresholds are the same.
 func TestDashboardAndAlertsWorkInPrometheus(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes two minutes with Prometheus")
+	}
 	path := need(t, "prometheus")
 	provider := aiguardtest.NewServer(t)
 	oc := openai.DefaultConfig("any key")
@@ -124,28 +127,30 @@ func TestDashboardAndAlertsWorkInPrometheus(t *testing.T) {
 		provider func(*aiguardtest.Request) aiguardtest.Reply
 		users    int
 		question string // asked as every third question
+		tenant   string // who asks it
 	}{
-		{"AiguardSaturated", slow, 12, fine},
-		{"AiguardRefusing", calm, 1, strings.Repeat("Why? ", 5000)},
+		{"AiguardSaturated", slow, 12, fine, ""},
+		{"AiguardRefusing", calm, 1, strings.Repeat("Why? ", 5000), ""},
 		{"AiguardTimeouts", func(r *aiguardtest.Request) aiguardtest.Reply {
 			if strings.Contains(string(r.Body), hangs) {
 				return aiguardtest.Hang()
 			}
 			return calm(r)
-		}, 2, hangs},
-		{"AiguardRouteDown", broken, 1, fine},
+		}, 2, hangs, ""},
+		{"AiguardRouteDown", broken, 1, fine, ""},
+		{"AiguardBudget", calm, 1, fine, trialTenant}, // last: it is on until a minute after the load
 	} {
 		t.Run(fault.alert, func(t *testing.T) {
 			var mu sync.Mutex
-			users, question := 1, fine
-			playing := func(n int, text string, behave func(*aiguardtest.Request) aiguardtest.Reply) {
+			users, third := 1, question{text: fine}
+			playing := func(n int, q question, behave func(*aiguardtest.Request) aiguardtest.Reply) {
 				mu.Lock()
-				users, question = n, text
+				users, third = n, q
 				mu.Unlock()
 				provider.Handle(behave)
 			}
-			playing(1, fine, calm)
-			ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+			playing(1, question{text: fine}, calm)
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute) // a budget's window is a minute
 			stop := inBackground(func() {
 				var all sync.WaitGroup
 				defer all.Wait()
@@ -154,13 +159,18 @@ func TestDashboardAndAlertsWorkInPrometheus(t *testing.T) {
 						for n := 0; ctx.Err() == nil; n++ {
 							time.Sleep(20 * time.Millisecond)
 							mu.Lock()
-							text, idle := question, user >= users
+							q, idle := third, user >= users
 							mu.Unlock()
 							if n%3 != 0 {
-								text = fine
+								q = question{text: fine}
 							}
-							if !idle {
-								_, _ = s.ask(ctx, question1(text, n)) // the guard counts the result
+							q.stream = n%2 == 0
+							switch { // the guard counts the results
+							case idle:
+							case n%5 == 4: // a route that is down recovers only if somebody calls it
+								_, _ = s.model("gpt-4o-mini", question{text: fine})(ctx)
+							default:
+								_, _ = s.ask(ctx, q)
 							}
 						}
 					})
@@ -168,19 +178,15 @@ func TestDashboardAndAlertsWorkInPrometheus(t *testing.T) {
 			})
 			defer stop()
 			defer cancel()
-			prom.await(t, ctx, "no alert before the fault", func(firing map[string]int) bool { return len(firing) == 0 })
+			prom.await(t, ctx, "no alert before the fault", func(firing map[string]int) bool { return firing[fault.alert] == 0 })
 			fired := prom.count(fault.alert)
-			playing(fault.users, fault.question, fault.provider)
+			playing(fault.users, question{text: fault.question, tenant: fault.tenant}, fault.provider)
 			prom.await(t, ctx, fault.alert+" fires", func(firing map[string]int) bool { return firing[fault.alert] > 0 })
-			playing(1, fine, calm)
-			prom.await(t, ctx, fault.alert+" resolves", func(firing map[string]int) bool { return len(firing) == 0 })
+			playing(1, question{text: fine}, calm)
+			prom.await(t, ctx, fault.alert+" resolves", func(firing map[string]int) bool { return firing[fault.alert] == 0 })
 			require.Equal(t, fired+1, prom.count(fault.alert), "it fires once")
 		})
 	}
-}
-
-func question1(text string, n int) question {
-	return question{text: text, tenant: "acme", stream: n%2 == 0}
 }
 
 // inBackground runs f in a goroutine. stop waits until f ends.

@@ -16,6 +16,7 @@ import (
 	"go.opentelemetry.io/otel/sdk/metric"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/budget"
 	"github.com/aiguard-go/aiguard/otelguard"
 )
 
@@ -35,7 +36,15 @@ func newService(oc openai.ClientConfig) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
+	spending, err := budget.New(budget.Config{
+		Limits: []budget.Limit{{Name: "trial and minute", Calls: 100, Soft: 0.2, Per: trial, Window: budget.Minute}},
+		OnSoft: telemetry.BudgetReached,
+	})
+	if err != nil {
+		return nil, err
+	}
 	guard, err := aiguard.New(telemetry.Install(aiguard.Config{
+		Budget:        spending,
 		CallTimeout:   time.Second,
 		MaxConcurrent: 8,
 		MaxQueue:      16,
@@ -48,6 +57,14 @@ func newService(oc openai.ClientConfig) (*service, error) {
 		return nil, err
 	}
 	return &service{client: guard.Client(oc), registry: registry}, nil
+}
+
+// trialTenant tries the service without paying.
+const trialTenant = "trial"
+
+// trial applies a limit to that tenant.
+func trial(_ context.Context, call aiguard.Call) (key string, applies bool) {
+	return call.Tenant, call.Tenant == trialTenant
 }
 
 func (s *service) close() { _ = s.client.Guard().Close() }

@@ -80,7 +80,7 @@ func (p *pace) send(now Instant, tokens float64) float64 {
 	p.learned.take(now, 1)
 	p.sentTokens += tokens
 	p.flying++
-	p.flyingTokens += tokens
+	p.flyingTokens += float64(float32(tokens)) // as landed takes off
 	return p.sentTokens
 }
 
@@ -171,13 +171,13 @@ var Unknown = Told{-1, -1, -1}
 // counted s. So Tell subtracts what was sent since then and adds what was refilled.
 func (r *Route) Tell(now Instant, s *Sending, requests, tokens Told) {
 	p := &r.pace
-	p.toldRequests.told(now, s, requests, float64(r.sent-s.number), p.flying)
-	p.toldTokens.told(now, s, tokens, p.sentTokens-s.tokens, p.flyingTokens)
+	p.toldRequests.told(now, s, requests, float64(r.sent-s.number), float64(s.beside))
+	p.toldTokens.told(now, s, tokens, p.sentTokens-s.tokens, float64(s.besideTokens))
 }
 
 // told corrects the bucket. Requests in flight may have overtaken s or been overtaken by it, so it is unknown whether
 // the provider has counted them. Within these bounds the bucket keeps its own count.
-func (b *bucket) told(now Instant, s *Sending, t Told, sentSince, flying float64) {
+func (b *bucket) told(now Instant, s *Sending, t Told, sentSince, beside float64) {
 	if t.Limit <= 0 || t.Remaining < 0 || s.number < b.number {
 		return
 	}
@@ -193,7 +193,7 @@ func (b *bucket) told(now Instant, s *Sending, t Told, sentSince, flying float64
 	most := t.Remaining - sentSince + rate*float64(now-s.At)
 	level := most
 	if b.size != 0 {
-		level = min(max(b.levelAt(now), most-flying), most)
+		level = min(max(b.levelAt(now), most-beside), most)
 	}
 	*b = bucket{rate: rate, size: max(size, 1), at: now, number: s.number}
 	b.level = min(level, b.size)

@@ -49,9 +49,12 @@ type Sending struct {
 	Probe  bool // during a pause or an outage
 	form   Form
 	done   bool
+	beside int32   // requests in flight when it was sent
 	number int64   // number of the request
 	tokens float64 // tokens sent so far, including its own
-	own    float64 // tokens of the request
+	own    float32 // tokens of the request
+
+	besideTokens float32 // of the requests in flight when it was sent
 }
 
 // Outcome is what a request says about its provider. The zero Outcome says nothing: the caller canceled, or the
@@ -142,7 +145,8 @@ func (r *Route) Send(now Instant, weight int64, tokens float64, first bool) Send
 	}
 	r.sent++
 	r.window.inFlight += weight
-	s.own, s.tokens = tokens, r.pace.send(now, tokens)
+	s.beside, s.besideTokens, s.own = int32(r.pace.flying), float32(r.pace.flyingTokens), float32(tokens)
+	s.tokens = r.pace.send(now, tokens)
 	s.number = r.sent
 	if first {
 		r.Budget.Pay()
@@ -194,7 +198,7 @@ func (r *Route) Done(now Instant, s *Sending) {
 		return
 	}
 	s.done = true
-	r.pace.landed(s.own)
+	r.pace.landed(float64(s.own))
 	r.timed(now, s, false)
 	r.window.inFlight -= s.Weight
 	if s.Probe { // the probe has no result
