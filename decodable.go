@@ -12,8 +12,8 @@ import (
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
-// decodable finds events that go-openai cannot decode, because go-openai's streams return the decoder's raw error. It
-// decodes one event of each shape, since most events of a stream have the same shape.
+// decodable finds events that go-openai cannot decode. It is needed because go-openai's streams return the decoder's
+// raw error. It decodes one event of each shape. Most events of a stream have the same shape.
 type decodable struct{ shapes map[uint64]struct{} }
 
 // maxShapes is the number of shapes remembered per stream.
@@ -22,7 +22,7 @@ const maxShapes = 64
 // check returns the error that go-openai would return for an event of a stream of op.
 func (d *decodable) check(op string, data []byte) error {
 	var known map[string]struct{}
-	if op == "chat.completions" { // the only one of these types without maps, whose names are values
+	if op == "chat.completions" { // the only type here without maps; the names in a map are values
 		known = chunkNames()
 	}
 	shape := shapeOf(data, known)
@@ -53,7 +53,7 @@ func (d *decodable) check(op string, data []byte) error {
 }
 
 // chunkNames returns the names that go-openai decodes in a chunk of a chat, at any depth and in lower case. The decoder
-// ignores case, and skips members with other names.
+// ignores case and skips members with other names.
 var chunkNames = sync.OnceValue(func() map[string]struct{} {
 	names := make(map[string]struct{})
 	addNames(names, reflect.TypeFor[openai.ChatCompletionStreamResponse]())
@@ -77,7 +77,8 @@ func addNames(names map[string]struct{}, t reflect.Type) {
 	}
 }
 
-// isKnown reports whether a name may be in names. A name with an escape or beyond ASCII may be another spelling of one.
+// isKnown reports whether a name may be in names. A name with an escape or a non-ASCII character may be another
+// spelling of a known name.
 func isKnown(names map[string]struct{}, name []byte) bool {
 	var lower [64]byte
 	if len(name) > len(lower) {
@@ -96,8 +97,8 @@ func isKnown(names map[string]struct{}, name []byte) bool {
 	return ok
 }
 
-// shapeOf is a hash of what decides whether JSON can be decoded: names, kinds of values and how they are nested. Members that
-// are not known are left out; nil stands for all names.
+// shapeOf returns a hash of everything that decides whether JSON can be decoded: names, kinds of values, and nesting.
+// It leaves out members that are not in known. If known is nil, it includes all members.
 func shapeOf(data []byte, known map[string]struct{}) uint64 {
 	const prime = 1099511628211 // FNV-1a
 	h := uint64(14695981039346656037)

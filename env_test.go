@@ -217,12 +217,12 @@ func TestFromEnvReportsAllMistakesTogether(t *testing.T) {
 	require.EqualError(t, err, `aiguard: WORKER_MEMORY_LIMIT_MB is "0"; want a positive number of MiB, a size such as 512MiB or 2GiB, or off`)
 }
 
-// The table in README.md says of every setting the field, the default, the variable and the services' own name, in order.
+// The table in README.md lists the field, default, variable and alias of every setting, in order.
 func TestReadmeTableOfSettingsIsRight(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	require.NoError(t, err)
-	require.Less(t, strings.Count(string(readme), "\n"), 200, "a README that nobody reads to its end")
-	_, table, found := strings.Cut(string(readme), "\n| Config | bounds | default | variable |\n|---|---|---|---|\n")
+	require.Less(t, strings.Count(string(readme), "\n"), 200, "README.md is too long")
+	_, table, found := strings.Cut(string(readme), "\n| Config | limits | default | variable |\n|---|---|---|---|\n")
 	require.True(t, found)
 	table, _, _ = strings.Cut(table, "\n\n")
 

@@ -40,10 +40,10 @@ const (
 type Failure struct {
 	Time                    time.Time
 	Op, Model, Host, Tenant string
-	Kind                    Kind // "": an error of a Do that has none
+	Kind                    Kind // "": the error of a Do function that has no kind
 	Phase                   string
 	StatusCode              int
-	Attempts                int // 0: rejected before the first
+	Attempts                int // 0: rejected before the first attempt
 	Elapsed                 time.Duration
 	RetryAfter              time.Duration
 }
@@ -89,7 +89,7 @@ type recent struct {
 	n    int // recorded so far
 }
 
-// record keeps the facts of a call's failure, without the cause, which may be large.
+// record stores the facts of a call's failure. It leaves out the cause, which may be large.
 func (r *recent) record(c *call, e *Error) {
 	if !r.on.Load() {
 		return

@@ -9,34 +9,35 @@ import (
 )
 
 const (
-	// The room is a quarter of the memory limit, because decoding an answer takes another three times its size.
+	// Decoding an answer takes another three times its size, so the room is a quarter of the memory limit.
 	roomShare = 4
-	// Each answer gets this much room at once, so ordinary answers and error bodies do not wait for huge ones.
+	// Each answer gets this much room without waiting, so ordinary answers and error bodies do not wait for huge ones.
 	roomFree = maxErrorBytes + 1<<10
 
-	// Without a memory limit the events of all streams have this room, and one event beyond it: 50 streams of endless lines then
-	// stay below 100 MB. Where the limit of one event is no more than smallEvent, that limit is bound enough.
+	// Without a memory limit, the events of all streams share this room, plus one event beyond it. 50 streams of
+	// endless lines then stay below 100 MB. If the limit of one event is at most smallEvent, that limit is enough and
+	// there is no room.
 	eventRoom  = 2 << 20
 	smallEvent = 1 << 20
 )
 
-// room limits the bytes of answers held in buffers, counted by capacity. An answer without room to grow is not read
-// further until others release theirs, which slows its provider down. If all answers wait for each other, the latest
-// is rejected. In a room with spare memory, the first continues instead.
+// room limits the total capacity in bytes of the buffers that hold answers. Reading of an answer stops until the room
+// has space for it, which slows down its provider. If all answers wait for each other, the latest is rejected. If the
+// room has spare memory, the first continues instead.
 type room struct {
 	size  int64
 	spare bool
 
 	mu      sync.Mutex
 	held    int64
-	extra   *hold     // the one beyond size, if spare; it never waits
+	extra   *hold     // the answer that may exceed size if spare is set; it never waits
 	stalled int64     // part of held that belongs to waiting answers
 	waiting []*waiter // in order of arrival
 }
 
 type waiter struct {
 	hold    *hold
-	size    int64 // total size that it asks for
+	size    int64 // total size requested
 	granted bool
 	done    chan struct{}
 }
@@ -86,7 +87,7 @@ func (r *room) ask(h *hold, size int64) *waiter {
 	}
 	w := &waiter{hold: h, size: size, done: make(chan struct{})}
 	if size > r.size && !r.spare {
-		close(w.done) // it could wait forever
+		close(w.done) // otherwise it could wait forever
 		return w
 	}
 	r.waiting = append(r.waiting, w)
@@ -111,7 +112,7 @@ func (r *room) settle() {
 		}
 	}
 	if n := len(r.waiting); n > 0 && r.held == r.stalled {
-		r.remove(r.waiting[n-1]) // its release settles the rest
+		r.remove(r.waiting[n-1]) // its release settles the others
 	}
 }
 
@@ -129,8 +130,8 @@ func (r *room) leave(w *waiter) {
 	}
 }
 
-// release returns all of the hold's bytes for good. It reports false if that was done before. A stream that waits for
-// room may end at any time, because its context then ends as well.
+// release returns all bytes of the hold for good. It reports false if they were already released. It may be called
+// while a stream waits for room, because the stream's context ends as well.
 func (h *hold) release() bool {
 	r := h.room
 	r.mu.Lock()
@@ -168,8 +169,8 @@ func (r *room) give(h *hold, rest int64) {
 	r.settle()
 }
 
-// wholeBody is an answer that was read whole. It counts as held until the caller has read it to its end or closed it,
-// which an SDK does after decoding.
+// wholeBody is the body of an answer that was read whole. Its bytes count as held until the caller reads it to the end
+// or closes it. SDKs close the body after decoding.
 type wholeBody struct {
 	hold hold
 	call *call
@@ -203,8 +204,8 @@ func (b *wholeBody) read(p []byte) (int, error) {
 	return n, nil
 }
 
-// Close may be called at any time and more than once. It drops the bytes, so that a response kept for its headers
-// does not keep them.
+// Close releases the bytes, so that a response kept for its headers does not keep them in memory. It may be called at
+// any time and more than once.
 func (b *wholeBody) Close() error {
 	b.mu.Lock()
 	b.closed, b.rest = true, nil

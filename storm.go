@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// storm bounds how often the log repeats itself. Lines with the same message, kind, phase and route share a limit of
-// stormLines in each second. At the end of the second one more line says how many were suppressed.
+// storm limits repeated log lines. Lines with the same message, kind, phase and route share a limit of stormLines per
+// second. At the end of the second one more line reports how many lines were suppressed.
 type storm struct {
 	mu     sync.Mutex
 	counts map[stormKey]*stormCount
@@ -30,11 +30,11 @@ type stormCount struct {
 const (
 	stormLines  = 3
 	stormSpan   = time.Second
-	maxStormKey = 1000 // models may come from users: beyond this many, lines share a limit whatever their route
+	maxStormKey = 1000 // models may come from users: beyond this number of keys, lines share a limit regardless of route
 )
 
-// allow reports whether a line may be written now. For the first line that is suppressed in a second it arranges that tell is
-// called with the number of suppressed lines, by a timer and with no lock held.
+// allow reports whether a line may be written now. At the first suppressed line of a second it starts a timer. The
+// timer calls tell with the number of suppressed lines, with no lock held.
 func (s *storm) allow(now instant, key stormKey, tell func(suppressed int)) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -65,7 +65,7 @@ func (s *storm) allow(now instant, key stormKey, tell func(suppressed int)) bool
 	return false
 }
 
-// end forgets a key and returns how many lines were suppressed.
+// end deletes a key and returns how many lines were suppressed.
 func (s *storm) end(key stormKey) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -74,7 +74,7 @@ func (s *storm) end(key stormKey) int {
 	return n
 }
 
-// prune forgets the keys whose second is over. Those with suppressed lines have a timer.
+// prune deletes expired keys that have no suppressed lines. A timer deletes the others.
 func (s *storm) prune(now instant) {
 	for key, c := range s.counts {
 		if now >= c.until && c.suppressed == 0 {
@@ -83,7 +83,7 @@ func (s *storm) prune(now instant) {
 	}
 }
 
-// mayLog reports whether a line about e may be written now, or has been enough of its like.
+// mayLog reports whether a line about e may be written now.
 func (c *core) mayLog(ctx context.Context, level slog.Level, t EventType, msg string, e *Error) bool {
 	key := stormKey{t, e.Kind, e.Phase, short(e.Host), short(e.Model)}
 	return c.storm.allow(c.now(), key, func(suppressed int) {

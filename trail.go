@@ -26,11 +26,11 @@ func (id CallID) MarshalText() ([]byte, error) { return []byte(id.String()), nil
 // ErrUnwound is the Err of the events that end a call after a panic or runtime.Goexit. No call returns it.
 var ErrUnwound = errors.New("aiguard: a panic or runtime.Goexit ended the call")
 
-// trail is what only events and logs need of a call. A call that nobody observes has none.
+// trail holds the data of a call that only events and logs need. A call without an observer has no trail.
 type trail struct {
 	id, parent CallID
-	endpoint   string        // the API endpoint's own name
-	attempt    int           // under way; 0: none
+	endpoint   string        // name of the API endpoint
+	attempt    int           // current attempt; 0: none
 	first      time.Duration // from the beginning of the attempt to the first event of its stream
 	heap       int64         // live bytes at the first attempt
 }
@@ -40,7 +40,7 @@ type trail struct {
 //go:noinline
 func (c *call) follow() {
 	id := c.ids.Add(1)
-	for id == 0 { // which stands for no call
+	for id == 0 { // 0 stands for no call
 		id = c.ids.Add(1)
 	}
 	c.trail = &trail{id: CallID(id)}
@@ -52,7 +52,7 @@ func (c *call) follow() {
 	}
 }
 
-// attemptBegun notes that attempt n is under way.
+// attemptBegun records that attempt n has started.
 func (c *call) attemptBegun(n int32, now instant) {
 	t := c.trail
 	t.attempt, t.first = int(n), 0
@@ -61,14 +61,14 @@ func (c *call) attemptBegun(n int32, now instant) {
 	}
 }
 
-// attemptDone tells, once, that the attempt under way is over.
+// attemptDone reports the end of the current attempt. Later calls for the same attempt have no effect.
 func (c *call) attemptDone(ctx context.Context, err error, u Usage) {
 	if c.trail == nil || c.trail.attempt == 0 {
 		return
 	}
 	ev := c.event(EventAttemptDone, err)
 	c.trail.attempt = 0
-	if e := c.own(ctx, err); e != nil { // which the call goes on with, and changes
+	if e := c.own(ctx, err); e != nil { // a copy, because the call keeps changing its own
 		copied := *e
 		c.fill(&copied)
 		ev.Err = &copied
@@ -78,7 +78,7 @@ func (c *call) attemptDone(ctx context.Context, err error, u Usage) {
 	}
 }
 
-// firstEvent tells that the stream of the attempt is handed over.
+// firstEvent reports that the stream of the attempt was handed over to the caller.
 func (c *call) firstEvent(ctx context.Context) {
 	if c.trail != nil {
 		c.trail.first = c.since(c.admitted)
@@ -86,7 +86,7 @@ func (c *call) firstEvent(ctx context.Context) {
 	}
 }
 
-// unwound tells the end of a call that a panic or Goexit has ended.
+// unwound reports the end of a call after a panic or Goexit.
 func (c *call) unwound(ctx context.Context) {
 	c.attemptDone(ctx, ErrUnwound, Usage{})
 	c.emit(ctx, EventDone, ErrUnwound)

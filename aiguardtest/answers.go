@@ -9,33 +9,29 @@ import (
 )
 
 const (
-	fewChunks    = 4 // of Text's streams, if the text is long enough
+	fewChunks    = 4 // of a stream of Text, if the text is long enough
 	defaultModel = "fake-model"
 )
 
-// Text is a correct and complete answer on whatever endpoint was asked:
+// Text is a correct and complete answer on every endpoint:
 //
-//   - OpenAI's POST /chat/completions, /completions and /responses, Anthropic's
-//     /v1/messages, Gemini's /models/{model}:generateContent and
-//     :streamGenerateContent, Ollama's /api/chat and /api/generate: the text,
-//     whole or streamed in a few chunks, as the request asks. OpenAI's n is
-//     honoured, and a usage chunk is sent if the request asks for one.
-//   - POST /embeddings: a vector for each input, which depends on the input
-//     only, of as many dimensions as asked (8 if not), as floats or base64
+//   - OpenAI's POST /chat/completions, /completions and /responses, Anthropic's /v1/messages, Gemini's
+//     /models/{model}:generateContent and :streamGenerateContent, Ollama's /api/chat and /api/generate: the text, whole or
+//     streamed in a few chunks, as requested. OpenAI's n is supported. A usage chunk is sent if the request asks for one.
+//   - POST /embeddings: a vector for each input, as floats or base64. A vector depends only on the input. It has the
+//     requested number of dimensions, by default 8.
 //   - POST /moderations: nothing flagged
 //   - GET /models and /models/{id}: any id exists
 //
-// Azure's paths (/openai/deployments/{name}/…) work too. On any other path it
-// is a 404, and a 405 for the wrong method, as an error of the API. Token
-// counts are estimates: one for each four bytes.
+// Azure's paths (/openai/deployments/{name}/…) work too. Other paths get a 404, and a wrong method gets a 405, as errors of
+// the API. Token counts are estimates: one token for four bytes.
 func Text(text string) Reply {
 	return TextN(text, min(fewChunks, utf8.RuneCountInString(text)))
 }
 
-// TextN is Text with streams of exactly that many chunks of text (at least
-// one). Chunks are empty when the text runs out. A stream has more events, as
-// its API has them: OpenAI's chat has two for the finish_reason and [DONE], and
-// one for the usage if asked for.
+// TextN is Text with exactly that many chunks of text in a stream (at least one). Chunks are empty after the end of the
+// text. The stream has further events of its API. OpenAI's chat has two for the finish_reason and [DONE], and one for
+// the usage if requested.
 func TextN(text string, chunks int) Reply {
 	chunks = max(chunks, 1)
 	return func(w http.ResponseWriter, r *Request) {
@@ -44,7 +40,7 @@ func TextN(text string, chunks int) Reply {
 	}
 }
 
-// answer is one answer in the making.
+// answer is the state of one answer.
 type answer struct {
 	dialect
 	w      http.ResponseWriter
@@ -58,7 +54,7 @@ type answer struct {
 	err     error
 }
 
-// ask is what Text heeds of a request's body.
+// ask holds the members of a request's body that Text uses.
 type ask struct {
 	StreamOptions struct {
 		IncludeUsage bool `json:"include_usage"`
@@ -74,7 +70,7 @@ type ask struct {
 
 func newAnswer(w http.ResponseWriter, r *Request, text string, chunks int) *answer {
 	a := &answer{dialect: dialectOf(r), w: w, r: r, text: text, chunks: split(text, chunks), model: r.Model}
-	// What does not parse is as good as absent: checking requests is not our job.
+	// A body that cannot be parsed counts as absent, because Text does not validate requests.
 	_ = json.Unmarshal(r.Body, &a.ask)
 	if a.model == "" {
 		a.model = defaultModel
@@ -82,7 +78,7 @@ func newAnswer(w http.ResponseWriter, r *Request, text string, chunks int) *answ
 	return a
 }
 
-// generate answers where an API has one operation, which is whole or a stream.
+// generate answers a request of an API with a single operation, whole or streamed.
 func (a *answer) generate() {
 	switch {
 	case !a.known:
@@ -99,8 +95,7 @@ func (a *answer) generate() {
 	}
 }
 
-// split cuts text into exactly n parts, between runes. What is too short for
-// all of them fills the first ones.
+// split cuts text into exactly n parts, between runes. If the text is too short, only the first parts have text.
 func split(text string, n int) []string {
 	runes := []rune(text)
 	parts := make([]string, n)
@@ -122,7 +117,7 @@ func (a *answer) id(prefix string) string { return fmt.Sprintf("%s-fake%d", pref
 
 func (a *answer) created() int64 { return a.r.Time.Unix() }
 
-// send sends a part of a stream.
+// send sends one part of a stream.
 func (a *answer) send(part string, last bool) {
 	if a.err != nil {
 		return
@@ -135,11 +130,11 @@ func (a *answer) send(part string, last bool) {
 		a.r.finishing()
 	}
 	if _, a.err = io.WriteString(a.w, part); a.err == nil && !last {
-		// The last one is sent by the reply's return, so that whoever has it
-		// finds the request no longer active.
+		// The last part is sent when the reply returns, so that a client that has it finds the request no longer
+		// active.
 		a.err = flush(a.w)
 	}
 }
 
-// tokens is about as many as a tokenizer would find.
+// tokens returns an estimate of the number of tokens.
 func tokens[T ~string | ~[]byte](text T) int { return (len(text) + 3) / 4 }

@@ -161,7 +161,7 @@ func TestResponsesAreAnsweredPlainAndStreamed(t *testing.T) {
 	})
 }
 
-// TestNamedEventsMatchTheirTypes reads the raw bytes: go-openai skips event lines.
+// TestNamedEventsMatchTheirTypes reads the raw bytes, because go-openai skips event lines.
 func TestNamedEventsMatchTheirTypes(t *testing.T) {
 	s := aiguardtest.NewServer(t)
 	hc := newHTTP(t, s)
@@ -287,7 +287,7 @@ func TestAzurePathsAreAnswered(t *testing.T) {
 	assert.NotEmpty(t, s.Requests()[0].Query.Get("api-version"))
 }
 
-func TestTextNStreamsExactlySoManyChunks(t *testing.T) {
+func TestTextNStreamsTheGivenNumberOfChunks(t *testing.T) {
 	s := aiguardtest.NewServer(t)
 	c := newClient(s, newHTTP(t, s))
 	for _, text := range []string{"", "žlu", long} {

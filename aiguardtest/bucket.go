@@ -7,11 +7,11 @@ import (
 	"time"
 )
 
-// bucket is a token bucket. The zero bucket sets no limit.
+// bucket is a token bucket. The zero value is unlimited.
 type bucket struct {
 	size, perMinute float64
 	tokens          float64
-	filled          time.Time // when tokens was true
+	filled          time.Time // time to which tokens refers
 }
 
 // newBucket returns a full bucket.
@@ -19,7 +19,7 @@ func newBucket(size, perMinute float64, now time.Time) bucket {
 	return bucket{size: size, perMinute: perMinute, tokens: size, filled: now}
 }
 
-// take takes a token, or returns how long it is until there is one.
+// take takes a token. If there is none, it returns the time until the next one.
 func (b *bucket) take(now time.Time) (wait time.Duration) {
 	if b.perMinute <= 0 {
 		return 0
@@ -33,12 +33,12 @@ func (b *bucket) take(now time.Time) (wait time.Duration) {
 	return 0
 }
 
-// refill is how long it takes until so many tokens have come in.
+// refill returns the time until that many tokens have been added.
 func (b *bucket) refill(tokens float64) time.Duration {
 	return time.Duration(tokens / b.perMinute * float64(time.Minute))
 }
 
-// header describes the bucket as OpenAI does: its size, the whole tokens in it, and the time until it is full again, a Go
+// header describes the bucket as OpenAI does: its size, its whole tokens, and the time until it is full, as a Go
 // duration in milliseconds.
 func (b *bucket) header() http.Header {
 	reset := time.Duration(math.Ceil(b.refill(b.size-b.tokens).Seconds()*1000)) * time.Millisecond

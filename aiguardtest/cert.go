@@ -12,9 +12,8 @@ import (
 	"time"
 )
 
-// selfSigned makes a certificate for 127.0.0.1, localhost and the pipe's host
-// name, and the pool that trusts it. It is made anew for each server: a private
-// key that is published is one that somebody will trust somewhere.
+// selfSigned makes a certificate for 127.0.0.1, localhost and the pipe's host name, and a pool that trusts it. Each
+// server gets a new certificate. A published private key would be unsafe, because somebody may come to trust it.
 func selfSigned() (tls.Certificate, *x509.CertPool) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -23,7 +22,7 @@ func selfSigned() (tls.Certificate, *x509.CertPool) {
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1),
 		Subject:      pkix.Name{CommonName: "aiguardtest"},
-		// Virtual time (testing/synctest) begins in 2000.
+		// Virtual time (testing/synctest) starts in 2000.
 		NotBefore:             time.Date(1990, 1, 1, 0, 0, 0, 0, time.UTC),
 		NotAfter:              time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC),
 		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,

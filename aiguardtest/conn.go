@@ -12,21 +12,20 @@ import (
 )
 
 const (
-	smallBuffer = 4 << 10 // systems round it to what they deem sane
+	smallBuffer = 4 << 10 // systems round it to a size that they allow
 	mutePause   = 10 * time.Millisecond
 )
 
-// listener hands out connections that it remembers, so that the server and its
-// faults can reach below HTTP and TLS.
+// listener accepts connections and keeps track of them, so that the server and its faults can act below HTTP and TLS.
 type listener struct {
 	addr net.Addr
-	pipe *pipe.Listener // nil with a port
+	pipe *pipe.Listener // nil if the server uses a port
 
 	mu      sync.Mutex
-	changed sync.Cond          // ln, or conns to nil
+	changed sync.Cond          // signals a new ln, or that conns is nil
 	ln      net.Listener       // nil while the port is closed
-	conns   map[*conn]struct{} // nil once shut
-	fault   Fault              // that new connections meet
+	conns   map[*conn]struct{} // nil after shut
+	fault   Fault              // applied to new connections
 }
 
 func newListener(ln net.Listener) *listener {
@@ -47,13 +46,12 @@ func (l *listener) Accept() (net.Conn, error) {
 			return c, nil
 		}
 		if err != nil && l.current() == ln {
-			return nil, err // not our doing
+			return nil, err // the error of the real listener
 		}
 	}
 }
 
-// current waits until the port is open and returns its listener, nil once the
-// listener is shut.
+// current waits until the port is open and returns its listener. It returns nil after shut.
 func (l *listener) current() net.Listener {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -66,7 +64,7 @@ func (l *listener) current() net.Listener {
 	return l.ln
 }
 
-// admit returns nil if the connection is to be refused, or is none.
+// admit registers a new connection. It returns nil if err is set, the listener is shut, or FaultRefused is played.
 func (l *listener) admit(nc net.Conn, err error) *conn {
 	if err != nil {
 		return nil
@@ -89,7 +87,7 @@ func (l *listener) admit(nc net.Conn, err error) *conn {
 	return c
 }
 
-// Close closes the port, for http.Server. shut does more.
+// Close calls shut. http.Server calls it.
 func (l *listener) Close() error {
 	l.shut()
 	return nil
@@ -114,14 +112,14 @@ func (l *listener) shut() {
 	}
 }
 
-// conn is a client's connection, below TLS.
+// conn is a client's connection below TLS.
 type conn struct {
 	net.Conn
 	listener *listener
-	requests atomic.Int64 // so far
-	idle     atomic.Bool  // no request in progress
-	mute     atomic.Bool  // nothing gets through any more, in either direction
-	ended    atomic.Bool  // by a reply or a fault: its requests have not lost their client
+	requests atomic.Int64 // number so far
+	idle     atomic.Bool  // no request is in progress
+	mute     atomic.Bool  // drops everything in both directions
+	ended    atomic.Bool  // ended by a reply or a fault: its requests do not count as disconnects
 }
 
 func (c *conn) Close() error {
@@ -131,7 +129,7 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// Read drops what a mute connection receives, and still notices its end.
+// Read drops what a mute connection receives, but still returns when the connection ends.
 func (c *conn) Read(p []byte) (int, error) {
 	for {
 		n, err := c.Conn.Read(p)
@@ -144,8 +142,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 }
 
-// Write drops what a mute connection sends. It takes its time, so that replies
-// without end do not get busy.
+// Write drops what a mute connection sends. It sleeps first, so that endless replies do not use all CPU time.
 func (c *conn) Write(p []byte) (int, error) {
 	if c.mute.Load() {
 		time.Sleep(mutePause)
@@ -154,7 +151,7 @@ func (c *conn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// reset closes the connection with a TCP RST where there is TCP.
+// reset closes the connection, with a TCP RST on TCP.
 func (c *conn) reset() {
 	c.ended.Store(true)
 	c.listener.mu.Lock()
@@ -163,7 +160,7 @@ func (c *conn) reset() {
 	c.sever()
 }
 
-// sever is reset for a connection that the listener does not know.
+// sever is reset for a connection that is not in the listener's list.
 func (c *conn) sever() {
 	if t, ok := c.Conn.(*net.TCPConn); ok {
 		_ = t.SetLinger(0)
@@ -171,7 +168,7 @@ func (c *conn) sever() {
 	_ = c.Conn.Close()
 }
 
-// shrink lets the connection receive only little that nobody reads.
+// shrink makes the receive buffer small, so that a client cannot send much unread data.
 func (c *conn) shrink() {
 	if t, ok := c.Conn.(*net.TCPConn); ok {
 		_ = t.SetReadBuffer(smallBuffer)
@@ -180,12 +177,12 @@ func (c *conn) shrink() {
 
 type connKey struct{}
 
-// withConn is http.Server.ConnContext: it lets requests find their connection.
+// withConn is the http.Server.ConnContext that stores the connection for its requests.
 func withConn(ctx context.Context, nc net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, nc)
 }
 
-// connOf returns the connection below TLS, nil if there is none to be found.
+// connOf returns the connection below TLS, or nil if ctx has none.
 func connOf(ctx context.Context) *conn {
 	nc, _ := ctx.Value(connKey{}).(net.Conn)
 	return below(nc)
@@ -200,8 +197,7 @@ func below(nc net.Conn) *conn {
 	return c
 }
 
-// closeConn closes the request's connection the polite way, with TLS's goodbye
-// if there is TLS.
+// closeConn closes the request's connection properly. With TLS it sends a close_notify alert.
 func closeConn(ctx context.Context) {
 	if c := connOf(ctx); c != nil {
 		c.ended.Store(true)

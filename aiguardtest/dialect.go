@@ -5,60 +5,61 @@ import (
 	"strings"
 )
 
-// dialect is the form of one operation of one API. A reply says what happens; the dialect of the request's API says how
-// that looks. Each API has a file of its own.
+// dialect is the wire format of one operation of one API. A reply defines what happens. The dialect of the request's
+// API defines the bytes. Each API has its own file.
 type dialect struct {
-	model   string // that the path names
-	streams bool   // a request asks for a stream unless its body says that it does not
+	model   string // named in the path
+	streams bool   // requests are streamed unless the body says otherwise
 
-	requestID string        // the header with the request's number
-	known     bool          // the path leads to the operation, and not only to the API
+	requestID string        // name of the header with the request's number
+	known     bool          // the path names an operation, not only an API
 	respond   func(*answer) // answers the request as Text does
 
-	// A whole answer that says a.text, and one that says of itself that it failed.
+	// whole is a complete answer with a.text. failed is a complete answer that reports its own failure.
 	whole, failed func(a *answer) object
 
-	// The events of a stream: before its text, for each piece of text, and for the reason why it ends.
+	// begin has the events before the text, delta the event of one piece of text, and finish the events with the finish
+	// reason.
 	begin  func(a *answer) []string
 	delta  func(a *answer, text string) string
 	finish func(a *answer) []string
 
 	framing
 
-	// failure is an error. The code is what the API identifies an error by. An empty one stands for the API's code for the
-	// status.
+	// failure is an error. code is the API's identifier of the error. If code is empty, the API's code for the status
+	// is used.
 	failure func(status int, code, message string) string
-	listed  bool // an error that is a whole body is in a list
+	listed  bool // whole error bodies are wrapped in a list
 
-	// limited is the API's rate limit, and refusals has the faults for which it has a wording or a status of its own.
+	// limited is the API's rate limit error. refusals has the faults whose text or status differs from the default.
 	limited  refusal
 	refusals func() map[Fault]refusal
 
-	// objects is an answer, or a stream's event, with a list of objects that begins at the gap.
+	// objects is an answer or an event with a list of objects. The list begins at the gap.
 	objects func(streamed bool) string
 }
 
-// refusal is an error as an API words it.
+// refusal is an error in the API's own words.
 type refusal struct {
 	status        int
 	code, message string
 }
 
-// framing is how a stream looks on the wire.
+// framing is the wire format of a stream.
 type framing struct {
-	media      string                          // the content type
-	frame      func(n int, data string) string // the n-th event, counted from 0
-	mark       string                          // what ends a stream
-	ping       func(s *stream)                 // keeps the connection alive, and says nothing
-	pad        func(size int) string           // as many bytes that mean nothing
-	errorEvent func(data string) string        // an error in the API's other way, if it has two
+	media      string                          // content type
+	frame      func(n int, data string) string // formats the n-th event, counted from 0
+	mark       string                          // marks the end of a stream
+	ping       func(s *stream)                 // adds a keep-alive without content
+	pad        func(size int) string           // returns size bytes without meaning
+	errorEvent func(data string) string        // formats an error in the API's second way, if it has one
 }
 
-// gap marks the place in an answer that a fault fills.
+// gap marks the place in an answer where a fault inserts bytes.
 const gap = "[gap]"
 
-// dialectOf returns the dialect of a request, which its path tells. Paths that no other API has are OpenAI's. The prefix of
-// a path means nothing, so that the clients of all APIs can use Server.URL.
+// dialectOf returns the dialect for the path of a request. The default is OpenAI. Prefixes of the path have no effect,
+// so that clients of all APIs can use Server.URL.
 func dialectOf(r *Request) dialect {
 	for _, find := range [...]func(*Request) (dialect, bool){geminiOf, anthropicOf, ollamaOf} {
 		if d, ok := find(r); ok {
@@ -68,7 +69,7 @@ func dialectOf(r *Request) dialect {
 	return openai()
 }
 
-// words is an error in the API's form. It contains ProviderText.
+// words returns an error in the API's form. It contains ProviderText.
 func (d *dialect) words(r refusal) string {
 	message := ProviderText
 	if r.message != "" {
@@ -77,7 +78,7 @@ func (d *dialect) words(r refusal) string {
 	return d.failure(r.status, r.code, message)
 }
 
-// body makes a whole body of an error.
+// body returns a whole error body.
 func (d *dialect) body(failure string) string {
 	if d.listed {
 		return "[" + failure + "]"
@@ -85,7 +86,7 @@ func (d *dialect) body(failure string) string {
 	return failure
 }
 
-// refusal is how the API words a refusal that others answer with this status.
+// refusal returns the API's error for a fault. status is the default status.
 func (d *dialect) refusal(f Fault, status int) refusal {
 	if r, ok := d.refusals()[f]; ok {
 		return r
@@ -93,14 +94,14 @@ func (d *dialect) refusal(f Fault, status int) refusal {
 	return refusal{status: status}
 }
 
-// around is an error's body in two pieces, with a place for more text in the message.
+// around returns an error body in two pieces, so that text can be inserted into the message.
 func (d *dialect) around(status int) (before, after string) {
 	before, after, _ = strings.Cut(d.body(d.failure(status, "", ProviderText+" "+gap)), gap)
 	return before, after
 }
 
-// serverSent is the framing of an event stream whose lines end with eol. With named, each event has the name that its
-// data has as a type.
+// serverSent returns the framing of an event stream whose lines end with eol. If named is set, each event is named
+// after the type in its data.
 func serverSent(eol string, named bool) framing {
 	return framing{
 		media: "text/event-stream; charset=utf-8",
@@ -119,7 +120,7 @@ func serverSent(eol string, named bool) framing {
 	}
 }
 
-// typeOf is the type of an event that begins with it, as those of the APIs do, or "".
+// typeOf returns the type of an event whose data begins with a type, or "".
 func typeOf(data string) string {
 	tokens := json.NewDecoder(strings.NewReader(data))
 	for _, want := range []json.Token{json.Delim('{'), "type"} {
@@ -132,7 +133,7 @@ func typeOf(data string) string {
 	return name
 }
 
-// blanks are bytes between JSON texts.
+// blanks returns white space between JSON texts.
 func blanks(size int) string { return strings.Repeat(" ", size) }
 
 // lastSegments returns the last two segments of a path.

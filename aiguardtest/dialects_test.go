@@ -15,13 +15,13 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// wire is an operation of another API than OpenAI's.
+// wire is an operation of an API other than OpenAI's.
 type wire struct {
-	whole, stream string // the paths, behind the server's URL
+	whole, stream string // the paths, after the server's URL
 	body          string // %STREAM% is true or false
-	media         string // of a stream
+	media         string // content type of a stream
 	text          func(answer map[string]any) string
-	// split takes a stream apart; it fails where the framing is not the API's.
+	// split splits a stream into payloads. It fails the test if the framing is wrong.
 	split func(t *testing.T, body string) []string
 	err   func(t *testing.T, body string) (code, message string)
 }
@@ -198,7 +198,7 @@ func TestTextIsAnsweredInTheAPIOfThePath(t *testing.T) {
 	})
 }
 
-func TestOllamaStreamsUnlessToldNotTo(t *testing.T) {
+func TestOllamaStreamsByDefault(t *testing.T) {
 	s := aiguardtest.NewServer(t, aiguardtest.Pipe())
 	resp, body, err := postTo(t.Context(), s, newHTTP(t, s), "/api/chat", `{"model":"m"}`)
 	require.NoError(t, err)
@@ -262,7 +262,7 @@ func TestOperationsThatAreNotPlayedAreNotFound(t *testing.T) {
 	}
 }
 
-// OpenAI's paths may look like those of others.
+// OpenAI's paths may look like paths of other APIs.
 func TestOpenAIsPathsStayOpenAIs(t *testing.T) {
 	s := aiguardtest.NewServer(t, aiguardtest.Pipe())
 	c := newHTTP(t, s)
@@ -289,14 +289,14 @@ func TestEventsAreFramedAsTheAPIFramesThem(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, w.media, resp.Header.Get("Content-Type"))
 			if name == "gemini array" {
-				body += "]" // which is not among the payloads
+				body += "]" // the closing bracket is not part of a payload
 			}
 			assert.Equal(t, payloads, w.split(t, body))
 		})
 	}
 }
 
-// A fault is the same in every API, and has no word of another one.
+// A fault behaves the same in every API, and its text contains no words of another API.
 func TestVirtualFaultsHaveTheFormOfTheAPI(t *testing.T) {
 	for name, w := range wires {
 		t.Run(name, func(t *testing.T) {
@@ -306,9 +306,9 @@ func TestVirtualFaultsHaveTheFormOfTheAPI(t *testing.T) {
 				c.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 				for _, f := range inOneRequest() {
 					if f == aiguardtest.FaultHugeHeaders || f == aiguardtest.FaultManyHeaders {
-						continue // slow, and HTTP like any other
+						continue // slow, and the same for all APIs
 					}
-					t.Log(f) // the last one is the one that failed
+					t.Log(f) // the last one logged is the one that failed
 					want := expectations[f]
 					if f == aiguardtest.FaultStreamEndlessLine || f == aiguardtest.FaultStreamHugeLine {
 						want.limit = 1 << 20
@@ -346,7 +346,7 @@ func (w wire) checkStream(t *testing.T, f aiguardtest.Fault, streamed bool, o ou
 		return
 	}
 	if !streamed {
-		return // as event streams or arrays, as it was not asked for
+		return // sent as an event stream or array although it was not requested
 	}
 	assert.Equal(t, w.media, o.header.Get("Content-Type"))
 	if f == aiguardtest.FaultStreamLong {
@@ -355,7 +355,7 @@ func (w wire) checkStream(t *testing.T, f aiguardtest.Fault, streamed bool, o ou
 		return
 	}
 	if w.media == "application/json; charset=UTF-8" {
-		o.body += "]" // which does not come any more
+		o.body += "]" // the stream ends before its closing bracket
 	}
 	events := w.split(t, o.body)
 	_, message := w.err(t, events[len(events)-1])

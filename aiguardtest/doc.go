@@ -1,6 +1,5 @@
-// Package aiguardtest is a fake model provider that answers, fails, stalls and
-// breaks as told, for testing a service that calls a model. It speaks the APIs
-// of OpenAI, Anthropic, Gemini and Ollama.
+// Package aiguardtest is a fake model provider for tests of a service that calls a model. It answers, fails, stalls or
+// breaks as configured. It supports the APIs of OpenAI, Anthropic, Gemini and Ollama.
 //
 //	func TestSlowProvider(t *testing.T) {
 //		fake := aiguardtest.NewServer(t)
@@ -11,19 +10,17 @@
 //		cfg := openai.DefaultConfig("any key")
 //		cfg.BaseURL = fake.URL
 //		service := NewService(openai.NewClientWithConfig(cfg))
-//		// … call the service, then look at what it did:
+//		// … call the service, then check what it did:
 //		// fake.Count(), fake.Requests(), fake.Peak(), fake.Disconnects()
 //	}
 //
-// Most tests need [NewServer] and [Server.Enqueue]. Without any Enqueue every
-// request gets a correct answer. [Server.Handle] chooses by request, and
-// [Server.SetDefault] is for all that remain; [Server.Play] goes before all of
-// them. Programs use [Start].
+// Most tests need [NewServer] and [Server.Enqueue]. By default every request gets a correct answer. [Server.Handle]
+// chooses a reply by request, and [Server.SetDefault] sets the reply for all other requests. [Server.Play] takes
+// precedence over all of them. Programs use [Start].
 //
 // # APIs
 //
-// The path of a request decides which API it is for. What stands before the
-// part that is listed here does not matter, so every client can use
+// The path of a request selects the API. A prefix before the listed part has no effect, so every client can use
 // [Server].URL as its base URL:
 //
 //	/v1/messages                            Anthropic; streams are server-sent events
@@ -32,14 +29,13 @@
 //	/api/chat, /api/generate                Ollama; JSON lines unless "stream" is false
 //	all others                              OpenAI; streams are server-sent events
 //
-// Replies and faults have the form of the API: an [Error] that Anthropic's SDK
-// gets is Anthropic's, and a stream that breaks for Ollama's client is of JSON
-// lines.
+// Replies and faults have the form of the API. For example, an [Error] has Anthropic's form for Anthropic's SDK, and a
+// stream that breaks for Ollama's client consists of JSON lines.
 //
 // # Replies
 //
-// A [Reply] is one behaviour. Replies compose: Cut(100, Slowly(time.Second,
-// Text("Hi"))). What takes "next" wraps another reply.
+// A [Reply] is one behaviour. Replies compose: Cut(100, Slowly(time.Second, Text("Hi"))). Functions with a parameter
+// "next" wrap another reply.
 //
 //	Text(text)                  correct and complete, plain or streamed, on every endpoint
 //	TextN(text, chunks)         the same with that many chunks of text in a stream
@@ -62,12 +58,12 @@
 //	FailFirst(n, fail, ok)      fail for the first n requests, then ok
 //	Then(first, more…)          one reply after the other, then the last for ever
 //
-// "For ever" ends when the client leaves or the server is closed.
+// "For ever" means until the client leaves or the server is closed.
 //
 // # Faults
 //
-// A [Fault] is a failure by name. [Server.Play] makes every request meet it
-// until Play(""), and [Fault.Reply] a single one. Try your service on all:
+// A [Fault] is a failure with a name. [Server.Play] applies it to every request until Play(""). [Fault.Reply] applies
+// it to a single request. Test your service with all of them:
 //
 //	for _, f := range aiguardtest.Faults() {
 //		t.Run(f.String(), func(t *testing.T) {
@@ -77,27 +73,24 @@
 //		})
 //	}
 //
-// [FaultRefused], [FaultTLSStall], [FaultNeverRead] and [FaultGoesDark] happen
-// below HTTP and have no Reply. Some faults end in a good answer, which a client
-// should get: FaultStreamManyPings, for one.
+// [FaultRefused], [FaultTLSStall], [FaultNeverRead] and [FaultGoesDark] happen below HTTP and have no Reply. Some
+// faults end in a good answer, and a client should get that answer. An example is FaultStreamManyPings.
 //
-// The list below describes OpenAI's form. Other APIs have their own: Anthropic's
-// stop_reason and message_stop instead of finish_reason and [DONE], for example,
-// or an empty piece of text as a ping where there are no comments. Gemini's
-// FaultStreamErrorEvent is an error in a line of its own, without "data:". An API
-// without a fault plays the nearest that it has. For Anthropic, FaultInsufficientQuota is
-// its 400 for a credit balance that is too low. For Ollama, whose errors are texts
-// without a code, it is a plain 429.
+// The list below describes OpenAI's form. Other APIs have their own form. For example, Anthropic sends stop_reason and
+// message_stop instead of finish_reason and [DONE]. APIs without comments send an empty piece of text as a ping.
+// Gemini's FaultStreamErrorEvent is an error in a separate line without "data:". If an API has no such fault, it plays
+// the nearest one. For Anthropic, FaultInsufficientQuota is its 400 for a credit balance that is too low. For Ollama,
+// whose errors are texts without a code, it is a plain 429.
 //
 // The connection:
 //
 //	FaultRefused            the port is closed: connection refused
-//	FaultTLSStall           the connection is accepted, but TLS (or HTTP) is never spoken
+//	FaultTLSStall           the connection is accepted, but TLS (or HTTP) is never answered
 //	FaultNeverRead          the request's body is not read: a large prompt blocks in sending
 //	FaultEOF                the request is read and the connection closed
 //	FaultReset              the request is read and the connection reset
-//	FaultStaleKeepAlive     a connection's first request is answered, its second closes it
-//	FaultGoesDark           connections that exist fall silent but stay open, new ones work
+//	FaultStaleKeepAlive     the first request on a connection is answered, the second closes it
+//	FaultGoesDark           existing connections fall silent but stay open, new ones work
 //	FaultRedirect301        301 to another path, which answers
 //	FaultRedirect302        302 to another path, which answers
 //	FaultRedirect307        307 to another path, which answers
@@ -105,7 +98,7 @@
 //	FaultRedirectHost       307 to the same server under another host name, localhost
 //	FaultHugeHeaders        9 MB of headers, then a good answer
 //	FaultManyHeaders        900,000 tiny headers (HTTP/2: 290,000), then a good answer
-//	FaultEndlessEarlyHints  103 Early Hints again and again, for ever
+//	FaultEndlessEarlyHints  103 Early Hints, repeated for ever
 //
 // Answers that are not streams, sent on every endpoint:
 //
@@ -123,7 +116,7 @@
 //	FaultTruncatedJSON    half of the JSON in a complete HTTP body
 //	FaultCutAnswer        half of the JSON, then the connection is closed
 //	FaultResetAnswer      half of the JSON, then the connection is reset
-//	FaultErrorInOK        200 with an error inside, of code rate_limit_exceeded
+//	FaultErrorInOK        200 with an error of code rate_limit_exceeded
 //	FaultNull             200 with null
 //	FaultNoChoices        200 with {}
 //	FaultEmptyBody        200 with an empty body
@@ -139,7 +132,7 @@
 //	FaultNumericCode      500 with "code":500, a number
 //	FaultFailedResponse   200 with a response (of the Responses API) of status "failed"
 //
-// Streams, sent on every endpoint (OpenAI: as chat streams), whatever was asked for:
+// Streams, sent on every endpoint (OpenAI: as chat streams), even if no stream was requested:
 //
 //	FaultStreamNoEvent            headers, then silence
 //	FaultStreamSilence            two events, then silence
@@ -198,9 +191,8 @@
 //
 // # Load
 //
-// A [Provider] simulates one that can do only so much: it shares its speed
-// among what is in progress, has a rate limit, refuses what it has no room for,
-// and is down for a while. Answers take as long as they would:
+// A [Provider] simulates a provider with limited capacity. Requests in progress share its speed. It has a rate limit,
+// refuses requests beyond its capacity, and can have an outage. Answers take a realistic time:
 //
 //	fake.SetDefault(aiguardtest.NewProvider(aiguardtest.ProviderConfig{
 //		Capacity:         5,               // requests at full speed
@@ -210,11 +202,11 @@
 //		OutageFor:        time.Minute,
 //	}).Reply(aiguardtest.Text("Paris")))
 //
-// For many thousand requests it is an http.RoundTripper too, without a server.
+// For many thousands of requests, use the Provider as an http.RoundTripper without a server.
 //
 // # Proxies
 //
-// A [Proxy] accepts connections and falls silent where its [ProxyFault] says:
+// A [Proxy] accepts connections and falls silent at the point that its [ProxyFault] names:
 //
 //	proxy := aiguardtest.NewProxy(t, aiguardtest.ProxyNoConnect)
 //	client := &http.Client{Transport: &http.Transport{Proxy: http.ProxyURL(proxy.URL)}}
@@ -222,11 +214,9 @@
 //
 // # Transports
 //
-// The server speaks plain HTTP/1.1 on 127.0.0.1, and is reached by any client.
-// With [TLS] it speaks HTTPS with HTTP/2; [Server.Transport] trusts it. With
-// [Pipe] it uses no sockets, so that in a testing/synctest bubble the real
-// net/http client and this server run in virtual time, and a test of a
-// 30-second timeout takes a millisecond:
+// The server uses plain HTTP/1.1 on 127.0.0.1, and any client can reach it. With [TLS] it uses HTTPS with HTTP/2, and
+// [Server.Transport] trusts its certificate. With [Pipe] it uses no sockets. In a testing/synctest bubble the real
+// net/http client and this server then run in virtual time, and a test of a 30-second timeout takes a millisecond:
 //
 //	synctest.Test(t, func(t *testing.T) {
 //		fake := aiguardtest.NewServer(t, aiguardtest.Pipe())
@@ -236,5 +226,5 @@
 //		// … err is a timeout, at virtual second 30
 //	})
 //
-// The package needs the standard library only, and does not import testing.
+// The package depends only on the standard library and does not import testing.
 package aiguardtest

@@ -14,7 +14,7 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// Service is what is tested: it asks a model once more if it is told to wait.
+// Service is the code under test. It asks a model, and asks once more if the provider sends Retry-After.
 type Service struct{ client *openai.Client }
 
 func (s Service) Capital(ctx context.Context, country string) (string, error) {
@@ -35,8 +35,8 @@ func (s Service) Capital(ctx context.Context, country string) (string, error) {
 	return resp.Choices[0].Message.Content, nil
 }
 
-// Test your own service: say what the provider does, then look at what the
-// service made of it. In a test, NewServer(t) closes the server for you.
+// Test your own service: script what the provider does, then check what the service did. In a test, NewServer(t) closes
+// the server.
 func Example() {
 	fake := aiguardtest.Start()
 	defer fake.Close()
@@ -88,8 +88,8 @@ func ExampleServer_Handle() {
 	// gpt-4o-mini true
 }
 
-// The path of a request decides whose API the answer is in: this is Anthropic's.
-// Its SDK takes fake.URL as its base URL.
+// The path of a request selects the API of the answer. This path is Anthropic's. Anthropic's SDK takes fake.URL as its
+// base URL.
 func ExampleServer_Play() {
 	fake := aiguardtest.Start()
 	defer fake.Close()
@@ -114,12 +114,12 @@ func ExampleServer_Play() {
 	// 200 {"id":"msg-fake2","type":"message","role":"assistant","model":"claude","content":[{"type":"text","text" unexpected EOF
 }
 
-// See what your own service makes of a provider that has too much to do. A test
-// does this in a testing/synctest bubble, with Pipe: then minutes take no time.
+// Check how your own service copes with an overloaded provider. A test does this in a testing/synctest bubble with
+// Pipe, where minutes of virtual time pass at once.
 func ExampleProvider() {
 	provider := aiguardtest.NewProvider(aiguardtest.ProviderConfig{
-		Capacity: 5, // at once at full speed
-		RPM:      6, // one every ten seconds; the rest get a 429
+		Capacity: 5, // requests at full speed
+		RPM:      6, // one every ten seconds; others get a 429
 		Work:     func(*aiguardtest.Request) time.Duration { return 10 * time.Millisecond },
 	})
 	fake := aiguardtest.Start()

@@ -5,13 +5,11 @@ import (
 	"slices"
 )
 
-// Fault names one way in which a provider, or the network before it, fails: a
-// row of the table in the package documentation. Its text is the group and
-// the name, such as "stream/only-pings", good for the name of a subtest.
+// Fault names one failure of a provider or of the network: a row of the table in the package documentation. Its text is
+// the group and the name, such as "stream/only-pings", which is suitable as the name of a subtest.
 //
-// Server.Play makes everything meet a fault. Fault.Reply is the same for
-// single requests: fake.Enqueue(aiguardtest.FaultReset.Reply()). A fault has the
-// form of the API that the request is for.
+// Server.Play applies a fault to every request. Fault.Reply applies it to a single request:
+// fake.Enqueue(aiguardtest.FaultReset.Reply()). A fault has the form of the request's API.
 type Fault string
 
 // Faults of the connection.
@@ -66,8 +64,8 @@ const (
 	FaultFailedResponse  Fault = "answer/failed-response"
 )
 
-// Faults of streams. They are sent as streams of the API (OpenAI: of chat), on
-// every endpoint and whether a stream was asked for or not.
+// Faults of streams. They are sent as streams of the API (OpenAI: of chat), on every endpoint and even if no stream was
+// requested.
 const (
 	FaultStreamNoEvent           Fault = "stream/no-event"
 	FaultStreamSilence           Fault = "stream/silence"
@@ -126,15 +124,15 @@ const (
 	FaultStatus529          Fault = "refusal/529"
 )
 
-// faultRow is a row of the table. It plays the fault around or in the place of
-// a good answer; nil is a fault below HTTP.
+// faultRow is a row of the table. It returns a reply that plays the fault, possibly around a good answer. It is nil for
+// faults below HTTP.
 type faultRow struct {
 	fault Fault
 	play  func(good *answer) Reply
 	doc   string
 }
 
-// always is a fault that looks the same in every API.
+// always is a fault that is the same in every API.
 func always(reply Reply) func(*answer) Reply {
 	return func(*answer) Reply { return reply }
 }
@@ -159,14 +157,13 @@ func (f Fault) row() (faultRow, bool) {
 	return faultRow{}, false
 }
 
-// Reply returns the fault as a reply, for Enqueue, Then, FailFirst and the
-// like. It panics if there is no such fault, and for faults below HTTP (see
-// Connection), which only Server.Play can play.
+// Reply returns the fault as a reply, for example for Enqueue, Then and FailFirst. It panics if the fault does not
+// exist or happens below HTTP (see Connection). Only Server.Play can play faults below HTTP.
 func (f Fault) Reply() Reply {
 	row, ok := f.row()
 	switch {
 	case !ok:
-		panic("aiguardtest: no fault is called " + string(f))
+		panic("aiguardtest: unknown fault " + string(f))
 	case row.play == nil:
 		panic("aiguardtest: " + string(f) + " happens below HTTP: use Server.Play, not Reply")
 	}
@@ -175,8 +172,8 @@ func (f Fault) Reply() Reply {
 	}
 }
 
-// Connection reports whether the fault happens below HTTP, or before a request
-// is read: only Server.Play can play it.
+// Connection reports whether the fault happens below HTTP or before a request is read. Only Server.Play can play such a
+// fault.
 func (f Fault) Connection() bool {
 	row, ok := f.row()
 	return ok && row.play == nil
@@ -185,7 +182,7 @@ func (f Fault) Connection() bool {
 // String returns the fault's name.
 func (f Fault) String() string { return string(f) }
 
-// Doc says in one line what happens, empty if there is no such fault.
+// Doc describes the fault in one line. It returns "" if the fault does not exist.
 func (f Fault) Doc() string {
 	row, _ := f.row()
 	return row.doc

@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	hello = "Hello!" // what good answers say, around which there are faults
+	hello = "Hello!" // text of the good answers that faults modify
 
 	html = "<!DOCTYPE html><html><head><title>" + ProviderText + "</title></head><body><h1>" + ProviderText + "</h1></body></html>\n"
 
@@ -19,14 +19,14 @@ const (
 	deepNesting = 100_000
 	trailing    = 16 << 10
 
-	blockSize = 64 << 10 // of what is written again and again
+	blockSize = 64 << 10 // size of a block that is written repeatedly
 )
 
 func answerFaults() []faultRow {
 	ok, bad := http.StatusOK, http.StatusInternalServerError
 	whole := func(a *answer) string { return encode(a.whole(a)) }
 	half := func(a *answer) string { return whole(a)[:len(whole(a))/2] }
-	// Replies with a long text inside a good answer, and inside an error.
+	// Replies that insert a long text into a good answer or into an error.
 	inside := func(reply func(status int, before, after string) Reply) func(*answer) Reply {
 		return func(a *answer) Reply {
 			before, after := a.cutAtText()
@@ -62,7 +62,7 @@ func answerFaults() []faultRow {
 		{FaultResetAnswer, func(a *answer) Reply { return resetAfter(JSON(ok, half(a))) },
 			"half of the JSON, then the connection is reset"},
 		{FaultErrorInOK, func(a *answer) Reply { return JSON(ok, a.body(a.words(a.limited))) },
-			"200 with an error inside, of code rate_limit_exceeded"},
+			"200 with an error of code rate_limit_exceeded"},
 		{FaultNull, always(JSON(ok, "null")), "200 with null"},
 		{FaultNoChoices, always(JSON(ok, "{}")), "200 with {}"},
 		{FaultEmptyBody, always(JSON(ok, "")), "200 with an empty body"},
@@ -84,7 +84,7 @@ func answerFaults() []faultRow {
 	}
 }
 
-// cutAtText is a good answer in two pieces, with a place for the text.
+// cutAtText returns a good answer in two pieces, so that text can be inserted.
 func (a *answer) cutAtText() (before, after string) {
 	a.text = gap
 	before, after, _ = strings.Cut(encode(a.whole(a)), gap)
@@ -101,8 +101,7 @@ func manyInAnswer(a *answer) Reply {
 	return filled(http.StatusOK, before+"{}", ",{}", manyObjects, after)
 }
 
-// filled answers with JSON that has the filling again and again in its middle.
-// Times below 0 is for ever.
+// filled answers with JSON that repeats filling in its middle. Negative times stand for endless repetition.
 func filled(status int, before, filling string, times int, after string) Reply {
 	return func(w http.ResponseWriter, r *Request) {
 		JSON(status, before)(w, r)
@@ -114,8 +113,7 @@ func filled(status int, before, filling string, times int, after string) Reply {
 	}
 }
 
-// fill writes filling so many times, or for ever if times is below 0, until
-// the client leaves.
+// fill writes filling the given number of times until the client leaves. Negative times stand for endless repetition.
 func fill(w http.ResponseWriter, r *Request, filling string, times int) error {
 	per := blockSize / len(filling)
 	if times >= 0 {
@@ -168,8 +166,8 @@ func nested(a *answer) Reply {
 	}
 }
 
-// bombBlock is 4 MiB of a's, compressed. Members of a gzip stream may follow
-// each other, so 1,024 times the same 4 KB are 4 GiB.
+// bombBlock is 4 MiB of the letter a, compressed to 4 KB. A gzip stream may have several members, so 1,024 blocks
+// decompress to 4 GiB.
 var bombBlock = sync.OnceValue(func() string {
 	return compressed(strings.Repeat("a", 4<<20))
 })
@@ -177,7 +175,7 @@ var bombBlock = sync.OnceValue(func() string {
 func compressed(text string) string {
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)
-	_, _ = z.Write([]byte(text)) // a Buffer takes everything
+	_, _ = z.Write([]byte(text)) // a Buffer never fails
 	_ = z.Close()
 	return b.String()
 }
@@ -189,20 +187,19 @@ func gzipBomb(status int, before, after string) Reply {
 	}
 }
 
-// resetAfter resets the connection (HTTP/2: the stream) where next's end would
-// be.
+// resetAfter resets the connection (HTTP/2: the stream) at the end of next.
 func resetAfter(next Reply) Reply {
 	return func(w http.ResponseWriter, r *Request) {
 		next(w, r)
 		r.unfinished()
-		// A reset may overtake what was sent before it and was not yet read.
+		// A reset may overtake data that was sent before it and not yet read.
 		if flush(w) == nil && wait(r.Context(), 10*time.Millisecond) == nil {
 			ResetConn()(w, r)
 		}
 	}
 }
 
-// undrained makes readers that stop at the JSON's end leave something behind.
+// undrained leaves unread bytes after the end of the JSON.
 func undrained(body string) Reply {
 	return func(w http.ResponseWriter, r *Request) {
 		JSON(http.StatusOK, body)(w, r)

@@ -11,24 +11,24 @@ import (
 )
 
 const (
-	// Just below the 10 MB that net/http and its HTTP/2 accept by default.
+	// The sizes are just below the 10 MB that net/http and its HTTP/2 accept by default.
 	hugeHeaders   = 9       // of 1 MB each
 	manyHeaders   = 900_000 // of 10 bytes each
 	manyHeadersH2 = 290_000 // HTTP/2 counts 32 bytes more for each
 
-	hintPause = 10 * time.Millisecond // for ever need not mean at full speed
-	movedPath = "/moved"              // where redirects lead, before the old path
+	hintPause = 10 * time.Millisecond // between two hints, to limit CPU use
+	movedPath = "/moved"              // prefix of the redirect target
 )
 
 func connectionFaults() []faultRow {
 	return []faultRow{
 		{FaultRefused, nil, "the port is closed: connection refused"},
-		{FaultTLSStall, nil, "the connection is accepted, but TLS (or HTTP) is never spoken"},
+		{FaultTLSStall, nil, "the connection is accepted, but TLS (or HTTP) is never answered"},
 		{FaultNeverRead, nil, "the request's body is not read: a large prompt blocks in sending"},
 		{FaultEOF, always(Drop()), "the request is read and the connection closed"},
 		{FaultReset, always(ResetConn()), "the request is read and the connection reset"},
-		{FaultStaleKeepAlive, always(staleKeepAlive), "a connection's first request is answered, its second closes it"},
-		{FaultGoesDark, nil, "connections that exist fall silent but stay open, new ones work"},
+		{FaultStaleKeepAlive, always(staleKeepAlive), "the first request on a connection is answered, the second closes it"},
+		{FaultGoesDark, nil, "existing connections fall silent but stay open, new ones work"},
 		{FaultRedirect301, always(redirect(http.StatusMovedPermanently, "")), "301 to another path, which answers"},
 		{FaultRedirect302, always(redirect(http.StatusFound, "")), "302 to another path, which answers"},
 		{FaultRedirect307, always(redirect(http.StatusTemporaryRedirect, "")), "307 to another path, which answers"},
@@ -37,7 +37,7 @@ func connectionFaults() []faultRow {
 			"307 to the same server under another host name, localhost"},
 		{FaultHugeHeaders, withHugeHeaders, "9 MB of headers, then a good answer"},
 		{FaultManyHeaders, withManyHeaders, "900,000 tiny headers (HTTP/2: 290,000), then a good answer"},
-		{FaultEndlessEarlyHints, always(endlessEarlyHints), "103 Early Hints again and again, for ever"},
+		{FaultEndlessEarlyHints, always(endlessEarlyHints), "103 Early Hints, repeated for ever"},
 	}
 }
 
@@ -53,8 +53,8 @@ func Redirect(status int, location string) Reply {
 	return JSON(status, "", "Location", location)
 }
 
-// redirect leads to where it does not lead on but gives an answer, so that who
-// follows it succeeds. With a host, that is the same port under another name.
+// redirect redirects requests to a path below movedPath. Requests to that path get a good answer. If host is set, the
+// target has that host name and the same port.
 func redirect(status int, host string) Reply {
 	return func(w http.ResponseWriter, r *Request) {
 		if path, ok := strings.CutPrefix(r.Path, movedPath+"/"); ok {
@@ -69,7 +69,7 @@ func redirect(status int, host string) Reply {
 			if _, port, err := net.SplitHostPort(r.Host); err == nil {
 				to = net.JoinHostPort(host, port)
 			}
-			location = "//" + to + location // the scheme stays
+			location = "//" + to + location // keeps the scheme
 		}
 		Redirect(status, location)(w, r)
 	}
@@ -92,20 +92,19 @@ func withManyHeaders(good *answer) Reply {
 func (a *answer) manyHeaders(w http.ResponseWriter, r *Request) {
 	body := encode(a.whole(a))
 	if r.Proto == "HTTP/2.0" {
-		// After the first, each of them is a single byte to send.
+		// After the first one, each header takes a single byte.
 		w.Header()["X"] = make([]string, manyHeadersH2)
 		JSON(http.StatusOK, body)(w, r)
 		return
 	}
-	// Raw: a map of so many names would cost the server what it is to cost
-	// the client.
+	// The response is written raw, because a map with so many names would cost the server as much as the client.
 	nc, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		panic("aiguardtest: " + err.Error())
 	}
 	defer nc.Close()
 	if r.ex != nil {
-		// A client that has seen enough leaves; the rest of the connection is ours.
+		// A failed write counts as a disconnect, because the connection is hijacked.
 		defer func() { r.ex.failed.Store(err != nil) }()
 	}
 	buf := bufio.NewWriterSize(nc, blockSize)

@@ -21,7 +21,7 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// works asserts that a new client is answered well.
+// works asserts that a new client gets a good answer.
 func works(t *testing.T, s *aiguardtest.Server) {
 	t.Helper()
 	resp, body, err := post(t.Context(), s, newHTTP(t, s), chatBody)
@@ -30,7 +30,7 @@ func works(t *testing.T, s *aiguardtest.Server) {
 	assert.Contains(t, body, "Hello!")
 }
 
-// impatient is a client's request that is given up.
+// impatient sends a request and gives up.
 func impatient(t *testing.T, s *aiguardtest.Server, c *http.Client) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -57,7 +57,7 @@ func TestRefusedIsAClosedPortThatOpensAgain(t *testing.T) {
 			s.Play("")
 			works(t, s)
 			_, _, err = post(t.Context(), s, idle, chatBody)
-			require.NoError(t, err, "at the same address")
+			require.NoError(t, err, "the port is open again")
 		}
 	})
 }
@@ -76,7 +76,7 @@ func TestRefusedIsMetByConnectionsThatWereBusy(t *testing.T) {
 		s.Play(aiguardtest.FaultRefused)
 		close(gate)
 		_, err = io.Copy(io.Discard, res.Body)
-		require.NoError(t, err, "what has begun goes on")
+		require.NoError(t, err, "a request in progress continues")
 		eventually(t, func() bool { open, _ := s.Conns(); return open == 0 }, "the connection is closed once it is idle")
 		assert.Zero(t, s.Disconnects())
 	})
@@ -88,7 +88,7 @@ func TestCloseWhileRefusing(t *testing.T) {
 			s := aiguardtest.Start(opts...)
 			s.Play(aiguardtest.FaultRefused)
 			s.Close()
-			s.Play("") // nothing to open any more
+			s.Play("") // the port is already open
 			_, _, err := post(t.Context(), s, newHTTP(t, s), chatBody)
 			assert.ErrorIs(t, err, syscall.ECONNREFUSED)
 		})
@@ -114,7 +114,7 @@ func TestTLSStallAcceptsAndNeverSpeaks(t *testing.T) {
 		}
 		assert.Zero(t, s.Count())
 
-		// Who waits longest is thrown out when it is over.
+		// Requests that still wait at the end of the fault are reset.
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			_, _, err := post(t.Context(), s, newHTTP(t, s), chatBody)
@@ -127,7 +127,7 @@ func TestTLSStallAcceptsAndNeverSpeaks(t *testing.T) {
 	})
 }
 
-// counted counts what is read of a body.
+// counted counts the bytes that are read of a body.
 type counted struct {
 	io.Reader
 	n atomic.Int64
@@ -159,7 +159,7 @@ func TestNeverReadBlocksALargePrompt(t *testing.T) {
 		}
 		assert.Zero(t, s.Count())
 		s.Play("")
-		eventually(t, func() bool { return s.Active() == 0 }, "nothing is held on to")
+		eventually(t, func() bool { return s.Active() == 0 }, "no request stays in progress")
 		works(t, s)
 	})
 }
@@ -208,9 +208,9 @@ func TestGoesDarkIsMetByTheConnectionsOfThatMoment(t *testing.T) {
 		assert.Zero(t, s.Count())
 		works(t, s)
 		if strings.HasPrefix(s.URL, "https") {
-			impatient(t, s, c) // HTTP/2 does not give up the connection on its own
+			impatient(t, s, c) // HTTP/2 does not close the connection by itself
 			assert.Equal(t, 1, s.Count())
-			// Pings retire it, within twice 30 ms.
+			// Pings close it within twice 30 ms.
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			defer cancel()
 			for {
@@ -222,18 +222,18 @@ func TestGoesDarkIsMetByTheConnectionsOfThatMoment(t *testing.T) {
 			}
 		}
 
-		// Who waits on a dark connection is thrown out when it is over.
+		// Requests that wait on a dark connection at the end of the fault are reset.
 		before := newHTTP(t, s)
 		_, _, err = post(t.Context(), s, before, chatBody)
 		require.NoError(t, err)
 		s.Play(aiguardtest.FaultGoesDark)
 		sent := make(chan struct{})
-		var once sync.Once // net/http may send it again when the connection is reset
+		var once sync.Once // net/http may resend it after a reset
 		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{
 			WroteRequest: func(httptrace.WroteRequestInfo) { once.Do(func() { close(sent) }) },
 		})
 		wg.Go(func() {
-			_, _, _ = post(ctx, s, before, chatBody) // it ends, one way or the other
+			_, _, _ = post(ctx, s, before, chatBody) // the result does not matter
 		})
 		<-sent
 		s.Play("")
@@ -263,7 +263,7 @@ func TestGoesDarkCutsStreamsOffWithoutEndingThem(t *testing.T) {
 	})
 }
 
-func TestEarlyHintsComeAgainAndAgain(t *testing.T) {
+func TestEarlyHintsRepeat(t *testing.T) {
 	eachMode(t, func(t *testing.T, s *aiguardtest.Server, c *http.Client) {
 		s.Play(aiguardtest.FaultEndlessEarlyHints)
 		hints := 0
@@ -321,7 +321,7 @@ func TestCloseEndsEveryFault(t *testing.T) {
 					_ = resp.Body.Close()
 				}
 			})
-			eventually(t, dialed.Load, "a connection or none")
+			eventually(t, dialed.Load, "dialed")
 			s.Close()
 			wg.Wait()
 		})

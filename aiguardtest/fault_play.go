@@ -6,29 +6,26 @@ import (
 	"time"
 )
 
-// idleGrace is how long an idle connection lives on while it is in a fault's way.
+// idleGrace is how long an idle connection lives that would keep clients from meeting the fault.
 const idleGrace = 50 * time.Millisecond
 
-// Play makes every request from now on meet the fault, before the script,
-// Handle and the default, none of which is used. Play("") ends it; Reset does
-// not. Only the last fault is played. It panics if there is no such fault.
+// Play makes every request from now on meet the fault. It takes precedence over the script, Handle and the default.
+// Play("") ends the fault; Reset does not. Only the last fault is active. Play panics if the fault does not exist.
 //
-// Of the faults that happen below HTTP (see Fault.Connection), FaultRefused and
-// FaultTLSStall are met by every new connection; those that are idle are reset,
-// now or when they become it. FaultGoesDark is met by all connections that exist
-// now, and by none that comes later: call Play again for those. Connections and
-// requests that have met one of these faults, or FaultNeverRead, are reset when
-// the fault is over, because nothing good can become of them. Until then, who
-// does not read does not notice either: with FaultNeverRead on HTTP/1.1 a
-// request stays in progress though its client has left.
+// Some faults happen below HTTP (see Fault.Connection). FaultRefused and FaultTLSStall affect every new connection.
+// They also reset idle connections, now or when a connection becomes idle. FaultGoesDark affects all connections that
+// exist now and no later ones. Call Play again for those.
 //
-// While FaultRefused is played the port is closed and could be taken by somebody
-// else. Play panics if the port cannot be had back.
+// When one of these faults or FaultNeverRead ends, the affected connections and requests are reset. Until then a
+// client's departure may go unnoticed. With FaultNeverRead on HTTP/1.1 a request stays in progress even after its
+// client has left.
+//
+// During FaultRefused the port is closed, and another process could take it. Play panics if it cannot reopen the port.
 func (s *Server) Play(f Fault) {
 	if _, ok := f.row(); f != "" && !ok {
-		panic("aiguardtest: no fault is called " + string(f))
+		panic("aiguardtest: unknown fault " + string(f))
 	}
-	s.playing.Lock() // the port is opened and closed in the order of calls
+	s.playing.Lock() // keeps the order of calls for opening and closing the port
 	defer s.playing.Unlock()
 	s.mu.Lock()
 	s.fault = f
@@ -38,9 +35,8 @@ func (s *Server) Play(f Fault) {
 	s.listener.play(f)
 }
 
-// meet lets a request meet the fault that is played, if that is one that
-// begins before its body is read. It returns the fault's reply for after that,
-// nil if the request is to be answered as always.
+// meet applies a fault that begins before the body is read. It returns the reply to use afterwards, or nil if the
+// request is answered as usual.
 func (s *Server) meet(r *Request) Reply {
 	s.mu.Lock()
 	fault, over := s.fault, s.faultOver
@@ -49,11 +45,11 @@ func (s *Server) meet(r *Request) Reply {
 	case "", FaultGoesDark:
 		return nil
 	case FaultRefused, FaultTLSStall:
-		// On a connection that was busy when the fault began.
+		// The connection was busy when the fault began.
 		return ResetConn()
 	case FaultNeverRead:
 		if r.ex.conn != nil {
-			r.ex.conn.shrink() // it may be older than the fault
+			r.ex.conn.shrink() // the connection may be older than the fault
 		}
 		select {
 		case <-r.ctx.Done():
@@ -65,7 +61,7 @@ func (s *Server) meet(r *Request) Reply {
 	return fault.Reply()
 }
 
-// play makes connections meet the fault, and ends what is left of the last one.
+// play makes connections meet the fault, and cleans up after the previous one.
 func (l *listener) play(f Fault) {
 	l.mu.Lock()
 	l.fault = f
@@ -89,16 +85,16 @@ func (l *listener) play(f Fault) {
 	}
 }
 
-// resetsIdle reports whether idle connections stand in the fault's way.
+// resetsIdle reports whether the fault requires that idle connections are reset.
 func (f Fault) resetsIdle() bool { return f == FaultRefused || f == FaultTLSStall }
 
-// idled notes that a connection has no request in progress any more.
+// idled records that a connection has no request in progress.
 func (l *listener) idled(c *conn) {
 	c.idle.Store(true)
 	if !l.inTheWay(c) {
 		return
 	}
-	// HTTP/2's last frames may not be sent yet, and a reset would overtake them.
+	// HTTP/2's last frames may be unsent, and a reset would overtake them.
 	time.AfterFunc(idleGrace, func() {
 		if l.inTheWay(c) {
 			c.reset()
@@ -106,8 +102,7 @@ func (l *listener) idled(c *conn) {
 	})
 }
 
-// inTheWay reports whether the connection is idle and keeps clients from
-// meeting the fault.
+// inTheWay reports whether the connection is idle and would keep clients from meeting the fault.
 func (l *listener) inTheWay(c *conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -116,7 +111,7 @@ func (l *listener) inTheWay(c *conn) bool {
 
 // port opens or closes the port.
 func (l *listener) port(open bool) {
-	const patience = 5 * time.Second // for whoever has taken the port meanwhile
+	const patience = 5 * time.Second // for another process to release the port
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		err := l.tryPort(open)
 		if err == nil {

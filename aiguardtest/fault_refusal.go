@@ -43,13 +43,13 @@ func refusalFaults() []faultRow {
 	}
 }
 
-// refuse answers with an error in the API's words.
+// refuse answers with the error r in the API's form.
 func (d *dialect) refuse(r refusal, headers ...string) Reply {
 	return JSON(r.status, d.body(d.words(r)), headers...)
 }
 
 func retryAfterDate(a *answer) Reply {
-	// A date has no fractions of a second: one from now might be now.
+	// A date has no fractions of a second, so one second from now could be now.
 	date := time.Now().Add(2 * time.Second).UTC().Format(http.TimeFormat)
 	return a.refuse(a.limited, "Retry-After", date)
 }

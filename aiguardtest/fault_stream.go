@@ -10,14 +10,14 @@ import (
 const (
 	manyPings  = 200
 	pingPause  = 10 * time.Millisecond
-	eventPause = time.Millisecond // of a stream that never ends
+	eventPause = time.Millisecond // between events of an endless stream
 
-	longTexts = 18 // and two events that end it
+	longTexts = 18 // plus two events that end the stream
 	longPause = 100 * time.Millisecond
 
 	hugeLine     = 50_000_000
 	hugeComment  = 64 << 10
-	commentTimes = 200 // 13 MB
+	commentTimes = 200 // 13 MB in total
 )
 
 func streamFaults() []faultRow {
@@ -78,7 +78,7 @@ func streamFaults() []faultRow {
 	}
 }
 
-// oddlySpaced is an error with blanks where the API has none.
+// oddlySpaced adds an error with blanks where the API sends none.
 func oddlySpaced(s *stream) *stream {
 	data := "  " + strings.Replace(s.a.words(s.a.limited), `"error":`, ` "error" :  `, 1)
 	return s.says("Hel").events(data).last(func(part string) string { return strings.Replace(part, "data: ", "data:", 1) })
@@ -93,29 +93,29 @@ func manyInEvent(a *answer) Reply {
 	return inTurn(Bytes(before+"{}"), filling(",{}", manyObjects), Bytes(after))
 }
 
-// inTurn sends one reply's body after the other, under the first one's headers.
+// inTurn sends the bodies of the replies one after the other, under the headers of the first.
 func inTurn(replies ...Reply) Reply {
 	return func(w http.ResponseWriter, r *Request) {
 		for _, reply := range replies {
-			r.unfinished() // whatever the one before it thought
+			r.unfinished() // undoes a finishing call of the previous reply
 			reply(w, r)
 			w = &bodyWriter{w, http.Header{}}
 		}
 	}
 }
 
-// filling is so many times the text, or for ever if times is below 0.
+// filling adds text the given number of times. Negative times stand for endless repetition.
 func filling(text string, times int) Reply {
 	return func(w http.ResponseWriter, r *Request) { _ = fill(w, r, text, times) }
 }
 
-// oneLine has an event of about size bytes, or without end if size is below 0.
+// oneLine sends an event of about size bytes. A negative size stands for an endless event.
 func (a *answer) oneLine(size int) Reply {
 	before, after := a.stream().says(gap).ends().around()
 	return inTurn(Bytes(before), filling("a", size), Bytes(after))
 }
 
-// forEver sends more and more.
+// forEver sends events without end.
 func (a *answer) forEver(pause time.Duration, more func(*stream)) Reply {
 	return func(w http.ResponseWriter, r *Request) {
 		startStream(w, r)
@@ -127,12 +127,12 @@ func (a *answer) forEver(pause time.Duration, more func(*stream)) Reply {
 	}
 }
 
-// long is a healthy stream.
+// long returns a healthy stream.
 func (a *answer) long() *stream {
 	return a.stream().says(slices.Repeat([]string{"Hi "}, longTexts)...).ends()
 }
 
-// commented is a good stream with comments before its events.
+// commented sends a good stream with comments before its events.
 func commented(a *answer) Reply {
 	return func(w http.ResponseWriter, r *Request) {
 		startStream(w, r)

@@ -20,20 +20,20 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// ending is how a client's exchange with a fault comes to its end.
+// ending is how the exchange of a client with a fault ends.
 type ending int
 
 const (
 	whole   ending = iota // the answer is complete
-	broken                // the server ends it before it is complete
-	stalled               // the client loses patience
-	endless               // the client has read all it wants
-	either                // likewise, but all may have been sent by then
+	broken                // the server ends the answer before it is complete
+	stalled               // the client times out
+	endless               // the client stops reading at its limit
+	either                // as endless, but the whole answer may have been sent by then
 )
 
-// outcome is what a client saw.
+// outcome is what a client received.
 type outcome struct {
-	status int // 0 if there were no headers
+	status int // 0: no headers
 	header http.Header
 	body   string
 	err    error
@@ -41,7 +41,7 @@ type outcome struct {
 	proto  string
 }
 
-// has asserts that the body holds these texts, in this order.
+// has asserts that the body contains these texts in this order.
 func (o outcome) has(t *testing.T, texts ...string) {
 	t.Helper()
 	rest := o.body
@@ -58,7 +58,7 @@ func (o outcome) json(t *testing.T) (v any) {
 	return v
 }
 
-// events returns the payloads of a stream, each of which must be JSON or [DONE].
+// events returns the payloads of a stream. Each must be JSON or [DONE].
 func (o outcome) events(t *testing.T) []string {
 	t.Helper()
 	assert.Equal(t, "text/event-stream; charset=utf-8", o.header.Get("Content-Type"))
@@ -85,15 +85,15 @@ func errorIn(t *testing.T, body string) string {
 }
 
 type expectation struct {
-	status int // 200 if not given, -1 if there are no headers
+	status int // default 200; -1: no headers
 	ending ending
-	limit  int64 // bytes to read, 4 MB if not given
+	limit  int64 // bytes to read; default 4 MB
 	check  func(t *testing.T, o outcome)
 }
 
 const patience = 100 * time.Millisecond
 
-// try meets whatever the server plays, with limited patience and appetite.
+// try sends a request to the server with a limited time and a limited number of bytes.
 func try(t *testing.T, s *aiguardtest.Server, c *http.Client, want expectation) outcome {
 	t.Helper()
 	return tryAt(t, s, c, "/chat/completions", streamBody, want)
@@ -103,7 +103,7 @@ func tryAt(t *testing.T, s *aiguardtest.Server, c *http.Client, path, ask string
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	if want.ending == stalled {
-		ctx, cancel = context.WithTimeout(t.Context(), 3*patience) // what is sent must arrive
+		ctx, cancel = context.WithTimeout(t.Context(), 3*patience) // what is sent must arrive in full
 	}
 	defer cancel()
 	start := time.Now()
@@ -160,7 +160,7 @@ func expect(t *testing.T, s *aiguardtest.Server, c *http.Client, want expectatio
 	}
 }
 
-// stream expects a stream of so many events, [DONE] included.
+// stream expects a stream of that many events, [DONE] included.
 func stream(events int, ending ending) expectation {
 	return expectation{ending: ending, check: func(t *testing.T, o outcome) {
 		assert.Len(t, o.events(t), events)
@@ -190,7 +190,7 @@ func refusal(status int, code string, headers ...string) expectation {
 
 func answer(check func(t *testing.T, o outcome)) expectation { return expectation{check: check} }
 
-// lastEvent expects a stream of two events whose last is a rate limit's error.
+// lastEvent expects a stream of two events. The last is a rate limit error.
 func lastEvent(ending ending, pattern string) expectation {
 	return expectation{ending: ending, check: func(t *testing.T, o outcome) {
 		before, after, _ := strings.Cut(pattern, "ERROR")
@@ -204,7 +204,7 @@ func lastEvent(ending ending, pattern string) expectation {
 
 const someMB = 3_000_000
 
-// expectations of all faults that one request shows, however it is sent.
+// expectations has all faults that a single request shows, on every transport.
 var expectations = map[aiguardtest.Fault]expectation{
 	aiguardtest.FaultEOF:         {status: -1, ending: broken},
 	aiguardtest.FaultReset:       {status: -1, ending: broken},
@@ -406,8 +406,7 @@ func movedTo(path string) func(t *testing.T, o outcome) {
 	return func(t *testing.T, o outcome) { assert.Equal(t, path, o.header.Get("Location")) }
 }
 
-// inOneRequest returns the faults that expectations describes: the others have
-// tests of their own.
+// inOneRequest returns the faults in expectations. The others have their own tests.
 func inOneRequest() []aiguardtest.Fault {
 	return slices.DeleteFunc(aiguardtest.Faults(), func(f aiguardtest.Fault) bool {
 		return f.Connection() || f == aiguardtest.FaultStaleKeepAlive
@@ -418,8 +417,8 @@ func inOneRequest() []aiguardtest.Fault {
 func meets(t *testing.T, s *aiguardtest.Server, c *http.Client, f aiguardtest.Fault) {
 	t.Helper()
 	want, ok := expectations[f]
-	require.True(t, ok, "nothing is expected of %s", f)
-	// A connection is made before the clock of impatience starts.
+	require.True(t, ok, "%s has no expectation", f)
+	// Connect before the client's timeout starts.
 	s.Play("")
 	expect(t, s, c, expectation{})
 	s.Play(f)
@@ -434,7 +433,7 @@ func TestEveryFaultDoesWhatItSays(t *testing.T) {
 			c := newHTTP(t, s)
 			c.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 			for _, f := range inOneRequest() {
-				if f != aiguardtest.FaultStreamLong { // that takes virtual time only
+				if f != aiguardtest.FaultStreamLong { // takes virtual time only
 					t.Run(f.String(), func(t *testing.T) { meets(t, s, c, f) })
 				}
 			}
@@ -447,15 +446,15 @@ func TestVirtualEveryFaultDoesWhatItSays(t *testing.T) {
 		c.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 		for _, f := range inOneRequest() {
 			if f == aiguardtest.FaultHugeHeaders || f == aiguardtest.FaultManyHeaders {
-				continue // slow, and HTTP like any other
+				continue // slow, and the same on every transport
 			}
-			t.Log(f) // the last one is the one that failed
+			t.Log(f) // the last one logged is the one that failed
 			meets(t, s, c, f)
 		}
 	})
 }
 
-func TestTheTableIsDocumented(t *testing.T) {
+func TestFaultTableIsDocumented(t *testing.T) {
 	page, err := os.ReadFile("doc.go")
 	require.NoError(t, err)
 	source, err := os.ReadFile("fault.go")
@@ -463,10 +462,10 @@ func TestTheTableIsDocumented(t *testing.T) {
 	seen := map[aiguardtest.Fault]bool{}
 	rest := string(page)
 	for _, f := range aiguardtest.Faults() {
-		assert.False(t, seen[f], "%s is there twice", f)
+		assert.False(t, seen[f], "%s is listed twice", f)
 		seen[f] = true
 		assert.NotEmpty(t, f.Doc())
-		// In the same order, under the constant's name.
+		// The order is the same, and the constant has the fault's name.
 		before, _, ok := strings.Cut(string(source), " = "+strconv.Quote(string(f))+"\n")
 		require.True(t, ok, f)
 		constant := strings.Fields(before[strings.LastIndex(before, "\n")+1:])[0]
@@ -480,7 +479,7 @@ func TestTheTableIsDocumented(t *testing.T) {
 	assert.Len(t, seen, len(expectations)+5)
 }
 
-func TestPlayGoesBeforeAllElseAndLeavesTheScriptAlone(t *testing.T) {
+func TestPlayPrecedesTheScriptAndKeepsIt(t *testing.T) {
 	eachMode(t, func(t *testing.T, s *aiguardtest.Server, c *http.Client) {
 		status := func(code int) aiguardtest.Reply { return aiguardtest.JSON(code, "{}") }
 		s.SetDefault(status(203))
@@ -502,8 +501,8 @@ func TestPlayGoesBeforeAllElseAndLeavesTheScriptAlone(t *testing.T) {
 func TestFaultsThatDoNotExistOrCannotBeReplies(t *testing.T) {
 	s := aiguardtest.NewServer(t, aiguardtest.Pipe())
 	nonsense := aiguardtest.Fault("nonsense")
-	assert.PanicsWithValue(t, "aiguardtest: no fault is called nonsense", func() { s.Play(nonsense) })
-	assert.PanicsWithValue(t, "aiguardtest: no fault is called nonsense", func() { nonsense.Reply() })
+	assert.PanicsWithValue(t, "aiguardtest: unknown fault nonsense", func() { s.Play(nonsense) })
+	assert.PanicsWithValue(t, "aiguardtest: unknown fault nonsense", func() { nonsense.Reply() })
 	assert.Empty(t, nonsense.Doc())
 	assert.False(t, nonsense.Connection())
 	below := 0
@@ -518,7 +517,7 @@ func TestFaultsThatDoNotExistOrCannotBeReplies(t *testing.T) {
 	assert.Equal(t, 4, below)
 }
 
-func TestHugeBodiesAreAsHugeAsTheySay(t *testing.T) {
+func TestHugeBodiesHaveTheDocumentedSize(t *testing.T) {
 	t.Parallel()
 	s := aiguardtest.NewServer(t)
 	c := newHTTP(t, s)
@@ -544,7 +543,7 @@ func TestHugeBodiesAreAsHugeAsTheySay(t *testing.T) {
 	assert.Zero(t, s.Disconnects())
 }
 
-// tail keeps the end of what is written to it.
+// tail is a writer that keeps the end of the data.
 type tail struct{ b []byte }
 
 func (w *tail) Write(p []byte) (int, error) {
@@ -564,7 +563,7 @@ func TestAGzipBombIsSmallOnTheWire(t *testing.T) {
 	require.NoError(t, err)
 	assert.Less(t, len(body), 5<<20)
 
-	// Of the stream's members the first two are enough to know the rest.
+	// The first two members of the stream are enough to calculate the rest.
 	all := strings.NewReader(body)
 	z, err := gzip.NewReader(all)
 	require.NoError(t, err)
@@ -578,7 +577,7 @@ func TestAGzipBombIsSmallOnTheWire(t *testing.T) {
 	require.NoError(t, err)
 	assert.EqualValues(t, 4<<20, n)
 	assert.Contains(t, string(first), `"content":"`)
-	size := before - all.Len() + 10 // with its header
+	size := before - all.Len() + 10 // including its header
 	assert.InDelta(t, 1024, len(body)/size, 2)
 }
 

@@ -9,8 +9,7 @@ func Hang() Reply {
 	}
 }
 
-// HangAfter lets next answer, sends what it wrote, and then keeps the body
-// open until the client leaves: it never ends.
+// HangAfter sends the answer of next, then keeps the body open until the client leaves.
 func HangAfter(next Reply) Reply {
 	return func(w http.ResponseWriter, r *Request) {
 		next(w, r)
@@ -21,9 +20,8 @@ func HangAfter(next Reply) Reply {
 	}
 }
 
-// Cut lets n bytes of next's body through, sends them, and cuts the connection
-// (HTTP/2: resets the stream). If next writes less, the cut comes where the
-// end would be. With n 0 the client sees the headers and no body.
+// Cut sends n bytes of next's body and cuts the connection (HTTP/2: resets the stream). If next writes less, the cut
+// comes at its end. If n is 0, the client gets the headers and no body.
 func Cut(n int, next Reply) Reply {
 	return func(w http.ResponseWriter, r *Request) {
 		c := &cutWriter{ResponseWriter: w, r: r, left: n}
@@ -32,12 +30,12 @@ func Cut(n int, next Reply) Reply {
 	}
 }
 
-// ResetConn resets the connection before any header: a TCP RST on HTTP/1.1, a
-// stream reset on HTTP/2, and on a Pipe, which knows no reset, a close.
+// ResetConn resets the connection before any header. On HTTP/1.1 that is a TCP RST, on HTTP/2 a stream reset, and on a
+// Pipe, which has no reset, a close.
 func ResetConn() Reply {
 	return func(_ http.ResponseWriter, r *Request) {
 		r.aborting()
-		// On HTTP/2 the connection belongs to other requests too.
+		// On HTTP/2 other requests share the connection.
 		if c := connOf(r.Context()); c != nil && r.Proto != "HTTP/2.0" {
 			c.reset()
 		}
@@ -45,8 +43,8 @@ func ResetConn() Reply {
 	}
 }
 
-// Drop closes the connection properly before any header: the client sees EOF.
-// On HTTP/2 this ends the connection's other requests as well.
+// Drop closes the connection properly before any header, so the client gets EOF. On HTTP/2 this also ends the other
+// requests of the connection.
 func Drop() Reply {
 	return func(_ http.ResponseWriter, r *Request) {
 		r.aborting()
@@ -55,7 +53,7 @@ func Drop() Reply {
 	}
 }
 
-// cutWriter cuts the connection when its allowance is used up.
+// cutWriter cuts the connection after a number of bytes.
 type cutWriter struct {
 	http.ResponseWriter
 	r    *Request
@@ -63,7 +61,7 @@ type cutWriter struct {
 }
 
 func (w *cutWriter) WriteHeader(status int) {
-	// A body whose length is announced would look whole if it is cut at its end.
+	// A body with a Content-Length would look whole if it is cut at its end.
 	w.Header().Del("Content-Length")
 	w.ResponseWriter.WriteHeader(status)
 }

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// Google's Gemini API, also on Vertex AI: generateContent, and streamGenerateContent as an event stream (?alt=sse) and as a
-// JSON array.
+// Google's Gemini API, also on Vertex AI: generateContent, and streamGenerateContent as an event stream (?alt=sse) or
+// as a JSON array.
 
 func geminiOf(r *Request) (dialect, bool) {
 	model, verb, ok := geminiPath(r.Path)
@@ -15,7 +15,7 @@ func geminiOf(r *Request) (dialect, bool) {
 	}
 	array := verb == "streamGenerateContent" && r.Query.Get("alt") != "sse"
 	f := serverSent("\r\n", false)
-	f.errorEvent = func(data string) string { return data + "\r\n\r\n" } // without a field's name
+	f.errorEvent = func(data string) string { return data + "\r\n\r\n" } // without "data:"
 	if array {
 		f = framing{
 			media: "application/json; charset=UTF-8",
@@ -58,7 +58,7 @@ func geminiOf(r *Request) (dialect, bool) {
 	}, true
 }
 
-// candidate is a whole answer or an event: they have the same form.
+// candidate returns a whole answer or an event, which have the same form.
 func (a *answer) candidate(text, finish string) object {
 	c := object{"content", object{"parts", []object{{"text", text}}, "role", "model"}}
 	in, out := tokens(a.ask.Contents), 0
@@ -73,7 +73,7 @@ func (a *answer) candidate(text, finish string) object {
 	}
 }
 
-// geminiError takes a status of Google's APIs for a code, or a reason, which goes to the details.
+// geminiError returns an error. The code is a status of Google's APIs, or a reason, which becomes part of the details.
 func geminiError(status int, code, message string) string {
 	name := map[int]string{
 		http.StatusBadRequest:          "INVALID_ARGUMENT",
@@ -104,8 +104,8 @@ func geminiError(status int, code, message string) string {
 	return encode(object{"error", failure})
 }
 
-// geminiPath reads the model and the verb that the path of a request has. A colon alone tells nothing: names of OpenAI's
-// models have some.
+// geminiPath returns the model and the verb in the path of a request. A colon is not enough, because names of OpenAI's
+// models may contain one.
 func geminiPath(path string) (model, verb string, ok bool) {
 	_, rest, _ := strings.Cut(path, "/models/")
 	model, verb, _ = strings.Cut(rest, ":")

@@ -18,7 +18,7 @@ import (
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
 
-// modes are the ways to reach a server.
+// modes are the transports of a server.
 var modes = map[string][]aiguardtest.Option{
 	"http1":      nil,
 	"http2":      {aiguardtest.TLS()},
@@ -76,13 +76,13 @@ const (
 
 func eventually(t *testing.T, ok func() bool, msg string) {
 	t.Helper()
-	// Not require.Eventually: its goroutines would be counted.
+	// require.Eventually starts goroutines, which the tests would count.
 	for deadline := time.Now().Add(5 * time.Second); !ok(); time.Sleep(time.Millisecond) {
 		require.True(t, time.Now().Before(deadline), msg)
 	}
 }
 
-// readUntil reads from r until it has seen want.
+// readUntil reads from r until want has arrived.
 func readUntil(t *testing.T, r io.Reader, want string) {
 	t.Helper()
 	var seen bytes.Buffer

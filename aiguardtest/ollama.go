@@ -2,7 +2,7 @@ package aiguardtest
 
 import "net/http"
 
-// Ollama's API: chat and generate. It streams JSON lines unless a request says "stream": false.
+// Ollama's API: chat and generate. It streams JSON lines unless a request contains "stream": false.
 
 func ollamaOf(r *Request) (dialect, bool) {
 	before, last := lastSegments(r.Path)
@@ -36,7 +36,7 @@ func ollamaOf(r *Request) (dialect, bool) {
 			ping:  func(s *stream) { s.events(delta(s.a, "")) },
 			pad:   blanks,
 		},
-		failure: func(_ int, _, message string) string { return encode(object{"error", message}) }, // it has no codes
+		failure: func(_ int, _, message string) string { return encode(object{"error", message}) }, // Ollama has no codes
 		limited: refusal{status: http.StatusTooManyRequests},
 		refusals: func() map[Fault]refusal {
 			return map[Fault]refusal{

@@ -12,11 +12,11 @@ import (
 	"strings"
 )
 
-// OpenAI's API: chat, text completions, Responses, embeddings, moderations and models, on Azure's paths too. Faults have
-// the form of chat.
+// OpenAI's API: chat, text completions, Responses, embeddings, moderations and models, also on Azure's paths. Faults
+// have the form of chat.
 
 const (
-	defaultDimensions = 8 // short, for speed; real ones are 1,536
+	defaultDimensions = 8 // short, for speed; real vectors have 1,536
 	maxDimensions     = 4096
 	maxChoices        = 128
 )
@@ -71,7 +71,7 @@ func openaiError(status int, code, message string) string {
 	return encode(object{"error", object{"message", message, "type", typ, "param", nil, "code", codeOrNull}})
 }
 
-// openai answers on the endpoint that the path names.
+// openai answers on the endpoint named in the path.
 func (a *answer) openai() {
 	endpoint, ok := strings.CutPrefix(endpointOf(a.r.Path), "/")
 	method := http.MethodPost
@@ -103,8 +103,7 @@ func (a *answer) openai() {
 	}
 }
 
-// endpointOf returns the part of path that names the endpoint, whatever the
-// provider puts before it.
+// endpointOf returns the part of path that names the endpoint, without a prefix.
 func endpointOf(path string) string {
 	if rest, ok := strings.CutPrefix(path, "/openai/deployments/"); ok {
 		if _, rest, ok = strings.Cut(rest, "/"); ok {
@@ -118,10 +117,10 @@ func endpointOf(path string) string {
 	return path
 }
 
-// event sends an event, named unless name is empty, in one Write.
+// event sends an event in one Write. The event has a name unless name is empty.
 func (a *answer) event(name, data string) { a.send(named(name, data), false) }
 
-// last is event for the stream's last one.
+// last is event for the last event of a stream.
 func (a *answer) last(name, data string) { a.send(named(name, data), true) }
 
 func named(name, data string) string {
@@ -131,7 +130,7 @@ func named(name, data string) string {
 	return name + "data: " + data + "\n\n"
 }
 
-// choices returns how many answers were asked for.
+// choices returns the number of answers requested.
 func (a *answer) choices() int { return min(max(a.ask.N, 1), maxChoices) }
 
 func (a *answer) usage(prompt json.RawMessage, answers int) object {
@@ -164,7 +163,7 @@ func (a *answer) chatHead(kind string, choices []object) object {
 	return object{"id", a.id("chatcmpl"), "object", kind, "created", a.created(), "model", a.model, "choices", choices}
 }
 
-// chatCompletion is a whole answer with n choices.
+// chatCompletion returns a whole answer with n choices.
 func (a *answer) chatCompletion(n int) object {
 	var choices []object
 	for i := range n {
@@ -178,7 +177,7 @@ func (a *answer) chatCompletion(n int) object {
 	return append(a.chatHead("chat.completion", choices), "system_fingerprint", "fp_fake", "usage", a.usage(a.ask.Messages, n))
 }
 
-// chunk is an event of a chat stream.
+// chunk returns an event of a chat stream.
 func (a *answer) chunk(i int, delta object, finish any) string {
 	c := a.chatHead("chat.completion.chunk", []object{{"index", i, "delta", delta, "logprobs", nil, "finish_reason", finish}})
 	if a.ask.StreamOptions.IncludeUsage {
@@ -194,7 +193,7 @@ func (a *answer) completion() {
 	choice := func(i int, text string, finish any) object {
 		return object{"text", text, "index", i, "logprobs", nil, "finish_reason", finish}
 	}
-	// n answers for each prompt.
+	// There are n answers for each prompt.
 	n := min(max(len(inputs(a.ask.Prompt)), 1)*a.choices(), maxChoices)
 	usage := a.usage(a.ask.Prompt, n)
 
@@ -296,8 +295,8 @@ func (a *answer) embeddings() {
 	})
 }
 
-// inputs takes apart a field that may hold one input or several: a string or
-// an array of token numbers is one, an array of either is several.
+// inputs splits a field with one or several inputs. A string or an array of token numbers is one input. An array of
+// strings or of such arrays is several.
 func inputs(field json.RawMessage) []json.RawMessage {
 	var several []json.RawMessage
 	if len(field) == 0 || string(field) == "null" {
@@ -312,7 +311,7 @@ func inputs(field json.RawMessage) []json.RawMessage {
 	return several
 }
 
-// embed returns a unit vector that depends on the input only.
+// embed returns a unit vector that depends only on the input.
 func embed(input json.RawMessage, dimensions int) []float32 {
 	h := fnv.New64a()
 	_, _ = h.Write(bytes.TrimSpace(input))

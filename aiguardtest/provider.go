@@ -18,107 +18,94 @@ import (
 const (
 	defaultWork = time.Second
 	refusalTime = 20 * time.Millisecond
-	burstOfRPM  = 10 // the part of a minute's requests that may come at once
+	burstOfRPM  = 10 // share of a minute's requests that may come at once
 )
 
-// ProviderConfig is what a Provider can do. The zero value answers every
-// request after a second; a number that is 0 is no such limit.
+// ProviderConfig configures a Provider. The zero value answers every request after a second, without limits. For each
+// number, 0 means no limit.
 type ProviderConfig struct {
-	// Capacity is how many requests are worked on at full speed. What is in
-	// progress beyond shares that speed equally: everybody's answer takes
-	// longer, and together they get no more done. This is processor sharing
-	// (Kleinrock, "Time-shared Systems: A Theoretical Treatment", 1967), near
-	// to what an inference server does that batches.
+	// Capacity is the number of requests at full speed. More requests in progress share that speed equally. Every
+	// answer then takes longer, and the total rate of answers stays the same. This is processor sharing (Kleinrock,
+	// "Time-shared Systems: A Theoretical Treatment", 1967), which is close to an inference server with batching.
 	Capacity int
 
-	// Loss is what it costs to have more in progress than Capacity: with n
-	// requests, all together advance at the speed of
-	// Capacity / (1 + Loss*(n-Capacity)/Capacity), as where a server that is
-	// out of memory drops requests and computes them again. 0: nothing.
+	// Loss is the cost of exceeding Capacity. With n requests in progress, the total speed is
+	// Capacity / (1 + Loss*(n-Capacity)/Capacity). This models a server that runs out of memory, drops requests and
+	// computes them again. Default 0: no loss.
 	Loss float64
 
-	// MaxActive is how many requests may be in progress; more get a 503.
+	// MaxActive is the number of requests that may be in progress. Further requests get a 503.
 	MaxActive int
 
-	// RPM is how many requests a minute may come, as a token bucket that holds
-	// a tenth of them; more get a 429 whose Retry-After says, in whole
-	// seconds, when there is a token again. They take none.
+	// RPM is the number of requests allowed per minute, as a token bucket that holds a tenth of them. Further requests
+	// get a 429 and take no token. Their Retry-After is the time until the next token, in whole seconds.
 	RPM int
 
-	// RateLimitHeaders makes every answer and every 429 describe the bucket of
-	// RPM as OpenAI does, as it was when the request came: in
-	// x-ratelimit-limit-requests how many requests it holds, in
-	// x-ratelimit-remaining-requests how many are left, and in
-	// x-ratelimit-reset-requests the time until it is full again, such as
-	// "120ms" or "6m0s". The bucket then holds all the requests of a minute, as
-	// OpenAI's does.
+	// RateLimitHeaders adds OpenAI's rate limit headers to every answer and every 429. The headers describe the bucket
+	// of RPM when the request arrived: x-ratelimit-limit-requests is its size, x-ratelimit-remaining-requests is the
+	// number of requests left, and x-ratelimit-reset-requests is the time until it is full, such as "120ms" or "6m0s".
+	// With this option the bucket holds all requests of a minute, as OpenAI's does.
 	RateLimitHeaders bool
 
-	// The provider is down for OutageFor, from OutageAfter after NewProvider:
-	// it loses what it has in progress, then refuses connections, and in the
-	// second half answers 503.
+	// An outage begins OutageAfter after NewProvider and lasts for OutageFor. The provider loses the requests in
+	// progress and refuses connections. In the second half of the outage it answers 503.
 	OutageAfter, OutageFor time.Duration
 
-	// RetryAfter makes the provider answer every request with a 429 that asks
-	// for this wait, in whole seconds, however long the client has waited.
+	// RetryAfter makes the provider answer every request with a 429. Its Retry-After is this duration in whole seconds,
+	// however long the client has waited.
 	RetryAfter time.Duration
 
-	// Work is how long the answer to a request takes at full speed. It is
-	// called once for each request, from many goroutines. nil: a second.
+	// Work returns the duration of a request's answer at full speed. It is called once for each request, from many
+	// goroutines. Default: a second.
 	Work func(*Request) time.Duration
 
-	// OnServed is called when the provider is done with a request, with no
-	// lock held, from many goroutines. nil: nobody is told.
+	// OnServed is called at the end of each request, with no lock held, from many goroutines. Default: none.
 	OnServed func(Served)
 }
 
-// Served is what a Provider made of a request.
+// Served describes how a Provider handled one request.
 type Served struct {
 	Request  *Request
-	Work     time.Duration // that it asked for
-	From, To time.Time     // it was there
+	Work     time.Duration // work requested
+	From, To time.Time     // arrival and end
 
-	// Status is 200, 429 or 503; 0: no answer, since the connection failed or
-	// the client left.
+	// Status is 200, 429 or 503. It is 0 without an answer, because the connection failed or the client left.
 	Status int
 }
 
-// Provider simulates a provider that can do only so much, for load tests: of
-// what users get when they ask for more, and of how soon all is well after an
-// outage. A client that leaves takes its request with it: no work is done for
-// nobody. A refusal takes 20 ms.
+// Provider simulates a provider with limited capacity, for load tests and for tests of the recovery after an outage.
+// When a client leaves, work on its request stops. A refusal takes 20 ms.
 //
-// It is an http.RoundTripper, for an http.Client without a server: each answer
-// is Text("Hello!"), a stream's events come all at once. It is a Reply for a
-// Server, too. In a testing/synctest bubble minutes pass in no time; make the
-// Provider inside the bubble, and with a Server use Pipe. There is nothing to
-// close: it has no goroutine, and a timer only while requests are in progress.
+// A Provider is an http.RoundTripper, so an http.Client can use it without a server. Each answer is then
+// Text("Hello!"), and the events of a stream arrive all at once. With Reply it serves the requests of a Server. In a
+// testing/synctest bubble minutes of virtual time pass at once. Create the Provider inside the bubble, and use Pipe for
+// a Server. A Provider needs no Close: it has no goroutine, and a timer only while requests are in progress.
 type Provider struct {
 	config ProviderConfig
 	start  time.Time
 
 	mu     sync.Mutex
-	number int     // of the last request
+	number int     // number of the last request
 	jobs   jobs    // in progress
-	shared float64 // the work that a job would have got that is there since the start: seconds
+	shared float64 // work in seconds that one job would have received since the start
 	at     time.Time
-	next   *time.Timer // to the next end of a job
-	rate   bucket      // of RPM
+	next   *time.Timer // fires at the next end of a job
+	rate   bucket      // bucket of RPM
 }
 
-// job is a request at the provider.
+// job is a request in progress at the provider.
 type job struct {
 	Served
 	retryAfter time.Duration
-	header     http.Header // of the rate limit
-	err        error       // the connection's
+	header     http.Header // rate limit headers
+	err        error       // connection error
 
-	finish float64       // the provider's shared work at which it is done
-	done   chan struct{} // closed when it is over; nil: refused
-	index  int           // in the heap
+	finish float64       // value of the provider's shared at which the job is done
+	done   chan struct{} // closed at the end of the job; nil: refused
+	index  int           // position in the heap
 }
 
-// NewProvider returns a provider that is up, unless its outage begins at once.
+// NewProvider returns a provider that works until its outage begins.
 func NewProvider(config ProviderConfig) *Provider {
 	now := time.Now()
 	p := &Provider{config: config, start: now, at: now}
@@ -132,11 +119,11 @@ func NewProvider(config ProviderConfig) *Provider {
 	return p
 }
 
-// Reply answers as next does, when the work is done. Use it on one Server:
+// Reply answers as next does when the work is done. Use it on one Server:
 //
 //	fake.SetDefault(aiguardtest.NewProvider(config).Reply(aiguardtest.Text("Paris")))
 //
-// In an outage it resets connections, since the server still listens.
+// During an outage it resets connections, because the server still listens.
 func (p *Provider) Reply(next Reply) Reply {
 	return func(w http.ResponseWriter, r *Request) {
 		j := p.serve(r)
@@ -175,7 +162,7 @@ func (p *Provider) RoundTrip(hr *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// reply is how the job is answered: next, if it was done.
+// reply returns the reply for the job. It is next if the job was done.
 func (j *job) reply(next Reply) Reply {
 	switch j.Status {
 	case http.StatusTooManyRequests:
@@ -193,8 +180,7 @@ func (j *job) reply(next Reply) Reply {
 	}
 }
 
-// serve returns when the request was refused, its work is done, or its client
-// has left.
+// serve waits until the request was refused, its work is done, or its client has left.
 func (p *Provider) serve(r *Request) *job {
 	j := &job{Served: Served{Request: r, Work: defaultWork, From: time.Now()}}
 	if p.config.Work != nil {
@@ -217,12 +203,12 @@ func (p *Provider) serve(r *Request) *job {
 	return j
 }
 
-// arrive begins to work on a job, or refuses it.
+// arrive starts a job or refuses it.
 func (p *Provider) arrive(j *job) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.number++
-	if j.Request.Number == 0 { // a server has numbered it
+	if j.Request.Number == 0 { // a Server has already set the number
 		j.Request.Number = p.number
 	}
 	switch now := j.From.Sub(p.start); {
@@ -253,12 +239,12 @@ func (p *Provider) arrive(j *job) {
 	p.plan()
 }
 
-// down reports whether the outage is on, at a time after the start.
+// down reports whether the outage is on at a time after the start.
 func (p *Provider) down(at time.Duration) bool {
 	return at >= p.config.OutageAfter && at-p.config.OutageAfter < p.config.OutageFor
 }
 
-// speed is how fast each of the jobs in progress advances.
+// speed returns the speed of each job in progress.
 func (p *Provider) speed() float64 {
 	n, capacity := float64(len(p.jobs)), float64(p.config.Capacity)
 	if n <= capacity || capacity <= 0 {
@@ -267,14 +253,14 @@ func (p *Provider) speed() float64 {
 	return capacity / (1 + p.config.Loss*(n-capacity)/capacity) / n
 }
 
-// advance gives the jobs the work done since it was last called.
+// advance adds the work done since the last call to the jobs.
 func (p *Provider) advance() {
 	now := time.Now()
 	p.shared += now.Sub(p.at).Seconds() * p.speed()
 	p.at = now
 }
 
-// plan sets the timer to the next end of a job: its answer, or the outage.
+// plan sets the timer to the next event: the end of a job, or the outage.
 func (p *Provider) plan() {
 	if len(p.jobs) == 0 {
 		p.next.Stop()
@@ -285,12 +271,12 @@ func (p *Provider) plan() {
 	if crash := p.config.OutageAfter - p.at.Sub(p.start); crash > 0 && p.config.OutageFor > 0 {
 		next = min(next, crash)
 	}
-	p.next.Reset(max(next, 1)) // a zero duration crashes the race detector of Go 1.26.8 in a synctest bubble
+	p.next.Reset(max(next, 1)) // in a synctest bubble, a zero duration crashes the race detector of Go 1.26.8
 }
 
-// tick ends the jobs that are done, and in the outage all.
+// tick ends the jobs that are done. In an outage it ends all jobs.
 func (p *Provider) tick() {
-	const exact = 1e-9 // as far as sums of seconds are
+	const exact = 1e-9 // tolerance for sums of seconds
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.advance()
@@ -309,8 +295,7 @@ func (p *Provider) tick() {
 	p.plan()
 }
 
-// left forgets a job whose client has gone. One that was over in the same
-// moment stays so.
+// left removes a job whose client has left. A job that ended at the same moment keeps its result.
 func (p *Provider) left(j *job) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -322,7 +307,7 @@ func (p *Provider) left(j *job) {
 	p.plan()
 }
 
-// jobs is a heap: the first to be done comes first.
+// jobs is a heap ordered by the time at which jobs are done.
 type jobs []*job
 
 func (h jobs) Len() int           { return len(h) }

@@ -17,7 +17,7 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// simulated is a provider in a bubble, and what it made of its requests.
+// simulated is a provider in a bubble with a record of its requests.
 type simulated struct {
 	*aiguardtest.Provider
 	start time.Time
@@ -28,7 +28,7 @@ type simulated struct {
 
 type workKey struct{}
 
-// inBubble runs test against a provider in virtual time. That the bubble ends proves that nothing is left behind.
+// inBubble runs test against a provider in virtual time. The bubble ends only if nothing is left running.
 func inBubble(t *testing.T, cfg aiguardtest.ProviderConfig, test func(t *testing.T, p *simulated)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -44,7 +44,7 @@ func inBubble(t *testing.T, cfg aiguardtest.ProviderConfig, test func(t *testing
 	})
 }
 
-// ask sends one request of so much work.
+// ask sends one request with this amount of work.
 func (p *simulated) ask(ctx context.Context, work time.Duration) (*http.Response, error) {
 	ctx = context.WithValue(ctx, workKey{}, work)
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://provider.example/v1/chat/completions", strings.NewReader(chatBody))
@@ -54,7 +54,7 @@ func (p *simulated) ask(ctx context.Context, work time.Duration) (*http.Response
 	return p.RoundTrip(req)
 }
 
-// times asks for so much work n times at once and returns how long the answers took.
+// times sends n requests at once and returns the durations of the answers.
 func (p *simulated) times(t *testing.T, n int, work time.Duration) []time.Duration {
 	t.Helper()
 	times := make([]time.Duration, n)
@@ -103,7 +103,7 @@ func TestProviderSharesItsSpeedBeyondCapacity(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		require.InDelta(t, 6, p.times(t, 1, 3*time.Second)[0].Seconds(), 1e-6, "half the speed")
 		calls.Wait()
-		require.InDelta(t, 13, long.Seconds(), 1e-6, "all there was to do")
+		require.InDelta(t, 13, long.Seconds(), 1e-6, "all work is done")
 	})
 }
 
@@ -115,7 +115,7 @@ func TestProviderWithoutCapacityNeverSlowsDown(t *testing.T) {
 	})
 }
 
-func TestProviderLosesWhatOverloadCosts(t *testing.T) {
+func TestProviderSlowsDownWithLoss(t *testing.T) {
 	inBubble(t, aiguardtest.ProviderConfig{Capacity: 8, Loss: 0.25}, func(t *testing.T, p *simulated) {
 		for _, d := range p.times(t, 16, time.Second) {
 			require.InDelta(t, 2*1.25, d.Seconds(), 1e-6)
@@ -123,7 +123,7 @@ func TestProviderLosesWhatOverloadCosts(t *testing.T) {
 	})
 }
 
-func TestProviderGetsNoMoreDoneForMoreClients(t *testing.T) {
+func TestProviderThroughputIsConstantUnderOverload(t *testing.T) {
 	inBubble(t, aiguardtest.ProviderConfig{Capacity: 5}, func(t *testing.T, p *simulated) {
 		var clients sync.WaitGroup
 		for i := range 50 {
@@ -139,7 +139,7 @@ func TestProviderGetsNoMoreDoneForMoreClients(t *testing.T) {
 	})
 }
 
-func TestProviderTellsRequestsBeyondTheRateLimitWhenToComeBack(t *testing.T) {
+func TestProviderSendsRetryAfterBeyondTheRateLimit(t *testing.T) {
 	inBubble(t, aiguardtest.ProviderConfig{RPM: 30}, func(t *testing.T, p *simulated) {
 		p.times(t, 3, time.Millisecond)
 		start := time.Now()
@@ -157,7 +157,8 @@ func TestProviderTellsRequestsBeyondTheRateLimitWhenToComeBack(t *testing.T) {
 	})
 }
 
-// limits is what the headers of an answer tell of the rate limit: how many requests it holds, has left, and when it is full.
+// limits returns the rate limit headers of an answer: the size, the requests left, and the time until the bucket is
+// full.
 func limits(t *testing.T, r *http.Response) (limit, remaining, reset string) {
 	t.Helper()
 	for name, into := range map[string]*string{"limit": &limit, "remaining": &remaining, "reset": &reset} {
@@ -178,20 +179,20 @@ func TestProviderDescribesItsRateLimitInHeaders(t *testing.T) {
 			gotLimit, gotRemaining, gotReset := limits(t, r)
 			require.Equal(t, []string{"30", remaining, reset}, []string{gotLimit, gotRemaining, gotReset})
 		}
-		ask(time.Second, 200, "29", "2s")            // as it was when the request came
-		ask(1980*time.Millisecond, 200, "28", "3s")  // after a second another half has come in
-		ask(20*time.Millisecond, 200, "28", "3.02s") // and after 1.98 s nearly one
-		time.Sleep(time.Minute)                      // full again, and no fuller
-		p.times(t, 29, 0)                            // one is left
-		ask(20*time.Millisecond, 200, "0", "1m0s")   // the last
-		ask(0, 429, "0", "59.98s")                   // a refusal takes none
-		time.Sleep(1960 * time.Millisecond)          // 2 s after the last one
-		ask(time.Millisecond, 200, "0", "1m0s")      // a token has come in
+		ask(time.Second, 200, "29", "2s")            // the state when the request arrived
+		ask(1980*time.Millisecond, 200, "28", "3s")  // half a token was added during that second
+		ask(20*time.Millisecond, 200, "28", "3.02s") // nearly one token was added after 1.98 s
+		time.Sleep(time.Minute)                      // full again, at the same size
+		p.times(t, 29, 0)                            // one token is left
+		ask(20*time.Millisecond, 200, "0", "1m0s")   // takes the last token
+		ask(0, 429, "0", "59.98s")                   // a refusal takes no token
+		time.Sleep(1960 * time.Millisecond)          // 2 s after the last token was taken
+		ask(time.Millisecond, 200, "0", "1m0s")      // one token was added
 		require.Equal(t, 200, p.served[len(p.served)-1].Status)
 	})
 }
 
-func TestProviderSendsRateLimitHeadersOnlyIfTold(t *testing.T) {
+func TestProviderSendsRateLimitHeadersOnlyIfConfigured(t *testing.T) {
 	for _, cfg := range []aiguardtest.ProviderConfig{{RPM: 30}, {RateLimitHeaders: true}} {
 		inBubble(t, cfg, func(t *testing.T, p *simulated) {
 			r, err := p.ask(t.Context(), time.Second)
@@ -217,7 +218,7 @@ func TestProviderWithRetryAfterRefusesEveryRequest(t *testing.T) {
 	})
 }
 
-func TestProviderRefusesWhatItHasNoRoomFor(t *testing.T) {
+func TestProviderRejectsRequestsBeyondMaxActive(t *testing.T) {
 	inBubble(t, aiguardtest.ProviderConfig{MaxActive: 2}, func(t *testing.T, p *simulated) {
 		var calls sync.WaitGroup
 		calls.Go(func() { p.times(t, 2, time.Second) })
@@ -248,7 +249,7 @@ func TestProviderLosesItsWorkInAnOutageRefusesAndRecovers(t *testing.T) {
 	})
 }
 
-func TestProviderWorksForNobodyWhoHasLeft(t *testing.T) {
+func TestProviderStopsWorkForClientsThatLeave(t *testing.T) {
 	inBubble(t, aiguardtest.ProviderConfig{Capacity: 1}, func(t *testing.T, p *simulated) {
 		ctx, leave := context.WithTimeout(t.Context(), time.Second)
 		defer leave()
@@ -264,7 +265,7 @@ func TestProviderWorksForNobodyWhoHasLeft(t *testing.T) {
 	})
 }
 
-func TestProviderTellsWhatItMadeOfARequest(t *testing.T) {
+func TestProviderReportsServedRequests(t *testing.T) {
 	inBubble(t, aiguardtest.ProviderConfig{Capacity: 1}, func(t *testing.T, p *simulated) {
 		time.Sleep(time.Minute)
 		p.times(t, 2, 3*time.Second)

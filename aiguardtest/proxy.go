@@ -7,19 +7,18 @@ import (
 	"sync"
 )
 
-// ProxyFault names a point at which a proxy falls silent: it keeps its
-// connections open, reads what comes, and says nothing more.
+// ProxyFault names the point at which a proxy falls silent. The proxy then keeps its connections open, reads
+// everything, and sends nothing.
 type ProxyFault string
 
-// The faults of proxies. HTTP proxies are asked for a tunnel, with CONNECT, by
-// clients of https URLs only.
+// The faults of proxies. Clients send CONNECT to an HTTP proxy only for https URLs.
 const (
 	ProxyNoConnect    ProxyFault = "proxy/no-connect"    // an HTTP proxy never answers CONNECT
 	ProxyHalfConnect  ProxyFault = "proxy/half-connect"  // an HTTP proxy begins to answer CONNECT
 	ProxySilentTunnel ProxyFault = "proxy/silent-tunnel" // an HTTP proxy answers CONNECT and lets nothing through
 	ProxyNoGreeting   ProxyFault = "proxy/no-greeting"   // a SOCKS5 proxy never answers a greeting
 	ProxyHalfGreeting ProxyFault = "proxy/half-greeting" // a SOCKS5 proxy begins to answer a greeting
-	ProxyNoSOCKS      ProxyFault = "proxy/no-socks"      // a SOCKS5 proxy answers greetings, and nothing else
+	ProxyNoSOCKS      ProxyFault = "proxy/no-socks"      // a SOCKS5 proxy answers only greetings
 	ProxyHalfSOCKS    ProxyFault = "proxy/half-socks"    // a SOCKS5 proxy begins to answer the request to connect
 	ProxySilentSOCKS  ProxyFault = "proxy/silent-socks"  // a SOCKS5 proxy connects and lets nothing through
 	ProxyUnspokenTLS  ProxyFault = "proxy/unspoken-tls"  // a proxy with an https URL never speaks TLS
@@ -28,8 +27,7 @@ const (
 	socksConnected               = "\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00"
 )
 
-// proxyTable says how each fault is reached: by the scheme of the proxy's URL,
-// and by what the proxy answers to the first pieces it reads.
+// proxyTable defines each fault by the scheme of the proxy's URL and by the answers of the proxy to the first reads.
 var proxyTable = []struct {
 	fault   ProxyFault
 	scheme  string
@@ -57,7 +55,7 @@ func ProxyFaults() []ProxyFault {
 
 // Proxy is a proxy that falls silent. It listens on a free port of 127.0.0.1.
 type Proxy struct {
-	// URL is for http.Transport.Proxy: &http.Transport{Proxy: http.ProxyURL(p.URL)}.
+	// URL is the proxy's address, for http.Transport.Proxy: &http.Transport{Proxy: http.ProxyURL(p.URL)}.
 	URL *url.URL
 
 	listener net.Listener
@@ -70,8 +68,8 @@ type Proxy struct {
 	shut  bool
 }
 
-// NewProxy starts a proxy for a test, whose end closes it. It panics if there
-// is no such fault, or if 127.0.0.1 cannot be listened on.
+// NewProxy starts a proxy for a test and closes it at the end of the test. It panics if the fault does not exist or the
+// proxy cannot listen on 127.0.0.1.
 func NewProxy(tb TB, fault ProxyFault) *Proxy {
 	tb.Helper()
 	for _, row := range proxyTable {
@@ -90,10 +88,10 @@ func NewProxy(tb TB, fault ProxyFault) *Proxy {
 		tb.Cleanup(p.close)
 		return p
 	}
-	panic("aiguardtest: no fault of a proxy is called " + string(fault))
+	panic("aiguardtest: unknown proxy fault " + string(fault))
 }
 
-// Conns returns how many connections are open now and how many were made.
+// Conns returns the number of open connections and the number of connections made.
 func (p *Proxy) Conns() (open, total int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

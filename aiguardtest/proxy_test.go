@@ -23,7 +23,7 @@ func TestProxyAcceptsAndFallsSilent(t *testing.T) {
 			_, err = (&http.Client{Transport: base}).Do(req)
 			require.ErrorIs(t, err, context.DeadlineExceeded)
 			open, total := proxy.Conns()
-			require.Equal(t, 1, open, "net/http does not let go")
+			require.Equal(t, 1, open, "net/http keeps the connection open")
 			require.Equal(t, 1, total)
 		})
 	}

@@ -10,18 +10,17 @@ import (
 	"time"
 )
 
-// Reply is one behaviour of the server: it answers one request. Replies are
-// used by many requests at once, and compose: After(time.Second, Text("Hi")).
-// Write your own as a function; if it waits it must heed r.Context(). The
-// connection can be cut with panic(http.ErrAbortHandler).
+// Reply is one behaviour of the server: it answers one request. Many requests may use a Reply at once. Replies compose:
+// After(time.Second, Text("Hi")). A function of your own can be a Reply. If it waits, it must stop when r.Context()
+// ends. To cut the connection, call panic(http.ErrAbortHandler).
 type Reply func(w http.ResponseWriter, r *Request)
 
-// ProviderText is part of the message of every Error. It stands for what a
-// provider writes to its customer: no user of the service should ever see it.
+// ProviderText is part of the message of every Error. It stands for text that a provider writes for its customer. Users
+// of the service must never see it.
 const ProviderText = "PROVIDER-TEXT do not show this to users"
 
-// JSON answers with the status and body given. headers are name, value pairs;
-// the Content-Type is application/json unless they say otherwise.
+// JSON answers with the given status and body. headers are name, value pairs. The default Content-Type is
+// application/json.
 func JSON(status int, body string, headers ...string) Reply {
 	if len(headers)%2 != 0 {
 		panic("aiguardtest: headers must be name, value pairs")
@@ -33,22 +32,21 @@ func JSON(status int, body string, headers ...string) Reply {
 		}
 		w.WriteHeader(status)
 		r.finishing()
-		if body != "" { // some statuses allow none
+		if body != "" { // some statuses allow no body
 			_, _ = io.WriteString(w, body)
 		}
 	}
 }
 
-// Raw answers with the status, content type and body given.
+// Raw answers with the given status, content type and body.
 func Raw(status int, contentType, body string) Reply {
 	return JSON(status, body, "Content-Type", contentType)
 }
 
-// Error answers with an error in the form of the request's API, whose message
-// contains ProviderText. The code is what the API tells its errors apart by:
-// OpenAI's code, Anthropic's type, Gemini's status or reason; Ollama has none.
-// An empty code is the one that the API has for the status, which for OpenAI is
-// null. headers are name, value pairs, such as "Retry-After", "2".
+// Error answers with an error in the form of the request's API. Its message contains ProviderText. code is the API's
+// identifier of the error: OpenAI's code, Anthropic's type, Gemini's status or reason. Ollama has no codes. An empty
+// code stands for the API's code for the status, which is null for OpenAI. headers are name, value pairs, such as
+// "Retry-After", "2".
 func Error(status int, code string, headers ...string) Reply {
 	return func(w http.ResponseWriter, r *Request) {
 		d := dialectOf(r)
@@ -57,9 +55,8 @@ func Error(status int, code string, headers ...string) Reply {
 	}
 }
 
-// Events answers with a stream of these payloads, each an event in the framing
-// of the request's API, sent one by one: for OpenAI "data: payload" and a blank
-// line. Then the body ends; there is a [DONE] only if it is among the payloads.
+// Events answers with a stream of these payloads. Each payload is sent as one event in the framing of the request's
+// API: for OpenAI "data: payload" and a blank line. Then the body ends. It contains a [DONE] only if the payloads do.
 func Events(payloads ...string) Reply {
 	return func(w http.ResponseWriter, r *Request) {
 		d := dialectOf(r)
@@ -71,9 +68,8 @@ func Events(payloads ...string) Reply {
 	}
 }
 
-// Bytes answers with a stream of exactly the bytes given, under the content type
-// that streams of the request's API have, each part sent on its own. Then the
-// body ends.
+// Bytes answers with a stream of exactly these bytes and ends the body. Each part is sent on its own. The content type
+// is that of the streams of the request's API.
 func Bytes(parts ...string) Reply {
 	return func(w http.ResponseWriter, r *Request) {
 		startStream(w, r)
@@ -94,8 +90,8 @@ func Bytes(parts ...string) Reply {
 	}
 }
 
-// After waits for d before next answers. Until then nothing is sent, not even
-// headers. If the client leaves first, next is not used.
+// After waits for d before next answers. During the wait it sends nothing, not even headers. If the client leaves
+// first, next is not used.
 func After(d time.Duration, next Reply) Reply {
 	return func(w http.ResponseWriter, r *Request) {
 		if wait(r.Context(), d) == nil {
@@ -104,9 +100,9 @@ func After(d time.Duration, next Reply) Reply {
 	}
 }
 
-// HeadersThen sends status 200 and the content type that the request calls for
-// (a stream's or JSON), waits for d, and lets next write the body. Status
-// and headers of next are dropped. If the client leaves first, next is not used.
+// HeadersThen sends status 200 and the content type that the request asks for (a stream's or JSON). It waits for d,
+// then lets next write the body. The status and headers of next are dropped. If the client leaves first, next is not
+// used.
 func HeadersThen(d time.Duration, next Reply) Reply {
 	return func(w http.ResponseWriter, r *Request) {
 		if r.Stream {
@@ -121,19 +117,17 @@ func HeadersThen(d time.Duration, next Reply) Reply {
 	}
 }
 
-// Slowly waits for d before each Write of next, and sends each at once: the
-// built-in streams write one event at a time, other answers their whole body.
-// It ends when the client leaves.
+// Slowly waits for d before each Write of next, and sends the bytes at once. The built-in streams write one event at a
+// time. Other answers write their whole body. Slowly ends when the client leaves.
 func Slowly(d time.Duration, next Reply) Reply {
 	return func(w http.ResponseWriter, r *Request) {
 		next(&slowWriter{w, r, d}, r)
 	}
 }
 
-// Then gives each request that reaches it the next of its replies, and the
-// last one to all that follow. Use it where Enqueue's single script is not
-// enough: for one model, or inside another reply. It counts for as long as it
-// exists, whatever server it is used on.
+// Then answers each request with the next of its replies. After the last reply it repeats that reply. Use it if the
+// single script of Enqueue is not enough: for one model, or inside another reply. A Then counts all its requests, even
+// across servers.
 func Then(first Reply, more ...Reply) Reply {
 	replies := append([]Reply{first}, more...)
 	var reached atomic.Int64
@@ -143,8 +137,7 @@ func Then(first Reply, more ...Reply) Reply {
 	}
 }
 
-// FailFirst answers the first n requests that reach it with fail and all
-// others with ok. It counts as Then does.
+// FailFirst answers the first n requests with fail and all others with ok. It counts as Then does.
 func FailFirst(n int, fail, ok Reply) Reply {
 	var reached atomic.Int64
 	return func(w http.ResponseWriter, r *Request) {
@@ -156,7 +149,7 @@ func FailFirst(n int, fail, ok Reply) Reply {
 	}
 }
 
-// wait waits for d, or less if ctx ends: then it returns its error.
+// wait waits for d. If ctx ends first, it returns the error of ctx.
 func wait(ctx context.Context, d time.Duration) error {
 	if d <= 0 {
 		return ctx.Err()
@@ -181,7 +174,7 @@ func startStream(w http.ResponseWriter, r *Request) {
 	w.WriteHeader(http.StatusOK)
 }
 
-// bodyWriter drops status and headers: they were sent before.
+// bodyWriter drops the status and headers, because they were already sent.
 type bodyWriter struct {
 	http.ResponseWriter
 	dropped http.Header
@@ -192,7 +185,7 @@ func (w *bodyWriter) WriteHeader(int)             {}
 func (w *bodyWriter) Flush()                      { _ = flush(w.ResponseWriter) }
 func (w *bodyWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// slowWriter waits before and flushes after each write.
+// slowWriter waits before each write and flushes after it.
 type slowWriter struct {
 	http.ResponseWriter
 	r *Request
@@ -200,7 +193,7 @@ type slowWriter struct {
 }
 
 func (w *slowWriter) Write(p []byte) (int, error) {
-	// What is finishing now may not be when the wait is over.
+	// finishing may be undone before the wait is over.
 	last := w.r.isFinishing()
 	w.r.unfinished()
 	if err := wait(w.r.Context(), w.d); err != nil {
@@ -210,7 +203,7 @@ func (w *slowWriter) Write(p []byte) (int, error) {
 		w.r.finishing()
 	}
 	n, err := w.ResponseWriter.Write(p)
-	if err != nil || last { // the last one is sent by the reply's return
+	if err != nil || last { // the last part is sent when the reply returns
 		return n, err
 	}
 	return n, flush(w.ResponseWriter)
@@ -219,9 +212,8 @@ func (w *slowWriter) Write(p []byte) (int, error) {
 func (w *slowWriter) Flush()                      { _ = flush(w.ResponseWriter) }
 func (w *slowWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// object is a JSON object whose fields keep the order in which they are
-// written, as names and values in turn. Providers send "type" and "id" first,
-// and some clients look no further.
+// object is a JSON object with a fixed order of fields, as names and values in turn. Providers send "type" and "id"
+// first, and some clients read only those.
 type object []any
 
 func (o object) MarshalJSON() ([]byte, error) {

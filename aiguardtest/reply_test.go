@@ -77,7 +77,7 @@ func TestErrorHasOpenAIForm(t *testing.T) {
 		assert.Contains(t, e.Message, aiguardtest.ProviderText)
 		assert.Nil(t, e.Param)
 		if tt.code == "" {
-			assert.Zero(t, e.Code) // go-openai's reading of null
+			assert.Zero(t, e.Code) // go-openai decodes null as zero
 		} else {
 			assert.Equal(t, tt.code, e.Code)
 		}
@@ -109,7 +109,7 @@ func TestEventsAndBytesAreSentOneByOneAndExactly(t *testing.T) {
 		assert.Empty(t, body)
 		assert.Contains(t, resp.Header.Get("Content-Type"), "text/event-stream")
 
-		// One by one: the first has arrived while the second is held back.
+		// Events are sent one by one: the first arrives while the second is held back.
 		second := make(chan struct{})
 		s.Enqueue(func(w http.ResponseWriter, r *aiguardtest.Request) {
 			aiguardtest.Events("first")(w, r)
@@ -157,7 +157,7 @@ func TestHangAfterSendsEverythingAndNeverEnds(t *testing.T) {
 	})
 }
 
-func TestCutLetsExactlySoManyBytesThrough(t *testing.T) {
+func TestCutSendsExactlyNBytes(t *testing.T) {
 	const body = "0123456789"
 	eachMode(t, func(t *testing.T, s *aiguardtest.Server, c *http.Client) {
 		for n, want := range map[int]string{0: "", 1: "0", 5: "01234", 10: body, 11: body} {
@@ -179,7 +179,7 @@ func TestCutLetsExactlySoManyBytesThrough(t *testing.T) {
 				}
 			}
 		}
-		assert.Zero(t, s.Disconnects(), "it was the server")
+		assert.Zero(t, s.Disconnects(), "a server error is no disconnect")
 	})
 }
 
@@ -312,7 +312,7 @@ func TestEveryWaitEndsWithClose(t *testing.T) {
 				go func() {
 					res, err := (&http.Client{Transport: tr}).Post(s.URL+"/chat/completions", "application/json", strings.NewReader(streamBody))
 					if err == nil {
-						if name == "writes for ever" { // and nobody reads
+						if name == "writes for ever" { // and nothing reads it
 							<-t.Context().Done()
 						}
 						_, err = io.Copy(io.Discard, res.Body)
@@ -334,7 +334,7 @@ func TestEveryWaitEndsWithClose(t *testing.T) {
 	}
 }
 
-// A Reply is a plain function: it can be tried without a server.
+// A Reply is a plain function that works without a server.
 func TestRepliesWorkOnARecorder(t *testing.T) {
 	r := &aiguardtest.Request{Method: "POST", Path: "/v1/chat/completions", Stream: true, Body: []byte(streamBody)}
 	w := httptest.NewRecorder()

@@ -10,27 +10,27 @@ import (
 	"time"
 )
 
-// Request is what the server received. It is shared by the reply, the journal
-// and everyone who reads the journal: do not change it.
+// Request is a request that the server received. The reply, the journal and all readers of the journal share it. Do not
+// change it.
 type Request struct {
 	Number int       // 1 for the first request since Start; the answer's X-Request-Id (Anthropic: Request-Id) is req_fake_1
-	Time   time.Time // when its headers had arrived
+	Time   time.Time // arrival of its headers
 	Method string
 	Path   string // without the query
 	Query  url.Values
 	Host   string
 	Proto  string // HTTP/1.1 or HTTP/2.0
 	Header http.Header
-	Body   []byte // whole, or as much as arrived before the client left; at most 64 MiB
+	Body   []byte // whole, or the part that arrived before the client left; at most 64 MiB
 
-	Model  string // that it is for
-	Stream bool   // it asks for a stream
+	Model  string // model requested
+	Stream bool   // requests a stream
 
 	ctx context.Context
 	ex  *exchange
 }
 
-// newRequest is hr as it arrives, its body still to be read.
+// newRequest returns a Request for hr without its body.
 func newRequest(hr *http.Request) *Request {
 	return &Request{
 		Time:   time.Now(),
@@ -44,8 +44,8 @@ func newRequest(hr *http.Request) *Request {
 	}
 }
 
-// Context returns the request's context. It is cancelled when the client
-// leaves and when the server is closed; every Reply that waits must heed it.
+// Context returns the request's context. It ends when the client leaves or the server is closed. A Reply that waits
+// must stop when it ends.
 func (r *Request) Context() context.Context {
 	if r.ctx == nil {
 		return context.Background()
@@ -53,9 +53,8 @@ func (r *Request) Context() context.Context {
 	return r.ctx
 }
 
-// parse reads the model and whether a stream is asked for: from the JSON body,
-// unless the API has them elsewhere. Other bodies (forms, broken JSON) say
-// neither.
+// parse reads the model and the stream flag from the JSON body, unless the API has them elsewhere. Forms and broken
+// JSON have neither.
 func (r *Request) parse() {
 	var body struct {
 		Model  string `json:"model"`
@@ -73,33 +72,33 @@ func (r *Request) parse() {
 	}
 }
 
-// exchange is the state of one request's answer. A Request made by hand, for
-// calling a Reply without a server, has none: all methods allow for that.
+// exchange is the state of one request's answer. A Request made without a server has none, and all methods allow for
+// that.
 type exchange struct {
 	conn     *conn
-	onConn   int64       // which of the connection's requests it is, from 1
-	failed   atomic.Bool // a read or write did
-	complete atomic.Bool // nothing of the answer is left to send after the current write
-	aborted  atomic.Bool // the reply cuts it short, with the client still there
+	onConn   int64       // number of the request on its connection, from 1
+	failed   atomic.Bool // a read or write failed
+	complete atomic.Bool // the current write is the last of the answer
+	aborted  atomic.Bool // the reply cuts the answer short while the client is connected
 }
 
-// finishing says that the next write is the answer's last. A client may leave
-// as soon as it has that, before the reply has returned: it missed nothing.
+// finishing marks the next write as the last of the answer. A client may leave after that write and before the reply
+// returns. That does not count as a disconnect.
 func (r *Request) finishing() {
 	if r.ex != nil {
 		r.ex.complete.Store(r.Context().Err() == nil)
 	}
 }
 
-// unfinished takes finishing back: the body goes on after all.
+// unfinished undoes finishing, because the body continues.
 func (r *Request) unfinished() {
 	if r.ex != nil {
 		r.ex.complete.Store(false)
 	}
 }
 
-// aborting says that the reply is about to cut the answer short. What the
-// client does after that is no longer its own decision.
+// aborting marks the answer as cut short by the reply. After that the client's departure does not count as a
+// disconnect.
 func (r *Request) aborting() {
 	if r.ex != nil {
 		r.ex.aborted.Store(!r.left())
@@ -119,8 +118,7 @@ func (r *Request) left() bool {
 	return r.ctx.Err() != nil && !r.ex.complete.Load()
 }
 
-// recorder is the ResponseWriter that replies get. It notices when the client
-// no longer takes what is written.
+// recorder is the ResponseWriter of replies. It records failed writes.
 type recorder struct {
 	http.ResponseWriter
 	ex *exchange

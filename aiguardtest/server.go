@@ -16,61 +16,57 @@ import (
 
 const (
 	journalSize  = 10_000   // requests kept for Requests
-	maxBodyBytes = 64 << 20 // of a request; more is answered with 413
+	maxBodyBytes = 64 << 20 // limit of a request; larger requests get a 413
 	pipeHost     = "fake.openai"
 )
 
-// Server is a fake model provider. It answers every request correctly until it
-// is told otherwise with Enqueue, Handle, SetDefault or Play, and keeps a journal of
-// what it received.
+// Server is a fake model provider. By default it answers every request correctly. Enqueue, Handle, SetDefault and Play
+// change that. It keeps a journal of the requests that it received.
 //
-// It listens on a free port of 127.0.0.1, or on nothing at all (see Pipe).
-// All its methods are safe for concurrent use.
+// It listens on a free port of 127.0.0.1, or has no port at all (see Pipe). All methods are safe for concurrent use.
 type Server struct {
-	// URL is the base URL that OpenAI clients want, with /v1 and without a
-	// final slash: http://127.0.0.1:1234/v1. Clients of the other APIs, which
-	// add a version of their own, may use it too.
+	// URL is the base URL for OpenAI clients, with /v1 and without a final slash: http://127.0.0.1:1234/v1. Clients of
+	// the other APIs, which add their own version to the path, can use it too.
 	URL string
 
 	config    config
 	listener  *listener
 	http      *http.Server
 	roots     *x509.CertPool // nil without TLS
-	served    chan struct{}  // closed when http.Serve has returned
+	served    chan struct{}  // closed when http.Serve returns
 	closeOnce sync.Once
-	cancel    context.CancelFunc // of every request's context
+	cancel    context.CancelFunc // ends every request's context
 
 	mu      sync.Mutex
-	idle    sync.Cond // no connection open and no request in progress
+	idle    sync.Cond // signals that no connection is open and no request is in progress
 	closing bool
 	script  []Reply
 	handle  func(*Request) Reply
 	deflt   Reply
 
-	playing   sync.Mutex    // held by Play, taken before mu
-	fault     Fault         // played, "" if none
-	faultOver chan struct{} // closed when it is no longer played
+	playing   sync.Mutex    // held by Play; lock it before mu
+	fault     Fault         // the fault played; "": none
+	faultOver chan struct{} // closed when the fault ends
 
-	journal     []*Request // a ring once it is full
-	oldest      int        // its first entry, then
-	number      int        // of the last request, since Start
+	journal     []*Request // a ring buffer once it is full
+	oldest      int        // index of the oldest entry in a full journal
+	number      int        // number of the last request since Start
 	count       int
 	active      int
 	peak        int
 	disconnects int
 	connsOpen   int
 	connsTotal  int
-	generation  int // counts Resets: what began before one is not counted after it
+	generation  int // number of Resets; earlier requests are not counted
 }
 
-// TB is the part of testing.TB that NewServer needs, so that programs can use
-// this package without linking package testing.
+// TB is the part of testing.TB that NewServer uses. It lets programs use this package without linking package testing.
 type TB interface {
 	Helper()
 	Cleanup(func())
 }
 
-// Option changes how a Server is reached.
+// Option configures a Server.
 type Option func(*config)
 
 type config struct {
@@ -78,18 +74,17 @@ type config struct {
 	pipe bool
 }
 
-// TLS makes the server speak HTTPS, with HTTP/2 for clients that offer it. Its
-// certificate is its own; Server.Transport trusts it.
+// TLS makes the server use HTTPS, with HTTP/2 for clients that offer it. The certificate is self-signed.
+// Server.Transport trusts it.
 func TLS() Option { return func(c *config) { c.tls = true } }
 
-// Pipe makes the server listen on nothing: connections are net.Pipe ends made
-// by Server.Transport, the only way in. Use it in a testing/synctest bubble,
-// where waiting on a socket would stop virtual time from advancing. Start the
-// server inside the bubble. It may be combined with TLS.
+// Pipe makes the server use net.Pipe connections instead of a port. Only Server.Transport can connect to it. Use it in
+// a testing/synctest bubble, where waiting on a socket would stop virtual time. Start the server inside the bubble.
+// Pipe may be combined with TLS.
 func Pipe() Option { return func(c *config) { c.pipe = true } }
 
-// Start starts a server, for programs; tests want NewServer. The caller must
-// Close it. It panics if 127.0.0.1 cannot be listened on.
+// Start starts a server for a program. Tests should use NewServer. The caller must call Close. Start panics if it
+// cannot listen on 127.0.0.1.
 func Start(opts ...Option) *Server {
 	s := &Server{served: make(chan struct{}), faultOver: make(chan struct{})}
 	s.idle.L = &s.mu
@@ -113,7 +108,7 @@ func Start(opts ...Option) *Server {
 	s.cancel = cancel
 	s.http = &http.Server{
 		Handler:     http.HandlerFunc(s.serveHTTP),
-		ErrorLog:    log.New(io.Discard, "", 0), // clients that leave are the point here, not news
+		ErrorLog:    log.New(io.Discard, "", 0), // clients that leave are expected
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		ConnContext: withConn,
 		ConnState:   s.connState,
@@ -125,8 +120,8 @@ func Start(opts ...Option) *Server {
 		s.roots = roots
 		s.http.TLSConfig = &tls.Config{
 			Certificates: []tls.Certificate{cert},
-			// Tickets are written after the handshake, when a client may be
-			// writing too: on a pipe, which buffers nothing, both would wait.
+			// Tickets are written after the handshake, when a client may be writing too. On a pipe without a buffer
+			// both would wait.
 			SessionTicketsDisabled: true,
 		}
 		serve = func(ln net.Listener) error { return s.http.ServeTLS(ln, "", "") }
@@ -140,7 +135,7 @@ func Start(opts ...Option) *Server {
 	return s
 }
 
-// NewServer is Start for tests: it closes the server when the test ends.
+// NewServer starts a server for a test and closes it at the end of the test.
 func NewServer(tb TB, opts ...Option) *Server {
 	tb.Helper()
 	s := Start(opts...)
@@ -148,10 +143,9 @@ func NewServer(tb TB, opts ...Option) *Server {
 	return s
 }
 
-// Transport returns a new transport that reaches this server and, with TLS,
-// trusts it and speaks HTTP/2. It ignores proxies in the environment, and has
-// none of the limits of http.DefaultTransport. The caller owns it and calls
-// CloseIdleConnections; once the server is closed its connections end anyway.
+// Transport returns a new transport that reaches this server. With TLS it trusts the server's certificate and uses
+// HTTP/2. It ignores proxies in the environment and has none of the limits of http.DefaultTransport. The caller owns it
+// and calls CloseIdleConnections. Closing the server ends its connections too.
 func (s *Server) Transport() *http.Transport {
 	t := &http.Transport{}
 	if p := s.listener.pipe; p != nil {
@@ -164,19 +158,17 @@ func (s *Server) Transport() *http.Transport {
 	return t
 }
 
-// Close ends everything at once: it stops listening, closes every connection,
-// cancels the context of every request and waits for their replies to return.
-// No answer that was cut short by Close looks complete to its client. Close is
-// idempotent, and must not be called from a Reply, for which it would wait.
+// Close stops listening, closes every connection, cancels the context of every request and waits for their replies to
+// return. An answer that Close cuts short does not look complete to its client. Close is idempotent. Do not call it
+// from a Reply, because it waits for the Reply.
 func (s *Server) Close() {
 	s.closeOnce.Do(func() {
 		s.mu.Lock()
 		s.closing = true
 		s.mu.Unlock()
 
-		// Connections before contexts: a reply that is told to stop must not
-		// get the chance to end its answer properly. And raw connections
-		// before http.Server's, whose TLS goodbye may wait for a stuck client.
+		// Close the connections before the contexts end, so that a reply cannot complete its answer. Close the raw
+		// connections before those of http.Server, because closing TLS may wait for a stuck client.
 		s.listener.shut()
 		s.cancel()
 		_ = s.http.Close()
@@ -190,36 +182,33 @@ func (s *Server) Close() {
 	})
 }
 
-// Enqueue adds replies to the script: each request takes the next one. When
-// the script is used up, Handle's function and then the default decide. A nil
-// Reply stands for the default.
+// Enqueue adds replies to the script. Each request takes the next one. After the end of the script, Handle's function
+// decides, then the default. A nil Reply stands for the default.
 func (s *Server) Enqueue(replies ...Reply) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.script = append(s.script, replies...)
 }
 
-// Handle sets a function that chooses the reply for each request that finds
-// the script used up, by its model, its body, or anything else. If it returns
-// nil the default answers. It is called concurrently, with no lock held. A nil
-// function undoes Handle.
+// Handle sets a function that chooses the reply for each request after the end of the script, for example by model or
+// body. If it returns nil, the default answers. It is called concurrently, with no lock held. Handle(nil) removes the
+// function.
 func (s *Server) Handle(choose func(*Request) Reply) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.handle = choose
 }
 
-// SetDefault sets the reply for requests that neither the script nor Handle
-// decides on. Nil restores the built-in one, Text("Hello!").
+// SetDefault sets the reply for requests without a reply from the script or Handle. Nil restores the built-in reply,
+// Text("Hello!").
 func (s *Server) SetDefault(reply Reply) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.deflt = reply
 }
 
-// Requests returns the requests received since Start or Reset, in order of
-// arrival (of their last byte), at most the latest 10,000. The requests are
-// shared: do not change them.
+// Requests returns the requests since Start or Reset in the order in which their last byte arrived. It returns at most
+// the latest 10,000. The requests are shared. Do not change them.
 func (s *Server) Requests() []*Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -228,35 +217,31 @@ func (s *Server) Requests() []*Request {
 	return append(all, s.journal[:s.oldest]...)
 }
 
-// Count returns how many requests were received since Start or Reset.
+// Count returns the number of requests received since Start or Reset.
 func (s *Server) Count() int { return s.read(&s.count) }
 
-// Active returns how many requests are in progress now: their headers have
-// arrived and their reply has not returned.
+// Active returns the number of requests in progress. A request is in progress from the arrival of its headers until its
+// reply returns.
 func (s *Server) Active() int { return s.read(&s.active) }
 
-// Peak returns the most requests that were in progress at once since Start or
-// Reset.
+// Peak returns the highest number of requests in progress at once since Start or Reset.
 func (s *Server) Peak() int { return s.read(&s.peak) }
 
-// Disconnects returns how many requests since Start or Reset lost their client
-// before the answer was complete: when their reply returned, the request's
-// context was done or a write had failed. Connections that a reply or Close
-// ended are not counted.
+// Disconnects returns the number of requests since Start or Reset whose client left before the answer was complete. A
+// request counts if its context had ended or a write had failed when its reply returned. Connections that a reply or
+// Close ended are not counted.
 func (s *Server) Disconnects() int { return s.read(&s.disconnects) }
 
-// Conns returns how many connections are open now and how many were made since
-// Start or Reset.
+// Conns returns the number of open connections and the number of connections made since Start or Reset.
 func (s *Server) Conns() (open, total int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.connsOpen, s.connsTotal
 }
 
-// Reset forgets the script, the journal, the counts and the peak, as between
-// two tests that share a server. The default, Handle's function, the fault that
-// is played, connections and requests in progress stay; the latter are counted by Active and Peak but
-// no longer by Disconnects.
+// Reset clears the script, the journal, the counts and the peak, for example between two tests that share a server. It
+// keeps the default, Handle's function, the fault, connections and requests in progress. Active and Peak still count
+// those requests. Disconnects does not.
 func (s *Server) Reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -273,7 +258,7 @@ func (s *Server) read(n *int) int {
 	return *n
 }
 
-// serveHTTP is one request: received, recorded, answered, accounted for.
+// serveHTTP receives, records and answers one request and updates the counts.
 func (s *Server) serveHTTP(w http.ResponseWriter, hr *http.Request) {
 	r := newRequest(hr)
 	r.ex = &exchange{conn: connOf(hr.Context())}
@@ -291,7 +276,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, hr *http.Request) {
 
 	reply := s.record(r, fault)
 	if err != nil {
-		panic(http.ErrAbortHandler) // the client left while it was sending
+		panic(http.ErrAbortHandler) // the client left while sending
 	}
 	if choose := s.chooser(); reply == nil && choose != nil {
 		reply = choose(r)
@@ -306,8 +291,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, hr *http.Request) {
 	w.Header().Set(dialectOf(r).requestID, "req_fake_"+strconv.Itoa(r.Number))
 	reply(&recorder{w, r.ex}, r)
 	if r.ctx.Err() != nil && !r.ex.complete.Load() {
-		// Whoever cancelled it, the answer is not whole: it must not end as
-		// if it were.
+		// The request was cancelled, so the answer is not whole and must not end properly.
 		panic(http.ErrAbortHandler)
 	}
 }
@@ -330,8 +314,8 @@ func (s *Server) leave(r *Request, generation int) {
 	s.idle.Broadcast()
 }
 
-// record enters r in the journal and takes its reply from the script, in one
-// step so that both are in the same order. A fault leaves the script alone.
+// record adds r to the journal and takes its reply from the script. Both happen in one step, so that both have the same
+// order. A fault takes no reply from the script.
 func (s *Server) record(r *Request, fault Reply) Reply {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -143,7 +143,7 @@ func TestPeakActiveAndConnsCountWhatHappens(t *testing.T) {
 		assert.Zero(t, s.Disconnects())
 
 		eventually(t, func() bool {
-			c.CloseIdleConnections() // again: a connection may become idle only now
+			c.CloseIdleConnections() // in a loop, because a connection may become idle only now
 			open, _ := s.Conns()
 			return open == 0
 		}, "connections closed")
@@ -155,14 +155,13 @@ func TestPeakActiveAndConnsCountWhatHappens(t *testing.T) {
 		assert.Zero(t, total)
 		resp, _, err := post(t.Context(), s, c, chatBody)
 		require.NoError(t, err)
-		assert.Equal(t, 200, resp.StatusCode, "the script is forgotten")
+		assert.Equal(t, 200, resp.StatusCode, "the script is empty")
 		assert.Equal(t, 1, s.Count())
 		assert.Equal(t, 1, s.Peak())
 	})
 }
 
-// TestLeavingAfterTheLastEventIsNoDisconnect has clients close the stream as
-// soon as they have its last event, as SDKs do.
+// TestLeavingAfterTheLastEventIsNoDisconnect closes the stream as soon as its last event has arrived, as SDKs do.
 func TestLeavingAfterTheLastEventIsNoDisconnect(t *testing.T) {
 	eachMode(t, func(t *testing.T, s *aiguardtest.Server, c *http.Client) {
 		for _, reply := range []aiguardtest.Reply{
@@ -214,7 +213,7 @@ func TestLeavingWhileSendingIsADisconnect(t *testing.T) {
 func TestCloseIsIdempotentAndLeavesNothing(t *testing.T) {
 	for name, opts := range modes {
 		t.Run(name, func(t *testing.T) {
-			eventually(t, func() bool { // of the test before, not to be counted
+			eventually(t, func() bool { // requests of the previous test, which must not count
 				all := leaktest.Stacks()
 				return !strings.Contains(all, "aiguardtest.(*") && !strings.Contains(all, "net/http.")
 			}, "nothing left")
@@ -233,10 +232,10 @@ func TestCloseIsIdempotentAndLeavesNothing(t *testing.T) {
 			s.Close()
 			open, _ := s.Conns()
 			assert.Zero(t, open)
-			// Not even the client's idle connections were closed by hand.
+			// No idle connection of the client was closed explicitly.
 			eventually(t, func() bool { return runtime.NumGoroutine() <= before }, "goroutines left")
 
-			tr.CloseIdleConnections() // it may not have noticed yet
+			tr.CloseIdleConnections() // the transport may not have noticed yet
 			_, _, err := post(t.Context(), s, &http.Client{Transport: tr}, chatBody)
 			assert.ErrorIs(t, err, syscall.ECONNREFUSED)
 			assert.Equal(t, 3, s.Count(), "the journal outlives the server")

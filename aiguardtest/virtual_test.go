@@ -16,8 +16,7 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// eachPipe runs test in a bubble for HTTP/1.1 and HTTP/2. That the bubble ends
-// proves that nothing is left behind.
+// eachPipe runs test in a bubble for HTTP/1.1 and HTTP/2. The bubble ends only if nothing is left running.
 func eachPipe(t *testing.T, test func(t *testing.T, s *aiguardtest.Server, c *http.Client)) {
 	for name, opts := range map[string][]aiguardtest.Option{
 		"http1": {aiguardtest.Pipe()},

@@ -8,7 +8,7 @@ import (
 	"github.com/aiguard-go/aiguard/benchmarks/internal/contender"
 )
 
-// drawn are the panels of the picture: kinds of work, and at most four contenders for each.
+// drawn has the panels of the picture: kinds of work, with at most four contenders each.
 var drawn = []struct {
 	title, bench, unit string
 	contenders         []string
@@ -24,7 +24,7 @@ const loopback, events = "ChatLoopback", "StreamLoopback"
 
 var wrapping = []string{contender.Aiguard, contender.Hand, contender.Failsafe, contender.Resilience}
 
-// drawCost draws the time that each kind of work takes.
+// drawCost draws the time of each kind of work.
 func drawCost(file string, r cost.Results) error {
 	var panels []chart.Panel
 	for _, d := range drawn {
@@ -41,7 +41,7 @@ func drawCost(file string, r cost.Results) error {
 	return chart.SaveBars(file, finding(r), panels)
 }
 
-// finding says in a sentence what the picture shows.
+// finding returns the finding of the picture in one sentence.
 func finding(r cost.Results) string {
 	added := func(bench, unit string) string {
 		ours, _, _ := r.Median(bench, contender.Aiguard, unit)

@@ -10,7 +10,7 @@ import (
 	"github.com/aiguard-go/aiguard/benchmarks/cost"
 )
 
-// redraw draws the picture from what an earlier run has written, without measuring.
+// redraw draws the picture from an existing report, without measuring.
 func redraw(results, file string) error {
 	text, err := os.ReadFile(results)
 	if err != nil {
@@ -23,7 +23,7 @@ func redraw(results, file string) error {
 	return drawCost(file, r)
 }
 
-// readReport returns the medians in the table of all contenders that report has written.
+// readReport returns the medians in the report's table of all contenders.
 func readReport(text string) (cost.Results, error) {
 	_, table, ok := strings.Cut(text, "## All contenders\n")
 	if !ok {
@@ -42,7 +42,7 @@ func readReport(text string) (cost.Results, error) {
 			continue
 		}
 		if work := strings.TrimSpace(cells[1]); work != "" {
-			row = rows[work] // of a row that is no longer measured: without a benchmark
+			row = rows[work] // the zero Row if the row is no longer measured
 		}
 		if row.Unit != cost.SecPerOp && row.Unit != cost.SecPerEvent {
 			continue
@@ -56,7 +56,7 @@ func readReport(text string) (cost.Results, error) {
 	return r, nil
 }
 
-// parseSeconds is the reverse of cost.Quantity for seconds.
+// parseSeconds parses what cost.Quantity returns for seconds.
 func parseSeconds(quantity string) (float64, error) {
 	number, unit, _ := strings.Cut(quantity, " ")
 	v, err := strconv.ParseFloat(number, 64)

@@ -1,9 +1,9 @@
-// Benchmarks measures what a guard costs beside what others cost, prints it as a table, and, when all was measured often
-// enough, writes RESULTS.md and draws ../docs/cost.svg. What is measured, and what is to be reached, is in cost/rows.go; the
-// benchmarks are beside it.
+// Benchmarks measures the cost of a guard and of other libraries and prints it as a table. After a full run with enough
+// rounds it writes RESULTS.md and draws ../docs/cost.svg. The measurements and their targets are in cost/rows.go, next
+// to the benchmarks.
 //
 //	go run .                          all rows, 6 rounds: about 4 minutes
-//	go run . -rounds 2 -bench '^Do'   a quick look, which writes nothing
+//	go run . -rounds 2 -bench '^Do'   a quick run, which writes no file
 //	go run . -draw                    only the picture, from RESULTS.md
 package main
 
@@ -31,10 +31,10 @@ func main() {
 	log.SetFlags(0)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	rounds := flag.Int("rounds", enoughRounds, "how often each contender runs")
-	bench := flag.String("bench", ".", "only rows whose benchmark matches this `pattern`")
-	benchtime := flag.Duration("benchtime", 300*time.Millisecond, "how long a benchmark that repeats its work does so")
-	draw := flag.Bool("draw", false, "measure nothing: draw "+costChart+" from "+resultsFile)
+	rounds := flag.Int("rounds", enoughRounds, "number of rounds; each contender runs once per round")
+	bench := flag.String("bench", ".", "run only rows whose benchmark matches this `pattern`")
+	benchtime := flag.Duration("benchtime", 300*time.Millisecond, "duration of a benchmark that repeats its work")
+	draw := flag.Bool("draw", false, "do not measure, only draw "+costChart+" from "+resultsFile)
 	flag.Parse()
 	if *draw {
 		if err := redraw(resultsFile, costChart); err != nil {
@@ -75,7 +75,7 @@ func run(ctx context.Context, rounds int, bench string, benchtime time.Duration)
 	}
 	fmt.Print(text.String())
 	if len(chosen) < len(cost.Rows) || rounds < enoughRounds {
-		log.Printf("\n%s and %s are left alone: they want all rows and %d rounds", resultsFile, costChart, enoughRounds)
+		log.Printf("\n%s and %s are unchanged: they need all rows and %d rounds", resultsFile, costChart, enoughRounds)
 		return nil
 	}
 	if err := os.WriteFile(resultsFile, text.Bytes(), 0o644); err != nil {

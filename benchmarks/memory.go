@@ -22,10 +22,11 @@ const (
 	memoryTest    = "TestFiftyCallersOfTheWorstAnswersFitInto100MB"
 	memoryCallers = 50
 	memoryTimeout = 5 * time.Minute
-	honestRow     = "an honest answer" // no fault: its figure is mostly go-openai's decoding
+	honestRow     = "an honest answer" // not a fault: most of its memory is go-openai's decoding
 )
 
-// measureMemory runs the root module's test, whose children make the calls and tell their VmHWM, and takes the greatest.
+// measureMemory runs the root module's memory test and takes the highest peak. The test's child processes make the
+// calls and report their VmHWM.
 func measureMemory(ctx context.Context, all cost.Results, bench string) error {
 	ctx, cancel := context.WithTimeout(ctx, memoryTimeout)
 	defer cancel()
@@ -47,7 +48,7 @@ func measureMemory(ctx context.Context, all cost.Results, bench string) error {
 	if err != nil {
 		return errors.Join(err, failed)
 	}
-	if failed != nil && peaks[contender.Aiguard] <= 100e6 { // it failed for another reason than what is to be told here
+	if failed != nil && peaks[contender.Aiguard] <= 100e6 { // the test failed for a reason other than a high peak
 		return fmt.Errorf("%s: %w\n%s", memoryTest, failed, out)
 	}
 	for name, peak := range peaks {
@@ -56,11 +57,11 @@ func measureMemory(ctx context.Context, all cost.Results, bench string) error {
 	return nil
 }
 
-// memoryLine is a line of the test's table: row, protocol, calls, peak MB, how they ended.
+// memoryLine matches a line of the test's table: row, protocol, calls, peak in MB, results of the calls.
 var memoryLine = regexp.MustCompile(`^\s*(\S.*?) +HTTP/[0-9.]+ +(\d+) +(\d+\.\d) `)
 
-// readMemory finds the greatest peaks in the table that the test prints: of the guarded rows with all callers, and of the
-// controls without the guard, which have a watchdog.
+// readMemory returns the highest peaks in the test's table: of the guarded rows with all callers, and of the controls
+// without the guard, which a watchdog stops.
 func readMemory(out []byte) (map[string]float64, error) {
 	peaks := map[string]float64{}
 	for line := range bytes.Lines(out) {

@@ -14,10 +14,10 @@ import (
 	"github.com/aiguard-go/aiguard/benchmarks/internal/contender"
 )
 
-// enoughRounds for a median that is told to others.
+// enoughRounds is the number of rounds for a published median.
 const enoughRounds = 6
 
-// report writes what was measured of rows, as Markdown that is as well read in a terminal.
+// report writes the results of rows as Markdown that is also readable in a terminal.
 func report(w io.Writer, r cost.Results, rows []cost.Row, rounds int, now time.Time) error {
 	var verdicts []cost.Verdict
 	for _, row := range rows {
@@ -43,9 +43,9 @@ func report(w io.Writer, r cost.Results, rows []cost.Row, rounds int, now time.T
 
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# What a guard costs\n\nWritten by `make bench` on %s: %s on %s.\n", now.Format(time.DateOnly), runtime.Version(), machine())
-	fmt.Fprintf(&b, "Figures are medians; rounds: %d, in each of which every contender ran once, in a process of its own.\n", rounds)
+	fmt.Fprintf(&b, "Figures are medians of %d rounds. In each round every contender ran once, in a separate process.\n", rounds)
 	if rounds < enoughRounds {
-		fmt.Fprintf(&b, "That is a quick look: fewer than %d rounds prove little.\n", enoughRounds)
+		fmt.Fprintf(&b, "This was a quick run. Fewer than %d rounds prove little.\n", enoughRounds)
 	}
 	fmt.Fprintf(&b, "\n**%d of %d targets are reached.**", len(verdicts)-len(missed), len(verdicts))
 	if len(missed) > 0 {
@@ -53,14 +53,14 @@ func report(w io.Writer, r cost.Results, rows []cost.Row, rounds int, now time.T
 	}
 	b.WriteString("\n\n## Targets\n\n")
 	targets.write(&b)
-	b.WriteString("\n## All contenders\n\n± is the 95% confidence interval of the median; the ratio is to aiguard.\n\n")
+	b.WriteString("\n## All contenders\n\n± is the 95% confidence interval of the median. The ratio is relative to aiguard.\n\n")
 	everybody(r, rows).write(&b)
 	b.WriteString("\n" + legend)
 	_, err := w.Write(b.Bytes())
 	return err
 }
 
-// everybody is all contenders' medians.
+// everybody returns the medians of all contenders.
 func everybody(r cost.Results, rows []cost.Row) table {
 	t := table{{"work", "contender", "median", "±", "ratio", "allocs/op", "B/op"}}
 	for _, row := range rows {
@@ -71,7 +71,7 @@ func everybody(r cost.Results, rows []cost.Row) table {
 			if i == 0 {
 				cells[0] = row.Work
 			}
-			if row.How == cost.Repeated { // elsewhere the work around it allocates too
+			if row.How == cost.Repeated { // in other rows the surrounding work allocates too
 				allocs, _, _ := r.Median(row.Bench, name, cost.AllocsPerOp)
 				bytes, _, _ := r.Median(row.Bench, name, cost.BytesPerOp)
 				cells[5], cells[6] = fmt.Sprintf("%.0f", allocs), fmt.Sprintf("%.0f", bytes)
@@ -84,26 +84,26 @@ func everybody(r cost.Results, rows []cost.Row) table {
 
 const legend = `## The contenders
 
-All have the same limits, where they know such a limit: 5 slots, a queue of 100, 30 s for a call, 3 attempts.
+Each contender has the limits that it supports, with the same values: 5 slots, a queue of 100, 30 s for a call, 3 attempts.
 
-- bare: go-openai as it is.
-- hand: what a careful engineer writes by hand: context.WithTimeout, a semaphore of x/sync, utf8.RuneCountInString. No retries.
-- failsafe-go: retry(bulkhead(timeout)), as its documentation composes them; +breaker has a circuit breaker within the retries.
-  Its bulkhead bounds how long calls wait and not how many. It refuses at once where a full bulkhead is measured.
-- goresilience: bulkhead(retry(timeout)), as its documentation composes them. Its bulkhead does not heed a cancelled context.
-- gobreaker+backoff: retries around a circuit breaker around context.WithTimeout. It limits no concurrency.
-- channel: a buffered channel as a semaphore, without a timeout: the least that a goroutine can wait for.
-- aiguard-one-tenant: aiguard where the row's aiguard has tenants and priorities.
-- openai-go: the official SDK with its own retries and timeout. It limits no concurrency.
+- bare: plain go-openai.
+- hand: careful code by hand with context.WithTimeout, a semaphore of x/sync and utf8.RuneCountInString. No retries.
+- failsafe-go: retry(bulkhead(timeout)), as in its documentation. +breaker has a circuit breaker within the retries. Its bulkhead
+  limits the wait, but not the number of waiting calls. In the rows about a full bulkhead it rejects at once.
+- goresilience: bulkhead(retry(timeout)), as in its documentation. Its bulkhead ignores a cancelled context.
+- gobreaker+backoff: retries around a circuit breaker around context.WithTimeout. It does not limit concurrency.
+- channel: a buffered channel as a semaphore, without a timeout. It is the cheapest way for a goroutine to wait.
+- aiguard-one-tenant: aiguard without tenants and priorities, in rows where aiguard has them.
+- openai-go: the official SDK with its own retries and timeout. It does not limit concurrency.
 
-The events of a stream differ in their text and in a padding, as OpenAI's do; the guard spends more on events that differ
-otherwise. Those who wait to be cancelled share one context, whose cause each looks up at the same moment.
+The events of a stream differ in their text and in a padding, as OpenAI's do. The guard takes longer for events that differ in
+other ways. Calls that wait to be cancelled share one context, and all read its cause at the same moment.
 
-Requests per call say nothing of calls that were answered: a breaker that is open sends none. In the memory row, bare is one
-caller in most rows, and is stopped when it has 600 MB.
+Requests per call do not show how many calls were answered: an open circuit breaker sends no requests. In the memory row, bare
+has a single caller in most cases, and a watchdog stops it at 600 MB.
 `
 
-// machine says what this ran on.
+// machine describes the machine.
 func machine() string {
 	model := "an unknown processor"
 	info, err := os.ReadFile("/proc/cpuinfo")
@@ -118,7 +118,7 @@ func machine() string {
 	return fmt.Sprintf("%s/%s, %s, %d cores", runtime.GOOS, runtime.GOARCH, model, runtime.NumCPU())
 }
 
-// table is Markdown with columns of even width; the first line is its head.
+// table is a Markdown table with columns of even width. The first line is the header.
 type table [][]string
 
 func (t table) write(w *bytes.Buffer) {

@@ -22,7 +22,7 @@ func TestUnmeasuredRowIsAnError(t *testing.T) {
 	require.Error(t, report(io.Discard, cost.Results{}, cost.Rows, enoughRounds, time.Now()))
 }
 
-// invented is results in which aiguard's figures are all the same, and everybody else's.
+// invented returns results with the value ours for aiguard and others for all other contenders.
 func invented(ours, others float64) cost.Results {
 	r := cost.Results{}
 	for _, row := range cost.Rows {
@@ -43,12 +43,12 @@ func invented(ours, others float64) cost.Results {
 	return r
 }
 
-func TestReportTellsEveryTargetAndWhichIsMissed(t *testing.T) {
+func TestReportListsEveryTargetAndTheMissedOnes(t *testing.T) {
 	var b bytes.Buffer
 	require.NoError(t, report(&b, invented(1e9, 1), cost.Rows, 2, time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)))
 	text := b.String()
 	require.Contains(t, text, "on 2026-01-02")
-	require.Contains(t, text, "quick look")
+	require.Contains(t, text, "quick run")
 	require.Contains(t, text, "**3 of ", "1e9 percent are reused, in two rows, and 1e9 bytes are read in a second")
 	for _, row := range cost.Rows {
 		for _, target := range row.Targets {
@@ -61,18 +61,18 @@ func TestReportTellsEveryTargetAndWhichIsMissed(t *testing.T) {
 	b.Reset()
 	good := invented(0, 1)
 	for _, row := range cost.Rows {
-		for range 2 { // so that the median is this
+		for range 2 { // to set the median
 			good.Add(row.Bench, contender.Aiguard, cost.Reused, 99)
 			good.Add(row.Bench, contender.Aiguard, cost.BytesPerSec, 1e9)
 		}
 	}
 	require.NoError(t, report(&b, good, cost.Rows, enoughRounds, time.Now()))
 	require.NotContains(t, b.String(), "MISSED")
-	require.NotContains(t, b.String(), "quick look")
+	require.NotContains(t, b.String(), "quick run")
 }
 
-// TestResultsAreOfTheseRows fails when a row or a target has changed since RESULTS.md was written: run make bench.
-func TestResultsAreOfTheseRows(t *testing.T) {
+// TestResultsMatchTheRows fails if a row or a target changed after RESULTS.md was written. Run make bench then.
+func TestResultsMatchTheRows(t *testing.T) {
 	text, err := os.ReadFile(resultsFile)
 	require.NoError(t, err)
 	for _, row := range cost.Rows {

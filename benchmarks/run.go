@@ -14,7 +14,7 @@ import (
 	"github.com/aiguard-go/aiguard/benchmarks/cost"
 )
 
-// runner measures rows. Each contender runs in a process of its own, so that none inherits another's heap or timers.
+// runner measures rows. Each contender runs in a separate process, so no contender inherits another's heap or timers.
 type runner struct {
 	rounds    int
 	benchtime time.Duration
@@ -22,10 +22,10 @@ type runner struct {
 	binary    string
 }
 
-const runTimeout = 2 * time.Minute // of one contender in one round
+const runTimeout = 2 * time.Minute // for one contender in one round
 
-// run measures the rows: each round runs every contender once, in an order that changes from round to round, so that
-// what else the machine does hits all alike.
+// run measures the rows. Each round runs every contender once. The order changes between rounds, so that other load on
+// the machine affects all contenders equally.
 func (r *runner) run(ctx context.Context, rows []cost.Row) (cost.Results, error) {
 	dir, err := os.MkdirTemp("", "aiguard-benchmarks-")
 	if err != nil {
@@ -39,7 +39,7 @@ func (r *runner) run(ctx context.Context, rows []cost.Row) (cost.Results, error)
 	all := cost.Results{}
 	for round := range r.rounds {
 		fmt.Fprintf(r.progress, "round %d of %d:", round+1, r.rounds)
-		done := map[string]bool{} // a benchmark may serve more than one row
+		done := map[string]bool{} // several rows may share a benchmark
 		for _, row := range rows {
 			if row.How == cost.MemoryRows || done[row.Bench] {
 				continue
@@ -96,7 +96,7 @@ func (r *runner) args(row cost.Row, name string) []string {
 	return []string{"-test.run", "^$", "-test.bench", strings.Replace(pattern, "^", "^Benchmark", 1), "-test.benchtime", r.benchtime.String()}
 }
 
-// exact is the pattern that matches this test or benchmark alone.
+// exact returns a pattern that matches only this test or benchmark.
 func exact(name string) string {
 	parts := strings.Split(name, "/")
 	for i, part := range parts {
@@ -105,5 +105,5 @@ func exact(name string) string {
 	return strings.Join(parts, "/")
 }
 
-// plainEnv is the environment without what changes the collector.
+// plainEnv returns the environment with the default settings of the garbage collector.
 func plainEnv() []string { return append(os.Environ(), "GOGC=100", "GOMEMLIMIT=off", "GODEBUG=") }

@@ -1,5 +1,5 @@
-// Package browser looks at the web pages of this repository as their users do: in a headless Chromium, at the widths of a
-// phone and of a desktop, light and dark. What it sees it keeps in screenshots/.
+// Package browser tests the web pages of this repository in a headless Chromium, at the widths of a phone and of a
+// desktop, in light and dark mode. It saves screenshots in screenshots/.
 package browser
 
 import (
@@ -29,14 +29,14 @@ import (
 const screenshots = "screenshots"
 
 var (
-	chromium context.Context // of the browser that all tests share; nil: there is none
-	temp     string          // a folder that is gone after the tests
+	chromium context.Context // the browser that all tests share; nil: not installed
+	temp     string          // a folder that is deleted after the tests
 )
 
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) int {
-	_ = flag.Set("test.parallel", "4") // they wait more than they work
+	_ = flag.Set("test.parallel", "4") // the tests mostly wait
 	path := findChromium()
 	if path == "" {
 		return m.Run()
@@ -80,17 +80,18 @@ func needChromium(t *testing.T) {
 	}
 }
 
-// tab is a page that one test looks at.
+// tab is a page in the browser, used by one test.
 type tab struct {
 	t    *testing.T
 	ctx  context.Context
 	host string
 
 	mu         sync.Mutex
-	complaints []string // of the browser, about the page
+	complaints []string // errors that the browser reported about the page
 }
 
-// open opens a page of a server. Its end checks that the browser had nothing to complain about, and was sent nowhere else.
+// open opens a page of a server. At the end of the test it checks that the browser reported no errors and requested no
+// other host.
 func open(t *testing.T, address string) *tab {
 	t.Helper()
 	u, err := url.Parse(address)
@@ -118,7 +119,7 @@ func (b *tab) listen(event any) {
 	case *runtime.EventConsoleAPICalled:
 		b.complain("console: " + string(e.Type))
 	case *log.EventEntryAdded:
-		// That an answer has an error status is what some tests are about; everything else is a mistake of the page.
+		// Some tests expect an answer with an error status. Everything else is an error of the page.
 		if e.Entry.Source != log.EntrySourceNetwork || !strings.Contains(e.Entry.Text, "status of") {
 			b.complain(string(e.Entry.Source) + ": " + e.Entry.Text + " " + e.Entry.URL)
 		}
@@ -145,7 +146,7 @@ func (b *tab) click(selector string) {
 	b.do(chromedp.Click(chromedp.CSS(selector), chromedp.NodeVisible))
 }
 
-// eval returns the value of an expression in the page.
+// eval returns the value of a JavaScript expression in the page.
 func eval[T any](b *tab, format string, args ...any) T {
 	b.t.Helper()
 	v, err := chromedp.Run(b.ctx, chromedp.Evaluate[T](fmt.Sprintf(format, args...)))
@@ -153,7 +154,7 @@ func eval[T any](b *tab, format string, args ...any) T {
 	return v
 }
 
-// until waits until an expression in the page is true.
+// until waits until a JavaScript expression in the page is true.
 func (b *tab) until(format string, args ...any) {
 	b.t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !eval[bool](b, format, args...); time.Sleep(20 * time.Millisecond) {
@@ -163,7 +164,7 @@ func (b *tab) until(format string, args ...any) {
 	}
 }
 
-// see waits until an element has a text.
+// see waits until an element contains a text.
 func (b *tab) see(selector, want string) {
 	b.t.Helper()
 	b.until("(document.querySelector(%q)?.innerText ?? '').includes(%q)", selector, want)
@@ -179,7 +180,7 @@ func (b *tab) count(selector string) int {
 	return eval[int](b, "document.querySelectorAll(%q).length", selector)
 }
 
-// emulate gives the page a width and a colour scheme.
+// emulate sets the width and the colour scheme of the page.
 func (b *tab) emulate(width, height int64, scheme string) {
 	b.t.Helper()
 	b.do(chromedp.EmulateViewport(width, height))
@@ -189,7 +190,8 @@ func (b *tab) emulate(width, height int64, scheme string) {
 	require.NoError(b.t, err)
 }
 
-// shoot takes pictures at each width and in each colour scheme, and checks that the page fits the width and is accessible.
+// shoot takes a screenshot at each width and in each colour scheme. It checks that the page fits the width and is
+// accessible.
 func (b *tab) shoot(name string) {
 	b.t.Helper()
 	require.NoError(b.t, os.MkdirAll(screenshots, 0o755))
@@ -214,7 +216,7 @@ func (b *tab) shoot(name string) {
 
 var errNoAxe = errors.New("axe-core is not installed: run `npm ci` in browser/")
 
-// axe is the source of axe-core, which checks pages by the rules of WCAG.
+// axe is the source of axe-core, which checks the WCAG rules.
 var axe = sync.OnceValues(func() (string, error) {
 	source, err := os.ReadFile("node_modules/axe-core/axe.min.js")
 	if errors.Is(err, os.ErrNotExist) {
@@ -223,7 +225,8 @@ var axe = sync.OnceValues(func() (string, error) {
 	return string(source), err
 })
 
-// accessible checks that axe-core finds no violation in the page. Where axe-core is missing TestAxeIsInstalled tells.
+// accessible checks that axe-core finds no violation in the page. If axe-core is missing, TestAxeIsInstalled reports
+// it.
 func (b *tab) accessible(name string) {
 	b.t.Helper()
 	source, err := axe()

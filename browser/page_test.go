@@ -15,7 +15,7 @@ import (
 	"github.com/aiguard-go/aiguard/httpguard"
 )
 
-// failures are what the error page is made for.
+// failures returns the errors that the error page supports.
 func failures() map[string]error {
 	return map[string]error{
 		"503-overloaded": &aiguard.Error{Kind: aiguard.ErrOverloaded, Phase: "queue", RetryAfter: 12 * time.Second},
@@ -27,7 +27,7 @@ func failures() map[string]error {
 	}
 }
 
-// failing serves the page for each failure under its name.
+// failing serves the error page for each failure under the failure's name.
 func failing(t *testing.T) (address string) {
 	t.Helper()
 	needChromium(t)
@@ -58,27 +58,27 @@ func TestErrorPagesAreReadable(t *testing.T) {
 		b.see("footer", "Request id:")
 		tries := 1
 		if name == "413" {
-			tries = 0 // the same request is as large again
+			tries = 0 // a repeat of the same request would be too large again
 		}
 		require.Equal(t, tries, b.count("#again"), name)
 		b.shoot("page-" + name)
 	}
 }
 
-func TestCountdownEndsWithAnInvitation(t *testing.T) {
+func TestCountdownEnablesTryAgain(t *testing.T) {
 	t.Parallel()
 	b := open(t, failing(t)+"/short")
 	b.see("#wait", "in 2 seconds")
 	require.True(t, eval[bool](b, `document.querySelector("#again").ariaDisabled === "true" && !document.querySelector("#again").href`),
-		"it would be refused again")
+		"a repeat would be rejected again")
 	b.see("#wait", "in 1 second")
 	b.see("#now", "You can try again now.")
 	require.False(t, eval[bool](b, `document.getElementById("waiting").checkVisibility()`))
 	b.do(chromedp.KeyEvent(kb.Tab), chromedp.KeyEvent(kb.Enter))
-	b.see("#wait", "in 2 seconds") // asked again, refused again
+	b.see("#wait", "in 2 seconds") // the second request is rejected too
 }
 
-func TestPageSaysAllWithoutJavaScript(t *testing.T) {
+func TestPageWorksWithoutJavaScript(t *testing.T) {
 	t.Parallel()
 	address := failing(t)
 	b := open(t, address+"/503-overloaded")
@@ -90,8 +90,8 @@ func TestPageSaysAllWithoutJavaScript(t *testing.T) {
 	b.do(chromedp.Reload())
 	b.see("#wait", "in about 12 seconds")
 	b.see("main", "Please try again in 12 seconds.")
-	require.Equal(t, 1, b.count(".actions a[href]"), "a link needs no script")
-	disableScripts(false) // the checks are scripts; the page's own do not run any more
+	require.Equal(t, 1, b.count(".actions a[href]"), "the link works without scripts")
+	disableScripts(false) // the checks are scripts; the page's own scripts no longer run
 	b.shoot("page-503-overloaded-without-javascript")
 }
 
@@ -100,7 +100,7 @@ func TestPageOfAFormLeadsBackToIt(t *testing.T) {
 	b := open(t, failing(t)+"/form")
 	b.click("button")
 	b.see("h1", "We will be right back")
-	require.Zero(t, b.count(".actions a"), "asking again would send the form again")
+	require.Zero(t, b.count(".actions a"), "no link, because a repeat would send the form again")
 	b.click("#back")
 	b.see("form button", "Send")
 }

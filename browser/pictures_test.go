@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// pictureWidth is what a phone has for a picture in README.md.
+// pictureWidth is the width of a picture in README.md on a phone.
 const pictureWidth = 350
 
 // pictures serves every picture of docs/ in a page with GitHub's background.
@@ -41,7 +41,7 @@ func pictures(t *testing.T) (address string, names []string) {
 	return srv.URL, names
 }
 
-// judgePicture returns what is wrong with the picture in the page.
+// judgePicture returns the problems of the picture in the page.
 const judgePicture = `(() => {
 	const rgb = color => color.match(/[\d.]+/g).map(Number);
 	const luminance = color => rgb(color).slice(0, 3).map(v => v / 255)
@@ -59,7 +59,7 @@ const judgePicture = `(() => {
 	const meet = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1;
 	const fits = r => r.left >= frame.left && r.right <= frame.right && r.top >= frame.top && r.bottom <= frame.bottom;
 	const covered = box(sheet);
-	if (covered.width < frame.width - 1 || covered.height < frame.height - 1) wrong.push("the paper does not cover the picture");
+	if (covered.width < frame.width - 1 || covered.height < frame.height - 1) wrong.push("the background does not cover the picture");
 	const texts = [...svg.querySelectorAll("text")].filter(e => e.textContent.trim());
 	const scale = frame.width / svg.viewBox.baseVal.width;
 	texts.forEach((e, i) => {

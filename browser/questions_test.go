@@ -16,7 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// program builds examples/questions, once.
+// program builds examples/questions once.
 var program = sync.OnceValues(func() (path string, err error) {
 	path = filepath.Join(temp, "questions")
 	build := exec.Command("go", "build", "-o", path, "./examples/questions")
@@ -25,7 +25,8 @@ var program = sync.OnceValues(func() (path string, err error) {
 	return path, build.Run()
 })
 
-// serve runs the program with a fake provider until the test ends, and returns its address. It has to end well.
+// serve runs the program with a fake provider until the test ends, and returns its address. It fails the test if the
+// program exits with an error.
 func serve(t *testing.T, flags ...string) (address string) {
 	t.Helper()
 	path, err := program()
@@ -46,7 +47,7 @@ func serve(t *testing.T, flags ...string) (address string) {
 	return address
 }
 
-// questions opens the page on a service that runs one operation, and lets one wait.
+// questions opens the page on a service with one slot and one place in the queue.
 func questions(t *testing.T) *tab {
 	t.Helper()
 	t.Parallel()
@@ -73,7 +74,7 @@ func TestQuestionsAndFeedbackSucceed(t *testing.T) {
 	b.see(newest+" h3", `1. Questions: <b>Tides</b> & "currents"`)
 	require.Equal(t, 5, b.count(newest+" .result ol li"))
 	b.see(newest+" .result", `<b>Tides</b> & "currents"`)
-	require.Zero(t, b.count(newest+" b"), "a user's text is text")
+	require.Zero(t, b.count(newest+" b"), "the user's text is not HTML")
 
 	b.click(askFeedback + " button")
 	b.see(newest+" h3", "2. Feedback: Why are there two high tides a day?")
@@ -83,7 +84,7 @@ func TestQuestionsAndFeedbackSucceed(t *testing.T) {
 	b.shoot("success")
 }
 
-func TestProgressIsSeen(t *testing.T) {
+func TestProgressIsShown(t *testing.T) {
 	b := questions(t)
 	b.fault("slow")
 	b.click(askQuestions + " button")
@@ -114,14 +115,14 @@ func TestFailuresHaveFriendlyMessages(t *testing.T) {
 	b.see(newest+" .status", "Done")
 }
 
-func TestOverloadIsTold(t *testing.T) {
+func TestOverloadShowsAMessage(t *testing.T) {
 	b := questions(t)
 	b.fault("slow")
 	b.click(askQuestions + " button") // runs
 	b.see(newest+" h3", "Questions")
 	b.click(askFeedback + " button") // waits
 	b.see(newest+" h3", "Feedback")
-	b.click(askQuestions + " button") // is one too many
+	b.click(askQuestions + " button") // is rejected
 	b.see(askQuestions+" .message", "We are handling many requests right now. Please try again in a second.")
 	require.Equal(t, 2, b.count("#list > li"))
 	b.shoot("overload")
@@ -130,7 +131,7 @@ func TestOverloadIsTold(t *testing.T) {
 	b.click(askQuestions + " button")
 	b.see(newest+" h3", "Questions")
 	b.see(newest+" .status", "Done")
-	require.Empty(t, b.text(askQuestions+" .message"), "the message is gone")
+	require.Empty(t, b.text(askQuestions+" .message"), "the message disappears")
 }
 
 func TestCancelEndsAnOperation(t *testing.T) {
@@ -150,7 +151,7 @@ func TestEveryOperationShowsItsStatus(t *testing.T) {
 	needChromium(t)
 	b := open(t, serve(t, "-call-timeout", "1m", "-max-concurrent", "8")+"/")
 	b.fault("timeout")
-	for n := range 8 { // a browser has six connections
+	for n := range 8 { // a browser opens at most six connections
 		b.click(askQuestions + " button")
 		b.until(`document.querySelectorAll("#list > li").length === %d`, n+1)
 	}
@@ -184,11 +185,11 @@ func TestFailedOperationIsRetriedFromItsCard(t *testing.T) {
 	b.see(newest+" h3", "2. Questions: Volcanoes")
 	b.see(newest+" .status", "Done")
 	require.Equal(t, 2, b.count("#list > li"))
-	require.False(t, eval[bool](b, `document.querySelector("%s .retry").checkVisibility()`, newest), "it did not fail")
+	require.False(t, eval[bool](b, `document.querySelector("%s .retry").checkVisibility()`, newest), "only a failed operation has a retry button")
 	b.shoot("retried")
 }
 
-func TestWhatHappenedIsInViewOnAPhone(t *testing.T) {
+func TestResultIsInViewOnAPhone(t *testing.T) {
 	b := questions(t)
 	b.emulate(380, 667, "light")
 	inView := func(selector string) {
@@ -213,7 +214,7 @@ func TestWhatHappenedIsInViewOnAPhone(t *testing.T) {
 	inView(newest + " .cancel")
 	b.click(askQuestions + " button") // waits
 	b.see(newest+" .status", "Waiting")
-	b.click(askQuestions + " button") // is one too many
+	b.click(askQuestions + " button") // is rejected
 	b.see(askQuestions+" .message", "We are handling many requests")
 	inView(askQuestions + " .message")
 }
@@ -223,7 +224,7 @@ func TestPageIsUsedByKeyboardAlone(t *testing.T) {
 	focused := func(selector string) {
 		b.t.Helper()
 		b.until(`document.activeElement.matches("%s")`, selector)
-		require.True(t, eval[bool](b, `document.activeElement.matches(":focus-visible")`), "the focus is seen on %s", selector)
+		require.True(t, eval[bool](b, `document.activeElement.matches(":focus-visible")`), "the focus is visible on %s", selector)
 	}
 	press := func(keys ...string) {
 		for _, key := range keys {
@@ -232,7 +233,7 @@ func TestPageIsUsedByKeyboardAlone(t *testing.T) {
 	}
 	press(kb.Tab)
 	focused("#fault")
-	press("answer slowly", kb.Tab) // chooses the option
+	press("answer slowly", kb.Tab) // selects the option
 	focused("#topic")
 	press("Stars", kb.Enter)
 	focused(newest)

@@ -26,20 +26,20 @@ import (
 	"github.com/aiguard-go/aiguard/internal/syncbuf"
 )
 
-// apiKey is the only key the server accepts: any other is answered with 401.
+// apiKey is the only key that the server accepts. Other keys get a 401.
 const apiKey = "test-key-that-must-not-leak"
 
-// aimock is one running server. Tests share it, and tell their fixtures apart by model name.
+// aimock is a running server. Tests share it and use a separate model name for each fixture.
 type aimock struct {
 	url    string
 	client *http.Client
 	stdin  io.Closer
-	done   chan struct{} // closed once the process has ended
+	done   chan struct{} // closed when the process has ended
 	log    syncbuf.Buffer
 	models atomic.Int64
 }
 
-// fixture is aimock's: what to answer a request that matches, and how badly.
+// fixture is a rule of aimock: which requests it matches, and how it answers them.
 type fixture struct {
 	Match    match    `json:"match"`
 	Response response `json:"response"`
@@ -48,8 +48,8 @@ type fixture struct {
 	Profile             *profile `json:"streamingProfile,omitempty"`
 	ChunkSize           int      `json:"chunkSize,omitempty"`           // characters in one stream event
 	Latency             int      `json:"latency,omitempty"`             // milliseconds before each stream event
-	TruncateAfterChunks int      `json:"truncateAfterChunks,omitempty"` // then the connection is destroyed
-	DisconnectAfterMs   int      `json:"disconnectAfterMs,omitempty"`   // likewise, counted from the request
+	TruncateAfterChunks int      `json:"truncateAfterChunks,omitempty"` // the connection is then destroyed
+	DisconnectAfterMs   int      `json:"disconnectAfterMs,omitempty"`   // the connection is destroyed this long after the request
 }
 
 type match struct {
@@ -80,7 +80,7 @@ type apiError struct {
 // chaos holds probabilities, always 1 here, and a delay before the answer.
 type chaos struct {
 	Disconnect float64 `json:"disconnectRate,omitempty"` // close the connection instead of answering
-	Malformed  float64 `json:"malformedRate,omitempty"`  // 200 with bytes that are no JSON
+	Malformed  float64 `json:"malformedRate,omitempty"`  // 200 with bytes that are not JSON
 	LatencyMs  int     `json:"latencyMs,omitempty"`
 }
 
@@ -89,7 +89,7 @@ type profile struct {
 	TPS  float64 `json:"tps"`  // events per second after it
 }
 
-// once makes f answer the first request only.
+// once limits f to the first request.
 func (f fixture) once() fixture {
 	first := 0
 	f.Match.SequenceIndex = &first
@@ -98,7 +98,7 @@ func (f fixture) once() fixture {
 
 func slug(t *testing.T) string { return strings.ReplaceAll(t.Name(), "/", "-") }
 
-// serve adds fixtures, the first that matches wins, and returns the model that reaches them.
+// serve adds fixtures and returns the model that they match. The first fixture that matches a request answers it.
 func (s *aimock) serve(t *testing.T, fixtures ...fixture) (model string) {
 	t.Helper()
 	model = fmt.Sprintf("%s-%d", slug(t), s.models.Add(1))
@@ -111,8 +111,8 @@ func (s *aimock) serve(t *testing.T, fixtures ...fixture) (model string) {
 	return model
 }
 
-// requests counts what the server answered for model. It forgets requests that the client left while
-// a chaos latency ran.
+// requests returns the number of requests for model that the server answered. It misses requests whose client left
+// during a chaos latency.
 func (s *aimock) requests(t *testing.T, model string) int {
 	t.Helper()
 	var entries []struct {
@@ -144,8 +144,8 @@ func (s *aimock) control(t *testing.T, method, path string, body io.Reader, into
 	}
 }
 
-// guarded returns a client of the server with short, test-sized retries. When the test ends, nothing may
-// be in flight or waiting, and the guard is closed.
+// guarded returns a client of the server with short retry delays. At the end of the test it checks that nothing is in
+// flight or waiting, and closes the guard.
 func (s *aimock) guarded(t *testing.T, cfg aiguard.Config) *aiguard.Client {
 	t.Helper()
 	oc := openai.DefaultConfig(apiKey)
@@ -155,8 +155,8 @@ func (s *aimock) guarded(t *testing.T, cfg aiguard.Config) *aiguard.Client {
 
 func guardedWith(t *testing.T, oc openai.ClientConfig, cfg aiguard.Config) *aiguard.Client {
 	t.Helper()
-	// go-openai adds this to every URL, by which the server's journal can be searched. The journal as a
-	// whole grows large: it repeats the fixture with each request.
+	// go-openai adds this to every URL, and the server's journal is searched for it. The whole journal grows large,
+	// because it repeats the fixture with each request.
 	oc.APIVersion = slug(t)
 	if cfg.Retry.BaseDelay == 0 {
 		cfg.Retry.BaseDelay, cfg.Retry.MaxDelay = 10*time.Millisecond, 100*time.Millisecond
@@ -175,12 +175,12 @@ func guardedWith(t *testing.T, oc openai.ClientConfig, cfg aiguard.Config) *aigu
 	return client
 }
 
-var errNotInstalled = errors.New("no server to test against")
+var errNotInstalled = errors.New("no aimock server")
 
-// running is the shared server once it has been started, for TestMain to end.
+// running is the shared server after its start. TestMain stops it.
 var running *aimock
 
-// shared starts the server when the first test asks for it.
+// shared starts the server at its first use.
 var shared = sync.OnceValues(func() (*aimock, error) {
 	node, err := exec.LookPath("node")
 	if err != nil {
@@ -201,7 +201,7 @@ var shared = sync.OnceValues(func() (*aimock, error) {
 	return running, err
 })
 
-// checkNode tells an old Node.js, on which the server does not start, from a broken server.
+// checkNode returns an error for a Node.js version on which the server does not start.
 func checkNode(node string) error {
 	out, err := exec.Command(node, "--version").Output()
 	if err != nil {
@@ -209,7 +209,7 @@ func checkNode(node string) error {
 	}
 	var major, minor int
 	if _, err := fmt.Sscanf(string(out), "v%d.%d", &major, &minor); err != nil {
-		return fmt.Errorf("node --version said %q: %w", out, err)
+		return fmt.Errorf("node --version printed %q: %w", out, err)
 	}
 	if major < 20 || major == 20 && minor < 15 {
 		return fmt.Errorf("%w: it needs Node.js 20.15 or newer, found %s", errNotInstalled, bytes.TrimSpace(out))
@@ -217,12 +217,12 @@ func checkNode(node string) error {
 	return nil
 }
 
-// endWithStdin ends the server when its standard input does. The kernel closes our end even if
-// the test binary is killed, so the server cannot outlive it.
+// endWithStdin is a module that ends the server when its standard input is closed. The kernel closes it even if the
+// test binary is killed, so the server cannot outlive the tests.
 const endWithStdin = `data:text/javascript,process.stdin.on("end",()=>process.exit()).resume()`
 
 func startAimock(node, script string) (*aimock, error) {
-	fixtures, err := os.MkdirTemp("", "aimock") // no fixtures at the start: each test adds its own
+	fixtures, err := os.MkdirTemp("", "aimock") // empty at the start: each test adds its own fixtures
 	if err != nil {
 		return nil, err
 	}
@@ -247,7 +247,7 @@ func startAimock(node, script string) (*aimock, error) {
 		_ = os.RemoveAll(fixtures)
 	}()
 
-	// The line that names the address comes once the server listens.
+	// The server prints its address when it listens.
 	address := make(chan string, 1)
 	go func() {
 		defer close(address)
@@ -289,7 +289,7 @@ func server(t *testing.T) *aimock {
 	return s
 }
 
-// within fails the test if fn takes longer than limit, and returns how long it took.
+// within fails the test if fn takes longer than limit. It returns the duration.
 func within(t *testing.T, limit time.Duration, fn func()) time.Duration {
 	t.Helper()
 	start := time.Now()

@@ -1,10 +1,10 @@
-// Package integration tests the guarded client against an OpenAI-compatible server that we did not
-// write: aimock, the npm package @copilotkit/aimock, which package.json pins.
+// Package integration tests the guarded client against an independent OpenAI-compatible server: aimock, the npm package
+// @copilotkit/aimock, whose version package.json pins.
 //
-// aiguardtest plays every fault we know of, and shares our reading of the API. This package is the
-// check on that reading. It needs Node.js 20.15 or newer, and once:
+// aiguardtest plays every fault that the project knows, and depends on the project's reading of the API. This package
+// checks that reading. It needs Node.js 20.15 or newer, and once:
 //
 //	npm ci
 //
-// Without them its tests are skipped; in CI, where the server must be there, they fail.
+// Without them its tests are skipped. In CI they fail instead.
 package integration

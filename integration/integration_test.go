@@ -28,17 +28,17 @@ const (
 	prompt = "a prompt that must not leak"
 	answer = "Hello from the other side of the wire, in several chunks."
 
-	// soon is how long anything bounded may take here: far above every bound the tests set, far
-	// below the delays that the server injects.
+	// soon is the time limit for anything with a bound here. It is far above every bound that the tests set and far
+	// below the delays of the server.
 	soon = 5 * time.Second
-	// never is one of those delays, in milliseconds.
+	// never is such a delay, in milliseconds.
 	never = 20_000
 )
 
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if running != nil {
-		// The server lives on until this is known: its end would close what we forgot.
+		// Check for leaks before the server ends, because its end would close leaked connections.
 		running.client.CloseIdleConnections()
 		if left := leftovers(); code == 0 && left != "" {
 			fmt.Fprintln(os.Stderr, "goroutines left behind:\n"+left)
@@ -49,14 +49,14 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// leftovers gives goroutines that end by themselves a moment, then returns the stacks of those that
-// did not: ours, and connections nobody closed.
+// leftovers waits a moment for goroutines that end by themselves. It then returns the stacks of the remaining
+// goroutines of the project and of unclosed connections.
 func leftovers() string {
 	for deadline := time.Now().Add(soon); ; time.Sleep(20 * time.Millisecond) {
 		buf := make([]byte, 1<<20)
 		buf = buf[:runtime.Stack(buf, true)]
 		var left []string
-		for _, stack := range strings.Split(string(buf), "\n\n")[1:] { // the first is this one
+		for _, stack := range strings.Split(string(buf), "\n\n")[1:] { // the first stack is the current goroutine
 			if strings.Contains(stack, "integration.startAimock") {
 				continue // waits for the server to end
 			}
@@ -142,8 +142,8 @@ func TestChatStreamIsWhole(t *testing.T) {
 	assert.NotNil(t, usage, "the usage event follows the finish reason")
 
 	_, err = stream.Recv()
-	assert.ErrorIs(t, err, io.EOF, "and the end stays the end")
-	assert.Zero(t, client.Guard().Stats().InFlight, "a stream read to its end needs no Close to free its slot")
+	assert.ErrorIs(t, err, io.EOF, "a second Recv returns io.EOF too")
+	assert.Zero(t, client.Guard().Stats().InFlight, "a stream read to its end releases its slot without Close")
 }
 
 func TestStreamOutlivesCallTimeout(t *testing.T) {
@@ -204,7 +204,7 @@ func TestResponsesStreamIsWhole(t *testing.T) {
 	assert.Equal(t, openai.ResponseStreamEventCompleted, last, "this API sends no [DONE]")
 }
 
-// A method that Client does not override is bounded by the transport all the same.
+// The transport applies the limits to methods that Client does not override too.
 func TestOtherMethodsPassTheGuard(t *testing.T) {
 	t.Parallel()
 	s := server(t)
@@ -275,7 +275,7 @@ func TestInjectedStatusMapsToKind(t *testing.T) {
 			assert.NotContains(t, aiguard.UserMessage(err), secret)
 			assertNoSecrets(t, err)
 
-			// A stream and the other endpoints are refused in the same way.
+			// A stream and the other endpoints are rejected in the same way.
 			_, err = client.CreateChatCompletionStream(t.Context(), chatRequest(model))
 			assert.Equal(t, test.kind, aiguard.KindOf(err))
 			_, err = client.CreateEmbeddings(t.Context(), openai.EmbeddingRequest{Model: openai.EmbeddingModel(model), Input: "x"})
@@ -286,7 +286,7 @@ func TestInjectedStatusMapsToKind(t *testing.T) {
 	}
 }
 
-// errorType is what OpenAI sends beside a status. The server would say server_error for all of them.
+// errorType returns OpenAI's error type for a status. The server would send server_error for all of them.
 func errorType(status int) string {
 	switch {
 	case status == http.StatusTooManyRequests:
@@ -297,7 +297,7 @@ func errorType(status int) string {
 	return "invalid_request_error"
 }
 
-// Not an injected answer: the server itself refuses the key.
+// The server itself rejects the key, without a fixture.
 func TestWrongKeyIsUnauthorized(t *testing.T) {
 	t.Parallel()
 	s := server(t)
@@ -325,9 +325,9 @@ func TestRateLimitCarriesRetryAfter(t *testing.T) {
 		var facts *aiguard.Error
 		require.ErrorAs(t, err, &facts)
 		assert.InDelta(t, 90, facts.RetryAfter.Seconds(), 2)
-		assert.Equal(t, 1, facts.Attempts, "a wait longer than what is left is not begun")
+		assert.Equal(t, 1, facts.Attempts, "a wait longer than the time left does not begin")
 	})
-	// The route is paused for every call now, and the pause is longer than any of them may wait.
+	// The route is now paused for every call, and the pause is longer than the calls may wait.
 	within(t, time.Second, func() {
 		_, err := ask(t.Context(), client, model)
 		require.ErrorIs(t, err, aiguard.ErrRateLimited)
@@ -465,15 +465,15 @@ func TestSlowStreamEndsAtStreamTimeout(t *testing.T) {
 	within(t, soon, func() {
 		text, _, err := readChat(stream)
 		assertTimeout(t, err, "stream", limit)
-		assert.NotEmpty(t, text, "what came before was delivered")
+		assert.NotEmpty(t, text, "the text before the timeout was delivered")
 	})
 }
 
 func TestCutStreamIsTruncated(t *testing.T) {
 	t.Parallel()
 	s := server(t)
-	// The latency lets each event leave before the cut: without it the connection dies with all of
-	// them still in the server's buffers.
+	// The latency lets each event leave before the cut. Without it the connection ends with all events still in the
+	// server's buffers.
 	cut := fixture{Response: response{Content: answer}, ChunkSize: 5, Latency: 20, TruncateAfterChunks: 6}
 	disconnect := fixture{Response: response{Content: answer}, ChunkSize: 5, Latency: 20, DisconnectAfterMs: 150}
 	for name, failure := range map[string]fixture{"after some events": cut, "after some time": disconnect} {
@@ -490,14 +490,14 @@ func TestCutStreamIsTruncated(t *testing.T) {
 			assert.NotEmpty(t, text)
 			assert.True(t, strings.HasPrefix(answer, text), "%q", text)
 
-			// The Responses API sends more events before the first text, so only the end is certain.
+			// The Responses API sends more events before the first text, so only the end of the stream is checked.
 			responses, err := client.CreateResponseStream(t.Context(), openai.CreateResponseRequest{Model: model, Input: prompt})
 			require.NoError(t, err)
 			defer responses.Close()
 			_, _, err = readResponse(responses)
 			assertTruncated(t, err)
 
-			assert.Equal(t, 2, s.requests(t, model), "what reached the caller is not retried")
+			assert.Equal(t, 2, s.requests(t, model), "a stream is not retried after an event reached the caller")
 		})
 	}
 }
@@ -536,7 +536,7 @@ func TestDroppedConnectionIsUnavailable(t *testing.T) {
 	assert.Contains(t, []aiguard.Kind{aiguard.ErrUnavailable, aiguard.ErrTruncated}, aiguard.KindOf(err), "%v", err)
 }
 
-// 200, "application/json", and bytes that are none: to a chat, and to a stream that expects events.
+// The answer is a 200 with "application/json" and bytes that are not JSON, for a chat and for a stream.
 func TestAnswerThatIsNoJSONIsInvalid(t *testing.T) {
 	t.Parallel()
 	s := server(t)
@@ -666,7 +666,7 @@ func TestCallsNeverExceedTheirSlots(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	assert.EqualValues(t, slots, peak(), "as many as there are slots, and no more")
+	assert.EqualValues(t, slots, peak(), "peak of requests in flight")
 	assert.GreaterOrEqual(t, time.Since(start), (calls/slots)*(latency-5*time.Millisecond))
 	assert.Equal(t, calls, s.requests(t, model))
 	stats := client.Guard().Stats()
@@ -676,7 +676,7 @@ func TestCallsNeverExceedTheirSlots(t *testing.T) {
 	assert.Positive(t, stats.WaitTime)
 }
 
-// countInFlight puts a proxy before s that counts the requests it is working on.
+// countInFlight starts a proxy in front of s that counts the requests in progress.
 func countInFlight(t *testing.T, s *aimock) (upstream string, peak func() int64) {
 	t.Helper()
 	target, err := url.Parse(s.url)
@@ -701,7 +701,7 @@ func countInFlight(t *testing.T, s *aimock) (upstream string, peak func() int64)
 	return server.URL, most.Load
 }
 
-// readChat reads stream until Recv fails, as it always does in the end.
+// readChat reads stream until Recv returns an error, which includes io.EOF.
 func readChat(stream *openai.ChatCompletionStream) (text string, usage *openai.Usage, err error) {
 	for {
 		event, err := stream.Recv()
@@ -757,7 +757,7 @@ func assertTruncated(t *testing.T, err error) {
 	assertNoSecrets(t, err)
 }
 
-// assertNoSecrets checks that neither text of err holds the key or the prompt.
+// assertNoSecrets checks that the texts of err contain neither the key nor the prompt.
 func assertNoSecrets(t *testing.T, err error) {
 	t.Helper()
 	for _, text := range []string{err.Error(), aiguard.UserMessage(err)} {

@@ -27,7 +27,7 @@ func TestOpenAIGoBehindACache(t *testing.T) {
 		require.NoError(t, guard.Close())
 		base.CloseIdleConnections()
 	})
-	// twice asks twice and requires the same answer, the second time without a slot and without a request.
+	// twice asks twice and requires the same answer. The second call must use no slot and send no request.
 	twice := func(t *testing.T, ask func() (string, error)) {
 		t.Helper()
 		first, err := ask()

@@ -1,3 +1,3 @@
-// Package sdktest tests other SDKs over Guard.HTTPClient: what works without a guard works with it, and the SDKs' own error
-// types arrive.
+// Package sdktest tests other SDKs over Guard.HTTPClient. Everything that works without a guard works with it, and
+// callers get the SDKs' own error types.
 package sdktest

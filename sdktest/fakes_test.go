@@ -10,7 +10,7 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// The SDKs of other APIs take aiguardtest for their provider: they read its answers, its streams and its errors.
+// The SDKs of other APIs use aiguardtest as their provider. They read its answers, streams and errors.
 var faked = []string{"anthropic-sdk-go", "genai", "ollama"}
 
 func eachFaked(t *testing.T, test func(t *testing.T, s sdk, fake *aiguardtest.Server)) {
@@ -59,7 +59,7 @@ func TestFakeErrorsAreTheSDKsOwn(t *testing.T) {
 		for fault, kind := range faults {
 			fake.Play(fault)
 			for name, call := range s.calls() {
-				g := newGuard(t, aiguard.Config{}) // one that knows of no pause
+				g := newGuard(t, aiguard.Config{}) // a new guard without a paused route
 				for who, c := range map[string]conn{"bare": {http: bare(t), url: fake.URL}, "guarded": {http: g.HTTPClient(), url: fake.URL}} {
 					_, err := call(t.Context(), c)
 					require.ErrorContains(t, err, aiguardtest.ProviderText, "%s %s %s: the SDK reads the message", fault, who, name)

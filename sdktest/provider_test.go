@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// provider is a server that behaves as told.
+// provider is a server with configurable behaviour.
 type provider struct {
 	url   string
 	count atomic.Int64
@@ -30,7 +30,7 @@ func newProvider(t *testing.T, reply http.HandlerFunc) *provider {
 	return p
 }
 
-// asks reports whether a request asks for a stream, in any of the APIs.
+// asks reports whether a request asks for a stream, in any API.
 func asks(r *http.Request) bool {
 	body, _ := io.ReadAll(r.Body)
 	return strings.Contains(r.URL.Path, "streamGenerateContent") || strings.Contains(strings.ReplaceAll(string(body), " ", ""), `"stream":true`)
@@ -54,7 +54,7 @@ func (a api) send(w http.ResponseWriter, n int) {
 	}
 }
 
-// cut sends two events and breaks the connection.
+// cut sends two events, then breaks the connection.
 func (a api) cut(w http.ResponseWriter, r *http.Request) {
 	asks(r)
 	a.send(w, 2)

@@ -25,13 +25,13 @@ type recording struct {
 	request, response []byte // as on the wire
 }
 
-// source is a module that ships recordings. Its zip is all that is taken: its packages are not built.
+// source is a module that contains recordings. Only its zip file is used, and its packages are not built.
 type source struct {
 	module string
-	sum    string // of a version that go.mod does not require
+	sum    string // for a version that go.mod does not require
 	suffix string
 	read   func(name string, data []byte) ([]recording, error)
-	least  int // recordings
+	least  int // minimum number of recordings
 }
 
 var sources = []source{
@@ -40,7 +40,7 @@ var sources = []source{
 	{"charm.land/fantasy@v0.41.2", "h1:ML6LCJwFHLaKb521rVY6jXOJNsf9koIJtcnY0O1GKsU=", ".yaml", readCassette, 500},
 }
 
-// recordings returns what all sources have recorded.
+// recordings returns the recordings of all sources.
 func recordings(t *testing.T) (all []recording) {
 	t.Helper()
 	for _, s := range sources {
@@ -83,7 +83,7 @@ func (s source) recordings(t *testing.T) (all []recording) {
 	return all
 }
 
-// readFile returns what is in a file, decompressed.
+// readFile returns the decompressed content of a file.
 func readFile(path string) ([]byte, error) {
 	data, err := os.ReadFile(path)
 	if err != nil || filepath.Ext(path) != ".gz" {
@@ -96,7 +96,7 @@ func readFile(path string) ([]byte, error) {
 	return io.ReadAll(z)
 }
 
-// readTrace reads the form of httprr: a line of two lengths, then a request and a response of that many bytes.
+// readTrace reads httprr's format: a line with two lengths, then a request and a response of these lengths.
 func readTrace(name string, data []byte) (all []recording, err error) {
 	_, data, _ = bytes.Cut(data, []byte("\n"))
 	for len(data) > 0 {
@@ -111,7 +111,7 @@ func readTrace(name string, data []byte) (all []recording, err error) {
 	return all, nil
 }
 
-// readCassette reads the form of go-vcr.
+// readCassette reads go-vcr's format.
 func readCassette(name string, data []byte) (all []recording, err error) {
 	var cassette struct {
 		Interactions []struct {
@@ -142,11 +142,11 @@ func readCassette(name string, data []byte) (all []recording, err error) {
 
 func writeMessage(w *bytes.Buffer, h http.Header, body string) {
 	h.Del("Content-Length")
-	_ = h.Write(w) // into memory
+	_ = h.Write(w) // writes to memory cannot fail
 	fmt.Fprintf(w, "Content-Length: %d\r\n\r\n%s", len(body), body)
 }
 
-// exchange returns the request, ready to be sent, and the response as it was recorded.
+// exchange returns a request that can be sent, and the recorded response.
 func (r recording) exchange(t *testing.T) (*http.Request, *http.Response) {
 	t.Helper()
 	req, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(r.request)))

@@ -30,7 +30,7 @@ func (p played) RoundTrip(req *http.Request) (*http.Response, error) {
 	return p.resp, nil
 }
 
-// meaning is a body without what the guard may leave out: of an event stream its comments and the space between events.
+// meaning returns a body without the parts that the guard may drop: the comments and blank lines of an event stream.
 func meaning(media string, body []byte) string {
 	if !strings.HasPrefix(media, "text/event-stream") {
 		return string(body)
@@ -44,7 +44,7 @@ func meaning(media string, body []byte) string {
 	return strings.Join(lines, "\n")
 }
 
-// endpoint names the operation that a request is for.
+// endpoint returns the name of the operation of a request.
 func endpoint(req *http.Request) string {
 	e := dialect.Of(req.Method, req.URL.Path, req.URL.RawQuery)
 	if !e.Known() {
@@ -53,7 +53,7 @@ func endpoint(req *http.Request) string {
 	return e.Op()
 }
 
-func TestRecordedAnswersArriveAsTheyWere(t *testing.T) {
+func TestRecordedAnswersArriveUnchanged(t *testing.T) {
 	type row struct{ answers, streams, failures int }
 	table := map[string]*row{}
 	for i, r := range recordings(t) {
@@ -108,24 +108,24 @@ func TestRecordedAnswersArriveAsTheyWere(t *testing.T) {
 	}
 }
 
-// reportsUsage reports whether an answer says how many tokens it took.
+// reportsUsage reports whether an answer contains its token usage.
 func reportsUsage(body []byte) bool {
 	return bytes.Contains(body, []byte(`"prompt_tokens"`)) || bytes.Contains(body, []byte(`"input_tokens"`)) ||
 		bytes.Contains(body, []byte(`"promptTokenCount"`)) || bytes.Contains(body, []byte(`"prompt_eval_count"`))
 }
 
-// kinds are what a person calls the recorded failures: missing keys, models without access, and rate limits. The 404 is the
-// answer of an endpoint that no dialect knows, where it may mean an id of the caller's.
+// kinds maps the status of the recorded failures to their kind: missing keys, models without access, and rate limits.
+// The 404 comes from an endpoint without a dialect, where it may mean an unknown id of the caller.
 var kinds = map[int]aiguard.Kind{
 	401: aiguard.ErrUnauthorized, 403: aiguard.ErrUnauthorized, 404: aiguard.ErrRejected, 429: aiguard.ErrRateLimited,
 }
 
-// sdkError is the error that an SDK makes of a response.
+// sdkError is an error that an SDK makes from a response.
 type sdkError struct{ Response *http.Response }
 
 func (e *sdkError) Error() string { return e.Response.Status }
 
-// firstEvent returns the first event of a recorded stream, or nil if the answer is not a stream of more than one event.
+// firstEvent returns the first event of a recorded stream, or nil if the answer is not a stream of several events.
 func firstEvent(path, media string, body []byte) []byte {
 	switch {
 	case strings.HasPrefix(media, "text/event-stream"):
@@ -160,7 +160,7 @@ func firstEvent(path, media string, body []byte) []byte {
 		}
 	case strings.HasSuffix(path, ":streamGenerateContent"):
 		d := json.NewDecoder(bytes.NewReader(body))
-		_, _ = d.Token() // [
+		_, _ = d.Token() // reads the opening [
 		var first json.RawMessage
 		if d.Decode(&first) == nil && d.More() {
 			return body[:d.InputOffset()]
@@ -176,7 +176,7 @@ func TestRecordedStreamCutAfterItsFirstEventIsTruncated(t *testing.T) {
 		body, err := io.ReadAll(resp.Body)
 		require.NoError(t, err)
 		first := firstEvent(sent.URL.Path, resp.Header.Get("Content-Type"), body)
-		if first == nil || resp.StatusCode != http.StatusOK || strings.HasSuffix(sent.URL.Path, "/api/pull") { // which has no end of its own
+		if first == nil || resp.StatusCode != http.StatusOK || strings.HasSuffix(sent.URL.Path, "/api/pull") { // its streams have no end mark
 			continue
 		}
 		cut[endpoint(sent)]++

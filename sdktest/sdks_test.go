@@ -21,29 +21,29 @@ import (
 	"google.golang.org/genai"
 )
 
-// sdk is one SDK with what its provider sends.
+// sdk is an SDK with the answers of its provider.
 type sdk struct {
 	chat, stream func(ctx context.Context, c conn) (string, error)
 	api          api
-	own          func(error) (status int) // of the SDK's own error type; 0: err has none
-	carries      bool                     // that error holds the response, and with it the guard's facts
-	swallows     bool                     // the error of a RoundTripper
-	deaf         bool                     // takes any end of a stream for a good one
-	retries      bool                     // it retries by itself, unless told not to
+	own          func(error) (status int) // status in the SDK's own error type; 0: err has none
+	carries      bool                     // the SDK's error contains the response and the guard's facts
+	swallows     bool                     // the SDK drops the error of a RoundTripper
+	deaf         bool                     // the SDK accepts any end of a stream
+	retries      bool                     // the SDK retries by default
 }
 
-// conn is how an SDK reaches its provider.
+// conn defines how an SDK reaches its provider.
 type conn struct {
 	http    *http.Client
 	url     string
-	retries bool // leave the SDK's own on
+	retries bool // keeps the SDK's own retries
 }
 
-// api is the form of a provider's answers. All say "Hello there".
+// api has the answers of a provider in its own format. All answers contain "Hello there".
 type api struct {
 	answer    string
-	events    []string // a whole stream; the SDK gets some text from the first two
-	media     string   // of the stream
+	events    []string // a whole stream; its first two events give the SDK some text
+	media     string   // content type of the stream
 	errorBody string
 }
 
@@ -229,7 +229,7 @@ var sdks = map[string]sdk{
 			return text, err
 		},
 		api: openaiAPI,
-		own: func(err error) int { // it has no type for a status: only words
+		own: func(err error) int { // the SDK has no type with a status, only a text
 			var status int
 			_, words, _ := strings.Cut(err.Error(), "unexpected status code: ")
 			_, _ = fmt.Sscan(words, &status)

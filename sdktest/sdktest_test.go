@@ -84,7 +84,7 @@ func TestTheSDKsOwnErrorArrives(t *testing.T) {
 				require.Equal(t, status, s.own(err), "%s: %v", name, err)
 				require.NotContains(t, aiguard.UserMessage(err), "PROVIDER WORDS")
 				if s.swallows {
-					continue // it keeps words only
+					continue // the SDK keeps only the text
 				}
 				require.Equal(t, kind, aiguard.KindOf(err), "%s: %d", name, status)
 				require.Equal(t, kind, aiguard.KindOf(bareErr), "%s, bare: %d", name, status)
@@ -99,7 +99,7 @@ func TestTheSDKsOwnErrorArrives(t *testing.T) {
 	})
 }
 
-func TestTimeoutsAreOurs(t *testing.T) {
+func TestTimeoutsAreReportedByTheGuard(t *testing.T) {
 	each(t, func(t *testing.T, s sdk) {
 		p := newProvider(t, hang)
 		g := newGuard(t, aiguard.Config{CallTimeout: 50 * time.Millisecond})
@@ -123,7 +123,7 @@ func TestTimeoutsAreOurs(t *testing.T) {
 	})
 }
 
-func TestCallersEndIsTheirOwn(t *testing.T) {
+func TestCallersCancellationIsReturned(t *testing.T) {
 	each(t, func(t *testing.T, s sdk) {
 		g := newGuard(t, aiguard.Config{})
 		for name, call := range s.calls() {
@@ -150,17 +150,17 @@ func TestCutStreamIsNotAnAnswer(t *testing.T) {
 		p := newProvider(t, s.api.cut)
 		g := newGuard(t, aiguard.Config{})
 		_, err := s.stream(t.Context(), conn{http: g.HTTPClient(), url: p.url})
-		require.EqualValues(t, 1, g.Stats().Failed, "the guard knows")
+		require.EqualValues(t, 1, g.Stats().Failed, "the guard counts the failure")
 		require.Equal(t, s.deaf, err == nil, "%v", err)
 		if !s.swallows && !s.deaf {
 			require.Equal(t, aiguard.ErrTruncated, aiguard.KindOf(err), "%v", err)
 		}
-		require.EqualValues(t, 1, p.count.Load(), "nothing is retried after it reached the caller")
+		require.EqualValues(t, 1, p.count.Load(), "a stream is not retried after an event reached the caller")
 	})
 }
 
-// With the SDK's own retries left on, the provider sees no more requests than the guard sends alone, nor than the bare SDK
-// sends for a status.
+// With the SDK's own retries enabled, the provider gets no more requests than from the guard alone. For a status it
+// gets no more than from the SDK alone.
 func TestRetriesDoNotMultiply(t *testing.T) {
 	each(t, func(t *testing.T, s sdk) {
 		if !s.retries {
@@ -196,7 +196,7 @@ func TestRetriesDoNotMultiply(t *testing.T) {
 	})
 }
 
-// A middleware of the SDK that refreshes a token sees the 401 itself, as without a guard.
+// A middleware of the SDK that refreshes a token gets the 401, as without a guard.
 func TestMiddlewareOfTheSDKSeesTheStatus(t *testing.T) {
 	p := newProvider(t, nil)
 	reply := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -11,12 +11,12 @@ import (
 	"github.com/aiguard-go/aiguard/benchmarks/internal/contender"
 )
 
-// BenchmarkChat is a CreateChatCompletion whose provider is in memory.
+// BenchmarkChat measures CreateChatCompletion with a provider in memory.
 func BenchmarkChat(b *testing.B) {
 	compare(b, contender.Chatting, func(b *testing.B, name string) { benchmarkChat(b, name, jsonAnswer(), memoryURL) })
 }
 
-// BenchmarkChatLoopback is the same over a connection that is kept.
+// BenchmarkChatLoopback measures CreateChatCompletion over a reused connection.
 func BenchmarkChatLoopback(b *testing.B) {
 	compare(b, contender.Chatting, func(b *testing.B, name string) {
 		srv := newServer(b, jsonAnswer())
@@ -36,7 +36,7 @@ func benchmarkChat(b *testing.B, name string, base http.RoundTripper, url string
 	}
 }
 
-// BenchmarkStream is a stream from a provider in memory.
+// BenchmarkStream measures a stream from a provider in memory.
 func BenchmarkStream(b *testing.B) {
 	events := crowd(1000)
 	compare(b, contender.Streaming, func(b *testing.B, name string) {
@@ -47,7 +47,7 @@ func BenchmarkStream(b *testing.B) {
 	})
 }
 
-// BenchmarkStreamLoopback is a stream over a connection.
+// BenchmarkStreamLoopback measures a stream over a connection.
 func BenchmarkStreamLoopback(b *testing.B) {
 	events := crowd(1000)
 	compare(b, contender.Streaming, func(b *testing.B, name string) {
@@ -66,7 +66,8 @@ func benchmarkStream(b *testing.B, stream func(context.Context) (int, error), ev
 	b.ReportMetric(float64(b.Elapsed())/float64(b.N)/float64(events), "ns/event")
 }
 
-// growthOf is what a stream twice as long allocates more, for each event: without what every stream allocates.
+// growthOf returns the allocations per event beyond the fixed cost of a stream. It compares a stream with one that is
+// twice as long.
 func growthOf(b *testing.B, events int, open func(events int) func(context.Context) (int, error)) float64 {
 	allocs := func(events int) float64 {
 		stream := open(events)
@@ -79,8 +80,8 @@ func growthOf(b *testing.B, events int, open func(events int) func(context.Conte
 	return (allocs(2*events) - allocs(events)) / float64(events)
 }
 
-// BenchmarkConnections counts connections where the length of an answer is not announced: in chunked answers, which have
-// an end of their own after the JSON, and in streams.
+// BenchmarkConnections counts connections for bodies without a Content-Length: chunked answers, whose last chunk comes
+// after the end of the JSON, and streams.
 func BenchmarkConnections(b *testing.B) {
 	calls := crowd(200)
 	count := func(b *testing.B, srv *server, call func() error) {
@@ -115,7 +116,7 @@ func BenchmarkConnections(b *testing.B) {
 type server struct {
 	url       string
 	transport *http.Transport
-	conns     atomic.Int64 // since it started
+	conns     atomic.Int64 // number since the start
 }
 
 func newServer(tb testing.TB, handler http.Handler) *server {

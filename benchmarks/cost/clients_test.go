@@ -41,8 +41,8 @@ var (
 		`"usage":{"prompt_tokens":50,"completion_tokens":7,"total_tokens":57},"system_fingerprint":"fp_1"}`
 )
 
-// sse is a stream of so many events that carry text: as OpenAI's, each with other text, and with padding that hides how
-// long that is.
+// sse returns a stream with this number of events that carry text. As in OpenAI's streams, each event has a different
+// text and a padding that hides the length of the text.
 func sse(events int) string {
 	var b strings.Builder
 	event := func(delta, finish, padding string) {
@@ -61,14 +61,14 @@ func sse(events int) string {
 // chat makes one call.
 type chat func(context.Context) (string, error)
 
-// newChat makes a client of the provider at url and wraps it in the contender of that name.
+// newChat returns a chat of the contender called name with the provider at url.
 func newChat(tb testing.TB, name string, base http.RoundTripper, url string) chat {
 	switch name {
 	case contender.Bare:
 		return content(bareClient(base, url).CreateChatCompletion)
 	case contender.Aiguard:
 		g := contender.Guard(contender.Bounded)
-		tb.Cleanup(func() { _ = g.Close() }) // it always returns nil
+		tb.Cleanup(func() { _ = g.Close() }) // Close always returns nil
 		return content(g.Client(clientConfig(base, url)).CreateChatCompletion)
 	case contender.OpenAI:
 		client := officialClient(base, url)
@@ -116,7 +116,7 @@ func officialClient(base http.RoundTripper, url string) official.Client {
 		option.WithMaxRetries(contender.Attempts-1), option.WithRequestTimeout(contender.Timeout))
 }
 
-// newStream makes a client that reads a stream to its end and returns how many events carried text.
+// newStream returns a function that reads a stream to its end and returns the number of events with text.
 func newStream(tb testing.TB, name string, base http.RoundTripper, url string) func(context.Context) (int, error) {
 	var create func(context.Context, openai.ChatCompletionRequest) (*openai.ChatCompletionStream, error)
 	switch name {
@@ -124,7 +124,7 @@ func newStream(tb testing.TB, name string, base http.RoundTripper, url string) f
 		create = bareClient(base, url).CreateChatCompletionStream
 	case contender.Aiguard:
 		g := contender.Guard(contender.Bounded)
-		tb.Cleanup(func() { _ = g.Close() }) // it always returns nil
+		tb.Cleanup(func() { _ = g.Close() }) // Close always returns nil
 		create = g.Client(clientConfig(base, url)).CreateChatCompletionStream
 	case contender.OpenAI:
 		client := officialClient(base, url)
@@ -160,7 +160,7 @@ func newStream(tb testing.TB, name string, base http.RoundTripper, url string) f
 	}
 }
 
-// memory is a provider without a network: it reads the request and has always the same answer.
+// memory is a provider without a network. It reads the request and always returns the same answer.
 type memory struct{ contentType, body string }
 
 func (m memory) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -175,7 +175,7 @@ func (m memory) RoundTrip(req *http.Request) (*http.Response, error) {
 	}, nil
 }
 
-// ServeHTTP is the same provider behind one.
+// ServeHTTP serves the same answer over a network.
 func (m memory) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if _, err := io.Copy(io.Discard, r.Body); err != nil {
 		return // the client has left
@@ -185,8 +185,8 @@ func (m memory) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.WriteString(w, m.body)
 }
 
-// chunked is memory without a Content-Length: its answer comes in chunks, the one that ends it a moment after the
-// others, as over a network: on loopback it would often come along with them.
+// chunked is memory without a Content-Length. It sends the final chunk a moment after the others, as a network does. On
+// loopback both would often arrive together.
 type chunked struct{ memory }
 
 func (c chunked) ServeHTTP(w http.ResponseWriter, r *http.Request) {

@@ -14,7 +14,7 @@ import (
 
 func nothing(context.Context) (int, error) { return 0, nil }
 
-// BenchmarkDo is a call of a function that does nothing, with all slots free.
+// BenchmarkDo measures Do with a function that does nothing, while all slots are free.
 func BenchmarkDo(b *testing.B) {
 	compare(b, contender.Wrapping, func(b *testing.B, name string) {
 		run := start[int](b, name, contender.Bounded)
@@ -29,8 +29,8 @@ func BenchmarkDo(b *testing.B) {
 
 var crowds = []int{1000, 10_000}
 
-// BenchmarkDoCrowd is many goroutines that call at once: the function gives its processor away, so that the slots are taken
-// and all others queue.
+// BenchmarkDoCrowd measures many goroutines that call at once. The function yields its processor, so the slots are
+// taken and all other calls queue.
 func BenchmarkDoCrowd(b *testing.B) {
 	for _, goroutines := range crowds {
 		b.Run(fmt.Sprint(goroutines), func(b *testing.B) {
@@ -41,7 +41,7 @@ func BenchmarkDoCrowd(b *testing.B) {
 	}
 }
 
-// BenchmarkDoCrowdTenants is the same crowd with tenants and priorities, beside one without.
+// BenchmarkDoCrowdTenants compares the crowd of BenchmarkDoCrowd with and without tenants and priorities.
 func BenchmarkDoCrowdTenants(b *testing.B) {
 	for _, goroutines := range crowds {
 		b.Run(fmt.Sprint(goroutines), func(b *testing.B) {
@@ -59,7 +59,7 @@ func BenchmarkDoCrowdTenants(b *testing.B) {
 	}
 }
 
-// doCrowd runs the crowd; each goroutine calls with the context of its number.
+// doCrowd runs the crowd. Goroutine i calls with the context ctxOf(i).
 func doCrowd(b *testing.B, name string, goroutines int, ctxOf func(i int) context.Context) {
 	yield := func(context.Context) (int, error) { runtime.Gosched(); return 0, nil }
 	run := start[int](b, name, contender.Endless)
@@ -97,22 +97,22 @@ func tenants(ctx context.Context, n int) []context.Context {
 	return ctxs
 }
 
-// BenchmarkRefused is a call that finds neither a slot nor a place in the queue.
+// BenchmarkRefused measures a call that is rejected because all slots and the queue are full.
 func BenchmarkRefused(b *testing.B) {
 	compare(b, contender.Refusing, func(b *testing.B, name string) {
 		refused(b, name, []context.Context{b.Context()})
 	})
 }
 
-// BenchmarkRefusedTenants is the same call of 10,000 tenants in turn. Those in the queue are of a tenant each, so that none
-// has to give up its place.
+// BenchmarkRefusedTenants measures rejected calls of 10,000 tenants in turn. Each call in the queue belongs to a
+// different tenant, so none has to give up its place.
 func BenchmarkRefusedTenants(b *testing.B) {
 	compare(b, contender.Refusing, func(b *testing.B, name string) {
 		refused(b, name, tenants(b.Context(), 10_000))
 	})
 }
 
-// refused calls with the contexts in turn.
+// refused makes calls with the contexts in turn.
 func refused(b *testing.B, name string, ctxs []context.Context) {
 	run := start[int](b, name, contender.Refused)
 	fill := contender.Slots

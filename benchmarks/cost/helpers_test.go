@@ -13,9 +13,9 @@ import (
 	"github.com/aiguard-go/aiguard/benchmarks/internal/contender"
 )
 
-var small = flag.Bool("small", false, "make crowds a hundredth as large, to see each benchmark run and not what it costs")
+var small = flag.Bool("small", false, "divide the size of crowds by 100, to check that benchmarks work")
 
-// crowd is n, or less with -small.
+// crowd returns n, or a hundredth of it with -small.
 func crowd(n int) int {
 	if *small {
 		return n / 100
@@ -23,7 +23,7 @@ func crowd(n int) int {
 	return n
 }
 
-// compare runs f as a sub-benchmark for each of the contenders.
+// compare runs f as a sub-benchmark for each contender in names.
 func compare(b *testing.B, names []string, f func(b *testing.B, name string)) {
 	for _, name := range names {
 		b.Run(name, func(b *testing.B) {
@@ -33,21 +33,21 @@ func compare(b *testing.B, names []string, f func(b *testing.B, name string)) {
 	}
 }
 
-// start returns the contender of that name for as long as the benchmark runs.
+// start returns the contender called name and stops it at the end of the benchmark.
 func start[T any](tb testing.TB, name string, waiting contender.Waiting) contender.Run[T] {
 	run, stop := contender.New[T](name, waiting)
 	tb.Cleanup(stop)
 	return run
 }
 
-// parked returns how many goroutines are waiting for something.
+// parked returns the number of goroutines that wait.
 func parked() int {
 	s := []metrics.Sample{{Name: "/sched/goroutines/waiting:goroutines"}}
 	metrics.Read(s)
 	return int(s[0].Value.Uint64())
 }
 
-// awaitParked waits until n goroutines more are parked than there were before.
+// awaitParked waits until n more goroutines are parked than before.
 func awaitParked(tb testing.TB, before, n int) {
 	tb.Helper()
 	for deadline := time.Now().Add(20 * time.Second); parked() < before+n; time.Sleep(time.Millisecond) {
@@ -57,13 +57,13 @@ func awaitParked(tb testing.TB, before, n int) {
 	}
 }
 
-// hold makes n calls that last until release, which waits for their end. It returns when all slots are taken.
+// hold makes n calls and returns when all slots are taken. release ends the calls and waits for them.
 func hold(run contender.Run[int], n int) (release func()) {
 	taken, over := make(chan struct{}, n), make(chan struct{})
 	var wg sync.WaitGroup
 	for range n {
 		wg.Go(func() {
-			for err := errors.New("not yet"); err != nil; { // goresilience may give up before its own worker is ready
+			for err := errors.New("not yet"); err != nil; { // goresilience may reject a call before its own worker is ready
 				_, err = run(context.Background(), func(context.Context) (int, error) {
 					taken <- struct{}{}
 					<-over
@@ -78,10 +78,10 @@ func hold(run contender.Run[int], n int) (release func()) {
 	return func() { close(over); wg.Wait() }
 }
 
-// settledHeap returns the live heap and the stacks in bytes.
+// settledHeap returns the size of the live heap and the stacks in bytes.
 func settledHeap() int64 {
 	runtime.GC()
-	runtime.GC() // the first frees what was reachable from finalizers and pools only
+	runtime.GC() // the first run frees what only finalizers and pools could reach
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc + m.StackInuse)

@@ -16,10 +16,10 @@ import (
 	"github.com/aiguard-go/aiguard/benchmarks/internal/contender"
 )
 
-var callers = flag.Int("callers", 10, "how many call in TestOutage")
+var callers = flag.Int("callers", 10, "number of callers in TestOutage")
 
-// TestOutage counts the requests of callers during a minute in which the provider is down, in virtual time,
-// and prints them as benchmarks do.
+// TestOutage counts the requests of callers during an outage of a minute in virtual time. It prints the counts in the
+// format of benchmarks.
 func TestOutage(t *testing.T) {
 	for _, name := range contender.Chatting {
 		t.Run(name, func(t *testing.T) {
@@ -35,9 +35,9 @@ func TestOutage(t *testing.T) {
 					require.InDelta(t, contender.Attempts, perCall, 0.1)
 				case contender.Aiguard:
 					require.Less(t, perCall, 1.2)
-				case contender.Resilience: // holds its slots while it backs off, so that of many calls most never get one
+				case contender.Resilience: // holds its slots during the backoff, so most of many calls never get one
 					require.LessOrEqual(t, perCall, float64(contender.Attempts))
-				default: // has a breaker
+				default: // contenders with a circuit breaker
 					require.Less(t, perCall, 0.5)
 				}
 			})

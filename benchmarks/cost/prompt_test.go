@@ -8,7 +8,7 @@ import (
 	"github.com/aiguard-go/aiguard/benchmarks/internal/contender"
 )
 
-// BenchmarkPrompt is the check that a prompt is not longer than MaxPromptChars.
+// BenchmarkPrompt measures the check of a prompt against MaxPromptChars.
 func BenchmarkPrompt(b *testing.B) {
 	const most = contender.MaxPromptChars
 	for _, text := range []struct {
@@ -18,7 +18,7 @@ func BenchmarkPrompt(b *testing.B) {
 		{"ascii", "Ten chars.", most},
 		{"chinese", "一二三四五六七八九十", most},
 		{"mixed", "Grüße, 世界🌍.", most},
-		{"short", "一二三四五六七八九十", most / 4}, // fewer bytes than characters are allowed
+		{"short", "一二三四五六七八九十", most / 4}, // fewer bytes than the limit in characters
 	} {
 		prompt := string([]rune(strings.Repeat(text.piece, most))[:text.chars])
 		b.Run(text.name, func(b *testing.B) {

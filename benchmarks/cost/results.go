@@ -14,22 +14,22 @@ import (
 	"github.com/aiguard-go/aiguard/benchmarks/internal/contender"
 )
 
-// Results holds all that was measured.
+// Results holds all measured values.
 type Results map[measured][]float64
 
-// measured is what was measured: a contender in a benchmark, in a unit.
+// measured identifies a series of values: a contender in a benchmark, in a unit.
 type measured struct{ bench, contender, unit string }
 
-// Add adds one figure.
+// Add adds one value.
 func (r Results) Add(bench, name, unit string, v float64) {
 	key := measured{bench, name, unit}
 	r[key] = append(r[key], v)
 }
 
-// Values returns all figures, in the order in which they came.
+// Values returns all values in the order in which they were added.
 func (r Results) Values(bench, name, unit string) []float64 { return r[measured{bench, name, unit}] }
 
-// Read adds what a run has printed in the format of Go benchmarks.
+// Read adds the values that a run printed in the format of Go benchmarks.
 func (r Results) Read(out []byte) error {
 	reader := benchfmt.NewReader(bytes.NewReader(out), "benchmarks")
 	for reader.Scan() {
@@ -49,7 +49,7 @@ func (r Results) Read(out []byte) error {
 	return nil
 }
 
-// withoutProcs is a benchmark's name without the "-8" that tells GOMAXPROCS.
+// withoutProcs returns a benchmark's name without the "-8" for GOMAXPROCS.
 func withoutProcs(name benchfmt.Name) string {
 	_, parts := name.Parts()
 	full := name.Full()
@@ -69,17 +69,17 @@ func (r Results) Median(bench, name, unit string) (v float64, spread string, ok 
 	return s.Center, s.PctRangeString(), true
 }
 
-// Verdict is how a target came out.
+// Verdict is the outcome of a target.
 type Verdict struct {
 	Row     Row
 	Target  Target
 	Ours    float64
-	Peer    float64 // NaN: none
+	Peer    float64 // NaN: no peer
 	Figure  float64
 	Reached bool
 }
 
-// Judge holds the row's targets against what was measured.
+// Judge compares the measured values with the targets of the row.
 func (r Results) Judge(row Row) (verdicts []Verdict, err error) {
 	for _, t := range row.Targets {
 		v := Verdict{Row: row, Target: t, Peer: math.NaN()}
@@ -99,5 +99,5 @@ func (r Results) Judge(row Row) (verdicts []Verdict, err error) {
 	return verdicts, nil
 }
 
-// String is the figure that was judged.
+// String returns the figure that was judged.
 func (v Verdict) String() string { return v.Target.write(v.Figure) }

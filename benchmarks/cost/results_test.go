@@ -35,7 +35,7 @@ PASS
 	}
 }
 
-func TestSpoiltLineIsAnError(t *testing.T) {
+func TestMalformedLineIsAnError(t *testing.T) {
 	require.Error(t, Results{}.Read([]byte("BenchmarkDo/hand-2 many 4151 ns/op\n")))
 }
 
@@ -80,8 +80,8 @@ func TestTargetIsReachedUpToItsBound(t *testing.T) {
 	}
 }
 
-// TestEveryBenchmarkMeasuresItsRow runs each benchmark once, with small crowds: it holds that all contenders do the work,
-// and that the units that the targets want are there.
+// TestEveryBenchmarkMeasuresItsRow runs each benchmark once, with small crowds. It checks that all contenders do the
+// work and that each benchmark reports the units of its targets.
 func TestEveryBenchmarkMeasuresItsRow(t *testing.T) {
 	self, err := os.Executable()
 	require.NoError(t, err)
@@ -96,7 +96,7 @@ func TestEveryBenchmarkMeasuresItsRow(t *testing.T) {
 		case MemoryRows:
 			continue
 		case Virtual:
-			names = []string{contender.Aiguard} // TestOutage itself has the others
+			names = []string{contender.Aiguard} // TestOutage runs the other contenders
 		}
 		for _, name := range names {
 			assert.Len(t, r[measured{row.Bench, name, row.Unit}], 1, "%s of %s in %s", row.Bench, name, row.Unit)
@@ -109,6 +109,6 @@ func TestEveryBenchmarkMeasuresItsRow(t *testing.T) {
 		known = append(known, row.Bench)
 	}
 	for key := range maps.Keys(r) {
-		assert.True(t, slices.Contains(known, key.bench), "no row is of %s", key.bench)
+		assert.True(t, slices.Contains(known, key.bench), "%s belongs to no row", key.bench)
 	}
 }

@@ -8,27 +8,27 @@ import (
 	"github.com/aiguard-go/aiguard/benchmarks/internal/contender"
 )
 
-// Row is one kind of work: who does it, how it is measured, and what aiguard is to reach.
+// Row is one kind of work with its contenders, its benchmark and its targets.
 type Row struct {
 	Work       string
 	Bench      string // the benchmark in this package, without "Benchmark"
 	Contenders []string
 	How        How
-	Unit       string // what is shown of each contender
+	Unit       string // unit of the reported figures
 	Targets    []Target
 }
 
-// How a row is measured. All but MemoryRows are measured once in each round.
+// How is the way to measure a row. All rows except MemoryRows are measured once per round.
 type How int
 
 const (
-	Repeated   How = iota // a benchmark that repeats the work for -benchtime
+	Repeated   How = iota // a benchmark that repeats its work for -benchtime
 	OneShot               // a benchmark that does much work once
-	Virtual               // a test in virtual time that prints what a benchmark would
-	MemoryRows            // the root module's test of memory, which is run once
+	Virtual               // a test in virtual time that prints the format of benchmarks
+	MemoryRows            // the root module's memory test, run once
 )
 
-// Rows is what is measured, and the only place where targets are.
+// Rows lists all measurements and targets.
 var Rows = []Row{
 	{"Do around a no-op, uncontended", "Do", contender.Wrapping, Repeated, SecPerOp, []Target{
 		ratio(SecPerOp, 0.5, contender.Hand), ratio(SecPerOp, 0.2, contender.Failsafe), atMost(AllocsPerOp, 2)}},
@@ -93,7 +93,7 @@ var Rows = []Row{
 		atMost(requestsPerCall, 1.2)}},
 }
 
-// Who does the work of a row beside aiguard: most often the SDK that aiguard is under.
+// Contenders of a row besides aiguard. In most rows that is the SDK under aiguard.
 var (
 	checking   = []string{contender.Aiguard, contender.Hand}
 	prompting  = []string{contender.Aiguard, contender.OpenAI}
@@ -102,7 +102,7 @@ var (
 	reading    = []string{contender.Aiguard}
 )
 
-// Units as x/perf has them: seconds and bytes.
+// Units as x/perf defines them: seconds and bytes.
 const (
 	SecPerOp        = "sec/op"
 	AllocsPerOp     = "allocs/op"
@@ -117,12 +117,12 @@ const (
 	PeakBytes       = "B"
 )
 
-// Target is what aiguard's median in a unit is to reach, often beside a peer's.
+// Target is a bound for aiguard's median in a unit, often relative to a peer's median.
 type Target struct {
 	Unit string
-	Peer string // "": none
+	Peer string // "": no peer
 	Text string
-	// measure makes of both medians the figure that is judged, and write writes it.
+	// measure computes the judged figure from both medians. write formats it.
 	measure func(aiguard, peer float64) float64
 	reached func(figure float64) bool
 	write   func(figure float64) string
@@ -135,7 +135,7 @@ func ratio(unit string, bound float64, peer string) Target {
 func more(unit string, bound float64, peer string) Target {
 	return Target{unit, peer, fmt.Sprintf("≤ %s + %g %s", peer, bound, unit),
 		func(aiguard, peer float64) float64 { return aiguard - peer },
-		func(x float64) bool { return x <= bound+1e-9 }, // a difference of two floats
+		func(x float64) bool { return x <= bound+1e-9 }, // tolerance for a difference of two floats
 		func(x float64) string { return fmt.Sprintf("%+.3g", x) }}
 }
 
@@ -155,7 +155,7 @@ func absolute(unit, relation string, bound float64, reached func(float64) bool) 
 func quotient(aiguard, peer float64) float64 { return aiguard / peer }
 func times(x float64) string                 { return fmt.Sprintf("%.3g ×", x) }
 
-// Quantity is a figure with its unit, as people read it.
+// Quantity formats a figure with its unit.
 func Quantity(v float64, unit string) string {
 	switch unit {
 	case SecPerOp, SecPerEvent:

@@ -18,17 +18,17 @@ import (
 	"github.com/aiguard-go/aiguard/internal/dialect"
 )
 
-// httpClient is the SDK's HTTP client: with the guard if name is aiguard, else the base alone.
+// httpClient returns the SDK's HTTP client: over the guard if name is aiguard, else over base.
 func httpClient(tb testing.TB, name string, base http.RoundTripper) *http.Client {
 	if name != contender.Aiguard {
 		return &http.Client{Transport: base}
 	}
 	g := contender.Guard(contender.Bounded)
-	tb.Cleanup(func() { _ = g.Close() }) // it always returns nil
+	tb.Cleanup(func() { _ = g.Close() }) // Close always returns nil
 	return &http.Client{Transport: g.Transport(base)}
 }
 
-// BenchmarkSDKPrompt is a chat of openai-go with a prompt that is as long as it may be, and a provider in memory.
+// BenchmarkSDKPrompt measures a chat of openai-go with the longest allowed prompt and a provider in memory.
 func BenchmarkSDKPrompt(b *testing.B) {
 	request := officialRequest
 	request.Messages = []official.ChatCompletionMessageParamUnion{official.UserMessage(strings.Repeat("Ten chars.", contender.MaxPromptChars/10))}
@@ -47,8 +47,8 @@ func sdkClient(tb testing.TB, name string, base http.RoundTripper) official.Clie
 	return official.NewClient(option.WithAPIKey("any key"), option.WithBaseURL(memoryURL), option.WithHTTPClient(httpClient(tb, name, base)), option.WithMaxRetries(0))
 }
 
-// BenchmarkStreamShapes is streams of other shapes than BenchmarkStream's: chunks of which none is like the one before it, and
-// the events of two other APIs.
+// BenchmarkStreamShapes measures streams of other shapes than BenchmarkStream: chunks that all have different shapes,
+// and the events of two other APIs.
 func BenchmarkStreamShapes(b *testing.B) {
 	events := crowd(1000)
 	for _, shape := range []struct {
@@ -71,7 +71,8 @@ func BenchmarkStreamShapes(b *testing.B) {
 	}
 }
 
-// differentChunks is a stream whose chunks have a member that differs in each: no two of them have the same shape.
+// differentChunks returns a stream whose chunks have a member with a different name in each, so no two chunks have the
+// same shape.
 func differentChunks(events int) string {
 	var b strings.Builder
 	for i := range events {
@@ -101,7 +102,7 @@ func responsesStream(tb testing.TB, name string, events int) func(context.Contex
 	}
 }
 
-// anthropicStream reads a stream of Anthropic's Messages with net/http and encoding/json.
+// anthropicStream reads a stream of Anthropic's Messages API with net/http and encoding/json.
 func anthropicStream(tb testing.TB, name string, events int) func(context.Context) (int, error) {
 	var body strings.Builder
 	event := func(kind, rest string) { fmt.Fprintf(&body, "event: %s\ndata: {\"type\":\"%[1]s\"%s}\n\n", kind, rest) }
@@ -142,7 +143,7 @@ func anthropicStream(tb testing.TB, name string, events int) func(context.Contex
 	}
 }
 
-// BenchmarkReadRequest reads the texts and the limits of a JSON request body of 1 MiB.
+// BenchmarkReadRequest measures reading the texts and limits of a JSON request body of 1 MiB.
 func BenchmarkReadRequest(b *testing.B) {
 	const size, deep = 1 << 20, 10_000
 	message := `{"role":"user","content":"` + strings.Repeat("All work and no play makes Jack a dull boy. ", 100) + `\nNext line."},`

@@ -11,13 +11,13 @@ import (
 
 const waiters = 100_000
 
-// queued is a crowd that waits for slots, all of which are held.
+// queued is a crowd that waits for slots while all slots are held.
 type queued struct {
 	n         int
-	bytesEach float64    // heap and stack of one that waits
-	release   func()     // gives the slots back
-	cancel    func()     // ends the context of those that wait
-	wait      func() int // until all have returned; how many have been served
+	bytesEach float64    // heap and stack of one waiting call
+	release   func()     // releases the slots
+	cancel    func()     // ends the context of the waiting calls
+	wait      func() int // waits until all calls have returned and returns how many were served
 }
 
 func newQueued(b *testing.B, name string) *queued {
@@ -44,8 +44,8 @@ func newQueued(b *testing.B, name string) *queued {
 	return q
 }
 
-// BenchmarkDrain is a crowd that waits until the slots come free: what one costs while it waits, and how long it takes
-// to serve them all.
+// BenchmarkDrain measures a crowd that waits until slots are released: the memory of one waiting call, and the time to
+// serve them all.
 func BenchmarkDrain(b *testing.B) {
 	compare(b, contender.Waiters, func(b *testing.B, name string) {
 		var bytes float64
@@ -63,7 +63,7 @@ func BenchmarkDrain(b *testing.B) {
 	})
 }
 
-// BenchmarkCancel is the same crowd, whose common context ends.
+// BenchmarkCancel measures a crowd that waits until its common context ends.
 func BenchmarkCancel(b *testing.B) {
 	compare(b, contender.Leaving, func(b *testing.B, name string) {
 		for range b.N {

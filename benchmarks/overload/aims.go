@@ -1,16 +1,16 @@
 package main
 
-// aim is what aiguard's defaults are to reach at the highest load of a scenario, as the median of all seeds.
+// aim is a target for aiguard's defaults at the highest load of a scenario, for the median of all seeds.
 type aim struct {
 	scenario string
 	column
 	what    string
-	atLeast bool // not at most
+	atLeast bool // target is a lower bound instead of an upper one
 	target  float64
 }
 
 var aims = []aim{
-	{fits.name, goodput, "goodput, of what the provider can do", true, 0.98},
+	{fits.name, goodput, "goodput, of the provider's capacity", true, 0.98},
 	{fits.name, inOutage, "requests per answer, with an outage of a minute", false, 1.15},
 	{fits.name, p50, "median time of answered calls (a second of work)", false, 3},
 	{fits.name, recovery, "recovery after the outage", false, 1},
@@ -28,7 +28,7 @@ var aims = []aim{
 	{limitedAway.name, slowdown, "first choice rate limited: p99, × the second choice alone", false, 1.2},
 }
 
-// reached reports whether v is as good as the aim.
+// reached reports whether v meets the aim.
 func (a aim) reached(v float64) bool {
 	if a.atLeast {
 		return v >= a.target

@@ -11,25 +11,25 @@ import (
 	peers "github.com/aiguard-go/aiguard/benchmarks/internal/contender"
 )
 
-// panel is a figure over the load.
+// panel is a chart of a figure over the load.
 type panel struct {
 	*plot.Plot
 	column
-	unit float64 // of the axis, in units of the figure
+	unit float64 // unit of the axis, in units of the figure
 }
 
-// drawChart draws goodput, requests with an outage, and how long an answer takes, over the load.
+// drawChart draws three figures over the load: goodput, requests per answer with an outage, and the time of an answer.
 func drawChart(path string, r *report) error {
-	useful := newPlot("Goodput, % of what the provider can do", 0, 110, 0, 25, 50, 75, 100)
+	useful := newPlot("Goodput, % of the provider's capacity", 0, 110, 0, 25, 50, 75, 100)
 	sent := newPlot("Requests per answer, with an outage of a minute", 1, 200, 1, 2, 5, 10, 20, 50, 100)
 	sent.Y.Scale = plot.LogScale{}
 	took := newPlot("Median time of answered calls, in seconds", 0, 45, 0, 10, 20, 30, 40)
-	took.X.Label.Text = "load, × what the provider can do"
+	took.X.Label.Text = "load, × the provider's capacity"
 
 	var names []string
 	var plots []*plot.Plot
 	for _, in := range []panel{{useful, goodput, 100}, {sent, inOutage, 1}, {took, p50, 1}} {
-		for _, c := range fits.clients { // ours is the broadest, and lies below the others
+		for _, c := range fits.clients { // aiguard's line is the broadest and is drawn first, below the others
 			if err := in.draw(r, c.name); err != nil {
 				return err
 			}
@@ -47,7 +47,7 @@ func (p panel) draw(r *report, contender string) error {
 	var at plotter.XYs
 	for _, load := range fits.loads {
 		v := p.median(r.results[key{fits.name, contender, load}])
-		if !math.IsInf(v, 0) && !math.IsNaN(v) { // there is none: off the chart
+		if !math.IsInf(v, 0) && !math.IsNaN(v) { // no value: not drawn
 			at = append(at, plotter.XY{X: load, Y: min(p.unit*v, p.Y.Max)})
 		}
 	}
@@ -64,14 +64,14 @@ func (p panel) draw(r *report, contender string) error {
 	return nil
 }
 
-// finding says in a sentence what the picture shows.
+// finding returns the finding of the picture in one sentence.
 func finding(r *report) string {
 	ours := r.highest(fits, peers.Aiguard)
 	return fmt.Sprintf("At %d times its capacity, a provider behind aiguard\ngives %s of its answers, half of them within %.1f s",
 		highest, percent(min(goodput.median(ours), 1)), p50.median(ours))
 }
 
-// newPlot returns an empty panel, its vertical axis from low to high with these marks.
+// newPlot returns an empty plot with a vertical axis from low to high with these marks.
 func newPlot(title string, low, high float64, marks ...float64) *plot.Plot {
 	p := chart.New(title)
 	p.X.Min, p.X.Max = loads[0], loads[len(loads)-1]

@@ -22,7 +22,8 @@ import (
 type contender struct {
 	name string
 	ours bool // aiguard
-	// client returns what makes one call; limit is the most that its operator wants in flight.
+	// client returns ask, which makes one call, and end, which closes the client. limit is the concurrency limit that
+	// the operator sets.
 	client func(p http.RoundTripper, limit int) (ask func(context.Context) error, end func())
 }
 
@@ -33,7 +34,7 @@ var contenders = []contender{
 	{peers.FailsafeBreaker, false, failsafe},
 }
 
-// callTimeout and queueTimeout are the same for everybody who has such a bound: aiguard's defaults.
+// callTimeout and queueTimeout are aiguard's defaults. All clients with such timeouts use them.
 const (
 	callTimeout  = aiguard.DefaultCallTimeout
 	queueTimeout = aiguard.DefaultQueueTimeout
@@ -54,7 +55,7 @@ func config(p http.RoundTripper) openai.ClientConfig {
 
 func nothing() {}
 
-// naive tries three times, a tenth of a second apart, whatever the error says.
+// naive tries three times at intervals of 100 ms, regardless of the error.
 func naive(p http.RoundTripper, _ int) (func(context.Context) error, func()) {
 	client := raw(p)
 	return func(ctx context.Context) (err error) {
@@ -72,7 +73,7 @@ func naive(p http.RoundTripper, _ int) (func(context.Context) error, func()) {
 	}, nothing
 }
 
-// official is openai-go with its own retries (two, exponential, Retry-After heeded) and a timeout.
+// official is openai-go with its own retries (two, exponential, with Retry-After) and a timeout.
 func official(p http.RoundTripper, _ int) (func(context.Context) error, func()) {
 	client := openaigo.NewClient(option.WithAPIKey("any key"), option.WithRequestTimeout(callTimeout),
 		option.WithHTTPClient(&http.Client{Transport: p}))
@@ -86,9 +87,9 @@ func official(p http.RoundTripper, _ int) (func(context.Context) error, func()) 
 	}, nothing
 }
 
-// failsafe is go-openai over failsafe-go's policies, in the order its documentation gives: retries (two, heeding
-// Retry-After, with backoff and jitter), circuit breaker, bulkhead with a queue, timeout. Waiting in vain for
-// the bulkhead or the breaker is neither repeated nor a failure of the provider.
+// failsafe is go-openai over failsafe-go's policies, in the order of its documentation: retries (two, with Retry-After,
+// backoff and jitter), circuit breaker, bulkhead with a queue, timeout. A rejection by the bulkhead or the breaker is
+// not retried and does not count as a failure of the provider.
 func failsafe(p http.RoundTripper, limit int) (func(context.Context) error, func()) {
 	retry := failsafehttp.NewRetryPolicyBuilder().
 		WithBackoff(aiguard.DefaultBaseDelay, aiguard.DefaultMaxDelay).WithJitterFactor(0.25).
@@ -111,7 +112,7 @@ func failsafe(p http.RoundTripper, limit int) (func(context.Context) error, func
 	}, nothing
 }
 
-// guarded is aiguard with its defaults, except for the limit.
+// guarded is aiguard with its defaults except for the limit.
 func guarded(p http.RoundTripper, limit int) (func(context.Context) error, func()) {
 	client, err := aiguard.NewClient(config(p), aiguard.Config{MaxConcurrent: int64(limit)})
 	if err != nil {
@@ -123,7 +124,7 @@ func guarded(p http.RoundTripper, limit int) (func(context.Context) error, func(
 	}, func() { client.Guard().Close() }
 }
 
-// withFallback asks two providers behind one guard with the same settings.
+// withFallback uses two providers behind one guard with the same settings.
 func withFallback(p http.RoundTripper, limit int) (func(context.Context) error, func()) {
 	guard, err := aiguard.New(aiguard.Config{MaxConcurrent: int64(limit)})
 	if err != nil {
@@ -144,10 +145,10 @@ func withFallback(p http.RoundTripper, limit int) (func(context.Context) error, 
 	}, func() { guard.Close() }
 }
 
-// firstHost is where the first choice of withFallback is.
+// firstHost is the host of the first choice of withFallback.
 const firstHost = "first.example"
 
-// direct is go-openai as it is.
+// direct is plain go-openai.
 var direct = contender{peers.Bare, false, func(p http.RoundTripper, _ int) (func(context.Context) error, func()) {
 	client := raw(p)
 	return func(ctx context.Context) error {
@@ -156,7 +157,7 @@ var direct = contender{peers.Bare, false, func(p http.RoundTripper, _ int) (func
 	}, nothing
 }}
 
-// withTenant says on whose behalf a call is made.
+// withTenant sets the tenant of a call.
 func withTenant(ctx context.Context, tenant string) context.Context {
 	return aiguard.WithCall(ctx, aiguard.Call{Tenant: tenant})
 }

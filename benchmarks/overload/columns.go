@@ -7,16 +7,16 @@ import (
 	"time"
 )
 
-// result is a contender's in a scenario at a load.
+// result has the figures of a contender in a scenario at a load.
 type result struct {
 	calm, outage figures
-	direct       figures // the same users at the second choice alone
+	direct       figures // the same users with only the second choice
 }
 
-// column is a figure in a table.
+// column is a column of a table.
 type column struct {
 	name string
-	of   func(result) float64 // infinite: there is none
+	of   func(result) float64 // infinite: no value
 	show func(float64) string
 }
 
@@ -26,7 +26,7 @@ var (
 	p50        = column{"p50", func(r result) float64 { return some(r.calm.p50) }, seconds}
 	p99        = column{"p99", func(r result) float64 { return some(r.calm.p99) }, seconds}
 	refusal    = column{"refused", func(r result) float64 { return r.calm.refused }, percent}
-	told       = column{"told after", func(r result) float64 { return some(r.calm.refusedAfter) }, seconds}
+	told       = column{"refused after", func(r result) float64 { return some(r.calm.refusedAfter) }, seconds}
 	left       = column{"left", func(r result) float64 { return r.calm.gaveUp }, percent}
 	inOutage   = column{"requests, outage", func(r result) float64 { return r.outage.requestsPerAnswer }, ratio}
 	recovery   = column{"recovery", func(r result) float64 { return some(r.outage.recovery) }, seconds}
@@ -50,7 +50,7 @@ var (
 	fallbackColumns = []column{isAnswered, settledP99, directP99, slowdown, askedFirst}
 )
 
-// some is a duration in seconds, if there is one.
+// some returns d in seconds, or infinity if d is never.
 func some(d time.Duration) float64 {
 	if d == never {
 		return math.Inf(1)
@@ -58,7 +58,7 @@ func some(d time.Duration) float64 {
 	return d.Seconds()
 }
 
-// median is a column's in the results.
+// median returns the median of the column in the results.
 func (c column) median(results []result) float64 {
 	all := c.sorted(results)
 	n := len(all)
@@ -74,7 +74,7 @@ func (c column) sorted(results []result) []float64 {
 	return all
 }
 
-// told is a column's median, lowest and highest figure.
+// told formats the column's median, lowest and highest figure.
 func (c column) told(results []result) string {
 	all := c.sorted(results)
 	low, high := c.show(all[0]), c.show(all[len(all)-1])
@@ -86,7 +86,7 @@ func (c column) told(results []result) string {
 
 func percent(v float64) string {
 	switch {
-	case math.IsNaN(v): // of nothing
+	case math.IsNaN(v): // a share of zero calls
 		return "–"
 	case v > 0 && v < 0.1:
 		return fmt.Sprintf("%.1f%%", 100*v)

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// redraw draws the picture from what an earlier run has written, without simulating.
+// redraw draws the picture from an existing report, without simulating.
 func redraw(text, file string) error {
 	written, err := os.ReadFile(text)
 	if err != nil {
@@ -23,7 +23,7 @@ func redraw(text, file string) error {
 	return drawChart(file, r)
 }
 
-// readReport returns what the table of the main scenario says. It has the figures of one seed.
+// readReport returns the figures in the table of the main scenario, which has one seed.
 func readReport(text string) (*report, error) {
 	_, section, ok := strings.Cut(text, "## "+fits.name+"\n")
 	if !ok {

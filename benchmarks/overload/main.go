@@ -1,13 +1,12 @@
-// Command overload shows what users get of a provider that is asked for more than it can do, or is down for a minute,
-// through aiguard and through its peers: real clients call a simulated provider in virtual time. It prints tables and, when
-// all was run often enough, writes OVERLOAD.md and draws ../../docs/overload.svg:
+// Command overload simulates a provider under overload and during an outage of a minute. Real clients, with aiguard and
+// with its peers, call the simulated provider in virtual time. The command prints tables. After a full run with enough
+// rounds it writes OVERLOAD.md and draws ../../docs/overload.svg:
 //
 //	go run ./overload                                   in benchmarks: all, about 3 minutes on two idle cores
-//	go run ./overload -rounds 1                         a quicker look, which writes nothing
+//	go run ./overload -rounds 1                         a quick run, which writes no file
 //	go run ./overload -rounds 1 -scenario 'deadlines'   some scenarios, by a pattern of their names
 //
-// The users are random, but follow from -seed. The jitter of a client's own retries does not, nor does the order of what
-// happens in the same instant.
+// The random users follow from -seed. The jitter of a client's own retries and the order of simultaneous events do not.
 package main
 
 import (
@@ -23,17 +22,17 @@ import (
 )
 
 const (
-	enoughRounds = 6 // for a median that is told to others
+	enoughRounds = 6 // enough for a published median
 	reportFile   = "overload/OVERLOAD.md"
 	chartFile    = "../docs/overload.svg"
 )
 
 func main() {
 	log.SetFlags(0)
-	seed := flag.Uint64("seed", 1, "of the users")
-	rounds := flag.Int("rounds", enoughRounds, "how often each scenario with an aim runs at its highest load, each time with a seed of its own")
+	seed := flag.Uint64("seed", 1, "seed of the random users")
+	rounds := flag.Int("rounds", enoughRounds, "runs of each scenario with an aim at its highest load, each with a different seed")
 	pattern := flag.String("scenario", ".", "run only scenarios whose name matches this `pattern`")
-	draw := flag.Bool("draw", false, "simulate nothing: draw "+chartFile+" from "+reportFile)
+	draw := flag.Bool("draw", false, "do not simulate, only draw "+chartFile+" from "+reportFile)
 	flag.Parse()
 	if *draw {
 		if err := redraw(reportFile, chartFile); err != nil {
@@ -46,7 +45,7 @@ func main() {
 		log.Fatal(err)
 	}
 
-	// Virtual time is to be had inside a test only. testing.Main is there for programs that need one.
+	// Virtual time exists only inside a test. testing.Main runs a test in a program.
 	test := testing.InternalTest{Name: "overload", F: func(t *testing.T) {
 		if err := overload(t, newReport(*seed, *rounds, chosen)); err != nil {
 			t.Error(err)
@@ -76,12 +75,12 @@ func choose(rounds int, pattern string) (chosen []scenario, err error) {
 }
 
 func overload(t *testing.T, rep *report) error {
-	t.Run("simulations", rep.simulate) // returns when all are over
+	t.Run("simulations", rep.simulate) // returns at the end of all simulations
 	var text bytes.Buffer
 	rep.write(&text, time.Now().UTC())
 	fmt.Print(text.String())
 	if rep.rounds < enoughRounds || len(rep.scenarios) < len(scenarios) {
-		log.Printf("\n%s and %s are left alone: they want all scenarios and %d rounds", reportFile, chartFile, enoughRounds)
+		log.Printf("\n%s and %s are unchanged: they need all scenarios and %d rounds", reportFile, chartFile, enoughRounds)
 		return nil
 	}
 	if err := os.WriteFile(reportFile, text.Bytes(), 0o644); err != nil {
@@ -90,7 +89,7 @@ func overload(t *testing.T, rep *report) error {
 	return drawChart(chartFile, rep)
 }
 
-// simulate fills in the results.
+// simulate runs all simulations and stores their results.
 func (r *report) simulate(t *testing.T) {
 	for _, s := range r.scenarios {
 		for _, c := range s.clients {
@@ -104,7 +103,7 @@ func (r *report) simulate(t *testing.T) {
 	}
 }
 
-// simulate runs a scenario with a client, in parallel with others.
+// simulate runs a scenario with a client, in parallel with other simulations.
 func (s scenario) simulate(t *testing.T, c contender, load float64, seed uint64, into *result) {
 	inParallel := func(into *figures, r run, c contender) {
 		t.Run("", func(t *testing.T) {

@@ -9,33 +9,33 @@ import (
 )
 
 const (
-	grain   = 0.1                    // seconds: how fine recovery is measured
-	window  = 2 * time.Second        // over which it is averaged
-	atOnce  = 100 * time.Millisecond // a refusal that comes later has kept its user waiting
-	settled = 5                      // calls after which a fallback should know its first choice
+	grain   = 0.1                    // resolution of the recovery, in seconds
+	window  = 2 * time.Second        // over which the recovery is averaged
+	atOnce  = 100 * time.Millisecond // limit for an immediate refusal
+	settled = 5                      // number of calls after which a fallback should avoid its first choice
 )
 
-// figures is what a run measured. Rates are in what the provider can do, shares are of calls.
+// figures are the measurements of a run. Rates are relative to the provider's capacity, shares are of calls.
 type figures struct {
 	goodput           float64
 	requestsPerAnswer float64
 	p50, p99          time.Duration // of answered calls
 	refused, gaveUp   float64
-	refusedAfter      time.Duration // p99
-	recovery          time.Duration // from the end of the outage
-	limited           int           // requests answered 429 that were sent after the first answer
+	refusedAfter      time.Duration // p99 of refused calls
+	recovery          time.Duration // since the end of the outage
+	limited           int           // requests that got a 429 and were sent after the first answer
 
-	// Of callers with deadlines.
-	refusedAtOnce float64 // of refusals; NaN: there were none
-	timedOut      float64 // ended without an error, and no request of theirs reached the provider in time for an answer
-	couldHave     float64 // of refusals: for as many there would have been room
+	// For callers with deadlines.
+	refusedAtOnce float64 // share of refusals; NaN: no refusals
+	timedOut      float64 // calls without an error whose requests did not reach the provider in time for an answer
+	couldHave     float64 // share of refusals for which there was room
 
-	// Of tenants.
-	lightest, heavy float64 // answered calls of those asked: the light tenant with the fewest, the heavy one
+	// For tenants.
+	lightest, heavy float64 // share of answered calls: of the light tenant with the lowest share, and of the heavy tenant
 
-	// Of a fallback.
-	settledP99    time.Duration // until an answer, after the first calls
-	askedFirst    float64       // requests to the first choice for each call
+	// For a fallback.
+	settledP99    time.Duration // time to an answer, without the first calls
+	askedFirst    float64       // requests to the first choice per call
 	answeredShare float64
 }
 
@@ -90,10 +90,10 @@ func (r run) measure(calls []*call, log, firsts []served) (f figures) {
 	return f
 }
 
-// never is how long it takes to what does not happen.
+// never is the duration until something that does not happen.
 const never = time.Duration(math.MaxInt64)
 
-// untilAnswer is how long the user waited for the answer.
+// untilAnswer returns how long the user waited for the answer.
 func (c *call) untilAnswer() time.Duration {
 	if c.end != answered {
 		return never
@@ -109,7 +109,7 @@ func percentile(d []time.Duration, q float64) time.Duration {
 	return d[int(math.Ceil(q*float64(len(d))))-1]
 }
 
-// limited counts the 429s to requests that were sent when somebody had been answered.
+// limited returns the number of 429s for requests that were sent after the first answer.
 func limited(log []served) (n int) {
 	first := never
 	for _, s := range log {
@@ -125,7 +125,7 @@ func limited(log []served) (n int) {
 	return n
 }
 
-// measureDeadlines tells how soon refused calls were told, who timed out in the queue, and who could have been served.
+// measureDeadlines measures the time of refusals, timeouts in the queue, and refused calls for which there was room.
 func (r run) measureDeadlines(f *figures, calls []*call, log []served) {
 	inTime := make(map[*call]bool)
 	for _, s := range log {
@@ -153,9 +153,10 @@ func (r run) measureDeadlines(f *figures, calls []*call, log []served) {
 	f.refusedAtOnce, f.couldHave = soon/refusals, min(r.idle(calls, log)/meanWork.Seconds()/refusals, 1)
 }
 
-// idle is the seconds of the provider's slots in which they did no useful work, but could have served a call that had been
-// refused: one whose deadline was further away than its work takes. Work is useful if its call was answered. It counts no
-// more slots than such calls. The provider has no rate limit.
+// idle returns the total idle time of the provider's slots, in seconds, during which a refused call could have been
+// served. A refused call could be served while its deadline is further away than its work takes. A slot is idle unless
+// it works for a call that gets an answer. At each moment idle counts at most as many slots as there are such calls.
+// The provider has no rate limit.
 func (r run) idle(calls []*call, log []served) (sum float64) {
 	type change struct {
 		at            time.Duration
@@ -187,7 +188,7 @@ func (r run) idle(calls []*call, log []served) (sum float64) {
 	return sum
 }
 
-// tenantShares is which share of their calls was answered: of the light tenant with the lowest share, and of the heavy one.
+// tenantShares returns the share of answered calls: of the light tenant with the lowest share, and of the heavy tenant.
 func tenantShares(calls []*call) (lightest, heavy float64) {
 	asked, got := make(map[string]float64), make(map[string]float64)
 	for _, c := range calls {
@@ -208,8 +209,9 @@ func tenantShares(calls []*call) (lightest, heavy float64) {
 	return lightest, got[heavyTenant] / asked[heavyTenant]
 }
 
-// recovery is how long after the outage the provider was again doing 90% of the useful work that it did before: work is
-// useful if its answer reached a user in time. Counting work and not answers keeps the length of an answer out.
+// recovery returns how long after the outage the provider again did 90% of the useful work that it did before. Work is
+// useful if its answer reached a user in time. Counting work instead of answers removes the effect of the length of an
+// answer.
 func (r run) recovery(log []served) time.Duration {
 	if r.provider.OutageFor == 0 {
 		return 0
@@ -234,7 +236,7 @@ func (r run) recovery(log []served) time.Duration {
 	}
 	before := mean(bin(warmUp), bin(r.provider.OutageAfter))
 	if before < 0.1*r.answersPerSecond()*meanWork.Seconds()*grain {
-		return never // there is nothing to recover to
+		return never // no useful work before the outage
 	}
 	for i := bin(r.outageEnd()); i+bin(window) <= bin(r.until); i++ {
 		if mean(i, i+bin(window)) >= 0.9*before {

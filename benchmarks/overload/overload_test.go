@@ -49,7 +49,7 @@ func TestEveryClientMeetsTheSameUsers(t *testing.T) {
 	require.InDelta(t, heavyLoad/(lightTenants*lightLoad+heavyLoad), float64(of[heavyTenant])/float64(len(all)), 0.05)
 }
 
-// The naive client has no jitter of its own: what is left is the order of what happens in the same instant.
+// The naive client has no jitter. Only the order of simultaneous events can differ.
 func TestSameSeedGivesTheSameFigures(t *testing.T) {
 	r := fits.run(2, 3, false)
 	r.until = 2 * time.Minute
@@ -62,7 +62,7 @@ func TestSameSeedGivesTheSameFigures(t *testing.T) {
 	require.NotEqual(t, one, simulate(t, r, c))
 }
 
-// The defaults reach every aim of the report. Runs are shorter here, and there is one seed.
+// The defaults reach every aim of the report. Runs are shorter here, with one seed.
 func TestDefaultsReachTheirAims(t *testing.T) {
 	for _, s := range scenarios {
 		t.Run(s.name, func(t *testing.T) {
@@ -89,19 +89,19 @@ func TestAnOutageCostsNoGoodputBeforeAndAfter(t *testing.T) {
 	require.GreaterOrEqual(t, f.goodput, 0.95)
 }
 
-// at returns a call that came in the second given, and ended after so many.
+// at returns a call that begins at second asked and ends after took seconds.
 func at(asked, took float64, end ending) *call {
 	d := func(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 	return &call{asked: d(asked), took: d(took), end: end, work: time.Second}
 }
 
-// at returns what a provider of one slot did for a call.
+// at returns the record of a request of the call, made by a provider with one slot.
 func (c *call) at(from, to float64, status int) served {
 	d := func(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 	return served{c, d(from), d(to), status}
 }
 
-func TestRefusedCallCouldHaveHadASlotThatDidNoUsefulWork(t *testing.T) {
+func TestIdleSlotsCountAgainstRefusedCalls(t *testing.T) {
 	r := deadlines.run(1, 1, false)
 	r.provider.Capacity = 1
 	for name, c := range map[string]struct {
@@ -136,7 +136,7 @@ func TestDeadlinesAreMeasured(t *testing.T) {
 		at(100, 0, refused), at(100, 0.05, refused), at(100, 5, refused),
 		at(100, 10, gaveUp), late, // timed out in the queue
 		inTime, at(100, 10, answered),
-		at(10, 10, gaveUp), // while the provider warmed up
+		at(10, 10, gaveUp), // during the warm-up
 	}
 	var f figures
 	r.measureDeadlines(&f, calls, []served{inTime.at(108, 110, 0), late.at(109.5, 110, 0)})
@@ -149,7 +149,7 @@ func TestDeadlinesAreMeasured(t *testing.T) {
 	require.Equal(t, "–", percent(f.couldHave), "of none")
 }
 
-func TestRateLimitIsForgivenBeforeTheFirstAnswer(t *testing.T) {
+func TestRateLimitsBeforeTheFirstAnswerDoNotCount(t *testing.T) {
 	c := at(0, 1, answered)
 	require.Equal(t, 1, limited([]served{c.at(0, 1, 200), c.at(0.5, 0.6, 429), c.at(1.5, 1.6, 429), c.at(2, 3, 200)}))
 	require.Zero(t, limited([]served{c.at(0, 1, 429)}))
@@ -204,7 +204,7 @@ func TestScenariosAreChosenByName(t *testing.T) {
 	require.EqualError(t, err, "-scenario: no scenario matches lunch")
 }
 
-func TestReportTellsMedianAndRange(t *testing.T) {
+func TestReportShowsMedianAndRange(t *testing.T) {
 	var results []result
 	for _, v := range []float64{0.9, 0.5, 0.7} {
 		results = append(results, result{calm: figures{goodput: v}})
@@ -214,7 +214,7 @@ func TestReportTellsMedianAndRange(t *testing.T) {
 	require.Equal(t, "90%", goodput.told(results[:1]))
 }
 
-// good returns a report in which all clients are as good as can be.
+// good returns a report in which all clients have the best figures.
 func good() *report {
 	r := newReport(1, 2, scenarios)
 	for _, results := range r.results {
@@ -246,7 +246,7 @@ func TestReportNamesTheAimsThatAreMissed(t *testing.T) {
 	require.Equal(t, len(aims), strings.Count(text.String(), "| missed |"))
 }
 
-// A client that got no answer at all must not break the picture.
+// A client without any answer must not break the picture.
 func TestChartIsDrawn(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "docs", "chart.svg")
 	r := good()
@@ -270,5 +270,5 @@ func TestChartIsDrawn(t *testing.T) {
 	require.NoError(t, redraw(written, redrawn))
 	again, err := os.ReadFile(redrawn)
 	require.NoError(t, err)
-	require.Equal(t, string(svg), string(again), "the report has all that the picture shows")
+	require.Equal(t, string(svg), string(again), "the report contains all figures of the picture")
 }

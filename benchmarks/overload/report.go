@@ -8,12 +8,12 @@ import (
 	"time"
 )
 
-// report is the results of the scenarios.
+// report holds the results of the scenarios.
 type report struct {
 	seed      uint64
 	rounds    int
 	scenarios []scenario
-	results   map[key][]result // by seed: in most cases one
+	results   map[key][]result // one per seed, in most cases one
 }
 
 type key struct {
@@ -37,7 +37,7 @@ func newReport(seed uint64, rounds int, scenarios []scenario) *report {
 	return r
 }
 
-// highest is a contender's results at the highest load of a scenario, with all seeds.
+// highest returns a contender's results at the highest load of a scenario, with all seeds.
 func (r *report) highest(s scenario, contender string) []result {
 	return r.results[key{s.name, contender, s.loads[len(s.loads)-1]}]
 }
@@ -46,41 +46,40 @@ const preface = `# Goodput under overload
 
 Written by ` + "`make bench`" + ` on %s with %s. ` + "`go run ./overload`" + ` in ` + "`benchmarks`" + ` runs this part alone.
 
-Users arrive at random (Poisson), ask once, and leave after a minute: a later answer is of no use to them. Load is the number of
-users, as a multiple of the answers that the provider can give. An answer is a second of work on average (lognormal, sigma 0.5).
+Users arrive at random (Poisson), ask once, and leave after a minute. A later answer does not count. Load is the number of users
+as a multiple of the provider's capacity. An answer takes a second of work on average (lognormal, sigma 0.5).
 
-The provider is aiguardtest's simulation. Requests in progress beyond its capacity share its speed: every answer takes longer, and
-no more answers are given. Work for a client that has left stops. A refusal takes 20 ms, and the Retry-After of a 429 says, in
-whole seconds, when there is room again. The outage takes a minute. First the provider loses the requests in progress and
-refuses connections, then it answers 503.
+The provider is aiguardtest's simulation. Requests in progress beyond its capacity share its speed. Every answer then takes longer,
+and the rate of answers stays the same. When a client leaves, work for it stops. A refusal takes 20 ms. The Retry-After of a 429
+is the time until the next request is allowed, in whole seconds. An outage lasts a minute. The provider first loses the requests
+in progress and refuses connections. Later it answers 503.
 
 The clients are real:
 
-- go-openai, naive retries: three attempts, a tenth of a second apart.
+- go-openai, naive retries: three attempts, 100 ms apart.
 - openai-go: its own two retries and a timeout of 30 s.
 - failsafe-go+breaker: go-openai over failsafe-go's retries (two, with backoff and Retry-After), circuit breaker (five failures, 1 s),
   bulkhead (a wait of 30 s) and timeout (30 s).
-- aiguard: its defaults. Where a scenario names a limit, MaxConcurrent and the bulkhead are set to it. No other option is set.
+- aiguard: its defaults. If a scenario names a limit, MaxConcurrent and the bulkhead are set to it. No other option is set.
 
 Columns:
 
-- goodput: answers in time per second, as a share of what the provider can do. Chance may lift it a little above 100%%.
-- requests: sent for each answer, refused ones included. With the outage: in five minutes, one of which is the outage.
-- p50, p99: time of answered calls, their wait included.
-- refused: calls that ended with an error before their user left. "told after" is the 99th percentile of the time to that error.
+- goodput: answers in time per second, as a share of the provider's capacity. Random variation may lift it slightly above 100%%.
+- requests: requests sent per answer, including refused requests. "outage" is a run of five minutes with one minute of outage.
+- p50, p99: time of answered calls, including their wait.
+- refused: calls that ended with an error before their user left. "refused after" is the 99th percentile of the time to that error.
 - left: calls of users who left without an answer or an error.
-- recovery: time from the end of the outage until the provider did 90%% of the useful work that it did before, over 2 s. "none": not within
-  three minutes, or there was next to no useful work before.
-- 429s after an answer: requests that were sent after anybody's first answer, and refused by the rate limit.
-- refused at once: refusals that came within 100 ms.
-- timed out in the queue: calls whose deadline came before a request of theirs reached the provider, or when it had come too late for its
-  work to be done.
-- refused, but there was room: a refused call could have been served while its deadline was further away than its work takes. The
-  column counts the time in which the provider's slots meanwhile did no useful work: empty, or at work for a call that got no
-  answer. It never counts more slots than there were such calls. This time, divided by a second of work, is the number of calls
-  that could have been served. The column is their share of refusals.
-- light tenants, lowest; heavy tenant: the share of a tenant's calls that was answered.
-- p99 after 5 calls: the first five calls are left out. "the second alone" is go-openai, without a guard, for the same users.
+- recovery: time from the end of the outage until the provider did 90%% of the useful work that it did before, averaged over 2 s.
+  "none": not within three minutes, or almost no useful work before.
+- 429s after an answer: requests that got a 429 and were sent after the first answer of the run.
+- refused at once: refusals within 100 ms.
+- timed out in the queue: calls that reached their deadline before a request reached the provider in time for its work.
+- refused, but there was room: the share of refused calls that could have been served. A refused call could be served while its
+  deadline was further away than its work takes. During that time, the slots of the provider may be idle: empty, or at work for a
+  call that got no answer. At each moment, at most as many idle slots count as there are such calls. The total idle time, divided
+  by a second of work, is the number of calls that could have been served.
+- light tenants, lowest; heavy tenant: share of the tenant's calls that were answered.
+- p99 after 5 calls: p99 without the first five calls. "the second alone" is go-openai without a guard, with the same users.
 `
 
 func (r *report) write(w io.Writer, now time.Time) {
@@ -104,7 +103,7 @@ func (r *report) write(w io.Writer, now time.Time) {
 	}
 }
 
-// writeAims compares each scenario at its highest load with what aiguard aims at.
+// writeAims compares aiguard's figures at the highest load of each scenario with the aims.
 func (r *report) writeAims(w io.Writer) {
 	fmt.Fprintf(w, "\n## Aims\n\nThe defaults at %d times the provider's capacity, tenants and fallbacks aside: median, lowest and highest "+
 		"of the runs with\nseeds %d to %d, and the medians of the peers.\n\n| | aim | aiguard | |", highest, r.seed, r.seed+uint64(r.rounds)-1)

@@ -6,29 +6,29 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-const highest = 20 // times what the provider can do
+const highest = 20 // times the provider's capacity
 
 var loads = []float64{0.5, 1, 2, 5, 10, highest}
 
-// scenario is a provider, its users, and the limit that the operator has set for clients that have one.
+// scenario defines a provider, its users, and the concurrency limit for clients that have one.
 type scenario struct {
 	name     string
 	about    string
 	provider aiguardtest.ProviderConfig
 	limit    int
 	loads    []float64
-	until    time.Duration // users come until then
-	outage   bool          // run it a second time, with an outage
+	until    time.Duration // users arrive until then
+	outage   bool          // also run with an outage
 	seeds    bool          // run the highest load with every seed
 	clients  []contender
 	columns  []column
 
-	deadline bool                        // users have 10 s, and their contexts say so
-	tenants  bool                        // the users of ten tenants, one of them heavy
+	deadline bool                        // users have 10 s, as the deadline of their contexts
+	tenants  bool                        // users belong to ten tenants, one of them heavy
 	first    *aiguardtest.ProviderConfig // the users' first choice; provider is the second
 }
 
-// run is this scenario at a load. With an outage it takes six minutes, one of which is the outage.
+// run returns the run of this scenario at a load. With an outage it takes six minutes, including one minute of outage.
 func (s scenario) run(load float64, seed uint64, outage bool) run {
 	r := run{provider: s.provider, first: s.first, limit: s.limit, load: load, until: s.until, seed: seed,
 		patience: patience, deadline: s.deadline, tenants: s.tenants}
@@ -42,7 +42,8 @@ func (s scenario) run(load float64, seed uint64, outage bool) run {
 	return r
 }
 
-// The scenarios. The first is the main one. Rate limits are a fifth above what the provider can do, unless they are the point.
+// The first scenario is the main one. Rate limits are 20% above the provider's capacity, except where the rate limit is
+// under test.
 var (
 	fits = scenario{
 		name:     "A limit that fits",
@@ -58,26 +59,26 @@ var (
 	}
 	tooHigh = scenario{
 		name: "A limit that is too high",
-		about: "The limit is 50, but the provider is at its best with 8 requests. With 16 it gets a fifth less done, and it answers 503 to " +
-			"more. Its rate limit is 576 requests a minute.",
+		about: "The limit is 50, but the provider is fastest with 8 requests. With 16 it does a fifth less work. Further requests get a " +
+			"503. Its rate limit is 576 requests a minute.",
 		provider: aiguardtest.ProviderConfig{Capacity: 8, Loss: 0.25, MaxActive: 16, RPM: 576}, limit: 50,
 		loads: []float64{1, 5, highest}, until: 3 * time.Minute, seeds: true, clients: contenders, columns: calmColumns,
 	}
 	rateLimit = scenario{
 		name:     "A rate limit below the limit",
-		about:    "The provider could work on 50 requests at once, which is the limit, but allows 300 a minute.",
+		about:    "The provider works on 50 requests at once, which is the limit, but allows only 300 a minute.",
 		provider: aiguardtest.ProviderConfig{Capacity: 50, RPM: 300}, limit: 50,
 		loads: []float64{1, 5, highest}, until: 3 * time.Minute, seeds: true, clients: contenders, columns: rateColumns,
 	}
 	described = scenario{
 		name:     "A rate limit in x-ratelimit headers",
-		about:    "The same, but every answer has the x-ratelimit headers of OpenAI, and a minute's requests may come at once.",
+		about:    "The same provider, but every answer has OpenAI's x-ratelimit headers, and the requests of a minute may come at once.",
 		provider: aiguardtest.ProviderConfig{Capacity: 50, RPM: 300, RateLimitHeaders: true}, limit: 50,
 		loads: []float64{1, 5, highest}, until: 3 * time.Minute, seeds: true, clients: contenders, columns: rateColumns,
 	}
 	deadlines = scenario{
 		name: "Callers with 10 s deadlines",
-		about: "The context of every user ends after 10 s, and says so from the start. The provider works on 5 requests at once, which is " +
+		about: "The context of every user has a deadline of 10 s. The provider works on 5 requests at once, which is " +
 			"the limit, and has no rate limit.",
 		provider: aiguardtest.ProviderConfig{Capacity: 5}, limit: 5,
 		loads: []float64{1, 2, 5, highest}, until: 5 * time.Minute, seeds: true, clients: contenders, columns: deadlineColumns,
@@ -85,8 +86,8 @@ var (
 	}
 	tenants = scenario{
 		name: "One tenant at 20 times its share",
-		about: "Ten tenants share the provider. Nine of them ask for 80% of a tenth of what it can do, and one asks for 20 tenths. " +
-			"The provider works on 5 requests at once, which is the limit. The peers do not know tenants.",
+		about: "Ten tenants share the provider. Nine of them ask for 8% of its capacity each, and one asks for 200%. " +
+			"The provider works on 5 requests at once, which is the limit. The peers do not support tenants.",
 		provider: aiguardtest.ProviderConfig{Capacity: 5, RPM: 360}, limit: 5,
 		loads: []float64{lightTenants*lightLoad + heavyLoad}, until: 5 * time.Minute, seeds: true, clients: contenders,
 		columns: tenantColumns, tenants: true,
@@ -98,7 +99,7 @@ var (
 	scenarios = []scenario{fits, larger, tooHigh, rateLimit, described, deadlines, tenants, down, paused, limitedAway}
 )
 
-// fallback is a scenario with two providers behind one guard, the first of which never answers.
+// fallback returns a scenario with two providers behind one guard. The first provider never answers.
 func fallback(name, how string, first aiguardtest.ProviderConfig) scenario {
 	return scenario{
 		name: name,
@@ -110,7 +111,7 @@ func fallback(name, how string, first aiguardtest.ProviderConfig) scenario {
 	}
 }
 
-// What the tenants ask for, as a multiple of what the provider can do.
+// Load of the tenants, as a multiple of the provider's capacity.
 const (
 	lightTenants = 9
 	lightLoad    = 0.08

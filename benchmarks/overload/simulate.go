@@ -16,26 +16,26 @@ import (
 
 const (
 	meanWork = time.Second // of one answer, at full speed
-	patience = time.Minute // a user who has waited that long has left; an answer would be of no use
-	warmUp   = time.Minute // is not measured
-	sigma    = 0.5         // of the logarithm of the work in an answer
+	patience = time.Minute // the user leaves after that, and an answer no longer counts
+	warmUp   = time.Minute // not measured
+	sigma    = 0.5         // of the logarithm of an answer's work
 )
 
 // run is one simulation.
 type run struct {
 	provider aiguardtest.ProviderConfig
-	first    *aiguardtest.ProviderConfig // at firstHost; nil: there is none
+	first    *aiguardtest.ProviderConfig // at firstHost; nil: none
 	limit    int                         // for clients that have one
-	load     float64                     // as a multiple of what the provider can do
+	load     float64                     // as a multiple of the provider's capacity
 	until    time.Duration
 	seed     uint64
 
-	patience time.Duration // a user leaves after it
+	patience time.Duration // the user leaves after that
 	deadline bool          // the user's context has a deadline
 	tenants  bool          // users belong to tenants
 }
 
-// call is one user's.
+// call is the call of one user.
 type call struct {
 	id     int
 	work   time.Duration
@@ -48,13 +48,13 @@ type call struct {
 
 type callKey struct{}
 
-// journal is what the provider made of the requests.
+// journal records what the provider did with the requests.
 type journal struct {
 	mu     sync.Mutex
 	served []served
 }
 
-// served is what it made of one.
+// served records what the provider did with one request.
 type served struct {
 	call     *call
 	from, to time.Duration // since the start
@@ -65,13 +65,13 @@ type ending int
 
 const (
 	answered ending = iota
-	refused         // told so
-	gaveUp          // left without either
+	refused         // got an error
+	gaveUp          // left without an answer or an error
 )
 
-// simulate offers the load to a provider through a client, in virtual time. Users arrive at random (Poisson), whatever
-// became of those before them, and ask once. When they come and how much work their answers are follows from the
-// seed alone, so that every client meets the same users.
+// simulate applies the load to a provider through a client in virtual time. Users arrive at random (Poisson),
+// independently of earlier users, and ask once. Their arrival and the work of their answers depend only on the seed, so
+// every client gets the same users.
 func simulate(t *testing.T, r run, c contender) (f figures) {
 	synctest.Test(t, func(*testing.T) {
 		start := time.Now()
@@ -89,7 +89,7 @@ func simulate(t *testing.T, r run, c contender) (f figures) {
 	return f
 }
 
-// hosts are providers by host name; "" is for all others.
+// hosts maps host names to providers. "" is the default.
 type hosts map[string]http.RoundTripper
 
 func (h hosts) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -100,7 +100,7 @@ func (h hosts) RoundTrip(r *http.Request) (*http.Response, error) {
 	return p.RoundTrip(r)
 }
 
-// provider returns a provider whose work is that of the calls, and which writes the journal.
+// provider returns a provider that takes the work from the calls and writes the journal.
 func (j *journal) provider(cfg aiguardtest.ProviderConfig, start time.Time) *aiguardtest.Provider {
 	of := func(r *aiguardtest.Request) *call { return r.Context().Value(callKey{}).(*call) }
 	cfg.Work = func(r *aiguardtest.Request) time.Duration { return of(r).work }
@@ -112,7 +112,7 @@ func (j *journal) provider(cfg aiguardtest.ProviderConfig, start time.Time) *aig
 	return aiguardtest.NewProvider(cfg)
 }
 
-// answersPerSecond is what the provider can do at best.
+// answersPerSecond returns the provider's capacity.
 func (r run) answersPerSecond() float64 {
 	most := float64(r.provider.Capacity) / meanWork.Seconds()
 	if rpm := r.provider.RPM; rpm > 0 {
@@ -121,7 +121,7 @@ func (r run) answersPerSecond() float64 {
 	return most
 }
 
-// outageEnd is when the outage is over.
+// outageEnd returns the end of the outage.
 func (r run) outageEnd() time.Duration { return r.provider.OutageAfter + r.provider.OutageFor }
 
 // offer makes the calls and waits for them to end.
@@ -158,8 +158,8 @@ func offer(r run, start time.Time, ask func(context.Context) error) (calls []*ca
 	}
 }
 
-// user returns the context of a user. Without a deadline it is like that of a web server: it ends when the user leaves, and
-// says nothing about it before.
+// user returns the context of a user. Without a deadline it is like that of a web server: it ends when the user leaves,
+// and has no deadline.
 func (r run) user(c *call) (context.Context, context.CancelFunc) {
 	ctx := context.WithValue(context.Background(), callKey{}, c)
 	if c.tenant != "" {
@@ -173,7 +173,7 @@ func (r run) user(c *call) (context.Context, context.CancelFunc) {
 	return ctx, func() { timer.Stop(); leave() }
 }
 
-// tenantOf draws the tenant of a user.
+// tenantOf returns a random tenant for a user.
 func tenantOf(own *rand.Rand) string {
 	of := own.Float64() * (lightTenants*lightLoad + heavyLoad)
 	if of < heavyLoad {

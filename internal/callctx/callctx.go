@@ -1,5 +1,5 @@
-// Package callctx holds what the guard and its companion packages need to know about a caller's context: the call
-// that the context belongs to, and why the context ended.
+// Package callctx stores and reads facts about a caller's context: the call that the context belongs to, and why the
+// context ended.
 package callctx
 
 import (
@@ -14,13 +14,13 @@ import (
 // Key is the context key of the enclosing call, a Do or RunTask.
 type Key struct{}
 
-// Detach returns a context with ctx's values, but without its cancellation and its enclosing call. Use it for work
-// that outlives the call and must not share its slot.
+// Detach returns a context with ctx's values, but without its cancellation and its enclosing call. Use it for work that
+// outlives the call and must not share its slot.
 func Detach(ctx context.Context) context.Context {
 	return context.WithValue(context.WithoutCancel(ctx), Key{}, nil)
 }
 
-// HoldsSlot reports whether ctx belongs to a call that holds a slot for the calls made with ctx.
+// HoldsSlot reports whether ctx belongs to a call whose slot also covers the calls made with ctx.
 func HoldsSlot(ctx context.Context) bool {
 	c, ok := ctx.Value(Key{}).(interface{ HoldsSlot() bool })
 	return ok && c.HoldsSlot()
@@ -40,8 +40,8 @@ func Err(ctx context.Context) error {
 
 type factsKey struct{}
 
-// WithFacts returns a copy of resp that carries facts. They are stored in the context of its request, because SDKs
-// replace the body and show the headers.
+// WithFacts returns a copy of resp that carries facts. The facts are stored in the context of the response's request,
+// because SDKs replace the body and expose the headers.
 func WithFacts(resp *http.Response, facts any) *http.Response {
 	carrying := *resp
 	carrying.Request = resp.Request.WithContext(context.WithValue(resp.Request.Context(), factsKey{}, facts))
@@ -56,9 +56,9 @@ func Facts(resp *http.Response) any {
 	return resp.Request.Context().Value(factsKey{})
 }
 
-// Heed returns a copy of req without its Cancel channel, whose context also ends when that channel is closed.
-// http.Client enforces its Timeout with that channel. A goroutine watches the channel until the context ends or stop
-// is called.
+// Heed returns a copy of req without its Cancel channel. The context of the copy also ends when that channel is closed,
+// because http.Client enforces its Timeout with the channel. A goroutine watches the channel until the context ends or
+// stop is called.
 func Heed(req *http.Request) (heeded *http.Request, stop context.CancelFunc) {
 	if req.Cancel == nil {
 		return req, func() {}
@@ -69,7 +69,7 @@ func Heed(req *http.Request) (heeded *http.Request, stop context.CancelFunc) {
 		select {
 		case <-left:
 			if end, ok := ctx.Deadline(); ok && !time.Now().Before(end) {
-				<-ctx.Done() // http.Client closes the channel at the context's own deadline, which is the reason then
+				<-ctx.Done() // http.Client also closes the channel at the context's own deadline; that deadline is then the reason
 			}
 			cancel()
 		case <-ctx.Done():

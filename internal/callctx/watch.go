@@ -9,7 +9,7 @@ import (
 // HeadersKey is the context key of a Headers.
 type HeadersKey struct{}
 
-// Headers adds to the headers of each attempt, trace context for example.
+// Headers adds headers to each attempt, such as trace context.
 type Headers interface{ AddHeaders(h http.Header) }
 
 // HeadersOf returns the Headers of ctx, or nil.
@@ -21,7 +21,7 @@ func HeadersOf(ctx context.Context) Headers {
 // ProgressKey is the context key of a Progress.
 type ProgressKey struct{}
 
-// Progress is told of each event of a stream but the first, with the time since the event before.
+// Progress receives the time since the previous event for each event of a stream except the first.
 type Progress interface{ Progressed(after time.Duration) }
 
 // ProgressOf returns the Progress of ctx, or nil.

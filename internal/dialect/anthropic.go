@@ -6,7 +6,7 @@ import (
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
-// Anthropic's Messages API, on its own host, on Vertex AI (rawPredict) and, through bedrock.go, on Amazon Bedrock.
+// Anthropic's Messages API: on Anthropic's host, on Vertex AI (rawPredict), and on Amazon Bedrock through bedrock.go.
 
 var messages = api{op: "messages", refusal: anthropicError, ends: marked, member: messagesMember, event: messagesEvent,
 	output: output{names: []string{"max_tokens"}}}
@@ -56,7 +56,7 @@ func messagesMember(q *query, key []byte, c *jsonscan.Cursor) {
 	}
 }
 
-// blocks reads a text, or a list of content blocks. A block may have blocks inside, of a tool's result say.
+// blocks reads a text or a list of content blocks. Blocks may be nested, for example in a tool result.
 func (q *query) blocks(c *jsonscan.Cursor, depth int) {
 	if depth > 8 {
 		q.strings(c)
@@ -73,7 +73,7 @@ func (q *query) blocks(c *jsonscan.Cursor, depth int) {
 				q.json(c)
 			case "content":
 				q.blocks(c, depth+1)
-			case "source": // of an image or a document, which may be plain text
+			case "source": // source of an image or a document; a document may be plain text
 				q.strings(c)
 			}
 		}
@@ -139,7 +139,7 @@ func messagesEvent(s *Stream, name, data []byte) {
 	s.any = s.any || s.progress
 }
 
-// message reads a message: a whole answer, or what a stream begins with.
+// message reads a message object: a whole answer, or the first event of a stream.
 func (s *Stream) message(object []byte, whole bool) {
 	c := jsonscan.Read(object)
 	for key := range c.Members() {
@@ -170,7 +170,8 @@ func (s *Stream) stop(reason []byte) {
 	}
 }
 
-// anthropicUsage adds cached input to the input: the API counts it apart. A later event has the totals again.
+// anthropicUsage adds cached input to the input, because the API counts it separately. A later event repeats the
+// totals.
 func (s *Stream) anthropicUsage(c *jsonscan.Cursor) {
 	plain := s.usage.Input - s.usage.CacheRead - s.usage.CacheWrite
 	for key := range c.Members() {
@@ -192,8 +193,8 @@ func (s *Stream) anthropicUsage(c *jsonscan.Cursor) {
 	s.usage.Input = plain + s.usage.CacheRead + s.usage.CacheWrite
 }
 
-// anthropicErrors has Anthropic's error types. invalid_request_error is not among them: it covers everything from a typo
-// to an empty account.
+// anthropicErrors maps Anthropic's error types to classes. It leaves out invalid_request_error, which stands for
+// everything from a typo to an empty account.
 var anthropicErrors = vocabulary{
 	codes: map[string]Class{
 		"rate_limit_error":     RateLimited,
@@ -207,7 +208,7 @@ var anthropicErrors = vocabulary{
 	},
 	phrases: []phrase{
 		{"credit balance is too low", Quota, 0},
-		{"reached your specified api usage limits", Quota, 0}, // until the month ends
+		{"reached your specified api usage limits", Quota, 0}, // until the end of the month
 		{"prompt is too long", PromptTooLarge, 0},
 		{"required for long context requests", PromptTooLarge, 429}, // a shorter prompt passes
 		{"input length and `max_tokens` exceed context limit", PromptTooLarge, 0},

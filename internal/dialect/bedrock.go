@@ -8,19 +8,20 @@ import (
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
-// Amazon Bedrock's runtime: Converse, and InvokeModel, whose bodies are those of the model's maker. Streams come in frames.
+// Amazon Bedrock's runtime: Converse, and InvokeModel with the body format of the model's maker. Streams are binary
+// frames.
 
 var (
 	converse = api{op: "converse", refusal: messageError, framing: Frames, ends: finished, member: converseMember, event: converseEvent,
 		output: output{within: []string{"inferenceConfig"}, names: []string{"maxTokens"}}}
-	// invoke is for models of other makers than Anthropic: their answers are not judged.
+	// invoke covers models of makers other than Anthropic. Their answers are not judged.
 	invoke       = api{op: "invoke", refusal: messageError, framing: Frames, untyped: true, member: invokeMember, event: invokeEvent}
 	invokeClaude = api{op: "invoke", refusal: messageError, framing: Frames, ends: marked, member: messagesMember, event: invokeMessagesEvent,
 		output: output{names: []string{"max_tokens"}}}
 )
 
 func bedrockRoute(method, path, _ string) (e Endpoint, ok bool) {
-	_, rest, ok := strings.Cut(path, "/model/") // an ARN has slashes too
+	_, rest, ok := strings.Cut(path, "/model/") // an ARN contains slashes too
 	if method != "POST" || !ok {
 		return e, false
 	}
@@ -142,7 +143,7 @@ func invokeMember(q *query, key []byte, c *jsonscan.Cursor) {
 	q.walkMember(key, c.Value())
 }
 
-// converseEvent reads the payload of a frame that is called name, or a whole answer.
+// converseEvent reads the payload of a frame with this name, or a whole answer.
 func converseEvent(s *Stream, name, data []byte) {
 	c := jsonscan.Read(data)
 	ended := false
@@ -194,7 +195,7 @@ func converseEvent(s *Stream, name, data []byte) {
 	s.any = s.any || s.progress
 }
 
-// exception reports whether a frame of that name is an error.
+// exception reports whether a frame with this name is an error.
 func exception(name []byte) bool {
 	return string(name) == "error" || bytes.HasSuffix(name, []byte("Exception")) || bytes.HasSuffix(name, []byte("exception"))
 }
@@ -207,7 +208,7 @@ func (s *Stream) converseUsage(c *jsonscan.Cursor) {
 			plain = number(c.Value())
 		case "outputTokens":
 			s.usage.Output = number(c.Value())
-		case "cacheReadInputTokens", "cacheReadInputTokenCount": // Nova's
+		case "cacheReadInputTokens", "cacheReadInputTokenCount": // Nova
 			s.usage.CacheRead = number(c.Value())
 		case "cacheWriteInputTokens", "cacheWriteInputTokenCount":
 			s.usage.CacheWrite = number(c.Value())
@@ -216,7 +217,7 @@ func (s *Stream) converseUsage(c *jsonscan.Cursor) {
 	s.usage.Input = plain + s.usage.CacheRead + s.usage.CacheWrite
 }
 
-// payload returns what a frame of InvokeModelWithResponseStream carries, in base64.
+// payload returns the decoded base64 payload of a frame of InvokeModelWithResponseStream.
 func (s *Stream) payload(data []byte) []byte {
 	coded := member(data, "bytes")
 	if len(coded) < 2 || coded[0] != '"' {
@@ -240,14 +241,14 @@ func invokeMessagesEvent(s *Stream, name, data []byte) {
 		s.err = true
 	default:
 		messagesEvent(s, nil, s.payload(data))
-		s.nFree = 0 // they are not in data
+		s.nFree = 0 // the spans refer to the payload, not to data
 	}
 }
 
 func invokeEvent(s *Stream, name, data []byte) {
 	s.err = !s.answer && exception(name)
 	s.any, s.progress = !s.err, !s.err
-	s.cut = true // nobody knows
+	s.cut = true // completeness is unknown
 	if !s.answer {
 		data = s.payload(data)
 	}
@@ -255,7 +256,7 @@ func invokeEvent(s *Stream, name, data []byte) {
 	s.invokeUsage(&c)
 }
 
-// invokeUsage reads the usage that the makers of models report, and that Bedrock adds to the end of a stream.
+// invokeUsage reads the usage that model makers report and that Bedrock adds at the end of a stream.
 func (s *Stream) invokeUsage(c *jsonscan.Cursor) {
 	for key := range c.Members() {
 		switch string(key) {
@@ -271,7 +272,7 @@ func (s *Stream) invokeUsage(c *jsonscan.Cursor) {
 	}
 }
 
-// bedrockErrors has the exceptions of the service.
+// bedrockErrors maps the exceptions of the service to classes.
 var bedrockErrors = vocabulary{
 	codes: map[string]Class{
 		"ThrottlingException":           RateLimited,

@@ -62,7 +62,7 @@ func cohereEvent(s *Stream, _, data []byte) {
 			kind = c.Value()
 		case "delta":
 			s.cohereDelta(&c)
-		case "message": // of a whole answer, or the text of an error
+		case "message": // message of a whole answer, or text of an error
 			value := c.Value()
 			s.any = s.any || first(value) == '{'
 		case "finish_reason":
@@ -81,7 +81,7 @@ func cohereEvent(s *Stream, _, data []byte) {
 	case `"message-end"`:
 		s.any, s.done = true, true
 	case `"content-start"`, "":
-	case `"content-delta"`, `"tool-plan-delta"`, `"tool-call-delta"`, `"citation-start"`: // their text tells
+	case `"content-delta"`, `"tool-plan-delta"`, `"tool-call-delta"`, `"citation-start"`: // progress depends on their text
 	default:
 		s.progress = true
 	}
@@ -137,7 +137,7 @@ func (s *Stream) cohereUsage(c *jsonscan.Cursor) {
 		case "tokens":
 			s.openaiUsage(c)
 			counted = true
-		case "billed_units": // less than all tokens
+		case "billed_units": // fewer than all tokens
 			if !counted {
 				s.openaiUsage(c)
 			}
@@ -160,7 +160,7 @@ func cohereEmbedEvent(s *Stream, _, data []byte) {
 	}
 }
 
-// cohereErrors is for messages: most of Cohere's errors have no code.
+// cohereErrors matches messages, because most of Cohere's errors have no code.
 var cohereErrors = vocabulary{
 	codes: map[string]Class{
 		"TOO_MANY_TOKENS": PromptTooLarge,

@@ -1,8 +1,9 @@
-// Package dialect knows what is true of one provider's API and not of another's: what its requests ask for, whether an
-// answer is complete or an error in disguise, how its streams end, and what its error codes mean. It takes bytes and
-// returns verdicts: it reads nothing and waits for nothing.
+// Package dialect contains everything that differs between the APIs of providers: the fields of a request, complete
+// answers and errors inside a success, the end of a stream, and the meaning of error codes. Its functions take bytes
+// and return verdicts. They perform no I/O and never block.
 //
-// One file has one dialect. To add one, write its file and list its [route] and its [vocabulary] below.
+// Each file contains one dialect. To add a dialect, write its file and add its [route] and its [vocabulary] to the
+// lists.
 package dialect
 
 import (
@@ -11,7 +12,7 @@ import (
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
-// MaxShape is what an answer may be made of: a decoder turns each object into kilobytes.
+// MaxShape limits the structure of an answer, because a decoder allocates kilobytes for each object.
 var MaxShape = jsonscan.Limits{Containers: 100_000, Depth: 100}
 
 // Framing is how the events of a stream are separated.
@@ -24,48 +25,48 @@ const (
 	Frames                // application/vnd.amazon.eventstream
 )
 
-// Endpoint is one operation of one API. The zero Endpoint is an operation that no dialect knows.
+// Endpoint is one operation of one API. The zero Endpoint stands for an operation without a dialect.
 type Endpoint struct {
 	api    *api
-	model  string // that the path names
+	model  string // named in the path
 	stream bool   // the path asks for a stream
 }
 
-// api is what is known of an operation. The functions that are nil know nothing.
+// api describes an operation. Nil functions read nothing.
 type api struct {
 	op      string
 	framing Framing
 	plain   bool // an answer may be text or bytes instead of JSON
-	creates bool // makes something at the provider, whatever the request says
-	marks   bool // [DONE] is the mark of a stream's end
-	untyped bool // the parts of a prompt that carry media have no type, but a name that says so
-	deaf    bool // the API's own client heeds an error in a stream, but not one of reading it
+	creates bool // creates something at the provider, whatever the request says
+	marks   bool // [DONE] ends a stream
+	untyped bool // the media parts of a prompt have no type; the member's name identifies them
+	deaf    bool // the API's own client reports an error event in a stream, but ignores an error while reading it
 
-	member func(q *query, key []byte, c *jsonscan.Cursor) // reads a member of a request
-	output output                                         // where a request limits its output
-	event  func(s *Stream, name, data []byte)             // reads an event, or a whole answer
+	member func(q *query, key []byte, c *jsonscan.Cursor) // reads one member of a request
+	output output                                         // fields that limit the output
+	event  func(s *Stream, name, data []byte)             // reads one event or a whole answer
 	ends   ends
-	final  func(s *Stream) bool // of finished: also needed for a complete answer
+	final  func(s *Stream) bool // also required for a complete answer if ends is finished
 
-	refusal func(status int, code, message string) errorObject // the form of an error; nil: OpenAI's
+	refusal func(status int, code, message string) errorObject // form of an error; nil: OpenAI's
 }
 
-// ends says when a stream is complete.
+// ends defines when a stream is complete.
 type ends int8
 
 const (
 	anywhere ends = iota // at any clean end
-	finished             // when each choice has a finish reason
-	marked               // at a last event of the API's own
+	finished             // after a finish reason for each choice
+	marked               // after the API's own last event
 )
 
-// route finds the operation that a request with this method and path is for. The path has no slash at its end.
+// route returns the operation for a method and a path. The path has no trailing slash.
 type route func(method, path, query string) (Endpoint, bool)
 
-// routes are asked in this order.
+// The first route that matches wins.
 var routes = [...]route{geminiRoute, bedrockRoute, anthropicRoute, ollamaRoute, cohereRoute, openaiRoute}
 
-// Of returns the operation that a request is for, under any base URL (deployments, proxies, gateways).
+// Of returns the operation of a request. It accepts any base URL, such as those of deployments, proxies and gateways.
 func Of(method, path, query string) Endpoint {
 	path = strings.TrimSuffix(path, "/")
 	for _, find := range routes {
@@ -76,13 +77,14 @@ func Of(method, path, query string) Endpoint {
 	return Endpoint{}
 }
 
-// Known reports whether a dialect knows the operation. What it does not know is not judged.
+// Known reports whether the operation has a dialect. Answers of other operations are not judged.
 func (e Endpoint) Known() bool { return e.api != nil }
 
-// Inference reports whether a request creates nothing at the provider unless its body says so: a repeat costs tokens at worst.
+// Inference reports whether a request creates nothing at the provider unless its body says so. A repeat then costs only
+// tokens.
 func (e Endpoint) Inference() bool { return e.api != nil && !e.api.creates }
 
-// Op is the name of the operation for errors, logs and metrics, or "".
+// Op returns the name of the operation for errors, logs and metrics, or "".
 func (e Endpoint) Op() string {
 	if e.api == nil {
 		return ""
@@ -90,16 +92,16 @@ func (e Endpoint) Op() string {
 	return e.api.op
 }
 
-// Model is the model that the path names, or "".
+// Model returns the model named in the path, or "".
 func (e Endpoint) Model() string { return e.model }
 
 // Streams reports whether the path asks for a stream.
 func (e Endpoint) Streams() bool { return e.stream }
 
-// Plain reports whether a good answer may be something else than JSON.
+// Plain reports whether a good answer may have a format other than JSON.
 func (e Endpoint) Plain() bool { return e.api == nil || e.api.plain }
 
-// Framing is how the operation frames its streams where the bytes do not tell.
+// Framing returns the framing of the operation's streams. Callers use it if the bytes do not identify the framing.
 func (e Endpoint) Framing() Framing {
 	if e.api == nil {
 		return SSE
@@ -107,10 +109,10 @@ func (e Endpoint) Framing() Framing {
 	return e.api.framing
 }
 
-// Deaf reports whether the API's own client heeds an error in a stream, but not one of reading it.
+// Deaf reports whether the API's own client reports an error event in a stream but ignores an error while reading it.
 func (e Endpoint) Deaf() bool { return e.api != nil && e.api.deaf }
 
-// before returns the part of path in front of suffix, without the slash between them.
+// before returns the part of path before suffix, without the slash between them.
 func before(path, suffix string) (string, bool) {
 	rest, ok := strings.CutSuffix(path, suffix)
 	if !ok {
@@ -122,32 +124,32 @@ func before(path, suffix string) (string, bool) {
 	return strings.CutSuffix(rest, "/")
 }
 
-// last is the last segment of a path.
+// last returns the last segment of a path.
 func last(path string) string { return path[strings.LastIndexByte(path, '/')+1:] }
 
 // versioned reports whether s is a segment such as "v1" or "v1beta".
 func versioned(s string) bool { return len(s) > 1 && s[0] == 'v' && s[1] >= '0' && s[1] <= '9' }
 
-// Usage is the tokens that an answer says it took. Input includes cached input, Output includes reasoning.
+// Usage is the number of tokens that an answer reports. Input includes cached input. Output includes reasoning.
 type Usage struct{ Input, Output, CacheRead, CacheWrite, Reasoning int64 }
 
-// Answer is the verdict about a whole answer.
+// Answer is the verdict on a whole answer.
 type Answer struct {
-	OK      bool    // it is an answer of the operation
-	Failed  bool    // it is the provider's failure
-	Own     bool    // if Failed: it is an answer that says that it failed, and not an error in the place of one
+	OK      bool    // an answer of the operation
+	Failed  bool    // a failure of the provider
+	Own     bool    // if Failed: an answer that reports its own failure, not an error object in place of an answer
 	Failure Failure // if Failed
-	Whole   bool    // it is an answer that ended by itself, with nothing cut or filtered: worth keeping
+	Whole   bool    // complete, neither cut nor filtered: can be cached
 	Usage   Usage
 }
 
-// Judge judges a whole JSON answer that has passed jsonscan.Check.
+// Judge judges a whole JSON answer that passed jsonscan.Check.
 func (e Endpoint) Judge(body []byte) Answer {
 	var s Stream
 	return e.JudgeWith(&s, body)
 }
 
-// JudgeWith is Judge with a Stream of the caller's, whose content is lost, so that it allocates nothing.
+// JudgeWith is Judge without allocations. It overwrites s.
 func (e Endpoint) JudgeWith(s *Stream, body []byte) Answer {
 	if e.api == nil {
 		return Answer{OK: true}

@@ -8,15 +8,16 @@ import (
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
-// Failure is what a provider says went wrong.
+// Failure describes an error that a provider reported.
 type Failure struct {
 	Code, Type, Message, Param string
 	Number                     bool          // Code was a number
-	InnerCode                  string        // Azure's inner error, Google's reason, or the exception in a header
-	RetryAfter                 time.Duration // that the body asks for; 0: none
+	InnerCode                  string        // Azure's inner error, Google's reason, or the exception named in a header
+	RetryAfter                 time.Duration // requested in the body; 0: none
 }
 
-// Class is the meaning of a failure. It is "" where neither a code nor a phrase tells; then the status does.
+// Class is the meaning of a failure. "" means that neither a code nor a phrase determines the class; the status then
+// does.
 type Class string
 
 // The classes of failures.
@@ -31,8 +32,8 @@ const (
 	ContentPolicy  Class = "content policy"
 )
 
-// vocabulary is what a provider's failures are called. Codes and types come first; a phrase, in lower case, counts only in
-// the message of a failure that has no code with a meaning.
+// vocabulary maps the codes, types and phrases of a provider's failures to classes. Codes and types come first. A
+// phrase is in lower case. It counts only in the message of a failure whose code has no class.
 type vocabulary struct {
 	codes   map[string]Class
 	phrases []phrase
@@ -41,13 +42,13 @@ type vocabulary struct {
 type phrase struct {
 	text   string
 	class  Class
-	status int // that it must come with; 0: any
+	status int // status required for a match; 0: any
 }
 
-// vocabularies are all asked, whoever answered: relays pass on other providers' errors.
+// Failures are looked up in all vocabularies, because relays pass on other providers' errors.
 var vocabularies = [...]*vocabulary{&openaiErrors, &anthropicErrors, &geminiErrors, &bedrockErrors, &cohereErrors, &ollamaErrors}
 
-// ClassOfCode returns what a code or a type means by itself, or "".
+// ClassOfCode returns the class of a code or a type alone, or "".
 func ClassOfCode(code string) Class {
 	if code == "" {
 		return ""
@@ -63,11 +64,12 @@ func ClassOfCode(code string) Class {
 	return ""
 }
 
-// longWindow is from where on a usage limit is no rate limit: nobody waits for so long.
+// A usage limit with a window of at least longWindow counts as quota and not as a rate limit, because calls cannot wait
+// that long.
 const longWindow = time.Hour
 
-// Classify returns what a failure with this status means (0: it came inside a success): by its code first, then its type,
-// then its message.
+// Classify returns the class of a failure with this HTTP status. Status 0 stands for an error inside a success. The
+// code decides first, then the type, then the message.
 func Classify(status int, f Failure) Class {
 	class := ClassOfCode(f.Code)
 	if class == "" {
@@ -80,7 +82,7 @@ func Classify(status int, f Failure) Class {
 		class = ofMessage(status, f)
 	} else if class == RateLimited {
 		switch said := ofMessage(status, f); said {
-		case Quota, PromptTooLarge: // Google and Anthropic have one code for all of them
+		case Quota, PromptTooLarge: // Google and Anthropic use one code for all of them
 			class = said
 		}
 	}
@@ -110,7 +112,7 @@ func ofMessage(status int, f Failure) Class {
 	return ""
 }
 
-// ofType is vaguer than a code: it does not turn a plain 4xx into something to try again.
+// ofType returns the class of a type. Types are vaguer than codes, so a type does not make a plain 4xx retryable.
 func ofType(status int, kind string) Class {
 	class := ClassOfCode(kind)
 	switch status {
@@ -123,7 +125,7 @@ func ofType(status int, kind string) Class {
 	return class
 }
 
-// neverFits reports whether a rate limit's message says that the request by itself is over the limit.
+// neverFits reports whether the message of a rate limit says that the request alone exceeds the limit.
 func neverFits(message string) bool {
 	limit, ok := numberBehind(message, "Limit ")
 	requested, ok2 := numberBehind(message, "Requested ")
@@ -141,9 +143,9 @@ func numberBehind(text, word string) (n int64, ok bool) {
 	return n, ok && n > 0
 }
 
-// ErrorIn finds the error object in a body that has passed jsonscan.Check, in the forms that providers use inside a
+// ErrorIn finds the error object in a body that passed jsonscan.Check. It knows the forms that providers use inside a
 // success: {"error":{…}}, {"error":"text"}, a bare {"type":"error"|"object":"error","code":…,"message":…}, Google's
-// [{"error":{…}}] and MiniMax's {"base_resp":{…}}. An error that says nothing is none.
+// [{"error":{…}}] and MiniMax's {"base_resp":{…}}. It ignores empty errors.
 func ErrorIn(body []byte) (f Failure, ok bool) {
 	if first(body) == '[' {
 		for e := range jsonscan.Elements(body) {
@@ -182,8 +184,8 @@ func errorInObject(body []byte) (f Failure, ok bool) {
 	return f, ok
 }
 
-// Refusal reads the body of a failure status. said is false where it has no error object; then the failure has what a body
-// says in another form.
+// Refusal reads the body of a failure status. said is false if the body has no error object. The failure then holds
+// what the body reports in another form.
 func Refusal(body []byte) (f Failure, said bool) {
 	if f, said = ErrorIn(body); said {
 		return f, true
@@ -207,7 +209,7 @@ func Refusal(body []byte) (f Failure, said bool) {
 	return f, false
 }
 
-// failureIn reads an error: an object, or a text.
+// failureIn reads an error that is an object or a text.
 func failureIn(value []byte) (f Failure) {
 	if first(value) != '{' {
 		f.Message, _ = scalar(value)
@@ -219,7 +221,7 @@ func failureIn(value []byte) (f Failure) {
 			f.Message, _ = scalar(value)
 		case "type":
 			f.Type, _ = scalar(value)
-		case "status": // Google's
+		case "status": // Google
 			if s, number := scalar(value); f.Type == "" && !number {
 				f.Type = s
 			}
@@ -257,7 +259,7 @@ func (f *Failure) googleDetails(list []byte) {
 	}
 }
 
-// hints finds a time to wait among the members of an object.
+// hints returns the delay for a retry that a member of the object requests, or 0.
 func hints(object []byte) time.Duration {
 	for key, value := range jsonscan.Members(object) {
 		unit := time.Second

@@ -7,14 +7,14 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What providers say when they refuse, and what a person would call it.
-func TestRefusalsAreUnderstoodInEveryDialectsWords(t *testing.T) {
+// Each row has the error of a provider and its class.
+func TestRefusalsAreClassifiedInEveryDialect(t *testing.T) {
 	for _, tc := range []struct {
 		status int
 		body   string
 		want   Class
 	}{
-		// OpenAI's form, of many providers
+		// OpenAI's form, which many providers use
 		{429, `{"error":{"code":"insufficient_quota","type":"insufficient_quota","message":"x"}}`, Quota},
 		{429, `{"error":{"code":"billing_hard_limit_reached"}}`, Quota},
 		{429, `{"error":{"code":"project_spend_limit_exceeded"}}`, Quota},
@@ -108,7 +108,7 @@ func TestWaitIsFoundInTheBody(t *testing.T) {
 	}
 }
 
-// The name of an event says no more than that it is an error: what it is, is inside.
+// The name "error" alone has no class. The data of the event determines it.
 func TestErrorEventIsClassifiedByItsData(t *testing.T) {
 	for _, tc := range []struct {
 		path, name, data string

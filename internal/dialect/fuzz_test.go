@@ -12,7 +12,7 @@ import (
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
-// everyEndpoint has one of each operation.
+// everyEndpoint has one endpoint for each operation.
 var everyEndpoint = []Endpoint{
 	post("/v1/chat/completions"), post("/v1/completions"), post("/v1/responses"), post("/v1/embeddings"), post("/v1/moderations"),
 	post("/v1/images/generations"), post("/v1/audio/speech"), post("/v1/threads/runs"), Object(), {}, post("/v1/messages"),
@@ -20,7 +20,7 @@ var everyEndpoint = []Endpoint{
 	post("/model/anthropic.c/invoke"), post("/v2/chat"), post("/v2/embed"), post("/api/chat"), post("/api/generate"), post("/api/embed"),
 }
 
-// Whatever JSON comes, reading it neither panics nor says two things at once.
+// Reading any JSON neither panics nor returns contradictory results.
 func FuzzAnswer(f *testing.F) {
 	f.Add([]byte(`{"choices":[{"index":0,"finish_reason":"stop"}],"error":{"code":1,"innererror":{}},"usage":{"prompt_tokens":1}}`), 0)
 	f.Add([]byte(`[[{"error":"x"}]]`), 8)
@@ -30,7 +30,7 @@ func FuzzAnswer(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte, endpoint int) {
 		e := everyEndpoint[uint(endpoint)%uint(len(everyEndpoint))]
 		broken := e.Follow()
-		broken.Event([]byte("error"), body) // whatever it is
+		broken.Event([]byte("error"), body) // any JSON is allowed
 		if _, err := jsonscan.Check(body, jsonscan.Limits{Containers: 1000, Depth: 50}); err != nil {
 			return
 		}
@@ -61,8 +61,8 @@ func FuzzAnswer(f *testing.F) {
 	})
 }
 
-// Reading a request neither panics nor invents text: its parts lie in the body, in order. A lowered body is JSON as the
-// body was, and asks for no more than the limit.
+// Reading a request neither panics nor invents text: the parts are in the body, in order. A lowered body is JSON if the
+// body was JSON, and requests no more tokens than the limit.
 func FuzzRequest(f *testing.F) {
 	for i, body := range []string{
 		`{"model":"m","messages":[{"role":"user","content":"Hi"}],"max_tokens":5000,"tools":[{"function":{"parameters":{}}}]}`,
@@ -114,7 +114,7 @@ func FuzzRequest(f *testing.F) {
 	})
 }
 
-// Any path belongs to one operation at the most, and never panics.
+// Every path matches at most one operation and never causes a panic.
 func FuzzRoute(f *testing.F) {
 	for _, path := range []string{"/v1/chat/completions", "/openai/deployments/d/embeddings", "/model/a%2Fb/converse", "/models/:", "/model//", "/threads/", ""} {
 		f.Add("POST", path, "stream=true")
@@ -132,7 +132,7 @@ func nested(n int) []byte {
 	return []byte(`{"model":"m","input":` + strings.Repeat(`{"data":`, n) + `"` + inner + `"` + strings.Repeat("}", n) + `}`)
 }
 
-// The bound of time for each byte is generous: what is not linear misses it by orders of magnitude.
+// The time limit per byte is generous. Code that is not linear exceeds it by orders of magnitude.
 func TestReadingNestedInputIsLinear(t *testing.T) {
 	body := nested(10_000)
 	for _, e := range everyEndpoint {

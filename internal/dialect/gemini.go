@@ -6,8 +6,8 @@ import (
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
-// Google's Gemini API, also on Vertex AI. The path names the model, and its verb the operation. Field names come in camel
-// case and in snake case.
+// Google's Gemini API, also on Vertex AI. The path contains the model and the operation. Field names are in camel case
+// or snake case.
 
 var (
 	generate = api{op: "generateContent", refusal: geminiError, framing: JSON, ends: finished, member: geminiMember, event: geminiEvent,
@@ -35,7 +35,7 @@ func geminiRoute(method, path, _ string) (e Endpoint, ok bool) {
 func geminiMember(q *query, key []byte, c *jsonscan.Cursor) {
 	switch string(key) {
 	case "contents":
-		if first(q.body[c.Offset():]) == '{' { // one may stand without a list
+		if first(q.body[c.Offset():]) == '{' { // a single object without a list is allowed
 			q.geminiContent(c)
 			return
 		}
@@ -131,7 +131,7 @@ func geminiEvent(s *Stream, _, data []byte) {
 			}
 		case "promptFeedback":
 			for key := range c.Members() {
-				if string(key) == "blockReason" && said(c.Value()) { // declined, which is an answer
+				if string(key) == "blockReason" && said(c.Value()) { // a declined prompt counts as an answer
 					s.any, s.progress, s.cut = true, true, true
 					s.choice(0, true)
 				}
@@ -189,7 +189,7 @@ func (s *Stream) geminiUsage(c *jsonscan.Cursor) {
 		switch string(key) {
 		case "promptTokenCount":
 			prompt = number(c.Value())
-		case "toolUsePromptTokenCount": // the results of tools
+		case "toolUsePromptTokenCount": // tool results
 			results = number(c.Value())
 		case "candidatesTokenCount":
 			answer = number(c.Value())
@@ -217,7 +217,8 @@ func geminiEmbedEvent(s *Stream, _, data []byte) {
 	}
 }
 
-// geminiErrors has the reasons and the statuses of Google's APIs. INVALID_ARGUMENT is not among them: it covers everything.
+// geminiErrors maps the reasons and statuses of Google's APIs to classes. It leaves out INVALID_ARGUMENT, which stands
+// for every kind of bad request.
 var geminiErrors = vocabulary{
 	codes: map[string]Class{
 		"API_KEY_INVALID": Unauthorized, "API_KEY_EXPIRED": Unauthorized, "UNAUTHENTICATED": Unauthorized,

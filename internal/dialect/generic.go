@@ -2,9 +2,9 @@ package dialect
 
 import "strings"
 
-// An endpoint that no dialect knows is passed through and not judged. It gets a name for logs from its path.
+// Endpoints without a dialect pass through without judgement. Their name in logs comes from the path.
 
-// NameOf names an operation by the first part of its path behind the version: "models", "files".
+// NameOf returns a name for an operation: the first segment of its path after the version, such as "models" or "files".
 func NameOf(path string) string {
 	if _, rest, ok := strings.Cut(path, "/v1/"); ok {
 		path = rest

@@ -26,7 +26,7 @@ func member(object []byte, name string) []byte {
 
 func hasElement(list []byte) bool { return first(list) == '[' && first(list[1:]) != ']' }
 
-// said reports whether a value is a string that says something.
+// said reports whether a value is a non-empty string.
 func said(value []byte) bool { return len(value) > 2 && value[0] == '"' }
 
 func isTrue(value []byte) bool { return string(value) == "true" }
@@ -36,7 +36,7 @@ func text(value []byte) string {
 	return clip(s)
 }
 
-// number is the whole number that value is, or 0.
+// number returns value as a whole number, or 0.
 func number(value []byte) int64 {
 	if n, err := strconv.ParseInt(string(value), 10, 64); err == nil {
 		return n
@@ -47,7 +47,7 @@ func number(value []byte) int64 {
 	return 0
 }
 
-// scalar is the text of a string or number; null, booleans, objects and arrays have none.
+// scalar returns the text of a string or number. It returns "" for null, booleans, objects and arrays.
 func scalar(value []byte) (s string, isNumber bool) {
 	if s, ok := jsonscan.Text(value); ok {
 		return clip(s), false
@@ -58,7 +58,7 @@ func scalar(value []byte) (s string, isNumber bool) {
 	return "", false
 }
 
-// maxMessage bounds the provider's words that are kept for the cause of an error.
+// maxMessage limits the provider's message that is kept for the cause of an error.
 const maxMessage = 4 << 10
 
 func clip(s string) string {
@@ -68,7 +68,7 @@ func clip(s string) string {
 	return s
 }
 
-// empty reports whether a value says nothing: null, false, 0, "", or an object or array of such values.
+// empty reports whether a value has no content: null, false, 0, "", or an object or array of such values.
 func empty(value []byte) bool {
 	switch first(value) {
 	case '{':
@@ -89,7 +89,7 @@ func empty(value []byte) bool {
 	return hollow(value)
 }
 
-// hollow is empty for a value inside another: it looks at no more than the value's own bytes.
+// hollow is empty for a nested value. It reads only the bytes of the value itself.
 func hollow(value []byte) bool {
 	switch string(value) {
 	case "", "null", "false", "0", `""`, "{}", "[]":

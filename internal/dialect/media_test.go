@@ -8,10 +8,10 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
-// The texts of a prompt count, and the bytes of its images, sounds, videos and files do not, wherever an API has them: in a
-// message, in a tool's result, or beside the messages. T is a text of 5 characters, D has 5,000 characters of base64, and N is
-// a name of 1 character, such as a file's.
-func TestBytesOfMediaAreNoText(t *testing.T) {
+// The texts of a prompt count. The bytes of its images, sounds, videos and files do not count, in any place that an API
+// allows: in a message, in a tool result, or beside the messages. T is a text of 5 characters, D has 5,000 characters
+// of base64, and N is a name of 1 character, such as a file name.
+func TestMediaBytesDoNotCountAsText(t *testing.T) {
 	const (
 		chat     = "/v1/chat/completions"
 		respond  = "/v1/responses"
@@ -103,14 +103,14 @@ func TestBytesOfMediaAreNoText(t *testing.T) {
 			assert.Equal(t, c.want, chars, c.name)
 			continue
 		}
-		// Where the model reads all strings of the request, its names and types count too.
+		// If the model reads all strings of the request, its names and types count too.
 		assert.GreaterOrEqual(t, chars, -c.want, c.name)
 		assert.Less(t, chars, 150, c.name)
 	}
 }
 
-// What only looks like an image is text: nobody gets around the limit with it.
-func TestTextBehindADataURIIsText(t *testing.T) {
+// Text that only looks like an image counts as text, so it cannot bypass the limit.
+func TestTextAfterADataURICountsAsText(t *testing.T) {
 	long := strings.Repeat("All work and no play. ", 100)
 	for _, input := range []string{"data:image/png;base64," + long, "data:text/plain;base64,QUJD", "data:,;base64," + long, long + "data:image/png;base64,QUJD",
 		"data:image/png;base64,\\u003c\\u003c"} {

@@ -2,7 +2,7 @@ package dialect
 
 import "github.com/aiguard-go/aiguard/internal/jsonscan"
 
-// Ollama's API: chat, generate and embed. It streams JSON lines unless it is told not to.
+// Ollama's API: chat, generate and embed. It streams JSON lines unless the request disables streaming.
 
 var (
 	ollamaChat = api{op: "chat", refusal: ollamaError, framing: JSON, ends: marked, deaf: true, member: ollamaChatMember, event: ollamaEvent,
@@ -101,7 +101,7 @@ func ollamaEvent(s *Stream, _, data []byte) {
 func ollamaEmbedEvent(s *Stream, _, data []byte) {
 	for key, value := range jsonscan.Members(data) {
 		switch string(key) {
-		case "embedding", "embeddings", "data": // "data" of those who speak OpenAI's API at this path
+		case "embedding", "embeddings", "data": // "data" comes from servers that use OpenAI's API at this path
 			s.any, s.progress = s.any || first(value) == '[', true
 		case "prompt_eval_count":
 			s.usage.Input = number(value)
@@ -111,7 +111,7 @@ func ollamaEmbedEvent(s *Stream, _, data []byte) {
 	}
 }
 
-// ollamaErrors is for messages: Ollama's errors are texts.
+// ollamaErrors matches messages, because Ollama's errors are texts.
 var ollamaErrors = vocabulary{
 	phrases: []phrase{
 		{"the input length exceeds the context length", PromptTooLarge, 0},

@@ -6,7 +6,7 @@ import (
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
-// OpenAI's API, which most providers and gateways speak too: chat, text completions, Responses, embeddings, moderations,
+// OpenAI's API, which most providers and gateways use too: chat, text completions, Responses, embeddings, moderations,
 // images and audio.
 
 var (
@@ -32,7 +32,8 @@ func openaiRoute(method, path, query string) (e Endpoint, ok bool) {
 		e.model, _, _ = strings.Cut(in, "/")
 	}
 	if method == "GET" {
-		// A stream of a stored response, taken up again. Without stream=true it is an object to look at, whatever it says.
+		// A resumed stream of a stored response. Without stream=true the answer is a stored object, which is not
+		// judged.
 		if i := strings.LastIndex(path, "/responses/"); i >= 0 && !strings.Contains(path[i+len("/responses/"):], "/") &&
 			strings.Contains("&"+query+"&", "&stream=true&") {
 			return Endpoint{api: &responses, stream: true}, true
@@ -54,13 +55,13 @@ func openaiRoute(method, path, query string) (e Endpoint, ok bool) {
 		switch {
 		case !chats:
 			e.api = &completions
-		case last(rest) != "async": // whose answers are tickets
+		case last(rest) != "async": // its answers are tickets
 			e.api = &chat
 		}
 	case "responses":
 		e.api = &responses
 	case "embeddings":
-		if rest, _ := before(path, "embeddings"); last(rest) != "text" { // which is watsonx
+		if rest, _ := before(path, "embeddings"); last(rest) != "text" { // watsonx
 			e.api = &embeddings
 		}
 	case "moderations":
@@ -130,7 +131,7 @@ func (q *query) messageMember(key []byte, c *jsonscan.Cursor) {
 	}
 }
 
-// content reads a text, or a list of parts of which some are texts.
+// content reads a text or a list of parts. Some of the parts may be texts.
 func (q *query) content(c *jsonscan.Cursor) {
 	some := false
 	for range c.Elements() {
@@ -139,7 +140,7 @@ func (q *query) content(c *jsonscan.Cursor) {
 			switch string(key) {
 			case "text", "refusal", "thinking":
 				q.text(c)
-			case "document": // of a tool's result
+			case "document": // document of a tool result
 				q.strings(c)
 			}
 		}
@@ -169,7 +170,7 @@ func (q *query) definition(c *jsonscan.Cursor) {
 	}
 }
 
-// tools reads what a request says of its tools: functions, in an object of their own or not, and the settings of others.
+// tools reads the tools of a request: functions, nested in an object or not, and the settings of other tools.
 func (q *query) tools(c *jsonscan.Cursor) {
 	for range c.Elements() {
 		for key := range c.Members() {
@@ -227,7 +228,7 @@ func responseMember(q *query, key []byte, c *jsonscan.Cursor) {
 	case "context_management", "include", "max_tool_calls", "metadata", "moderation", "parallel_tool_calls", "previous_response_id",
 		"prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "reasoning", "safety_identifier", "service_tier",
 		"stream_options", "temperature", "tool_choice", "top_logprobs", "top_p", "truncation", "user":
-	default: // an extension, which may say anything
+	default: // an extension with unknown content
 		q.strings(c)
 	}
 }
@@ -256,7 +257,8 @@ func audioMember(q *query, key []byte, c *jsonscan.Cursor) {
 	}
 }
 
-// maxTokensName is the name of the output limit that model takes: the o series, and GPT from 5 on, refuse max_tokens.
+// maxTokensName returns the name of the output limit that model accepts. The o series and GPT from 5 on reject
+// max_tokens.
 func maxTokensName(model string) string {
 	if needsMaxCompletionTokens(model) {
 		return "max_completion_tokens"
@@ -266,7 +268,7 @@ func maxTokensName(model string) string {
 
 func needsMaxCompletionTokens(model string) bool {
 	model = strings.TrimPrefix(model, "ft:")
-	model = model[strings.LastIndexByte(model, '/')+1:] // "openai/o3" at a router
+	model = model[strings.LastIndexByte(model, '/')+1:] // routers write "openai/o3"
 	if rest, ok := strings.CutPrefix(model, "gpt-"); ok {
 		n := 0
 		for n < len(rest) && rest[n] >= '0' && rest[n] <= '9' {
@@ -277,20 +279,20 @@ func needsMaxCompletionTokens(model string) bool {
 	return len(model) > 1 && model[0] == 'o' && model[1] >= '1' && model[1] <= '9'
 }
 
-// MaxTokensName is the name that model has for the output limit of a chat.
+// MaxTokensName returns the name of the output limit of a chat for model.
 func MaxTokensName(model string) string { return maxTokensName(model) }
 
 func chatEvent(s *Stream, _, data []byte) { s.choices(data) }
 
 func completionEvent(s *Stream, _, data []byte) {
 	s.choices(data)
-	// Other APIs have completions at this path, of a form of their own.
+	// Other APIs have completions at this path in a different form.
 	if !s.answer && !s.any && !s.err && !s.failed && !empty(data) && member(data, "choices") == nil && member(data, "object") == nil {
 		s.foreign, s.any, s.progress = true, true, true
 	}
 }
 
-// choices reads a chunk, or a whole answer: they have the same members.
+// choices reads a chunk or a whole answer, which have the same members.
 func (s *Stream) choices(data []byte) {
 	c := jsonscan.Read(data)
 	for key := range c.Members() {
@@ -310,7 +312,7 @@ func (s *Stream) choices(data []byte) {
 			s.err = s.err || !empty(c.Value())
 		case "type", "object":
 			s.err = s.err || string(c.Value()) == `"error"`
-		case "base_resp": // MiniMax's, which come with a 200
+		case "base_resp": // MiniMax sends it with a 200
 			for key := range c.Members() {
 				switch string(key) {
 				case "status_code":
@@ -322,7 +324,7 @@ func (s *Stream) choices(data []byte) {
 }
 
 func (s *Stream) chatChoice(c *jsonscan.Cursor) {
-	at, ended := uint64(0), s.answer // a whole answer need not say why it ended
+	at, ended := uint64(0), s.answer // a whole answer is complete without a finish reason
 	for key := range c.Members() {
 		switch string(key) {
 		case "index":
@@ -334,9 +336,9 @@ func (s *Stream) chatChoice(c *jsonscan.Cursor) {
 				ended = true
 				s.finish(reason)
 			}
-		case "text": // of a completion
+		case "text": // text of a completion
 			s.text(c)
-		case "usage": // Moonshot's
+		case "usage": // Moonshot
 			s.openaiUsage(c)
 		case "error":
 			if value := c.Value(); !empty(value) {
@@ -358,7 +360,7 @@ func (s *Stream) chatChoice(c *jsonscan.Cursor) {
 	s.choice(at, ended)
 }
 
-// groq reads what Groq adds to the last chunk: the usage, or why the stream stopped early.
+// groq reads the extension that Groq adds to the last chunk: the usage, or the reason for an early stop.
 func (s *Stream) groq(c *jsonscan.Cursor) {
 	for key := range c.Members() {
 		switch string(key) {
@@ -372,7 +374,7 @@ func (s *Stream) groq(c *jsonscan.Cursor) {
 	}
 }
 
-// delta reads a text, or a list of parts.
+// delta reads a text or a list of parts.
 func (s *Stream) delta(c *jsonscan.Cursor) {
 	for range c.Elements() {
 		s.progress = true
@@ -380,7 +382,7 @@ func (s *Stream) delta(c *jsonscan.Cursor) {
 	s.text(c)
 }
 
-// finish reads a finish reason. One that is not known here is a good end.
+// finish reads a finish reason. An unknown reason counts as a good end.
 func (s *Stream) finish(reason []byte) {
 	switch string(reason) {
 	case `"error"`, `"abort"`, `"aborted"`, `"network_error"`, `"engine_overloaded"`, `"insufficient_system_resource"`,
@@ -400,7 +402,7 @@ func (s *Stream) openaiUsage(c *jsonscan.Cursor) {
 			s.usage.Input = number(c.Value())
 		case "completion_tokens", "output_tokens":
 			s.usage.Output = number(c.Value())
-		case "prompt_cache_hit_tokens", "cached_tokens": // DeepSeek's, Moonshot's
+		case "prompt_cache_hit_tokens", "cached_tokens": // DeepSeek, Moonshot
 			s.usage.CacheRead = number(c.Value())
 		case "prompt_tokens_details", "input_tokens_details":
 			for key := range c.Members() {
@@ -421,7 +423,7 @@ func (s *Stream) openaiUsage(c *jsonscan.Cursor) {
 	}
 }
 
-// responseEvent reads an event of a Responses stream, or a whole response.
+// responseEvent reads an event of a Responses stream or a whole response.
 func responseEvent(s *Stream, name, data []byte) {
 	if s.answer {
 		s.response(data)
@@ -502,7 +504,7 @@ func (s *Stream) response(object []byte) {
 	}
 }
 
-// listEvent reads an answer that is a list in the member called name. Such answers have no streams.
+// listEvent returns a reader for answers with a list in the member called name. Such answers are never streamed.
 func listEvent(name string) func(s *Stream, _, data []byte) {
 	return func(s *Stream, _, data []byte) {
 		c := jsonscan.Read(data)
@@ -521,7 +523,7 @@ func listEvent(name string) func(s *Stream, _, data []byte) {
 	}
 }
 
-// disguise reads a member that may say that the object is an error.
+// disguise reads a member that may mark the object as an error.
 func (s *Stream) disguise(key []byte, c *jsonscan.Cursor) {
 	switch string(key) {
 	case "error":
@@ -531,7 +533,7 @@ func (s *Stream) disguise(key []byte, c *jsonscan.Cursor) {
 	}
 }
 
-// imageEvent reads an event of a streamed image, or a list of images.
+// imageEvent reads an event of a streamed image or a list of images.
 func imageEvent(s *Stream, _, data []byte) {
 	c := jsonscan.Read(data)
 	for key := range c.Members() {
@@ -540,7 +542,7 @@ func imageEvent(s *Stream, _, data []byte) {
 			switch string(c.Value()) {
 			case `"error"`:
 				s.err = true
-			case `"image_generation.completed"`, `"image_edit.completed"`: // another may follow
+			case `"image_generation.completed"`, `"image_edit.completed"`: // another image may follow
 				s.choice(0, true)
 			case `"keepalive"`, `"ping"`:
 				return
@@ -562,7 +564,7 @@ func imageEvent(s *Stream, _, data []byte) {
 	}
 }
 
-// audioEvent reads an event of a streamed transcript or speech, or a transcript.
+// audioEvent reads an event of a streamed transcript or speech, or a whole transcript.
 func audioEvent(s *Stream, _, data []byte) {
 	c := jsonscan.Read(data)
 	for key := range c.Members() {
@@ -578,7 +580,7 @@ func audioEvent(s *Stream, _, data []byte) {
 			default:
 				s.any = true
 			}
-		case "text": // of a transcript: there may be nothing to hear
+		case "text": // text of a transcript; silence has none
 			s.any = true
 			s.some(&c)
 		case "delta", "audio":
@@ -592,7 +594,8 @@ func audioEvent(s *Stream, _, data []byte) {
 	}
 }
 
-// runEvent reads an event of an Assistants run, or a run, which may well tell of an error that is none of the request.
+// runEvent reads an event of an Assistants run, or a run object. The object may contain an error that is not an error
+// of the request.
 func runEvent(s *Stream, name, data []byte) {
 	s.any, s.progress = true, !empty(data)
 	if usage := member(data, "usage"); first(usage) == '{' {
@@ -603,7 +606,8 @@ func runEvent(s *Stream, name, data []byte) {
 	s.err = string(name) == "error" || failed && s.answer && member(data, "object") == nil && f != Failure{}
 }
 
-// Object is any other endpoint of this API: it answers with JSON objects, which may well tell of an error of their own.
+// Object returns the Endpoint of all other operations of this API. They answer with JSON objects, which may contain an
+// error that is not an error of the request.
 func Object() Endpoint { return Endpoint{api: &object} }
 
 func objectEvent(s *Stream, _, data []byte) {
@@ -613,11 +617,11 @@ func objectEvent(s *Stream, _, data []byte) {
 	s.any, s.progress = true, true
 }
 
-// openaiErrors has the codes of OpenAI, Azure and the many providers that answer in OpenAI's form.
+// openaiErrors maps the codes of OpenAI, Azure and compatible providers to classes.
 var openaiErrors = vocabulary{
 	codes: map[string]Class{
 		"insufficient_quota": Quota, "billing_not_active": Quota, "billing_hard_limit_reached": Quota, "credit_balance_exhausted": Quota,
-		"usage_limit_reached":          Quota,                                                                         // ChatGPT's plans, if the window is long
+		"usage_limit_reached":          Quota,                                                                         // ChatGPT plans, if the window is long
 		"exceeded_current_quota_error": Quota,                                                                         // Moonshot
 		"insufficient_user_quota":      Quota, "insufficient_balance": Quota, "pre_consume_token_quota_failed": Quota, // one-api, new-api
 		"AccountOverdueError":          Quota, // Volcengine
@@ -654,7 +658,8 @@ var openaiErrors = vocabulary{
 		"ResponsibleAIPolicyViolation": ContentPolicy, "DataInspectionFailed": ContentPolicy, "data_inspection_failed": ContentPolicy,
 		"SensitiveContentDetected": ContentPolicy, "1301": ContentPolicy, "1026": ContentPolicy, "1027": ContentPolicy,
 	},
-	// Where no code says it: vLLM, DeepSeek and OpenRouter about the length, DeepSeek and one-api about the balance.
+	// Phrases for errors without a code: vLLM, DeepSeek and OpenRouter for the length, DeepSeek and one-api for the
+	// balance.
 	phrases: []phrase{
 		{"maximum context length", PromptTooLarge, 0},
 		{"context length exceeded", PromptTooLarge, 0},

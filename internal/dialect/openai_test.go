@@ -79,7 +79,7 @@ func TestErrorIsFoundInEveryForm(t *testing.T) {
 	}
 }
 
-func TestOpenAIAnswerIsToldFromNoAnswer(t *testing.T) {
+func TestOpenAIAnswersAreRecognized(t *testing.T) {
 	const stop = `"finish_reason":"stop"`
 	for _, tc := range []struct {
 		path, body        string
@@ -163,10 +163,10 @@ func TestOpenAIRequestIsRead(t *testing.T) {
 	require.True(t, r.Later && r.Creates)
 }
 
-// events is a stream of events; one that begins with "name: " has that name.
+// events is a stream of events. An event that begins with "name: " has that name.
 type events []string
 
-// follow returns the Stream behind the events, none of which may be an error.
+// follow returns the Stream after the events. It fails the test if an event is an error.
 func follow(t *testing.T, e Endpoint, evs events) Stream {
 	t.Helper()
 	s := e.Follow()
@@ -189,7 +189,7 @@ func TestOpenAIStreamKnowsItsEnd(t *testing.T) {
 	for name, tc := range map[string]struct {
 		path            string
 		events          events
-		complete, clean bool // where it is cut, and where the body ends as bodies should
+		complete, clean bool // after a cut, and after a clean end of the body
 	}{
 		"nothing":               {"/chat/completions", nil, false, false},
 		"unfinished":            {"/chat/completions", events{chunk("0", "null")}, false, false},

@@ -8,8 +8,8 @@ import (
 // errorObject is a JSON object that this package writes.
 type errorObject map[string]any
 
-// ErrorBody returns an error in the form of the operation's API, for its SDK to decode: OpenAI's where no dialect has a form
-// of its own. code is the aiguard.Kind.
+// ErrorBody returns an error in the form of the operation's API, so that its SDK can decode it. The default is OpenAI's
+// form. code is the aiguard.Kind.
 func (e Endpoint) ErrorBody(status int, code, message string) []byte {
 	form := openaiError
 	if e.api != nil && e.api.refusal != nil {
@@ -17,7 +17,7 @@ func (e Endpoint) ErrorBody(status int, code, message string) []byte {
 	}
 	b, err := json.Marshal(form(status, code, message))
 	if err != nil {
-		panic("dialect: " + err.Error()) // strings and numbers do not fail
+		panic("dialect: " + err.Error()) // strings and numbers cannot fail
 	}
 	return b
 }
@@ -60,5 +60,5 @@ func geminiError(status int, _, message string) errorObject {
 
 func ollamaError(_ int, _, message string) errorObject { return errorObject{"error": message} }
 
-// messageError is the form of Bedrock and Cohere.
+// messageError returns an error in the form of Bedrock and Cohere.
 func messageError(_ int, _, message string) errorObject { return errorObject{"message": message} }

@@ -8,19 +8,19 @@ import (
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
-// Request is what a request's JSON body asks for.
+// Request holds the facts that Read finds in a request's JSON body.
 type Request struct {
 	Model   string
 	Stream  bool
-	Creates bool  // stores something at the provider, so that a repeat does the work twice
-	Forgets bool  // says that nothing is to be stored, with "store": false
-	Later   bool  // asks for a ticket instead of the answer: what comes back is not judged
-	Output  int64 // tokens that each choice may have, at most 1e9; 0: no limit
-	Choices int64 // that it asks for, at most 1,000; 0: it does not say
+	Creates bool  // stores something at the provider, so a repeat does the work twice
+	Forgets bool  // disables storage with "store": false
+	Later   bool  // requests a ticket instead of the answer; the response is not judged
+	Output  int64 // limit of tokens per choice, at most 1e9; 0: no limit
+	Choices int64 // number requested, at most 1,000; 0: not specified
 
-	limits  [8]limitSpan // of the output
+	limits  [8]limitSpan // positions of the output limits
 	nLimits int
-	inside  int // offset behind the brace of the object for the output limit; 0: there is none
+	inside  int // offset after the brace of the object for the output limit; 0: no such object
 }
 
 type limitSpan struct {
@@ -30,12 +30,12 @@ type limitSpan struct {
 
 // Part is a piece of a prompt.
 type Part struct {
-	Value []byte // a JSON string, or another JSON value that the model reads as it is
-	IDs   int    // tokens, in the place of Value
-	New   bool   // begins another prompt: each input of an embeddings request is a prompt of its own
+	Value []byte // a JSON string, or another JSON value that the model reads unchanged
+	IDs   int    // number of tokens, instead of Value
+	New   bool   // starts another prompt: each input of an embeddings request is a separate prompt
 }
 
-// Runes returns how many characters a part has.
+// Runes returns the number of characters in a part.
 func (p Part) Runes() int {
 	switch {
 	case p.Value == nil:
@@ -46,25 +46,25 @@ func (p Part) Runes() int {
 	return jsonscan.ValueRunes(p.Value)
 }
 
-// output says where a request limits its output.
+// output defines the fields of a request that limit its output.
 type output struct {
-	within []string // the names of the object that has the limit; none: the request itself
-	names  []string // of the limit; the first one is set where there is none
+	within []string // path of names to the object with the limit; empty: the request itself
+	names  []string // names of the limit; the first is used to add one
 	name   func(model string) string
 }
 
-// query is a request while it is read.
+// query is the state of reading a request.
 type query struct {
 	*Request
 	api    *api
 	body   []byte
 	part   func(Part) bool
 	enough bool
-	next   bool // the next part begins another prompt
+	next   bool // the next part starts another prompt
 }
 
-// Read reads a request's JSON body, front to back and once. It gives each part of the prompt to part, until that returns
-// false. On a body that is not JSON it stops somewhere.
+// Read reads a request's JSON body once, front to back. It passes each part of the prompt to part until part returns
+// false. If the body is not valid JSON, Read stops early and reports no error.
 func (e Endpoint) Read(body []byte, part func(Part) bool) Request {
 	r := Request{Model: e.model, Stream: e.stream}
 	q := query{Request: &r, api: e.api, body: body, part: part, enough: part == nil}
@@ -81,16 +81,16 @@ func (e Endpoint) Read(body []byte, part func(Part) bool) Request {
 	return r
 }
 
-// LimitsOutput reports whether a request may have a limit of output tokens.
+// LimitsOutput reports whether requests of this operation may limit their output tokens.
 func (e Endpoint) LimitsOutput() bool { return e.api != nil && len(e.api.output.names) > 0 }
 
-// Repeatable reports whether a repeat of the request does no work twice. The responses API stores an answer unless it is
-// told not to.
+// Repeatable reports whether a repeat of the request does no work twice. The responses API stores an answer unless the
+// request disables storage.
 func (e Endpoint) Repeatable(r *Request) bool {
 	return e.Inference() && !r.Creates && (e.Op() != "responses" || r.Forgets)
 }
 
-// opened returns the offset behind the brace of the object that begins at i, behind white space, or 0.
+// opened returns the offset after the brace of the object at i, after white space. It returns 0 if there is no object.
 func opened(body []byte, i int) int {
 	for ; i < len(body); i++ {
 		switch body[i] {
@@ -150,7 +150,7 @@ func (q *query) top(key []byte, c *jsonscan.Cursor) {
 	}
 }
 
-// choices reads how many answers are asked for.
+// choices reads the number of answers requested.
 func (q *query) choices(key []byte, c *jsonscan.Cursor) bool {
 	switch string(key) {
 	case "n", "best_of", "num_generations", "candidateCount", "candidate_count":
@@ -165,7 +165,7 @@ func (q *query) choices(key []byte, c *jsonscan.Cursor) bool {
 	return false
 }
 
-// More than any provider gives.
+// These limits are higher than those of any provider.
 const (
 	maxChoices = 1000
 	maxOutput  = 1_000_000_000 // tokens
@@ -185,8 +185,8 @@ func (q *query) limit(key []byte, c *jsonscan.Cursor) bool {
 	return false
 }
 
-// Lower returns body, which Read has read as r, with an output limit of no more than most tokens: body itself where it has
-// one already. It reports false where there is no place for the limit.
+// Lower returns body with its output limit lowered to most tokens. r is the result of Read for body. If the limit is
+// already low enough, Lower returns body itself. It reports false if the body has no place for the limit.
 func (e Endpoint) Lower(body []byte, r *Request, most int) ([]byte, bool) {
 	if e.api == nil || len(e.api.output.names) == 0 {
 		return body, true // nothing to limit
@@ -202,7 +202,7 @@ func (e Endpoint) Lower(body []byte, r *Request, most int) ([]byte, bool) {
 		some = some || number(body[l.start:l.end]) != 0
 	}
 	changed := body
-	for i := r.nLimits - 1; i >= 0; i-- { // from behind: the offsets in front stay what they are
+	for i := r.nLimits - 1; i >= 0; i-- { // backwards, so that earlier offsets stay valid
 		l := r.limits[i]
 		n := number(body[l.start:l.end])
 		switch {
@@ -230,7 +230,7 @@ func (e Endpoint) Lower(body []byte, r *Request, most int) ([]byte, bool) {
 	return slices.Concat(changed[:at], []byte(member), changed[at:]), true
 }
 
-// emit gives a part of the prompt to whoever counts it.
+// emit passes a part of the prompt to the callback of Read.
 func (q *query) emit(p Part) {
 	if !q.enough {
 		p.New, q.next = q.next, false
@@ -245,14 +245,15 @@ func (q *query) text(c *jsonscan.Cursor) {
 	}
 }
 
-// json reads a value that the model reads as it is, such as a schema.
+// json reads a value that the model reads unchanged, such as a schema.
 func (q *query) json(c *jsonscan.Cursor) {
 	if value := c.Value(); len(value) > 0 && string(value) != "null" && string(value) != `""` {
 		q.emit(Part{Value: value})
 	}
 }
 
-// inputs reads what embeddings are made of: a text, a list of texts or of structured inputs, or tokens. Each is a prompt.
+// inputs reads the input of embeddings: a text, a list of texts or structured inputs, or tokens. Each input is a
+// prompt.
 func (q *query) inputs(c *jsonscan.Cursor) {
 	value := c.Value()
 	if first(value) != '[' {
@@ -277,7 +278,7 @@ func (q *query) inputs(c *jsonscan.Cursor) {
 	}
 }
 
-// isDataURI reports whether an input is an image, a sound or a file in the form of a string, with nothing else in it.
+// isDataURI reports whether an input is a string that contains only an image, a sound or a file as a data URI.
 func isDataURI(value []byte) bool {
 	rest, ok := bytes.CutPrefix(value, []byte(`"data:`))
 	media, data, found := bytes.Cut(rest, []byte(";base64,"))
@@ -293,7 +294,7 @@ func isDataURI(value []byte) bool {
 	return true
 }
 
-// tokens reads a prompt that may be a text, texts, or tokens.
+// tokens reads a prompt that is a text, a list of texts, or tokens.
 func (q *query) tokens(c *jsonscan.Cursor) {
 	value := c.Value()
 	if n := countIDs(value); n > 0 {
@@ -313,7 +314,7 @@ func (q *query) tokens(c *jsonscan.Cursor) {
 	}
 }
 
-// countIDs returns how many numbers a list has that begins with one.
+// countIDs returns the number of numbers in a list that starts with a number.
 func countIDs(list []byte) (n int) {
 	if first(list) != '[' {
 		return 0
@@ -327,5 +328,5 @@ func countIDs(list []byte) (n int) {
 	return n
 }
 
-// strings reads every string at any depth, but for what carries an image, a sound or a file.
+// strings reads every string at any depth, except the data of images, sounds and files.
 func (q *query) strings(c *jsonscan.Cursor) { q.walk(c.Value()) }

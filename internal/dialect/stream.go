@@ -6,36 +6,36 @@ import (
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
-// Stream follows a stream, event by event, to tell a complete answer from one that was cut. Make it with Follow.
+// Stream follows a stream event by event and tells a complete answer from a truncated one. Follow creates it.
 type Stream struct {
 	api    *api
-	answer bool // the one event is a whole answer
+	answer bool // the single event is a whole answer
 
 	any      bool // the answer has begun
-	progress bool // the last event brought the answer forward
-	thinking bool // the model is thinking: it may be silent for long
-	done     bool // [DONE], or the API's own last event
-	foreign  bool // another API's stream at a path that only looks like this one's
+	progress bool // the last event added to the answer
+	thinking bool // the model is thinking and may be silent for a long time
+	done     bool // after [DONE] or the API's own last event
+	foreign  bool // a stream of another API at a path of this API
 	cut      bool // ended by a filter, a refusal or a cancellation
 
-	failed  bool // the last event is part of the answer, and says that the answer failed
+	failed  bool // the last event is part of the answer and reports its failure
 	failure Failure
-	err     bool // the last event is no part of the answer but an error
+	err     bool // the last event is an error instead of a part of the answer
 
 	seen, finished [2]uint64 // choices, by index
-	overflow       bool      // a choice beyond what seen can hold: only [DONE] tells
+	overflow       bool      // a choice number too large for seen: only [DONE] ends the stream
 
 	usage   Usage
 	free    [jsonscan.MaxFree]jsonscan.Span
 	nFree   int
-	scratch []byte // of a decoded payload
+	scratch []byte // buffer of a decoded payload
 }
 
 // Follow returns a Stream for an answer of e.
 func (e Endpoint) Follow() Stream { return Stream{api: e.api} }
 
-// Event reads one event's name and JSON data, which jsonscan has checked. failed means that the event is the provider's
-// failure f and no part of the answer.
+// Event reads the name and the JSON data of one event. The data must have passed jsonscan.Check. If the event is a
+// provider failure instead of a part of the answer, Event returns it in f and sets failed.
 func (s *Stream) Event(name, data []byte) (f Failure, failed bool) {
 	s.nFree, s.progress, s.err = 0, false, false
 	if s.api == nil || s.foreign {
@@ -54,43 +54,43 @@ func (s *Stream) failureOf(name, data []byte) Failure {
 	if !ok {
 		f, _ = Refusal(data)
 	}
-	if f.Code == "" && string(name) != "error" && ClassOfCode(string(name)) != "" { // an exception, whose name is its code
+	if f.Code == "" && string(name) != "error" && ClassOfCode(string(name)) != "" { // the name of an exception is its code
 		f.Code = string(name)
 	}
 	return f
 }
 
-// Done notes the [DONE] mark. It ends only what may end by it.
+// Done records the [DONE] mark. It has no effect on streams that do not end with the mark.
 func (s *Stream) Done() {
 	if s.api == nil || s.foreign || s.api.ends != marked || s.api.marks {
 		s.done = s.api == nil || s.any
 	}
 }
 
-// Progress reports whether the last event brought the answer forward. Pings and empty deltas do not.
+// Progress reports whether the last event added to the answer. Pings and empty deltas do not.
 func (s *Stream) Progress() bool { return s.progress || s.done }
 
-// Thinking reports whether the model has begun to think and not ended: then it may be silent for long.
+// Thinking reports whether the model is thinking. It may then be silent for a long time.
 func (s *Stream) Thinking() bool { return s.thinking }
 
 // Any reports whether the answer has begun.
 func (s *Stream) Any() bool { return s.any }
 
-// Terminal reports whether the provider has said that nothing more of the answer comes.
+// Terminal reports whether the provider has announced the end of the answer.
 func (s *Stream) Terminal() bool { return s.done || s.failed }
 
-// Failed returns the failure that the last event announced as a part of the answer.
+// Failed returns the failure that the last event reported as part of the answer.
 func (s *Stream) Failed() (Failure, bool) { return s.failure, s.failed }
 
-// Usage is what the events so far said that the answer took.
+// Usage returns the usage that the events so far reported.
 func (s *Stream) Usage() Usage { return s.usage }
 
-// Free is where in the data of the last event there were values that may say anything: the answer's text, its number, and
-// OpenAI's padding. Another event that differs only in these makes no difference to the Stream.
+// Free returns the positions of free values in the data of the last event: the answer's text, its number, and OpenAI's
+// padding. Another event that differs only in these values has the same effect on the Stream.
 func (s *Stream) Free() []jsonscan.Span { return s.free[:s.nFree] }
 
-// Complete reports whether an end of the stream here is the end of the answer. clean tells that the body ended as bodies
-// should; lenient, that a clean end needs no finish reason.
+// Complete reports whether the answer is complete if the stream ends here. clean means that the body ended without an
+// error. lenient means that a clean end needs no finish reason.
 func (s *Stream) Complete(clean, lenient bool) bool {
 	switch {
 	case s.failed:
@@ -110,7 +110,7 @@ func (s *Stream) complete() bool {
 	return !s.overflow && s.seen != [2]uint64{} && s.seen == s.finished && (s.api.final == nil || s.api.final(s))
 }
 
-// Whole reports whether the answer is complete, ended by itself and lacks nothing: worth keeping.
+// Whole reports whether the answer is complete, neither cut nor filtered, and can be cached.
 func (s *Stream) Whole() bool { return s.any && !s.failed && s.whole() }
 
 func (s *Stream) whole() bool {
@@ -125,7 +125,7 @@ func (s *Stream) whole() bool {
 	return true
 }
 
-// choice notes that a choice has begun, and perhaps ended.
+// choice records that a choice has begun and, if ended, that it has ended.
 func (s *Stream) choice(index uint64, ended bool) {
 	if index >= 128 {
 		s.overflow = true
@@ -138,7 +138,7 @@ func (s *Stream) choice(index uint64, ended bool) {
 	}
 }
 
-// fail notes that the answer itself says that it failed.
+// fail records a failure that the answer itself reports.
 func (s *Stream) fail(f Failure) { s.failed, s.failure, s.done = true, f, true }
 
 // index reads the number of a choice.
@@ -153,7 +153,7 @@ func index(value []byte) uint64 {
 	return n
 }
 
-// text reads a text of the answer. It may say anything, but not nothing.
+// text reads a text of the answer. A text that is not empty counts as progress and as a free value.
 func (s *Stream) text(c *jsonscan.Cursor) {
 	value := c.Value()
 	if said(value) {
@@ -162,7 +162,7 @@ func (s *Stream) text(c *jsonscan.Cursor) {
 	}
 }
 
-// varies notes a string or a whole number that means nothing to the Stream.
+// varies reads a value. A string or a whole number counts as a free value.
 func (s *Stream) varies(c *jsonscan.Cursor) {
 	value := c.Value()
 	if len(value) > 0 && (value[0] == '"' || natural(value)) {
@@ -186,7 +186,7 @@ func (s *Stream) span(c *jsonscan.Cursor, value []byte, some bool) {
 	}
 }
 
-// some reads a value and notes progress if it says something.
+// some reads a value and records progress if the value has content.
 func (s *Stream) some(c *jsonscan.Cursor) {
 	if !empty(c.Value()) {
 		s.progress = true

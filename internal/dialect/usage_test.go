@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
-// Each API reports in a form of its own what an answer took. A stream is several events, and its usage is known at the end.
+// Each API reports usage in its own form. In a stream, several events report it, and the usage is complete at the end.
 func TestUsageIsReadInEveryForm(t *testing.T) {
 	const (
 		chat     = "/v1/chat/completions"
@@ -22,7 +22,7 @@ func TestUsageIsReadInEveryForm(t *testing.T) {
 	metrics := `"amazon-bedrock-invocationMetrics":{"inputTokenCount":25,"outputTokenCount":15,"invocationLatency":900,"firstByteLatency":80}`
 	for _, c := range []struct {
 		name, path string
-		events     []string // one: a whole answer
+		events     []string // one event: a whole answer
 		want       Usage
 	}{
 		{"openai", chat, []string{`{"choices":[{"finish_reason":"stop"}],"usage":{"prompt_tokens":25,"completion_tokens":15,"total_tokens":40,` +

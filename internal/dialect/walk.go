@@ -7,29 +7,29 @@ import (
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
-// maxWalk is how deep walk looks for strings. What is deeper counts as text, whatever it is.
+// maxWalk is the depth to which walk looks for strings. Everything below counts as text.
 const maxWalk = 100_000
 
-// level is a container around the place where a walk is.
+// level is a container around the current position of a walk.
 type level struct {
 	object bool
 	typed  bool // media and plain are known
 	media  bool
-	plain  bool // it says itself that it is text
-	list   bool // of media, whose strings are not text
-	at     int  // where its current member has its value
+	plain  bool // the type says that it is text
+	list   bool // a list of media, whose strings are not text
+	at     int  // offset of the current member's value
 }
 
-// walker finds the strings in structured input. It passes over each byte once, and a few times where the type of a part
-// comes behind its data.
+// walker finds the strings in structured input. It reads each byte once, and a few times if the type of a part comes
+// after its data.
 type walker struct {
 	value  []byte
 	levels []level
-	spare  int // bytes that may be looked at ahead
+	spare  int // number of bytes that may still be read ahead
 }
 
-// walk reads every string at any depth of value, but for what carries an image, a sound or a file: the member that has the
-// data in an object whose "type" says so, and in the APIs that name no types the members that are called so.
+// walk reads every string at any depth of value, except the data of images, sounds and files. In most APIs that data is
+// a member of an object whose "type" says so. In APIs without types the name of the member identifies it.
 func (q *query) walk(value []byte) { q.walkMember(nil, value) }
 
 // walkMember is walk for the value of the member called name.
@@ -72,7 +72,7 @@ func (q *query) walkMember(name, value []byte) {
 				if end, ok := jsonscan.SkipString(value, i); ok && !here.typed {
 					here.is(value[i:end])
 				}
-			case `"encrypted_content"`: // of reasoning and of compacted input: no text
+			case `"encrypted_content"`: // part of reasoning and of compacted input, not text
 				if i, ok = jsonscan.Skip(value, i); !ok {
 					return
 				}
@@ -108,8 +108,8 @@ func (q *query) walkMember(name, value []byte) {
 	}
 }
 
-// carries reports whether a string, or a list of strings, in the member called name is an image, a sound or a file: only in an
-// API whose parts have no types.
+// carries reports whether a string or a list of strings in the member called name is an image, a sound or a file. It
+// reports false for APIs whose parts have types.
 func (q *query) carries(name []byte) bool {
 	if !q.api.untyped {
 		return false
@@ -126,7 +126,7 @@ func (q *query) carries(name []byte) bool {
 	return false
 }
 
-// inMedia reports whether an object around this place is the part of a message that carries an image, a sound or a file.
+// inMedia reports whether an enclosing object is a message part with an image, a sound or a file.
 func (w *walker) inMedia() bool {
 	for i := len(w.levels) - 1; i >= 0; i-- {
 		l := &w.levels[i]
@@ -137,19 +137,19 @@ func (w *walker) inMedia() bool {
 			return l.media
 		}
 		if len(w.levels)-i > 64 {
-			return false // parts are not that deep, and each question would cost the depth
+			return false // parts are not that deep, and each check takes time in proportion to the depth
 		}
 	}
 	return false
 }
 
-// is notes the type of an object.
+// is records the type of an object.
 func (l *level) is(kind []byte) {
 	l.typed, l.plain = true, string(kind) == `"text"`
 	l.media = isMedia(kind)
 }
 
-// ahead returns the type of an object, if that comes behind its member at i.
+// ahead returns the type of an object if the type comes after the member at i.
 func (w *walker) ahead(i int) []byte {
 	for start := i; w.spare > 0; start = i {
 		end, ok := jsonscan.Skip(w.value, i)
@@ -182,7 +182,7 @@ func (w *walker) ahead(i int) []byte {
 	return nil
 }
 
-// isMedia reports whether a type is that of a part which carries an image, a sound or a file.
+// isMedia reports whether a type belongs to a part with an image, a sound or a file.
 func isMedia(kind []byte) bool {
 	for _, word := range [...]string{"image", "file", "audio", "screenshot", "video", "base64", "document"} {
 		if bytes.Contains(kind, []byte(word)) {

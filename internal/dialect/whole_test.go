@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What a provider has stopped, filtered or only paused is an answer, but not one to be kept and given to others.
+// An answer that the provider stopped, filtered or paused is valid, but must not be cached for other calls.
 func TestOnlyAnswersThatEndedByThemselvesAreWhole(t *testing.T) {
 	const (
 		messages = `{"type":"message","content":[{"type":"text","text":"Hi"}],"stop_reason":%s}`
@@ -37,7 +37,7 @@ func TestOnlyAnswersThatEndedByThemselvesAreWhole(t *testing.T) {
 	}
 }
 
-// A stream that says that it goes on, or nothing, is not complete when it ends there.
+// A stream whose last event has no finish reason, or one that means "continues", is not complete.
 func TestEventWithoutAReasonDoesNotEndAStream(t *testing.T) {
 	for path, events := range map[string][]string{
 		"/v1beta/models/g:streamGenerateContent": {

@@ -1,4 +1,4 @@
-// Package modules finds the Go modules of this repository and tells which of them users import.
+// Package modules finds the Go modules of this repository and determines which of them users import.
 package modules
 
 import (

@@ -15,7 +15,7 @@ import (
 
 const apidiff = "golang.org/x/exp/cmd/apidiff@v0.0.0-20261113113407-e3970619a1a4"
 
-// printAPIChanges prints how the exported API of each published module differs from that of the last release.
+// printAPIChanges prints the changes of the exported API of each published module since the last release.
 func (r *release) printAPIChanges(ctx context.Context, found []modules.Module, last string) error {
 	if last == "" {
 		fmt.Fprintln(r.out, "API: there is no earlier release to compare with")

@@ -19,8 +19,9 @@ import (
 	"github.com/aiguard-go/aiguard/internal/modules"
 )
 
-// TestUsersCanBuildWhatIsReleased releases a clone of the repository, serves its tags as a module proxy does, and builds
-// programs outside the clone with an empty module cache: one for each module that users import. It sees what is committed.
+// TestUsersCanBuildWhatIsReleased releases a clone of the repository and serves its tags as a module proxy. Outside the
+// clone and with an empty module cache, it builds a program for each module that users import. It tests the committed
+// files.
 func TestUsersCanBuildWhatIsReleased(t *testing.T) {
 	const version = "v0.999.0"
 	r := &release{root: filepath.Join(t.TempDir(), "clone"), version: version, check: []string{"true"}, date: releaseDay, out: &strings.Builder{}}
@@ -66,7 +67,7 @@ func clone(t *testing.T, dir string) {
 	t.Helper()
 	here := &release{root: "../.."}
 	if _, err := here.git(t.Context(), "rev-parse", "HEAD"); err != nil {
-		t.Skip("needs a git clone of the repository: ", err)
+		t.Skip("the test requires a git clone of the repository: ", err)
 	}
 	git(t, here, "clone", "--quiet", ".", dir)
 	there := &release{root: dir}
@@ -74,7 +75,7 @@ func clone(t *testing.T, dir string) {
 	git(t, there, "config", "user.email", "tester@example.org")
 }
 
-// serve adds the module, as it is at its tag, to the proxy in a folder: https://go.dev/ref/mod#goproxy-protocol.
+// serve adds the module at its tag to the proxy in a folder: https://go.dev/ref/mod#goproxy-protocol.
 func serve(t *testing.T, r *release, proxy string, m modules.Module) {
 	t.Helper()
 	at := module.Version{Path: modulePath(t, r, m.Dir), Version: r.version}
@@ -101,7 +102,7 @@ func modulePath(t *testing.T, r *release, dir string) string {
 	return modfile.ModulePath([]byte(read(t, r, dir+"/go.mod")))
 }
 
-// importable lists the packages of the module in dir that users may import.
+// importable returns the packages of the module in dir that users may import.
 func importable(t *testing.T, dir string) (all []string) {
 	t.Helper()
 	for line := range strings.Lines(goCommand(t, dir, nil, "list", "-f", "{{.Name}} {{.ImportPath}}", "./...")) {
@@ -118,7 +119,7 @@ func goEnv(t *testing.T, name string) string {
 	return goCommand(t, ".", nil, "env", name)
 }
 
-// goCommand returns what the go command prints, run in dir with these variables over the test's own.
+// goCommand runs the go command in dir and returns its output. env overrides the test's environment.
 func goCommand(t *testing.T, dir string, env []string, args ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", args...)

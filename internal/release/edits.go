@@ -13,7 +13,7 @@ import (
 	"github.com/aiguard-go/aiguard/internal/modules"
 )
 
-// edit is a file and the text that it has in the release.
+// edit is a file with its text in the release.
 type edit struct {
 	path string // relative to the root of the repository
 	text []byte
@@ -53,8 +53,8 @@ func (r *release) edits(found []modules.Module) ([]edit, error) {
 	return append(files, edit{changelog, []byte(changed)}), nil
 }
 
-// requireVersion sets the version of every required module whose path begins with prefix. A replace stays: it serves the clone
-// and has no effect on those who import the module.
+// requireVersion sets the version of every required module whose path begins with prefix. A replace stays, because it
+// serves the clone and has no effect on users of the module.
 func requireVersion(path string, text []byte, prefix, version string) ([]byte, error) {
 	file, err := modfile.Parse(path, text, nil)
 	if err != nil {
@@ -70,7 +70,7 @@ func requireVersion(path string, text []byte, prefix, version string) ([]byte, e
 	return file.Format()
 }
 
-// closeUnreleased puts the heading of the version over what is unreleased.
+// closeUnreleased inserts a heading for the version above the unreleased changes.
 func closeUnreleased(text, version string, date time.Time) (string, error) {
 	const heading = "## [Unreleased]\n"
 	before, after, ok := strings.Cut(text, heading)

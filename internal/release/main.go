@@ -3,12 +3,12 @@
 //	make release VERSION=v0.3.0          # from a clean tree
 //	make release VERSION=v0.3.0 DRY=1    # prints the plan, changes nothing
 //
-// It writes the version into the nested modules' go.mod files and into CHANGELOG.md, commits that, and tags the commit: v0.3.0
-// for the root module, sqlstore/v0.3.0 for the module in sqlstore, and so on. It pushes nothing.
+// It writes the version into the nested modules' go.mod files and into CHANGELOG.md, commits the changes, and tags the
+// commit: v0.3.0 for the root module, sqlstore/v0.3.0 for the module in sqlstore, and so on. It pushes nothing.
 //
-// Before it changes anything it runs the checks and prints how the exported API differs from the last release. A dry run does
-// both too. Release refuses a version that is not above the last one, a tree with uncommitted changes, a failing check and an
-// empty Unreleased section.
+// Before any change it runs the checks and prints the changes of the exported API since the last release. A dry run
+// does both too. Release rejects a version that is not above the last one, a tree with uncommitted changes, a failing
+// check and an empty Unreleased section.
 package main
 
 import (

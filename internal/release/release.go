@@ -19,10 +19,10 @@ import (
 )
 
 type release struct {
-	root    string // of the repository
+	root    string // root folder of the repository
 	version string
 	dry     bool
-	check   []string // a command
+	check   []string // command that runs the checks
 	date    time.Time
 	out     io.Writer
 }
@@ -79,13 +79,13 @@ func (r *release) run(ctx context.Context) error {
 	return nil
 }
 
-// checkVersion refuses what is not a version above the last one, which is "" for the first release.
+// checkVersion returns an error unless version is higher than last. last is "" for the first release.
 func checkVersion(version, last string) error {
 	if !semver.IsValid(version) || semver.Canonical(version) != version {
 		return fmt.Errorf("version %q: want vMAJOR.MINOR.PATCH, such as v0.3.0", version)
 	}
 	if major := semver.Major(version); major != "v0" && major != "v1" {
-		return fmt.Errorf("version %s: the module paths end in no /%s", version, major)
+		return fmt.Errorf("version %s: the module paths do not end in /%s", version, major)
 	}
 	if last != "" && semver.Compare(version, last) <= 0 {
 		return fmt.Errorf("version %s: the last release is %s; want a higher one", version, last)
@@ -138,7 +138,7 @@ func (r *release) commit(ctx context.Context, files []edit, tags []string) error
 	return nil
 }
 
-// git runs a git command and returns what it prints.
+// git runs a git command and returns its output.
 func (r *release) git(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, "git", args...)
 	cmd.Dir = r.root

@@ -13,7 +13,7 @@ import (
 
 var releaseDay = time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
 
-// repository makes a git repository of a root module, a nested library and a nested example.
+// repository creates a git repository with a root module, a nested library and a nested example.
 func repository(t *testing.T) *release {
 	t.Helper()
 	r := &release{root: t.TempDir(), version: "v0.3.0", check: []string{"true"}, date: releaseDay, out: &strings.Builder{}}
@@ -63,7 +63,7 @@ func commitAll(t *testing.T, r *release) {
 	git(t, r, "commit", "--quiet", "--message", "Change")
 }
 
-// state is all of a repository that a release changes.
+// state returns everything that a release may change in a repository.
 func state(t *testing.T, r *release) string {
 	t.Helper()
 	return git(t, r, "rev-parse", "HEAD") + git(t, r, "tag") + git(t, r, "status", "--porcelain")
@@ -104,7 +104,7 @@ func TestReleaseRefusesAndChangesNothing(t *testing.T) {
 		"a version without v":     {func(_ *testing.T, r *release) { r.version = "0.3.0" }, "want vMAJOR.MINOR.PATCH"},
 		"a short version":         {func(_ *testing.T, r *release) { r.version = "v0.3" }, "want vMAJOR.MINOR.PATCH"},
 		"no version":              {func(_ *testing.T, r *release) { r.version = "" }, "want vMAJOR.MINOR.PATCH"},
-		"a major version":         {func(_ *testing.T, r *release) { r.version = "v2.0.0" }, "end in no /v2"},
+		"a major version":         {func(_ *testing.T, r *release) { r.version = "v2.0.0" }, "do not end in /v2"},
 		"a version that is lower": {func(t *testing.T, r *release) { git(t, r, "tag", "v0.10.0") }, "the last release is v0.10.0"},
 		"the last version":        {func(t *testing.T, r *release) { git(t, r, "tag", "v0.3.0") }, "want a higher one"},
 		"a nested module's tag":   {func(t *testing.T, r *release) { git(t, r, "tag", "lib/v0.3.0") }, "tags exist already: lib/v0.3.0"},

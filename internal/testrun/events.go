@@ -14,10 +14,10 @@ type event struct {
 	Action, Package, Test, Output string
 }
 
-// printEvents prints what go test prints without -v, and each reason for which tests were skipped once.
+// printEvents prints what go test prints without -v. It prints each reason for skipped tests once.
 func printEvents(out io.Writer, events io.Reader) error {
 	type test struct{ pkg, name string }
-	said := map[test][]string{} // of tests that have not ended
+	said := map[test][]string{} // output of tests that have not ended
 	skipped := map[string]int{}
 	var reasons []string // in order
 	decoder := json.NewDecoder(events)
@@ -53,7 +53,7 @@ func printEvents(out io.Writer, events io.Reader) error {
 			delete(said, of)
 		}
 	}
-	for _, left := range said { // of tests that a panic or a time-out ended
+	for _, left := range said { // output of tests that a panic or a timeout ended
 		_, _ = io.WriteString(out, strings.Join(left, ""))
 	}
 	for _, reason := range reasons {
@@ -64,7 +64,7 @@ func printEvents(out io.Writer, events io.Reader) error {
 
 var place = regexp.MustCompile(`^\s+\S+\.go:\d+: `)
 
-// skipReason returns what a test said when it skipped itself, on one line.
+// skipReason returns the message of a skipped test on one line.
 func skipReason(said []string) string {
 	for i, line := range said {
 		if at := place.FindString(line); at != "" {

@@ -63,7 +63,7 @@ func TestMissingModulesAreOneClearLine(t *testing.T) {
 	var out strings.Builder
 	r := runner{out: &out}
 	err := r.test(t.Context(), "../..")
-	require.ErrorContains(t, err, "cannot download what it requires")
+	require.ErrorContains(t, err, "cannot download the required modules")
 	assert.NotContains(t, err.Error(), "\n")
 	assert.Empty(t, out.String())
 }

@@ -1,9 +1,9 @@
-// Testrun tests the modules of this repository one after the other and prints the seconds that each of them took:
+// Testrun tests the modules of this repository one after the other and prints the duration of each in seconds:
 //
 //	go run ./internal/testrun        # the modules that users import; short, without the race detector
 //	go run ./internal/testrun -all   # everything that CI tests
 //
-// It runs from the root of the repository. It prints why tests were skipped, each reason once.
+// Run it from the root of the repository. It prints each reason for skipped tests once.
 package main
 
 import (
@@ -52,7 +52,7 @@ func run(ctx context.Context, out io.Writer, all bool) error {
 }
 
 func everything(ctx context.Context, r *runner, found []modules.Module) {
-	// Some tests read the whole repository, which the cache of test results does not know.
+	// Some tests read the whole repository, and the cache of test results does not notice changes there.
 	flags := []string{"-count=1"}
 	if compiles(ctx) {
 		flags = append(flags, "-race")
@@ -67,7 +67,7 @@ func everything(ctx context.Context, r *runner, found []modules.Module) {
 			return r.test(ctx, m.Dir, flags...)
 		})
 	}
-	// The race detector allocates too.
+	// The race detector allocates too, so tests of allocations run without it.
 	r.part(ctx, "allocations", func() error { return r.test(ctx, ".", "-count=1", "-run=Allocates") })
 	for _, target := range []string{"fuzz", "stress"} {
 		r.part(ctx, target, func() error {
@@ -83,13 +83,13 @@ func title(m modules.Module) string {
 	return m.Dir
 }
 
-// compiles reports whether there is a C compiler, without which go turns cgo off.
+// compiles reports whether there is a C compiler. Without one, go disables cgo.
 func compiles(ctx context.Context) bool {
 	enabled, err := exec.CommandContext(ctx, "go", "env", "CGO_ENABLED").Output()
 	return err == nil && strings.TrimSpace(string(enabled)) == "1"
 }
 
-// runner runs parts and remembers how they ended.
+// runner runs parts and records their results.
 type runner struct {
 	out  io.Writer
 	done []result
@@ -111,7 +111,7 @@ func (r *runner) part(ctx context.Context, name string, run func() error) {
 	r.done = append(r.done, result{name, time.Since(start), err})
 }
 
-// summary prints a line for each part. It fails if a part failed.
+// summary prints a line for each part. It returns an error if a part failed.
 func (r *runner) summary() error {
 	var failed []string
 	var total time.Duration
@@ -132,8 +132,8 @@ func (r *runner) summary() error {
 	return nil
 }
 
-// test runs the tests of a module. Packages are built side by side and tested one at a time (-p 1): tests that measure time,
-// memory or load must not measure each other.
+// test runs the tests of a module. Packages are built in parallel and tested one at a time (-p 1), because tests of
+// time, memory or load must not affect each other.
 func (r *runner) test(ctx context.Context, dir string, flags ...string) error {
 	if err := r.download(ctx, dir); err != nil {
 		return err
@@ -144,7 +144,7 @@ func (r *runner) test(ctx context.Context, dir string, flags ...string) error {
 			build = append(build, flag)
 		}
 	}
-	_ = command(ctx, dir, "go", append(build, "./...")...).Run() // the tests tell what does not compile
+	_ = command(ctx, dir, "go", append(build, "./...")...).Run() // the tests report compile errors
 	cmd := command(ctx, dir, "go", append(append([]string{"test", "-json", "-p=1"}, flags...), "./...")...)
 	pipe, err := cmd.StdoutPipe()
 	if err != nil {
@@ -161,17 +161,17 @@ func (r *runner) test(ctx context.Context, dir string, flags ...string) error {
 	return cmd.Wait()
 }
 
-// download fetches the modules that a module requires, and tells in one line why that failed.
+// download fetches the modules that a module requires. Its error is a single line.
 func (r *runner) download(ctx context.Context, dir string) error {
 	text, err := command(ctx, dir, "go", "mod", "download").CombinedOutput()
 	if err == nil {
 		return nil
 	}
 	why := strings.Join(strings.Fields(string(text)), " ")
-	return fmt.Errorf("cannot download what it requires: is the network or the module proxy reachable? %s", why)
+	return fmt.Errorf("cannot download the required modules: is the network or the module proxy reachable? %s", why)
 }
 
-// install installs the npm packages that some tests need. Those tests skip themselves where there is no npm.
+// install installs the npm packages that some tests need. Without npm those tests skip themselves.
 func (r *runner) install(ctx context.Context, dir string) error {
 	if _, err := os.Stat(filepath.Join(dir, "package.json")); err != nil {
 		return nil

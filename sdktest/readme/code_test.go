@@ -13,12 +13,12 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// piece is what a piece of the README's code, which begins with a comment, needs to compile.
+// piece defines what a piece of the README's code needs to compile. A piece begins with a comment.
 type piece struct {
-	module  string // its folder; "": the root
+	module  string // folder of the module; "": the root
 	imports []string
-	given   string // declarations
-	used    string // the variables that it declares, and does not use
+	given   string // declarations before the piece
+	used    string // variables that the piece declares but does not use
 }
 
 const (
@@ -74,7 +74,7 @@ var pieces = map[string]piece{
 	},
 }
 
-// TestReadmeCodeCompiles builds the README's program, and each piece of code with what it needs around it.
+// TestReadmeCodeCompiles builds the README's program and each piece of code with its declarations.
 func TestReadmeCodeCompiles(t *testing.T) {
 	text, err := os.ReadFile("../../README.md")
 	require.NoError(t, err)
@@ -92,18 +92,18 @@ func TestReadmeCodeCompiles(t *testing.T) {
 		}
 	}
 	for name, p := range pieces {
-		assert.True(t, seen[name] || p.imports == nil, "nothing in the README begins with %q", name)
+		assert.True(t, seen[name] || p.imports == nil, "no code in the README begins with %q", name)
 	}
 }
 
-// piecesOf splits a block at its blank lines. A piece that needs nothing of its own goes on with the one before.
+// piecesOf splits a block of code at its blank lines. A piece without an entry of its own continues the previous one.
 func piecesOf(t *testing.T, block string) map[string]string {
 	found := map[string]string{}
 	last := ""
 	for _, code := range strings.Split(strings.TrimSpace(block), "\n\n") {
 		name := strings.Fields(strings.TrimPrefix(code, "// "))[0]
 		p, ok := pieces[name]
-		require.True(t, ok, "the README has code that begins with %q: say in pieces what it needs", name)
+		require.True(t, ok, "the README has code that begins with %q: add it to pieces", name)
 		if p.imports == nil {
 			found[last] += "\n" + code
 			continue

@@ -1,3 +1,3 @@
-// Package readme compiles and runs the lines of the table in README.md that put each SDK under a guard. Each file has the
-// lines of one SDK, with the imports that they need.
+// Package readme compiles and runs the lines of the SDK table in README.md. Each file has the lines of one SDK with
+// their imports.
 package readme

@@ -21,12 +21,12 @@ import (
 	"github.com/aiguard-go/aiguard"
 )
 
-// What the lines of the table take from the program around them.
+// The lines of the table use these names.
 const key, model, region, project = "KEY", "m", "us-east5", "p"
 
 var base = &url.URL{Scheme: "http", Host: "127.0.0.1:11434"}
 
-// row is one row of the table: the file that has its line, and a call of the client that the line makes.
+// row is a row of the table: the file that contains its line, and a call with the line's client.
 type row struct {
 	file string
 	call func(context.Context, *aiguard.Guard) error
@@ -45,7 +45,7 @@ var rows = map[string]row{
 	"eino-ext":                  {"eino_test.go", einoExt},
 }
 
-// TestTableOfSDKsIsCompiled fails when a line of the table is not, letter by letter, in the file of its row.
+// TestTableOfSDKsIsCompiled fails if the file of a row does not contain the row's line unchanged.
 func TestTableOfSDKsIsCompiled(t *testing.T) {
 	readme, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
 	require.NoError(t, err)
@@ -58,7 +58,7 @@ func TestTableOfSDKsIsCompiled(t *testing.T) {
 		require.Len(t, cells, 2, line)
 		name := strings.TrimPrefix(cells[0], "| ")
 		row, ok := rows[name]
-		require.True(t, ok, "no test has the line of %q", name)
+		require.True(t, ok, "no file is assigned to the row %q", name)
 		source, err := os.ReadFile(row.file)
 		require.NoError(t, err)
 		code := strings.TrimSuffix(strings.TrimPrefix(cells[1], "`"), "` |")
@@ -68,8 +68,8 @@ func TestTableOfSDKsIsCompiled(t *testing.T) {
 	require.Len(t, rows, found, "rows that README.md lacks")
 }
 
-// TestEveryLinePutsItsSDKUnderTheGuard makes a call with a guard that is closed: a call that the guard does not see would fail
-// otherwise, or not at all.
+// TestEveryLinePutsItsSDKUnderTheGuard makes a call with a closed guard. A call that bypasses the guard would fail with
+// a different error or succeed.
 func TestEveryLinePutsItsSDKUnderTheGuard(t *testing.T) {
 	for name, value := range map[string]string{
 		"OPENAI_API_KEY": key, "ANTHROPIC_API_KEY": key, "GOOGLE_API_KEY": key, "OPENAI_MODEL": model,
@@ -90,7 +90,8 @@ func TestEveryLinePutsItsSDKUnderTheGuard(t *testing.T) {
 	}
 }
 
-// googleAccount writes the key file of a service account that gets its tokens from a server of the test, and returns its path.
+// googleAccount writes the key file of a service account that gets its tokens from a test server. It returns the file's
+// path.
 func googleAccount(t *testing.T) string {
 	t.Helper()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {

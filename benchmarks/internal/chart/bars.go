@@ -12,20 +12,21 @@ import (
 	"github.com/aiguard-go/aiguard/benchmarks/internal/contender"
 )
 
-// Panel is a few bars that share a scale, which starts at zero.
+// Panel is a group of bars with a common scale that starts at zero.
 type Panel struct {
 	Title string
 	Bars  []Bar
 }
 
-// Bar is a figure of a contender. Label is the figure as people read it.
+// Bar is the figure of a contender. Label is the formatted figure.
 type Bar struct {
 	Contender string
 	Value     float64
 	Label     string
 }
 
-// Where a bar begins and where the longest ends. Names stand to the left of the bars, and labels to the right.
+// barsFrom and barsTo are the left end of all bars and the right end of the longest. Names are to the left of the bars,
+// labels to the right.
 const (
 	barsFrom  = vg.Length(110)
 	barsTo    = vg.Length(290)
@@ -33,7 +34,7 @@ const (
 	barPitch  = vg.Length(19)
 )
 
-// SaveBars draws the panels one below the other into an SVG file, under a heading. The bars of aiguard stand out.
+// SaveBars draws the panels below each other into an SVG file, under a heading. It highlights the bars of aiguard.
 func SaveBars(file, heading string, panels []Panel) error {
 	height := (vg.Length(strings.Count(heading, "\n")+1) + 0.6) * lineHeight
 	for _, p := range panels {
@@ -66,7 +67,7 @@ func SaveBars(file, heading string, panels []Panel) error {
 	})
 }
 
-// inWords is a contender's name for readers who have not met the others.
+// inWords returns a contender's name for readers who do not know the other contenders.
 func inWords(name string) string {
 	switch name {
 	case contender.Bare:

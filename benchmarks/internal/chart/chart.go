@@ -1,5 +1,5 @@
-// Package chart draws what the benchmarks found as SVG, in one style. The background is part of the picture, so that a page
-// in dark mode does not change the contrast.
+// Package chart draws the results of the benchmarks as SVG, in one style. The picture includes its background, so dark
+// mode does not change the contrast.
 //
 //	p := chart.New("Goodput")
 //	p.Add(line) // in chart.StyleOf("aiguard")
@@ -22,16 +22,16 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// Sizes of what is written.
+// Text sizes.
 const (
 	TitleSize = 13
 	TextSize  = 12
 )
 
-// Ink is the colour of axes and words.
+// Ink returns the colour of axes and text.
 func Ink() color.NRGBA { return color.NRGBA{0x42, 0x4a, 0x53, 0xff} }
 
-// Paper is the colour of the background.
+// Paper returns the colour of the background.
 func Paper() color.NRGBA { return color.NRGBA{0xff, 0xff, 0xff, 0xff} }
 
 // New returns an empty plot in the style.
@@ -55,7 +55,7 @@ func style(s *text.Style, size font.Length) {
 	s.Font.Variant, s.Font.Size = "Sans", size
 }
 
-// The measures of a picture. A phone shows the width as 350 pixels or more: then text is at least 11 pixels high.
+// The dimensions of a picture. A phone shows the width as 350 pixels or more, so that text is at least 11 pixels high.
 const (
 	columnWidth  = vg.Length(370)
 	margin       = vg.Length(10)
@@ -66,8 +66,8 @@ const (
 	legendColumns = 2
 )
 
-// Save draws the plots, each of the height given, one below the other into an SVG file, under a heading and a legend of these
-// contenders. The file's folder is made if need be.
+// Save draws the plots below each other into an SVG file, under a heading and a legend of the contenders. Each plot has
+// the height plotHeight. Save creates the file's folder if it does not exist.
 func Save(file, heading string, contenders []string, plotHeight vg.Length, plots []*plot.Plot) error {
 	lines := strings.Count(heading, "\n") + 1
 	rows := (len(contenders) + legendColumns - 1) / legendColumns
@@ -98,7 +98,7 @@ func Save(file, heading string, contenders []string, plotHeight vg.Length, plots
 	})
 }
 
-// drawHeading writes the heading below top, and returns the height of the line below it.
+// drawHeading writes the heading below top and returns the position of the next line.
 func drawHeading(c draw.Canvas, top vg.Length, heading string) vg.Length {
 	words := text.Style{YAlign: draw.YCenter, Handler: plot.DefaultTextHandler, Font: plot.DefaultFont}
 	style(&words, TitleSize)
@@ -111,7 +111,7 @@ func drawHeading(c draw.Canvas, top vg.Length, heading string) vg.Length {
 	return y
 }
 
-// save writes what paint draws on a sheet of paper.
+// save writes an SVG file with what paint draws on the background.
 func save(file string, width, height vg.Length, paint func(draw.Canvas)) error {
 	canvas := vgsvg.New(width, height)
 	sheet := draw.New(canvas)
@@ -125,7 +125,7 @@ func save(file string, width, height vg.Length, paint func(draw.Canvas)) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return err
 	}
-	// Fonts of the same widths, for machines that do not have the one it is laid out with.
+	// Replace the font with a list of fonts of the same widths, for machines without the font.
 	text := bytes.ReplaceAll(svg.Bytes(), []byte("font-family:Liberation Sans;"), []byte("font-family:Liberation Sans,Arial,Helvetica,sans-serif;"))
 	return os.WriteFile(file, text, 0o644)
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/aiguard-go/aiguard/benchmarks/internal/contender"
 )
 
-// luminance and the contrast of two colours are those of WCAG 2.2.
+// luminance and contrast follow WCAG 2.2.
 func luminance(c color.NRGBA) float64 {
 	linear := func(b uint8) float64 {
 		v := float64(b) / 255

@@ -9,7 +9,7 @@ import (
 	"github.com/aiguard-go/aiguard/benchmarks/internal/contender"
 )
 
-// Style is how a contender is drawn, the same in every chart. The shape tells it from others without its colour.
+// Style is the style of a contender, the same in every chart. Shapes distinguish contenders without colour.
 type Style struct {
 	Color color.NRGBA
 	Shape draw.GlyphDrawer
@@ -19,11 +19,11 @@ type Style struct {
 const (
 	glyphRadius = vg.Length(3.8)
 
-	thin, broad = vg.Length(1.3), vg.Length(4) // aiguard stands out
+	thin, broad = vg.Length(1.3), vg.Length(4) // aiguard has the broad line
 )
 
-// The colours are near those of Okabe and Ito ("Color Universal Design", 2008), which colour-blind people tell apart, but dark
-// enough for a contrast of 4.5 with Paper.
+// The colours are close to those of Okabe and Ito ("Color Universal Design", 2008), which colour-blind people can tell
+// apart. They are darker, for a contrast of 4.5 with Paper.
 var (
 	blue      = color.NRGBA{0x0b, 0x5f, 0xd0, 0xff}
 	vermilion = color.NRGBA{0xc2, 0x41, 0x0c, 0xff}
@@ -31,7 +31,7 @@ var (
 	grey      = color.NRGBA{0x66, 0x6e, 0x78, 0xff}
 )
 
-// StyleOf is the style of the contender of that name.
+// StyleOf returns the style of the contender called name.
 func StyleOf(name string) Style {
 	switch name {
 	case contender.Aiguard:
@@ -43,10 +43,10 @@ func StyleOf(name string) Style {
 	case contender.FailsafeBreaker:
 		return Style{orange, draw.SquareGlyph{}, thin}
 	}
-	panic("chart: no style of " + name)
+	panic("chart: no style for " + name)
 }
 
-// barColor is that of the contender's bars, which have its name beside them.
+// barColor returns the colour of the contender's bars. The name is next to the bars, so colours may repeat.
 func barColor(name string) color.NRGBA {
 	if name == contender.Aiguard {
 		return blue
@@ -54,12 +54,12 @@ func barColor(name string) color.NRGBA {
 	return grey
 }
 
-// Line is the style of the contender's line.
+// Line returns the style of the contender's line.
 func (s Style) Line() draw.LineStyle {
 	return draw.LineStyle{Color: s.Color, Width: s.Width}
 }
 
-// Glyph is the style of its mark.
+// Glyph returns the style of the contender's marks.
 func (s Style) Glyph() draw.GlyphStyle {
 	return draw.GlyphStyle{Color: s.Color, Shape: s.Shape, Radius: glyphRadius + s.Width/4}
 }

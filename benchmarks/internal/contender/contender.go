@@ -1,4 +1,4 @@
-// Package contender wraps a function with what each library offers, all set to the same limits.
+// Package contender wraps a function with the limits of each library, with the same values for all.
 package contender
 
 import (
@@ -23,7 +23,7 @@ import (
 	"github.com/aiguard-go/aiguard"
 )
 
-// The limits of every contender that knows such a limit: the defaults of aiguard.
+// The limits are the defaults of aiguard. Each contender gets those that it supports.
 const (
 	Slots          = aiguard.DefaultMaxConcurrent
 	Queue          = aiguard.DefaultMaxQueue
@@ -33,52 +33,54 @@ const (
 	MaxDelay       = aiguard.DefaultMaxDelay
 	MaxPromptChars = aiguard.DefaultMaxPromptChars
 
-	BreakerFailures = 6 // in a row open a circuit breaker, for BreakerDelay: the defaults of gobreaker
+	BreakerFailures = 6 // consecutive failures that open a circuit breaker for BreakerDelay: the defaults of gobreaker
 	BreakerDelay    = time.Minute
 )
 
-// The contenders. Bare, OpenAI and those under overload are clients, and wrap no function.
+// Names of the contenders. Bare, OpenAI and Naive are clients and do not wrap a function.
 const (
 	Aiguard         = "aiguard"
 	Hand            = "hand"                // context.WithTimeout, a semaphore of x/sync, utf8.RuneCountInString
 	Failsafe        = "failsafe-go"         // retry(bulkhead(timeout))
 	FailsafeBreaker = "failsafe-go+breaker" // retry(circuit breaker(bulkhead(timeout)))
 	Resilience      = "goresilience"        // bulkhead(retry(timeout))
-	Breaker         = "gobreaker+backoff"   // backoff(circuit breaker(context.WithTimeout)); neither limits concurrency
-	Bare            = "bare"                // go-openai as it is
-	OpenAI          = "openai-go"           // the official SDK with its own retries and timeout; it limits no concurrency
-	OneTenant       = "aiguard-one-tenant"  // aiguard without tenants and priorities, beside aiguard with them
-	Channel         = "channel"             // a buffered channel as a semaphore: the least that a goroutine can wait for
+	Breaker         = "gobreaker+backoff"   // backoff(circuit breaker(context.WithTimeout)); no limit of concurrency
+	Bare            = "bare"                // plain go-openai
+	OpenAI          = "openai-go"           // the official SDK with its own retries and timeout; no limit of concurrency
+	OneTenant       = "aiguard-one-tenant"  // aiguard without tenants and priorities, for comparison with aiguard with them
+	Channel         = "channel"             // a buffered channel as a semaphore: the cheapest way to wait
 
-	Naive = "go-openai, naive retries" // under overload alone
+	Naive = "go-openai, naive retries" // only under overload
 )
 
-// Who can do what, for the benchmarks to compare.
+// The contenders for each kind of benchmark.
 var (
-	Limiting = []string{Aiguard, Hand, Failsafe, FailsafeBreaker, Resilience}                        // concurrency
-	Waiters  = []string{Aiguard, Hand, Failsafe, FailsafeBreaker, Resilience, Channel}               // the same, in the rows that measure the wait
-	Sharing  = []string{Aiguard, OneTenant}                                                          // capacity between tenants
-	Wrapping = []string{Aiguard, Hand, Failsafe, FailsafeBreaker, Resilience, Breaker}               // any function
-	Refusing = []string{Aiguard, Failsafe, FailsafeBreaker, Resilience}                              // at once, when full
-	Leaving  = []string{Aiguard, Hand, Failsafe, FailsafeBreaker}                                    // when their ctx ends while they wait for a slot
-	Chatting = []string{Aiguard, Bare, Hand, Failsafe, FailsafeBreaker, Resilience, Breaker, OpenAI} // calling CreateChatCompletion, or its like
-	// Streaming has only clients: what wraps a function ends its context, and so the stream, when that returns.
+	Limiting = []string{Aiguard, Hand, Failsafe, FailsafeBreaker, Resilience}                        // limit concurrency
+	Waiters  = []string{Aiguard, Hand, Failsafe, FailsafeBreaker, Resilience, Channel}               // limit concurrency, in the rows that measure the wait
+	Sharing  = []string{Aiguard, OneTenant}                                                          // share capacity between tenants
+	Wrapping = []string{Aiguard, Hand, Failsafe, FailsafeBreaker, Resilience, Breaker}               // wrap any function
+	Refusing = []string{Aiguard, Failsafe, FailsafeBreaker, Resilience}                              // reject at once when full
+	Leaving  = []string{Aiguard, Hand, Failsafe, FailsafeBreaker}                                    // return when ctx ends during the wait for a slot
+	Chatting = []string{Aiguard, Bare, Hand, Failsafe, FailsafeBreaker, Resilience, Breaker, OpenAI} // call CreateChatCompletion or its equivalent
+	// Streaming has only clients. A wrapper around a function ends its context when the function returns, and the
+	// context ends the stream.
 	Streaming = []string{Aiguard, Bare, OpenAI}
 )
 
-// Run calls fn as a contender bounds it.
+// Run calls fn within the limits of a contender.
 type Run[T any] func(ctx context.Context, fn func(context.Context) (T, error)) (T, error)
 
-// Waiting says what happens to a call that finds no slot free.
+// Waiting is the behaviour of a call when no slot is free.
 type Waiting int
 
 const (
-	Bounded Waiting = iota // it waits, where the library can in a queue of length Queue
-	Endless                // it waits, however many others do
-	Refused                // it is refused at once; aiguard, which always has a queue, when that is full
+	Bounded Waiting = iota // the call waits, in a queue of length Queue if the library has one
+	Endless                // the call waits, regardless of the number of waiting calls
+	Refused                // the call is rejected at once; with aiguard, which always has a queue, when the queue is full
 )
 
-// New returns the contender of that name, and what ends its goroutines. It panics if the contender cannot do that.
+// New returns the contender called name and a function that ends its goroutines. It panics if the contender does not
+// support waiting.
 func New[T any](name string, waiting Waiting) (run Run[T], stop func()) {
 	stop = func() {}
 	switch name {
@@ -87,7 +89,7 @@ func New[T any](name string, waiting Waiting) (run Run[T], stop func()) {
 		run = func(ctx context.Context, fn func(context.Context) (T, error)) (T, error) {
 			return aiguard.Do(ctx, g, fn)
 		}
-		return run, func() { _ = g.Close() } // it always returns nil
+		return run, func() { _ = g.Close() } // Close always returns nil
 	case Hand:
 		if waiting != Refused {
 			return hand[T](), stop
@@ -108,11 +110,11 @@ func New[T any](name string, waiting Waiting) (run Run[T], stop func()) {
 			return newBreaker[T](), stop
 		}
 	}
-	panic(fmt.Sprintf("contender: %s cannot do %d", name, waiting))
+	panic(fmt.Sprintf("contender: %s does not support Waiting(%d)", name, waiting))
 }
 
-// Guard returns aiguard with its defaults, but for the queue. An endless one is for crowds that would be refused with the
-// defaults, because they cannot all be served within the QueueTimeout on a busy machine.
+// Guard returns aiguard with its defaults except for the queue. An endless queue is for crowds that the defaults would
+// reject, because a busy machine cannot serve them all within the QueueTimeout.
 func Guard(waiting Waiting) *aiguard.Guard {
 	cfg := aiguard.Config{MaxQueue: Queue}
 	if waiting == Endless {
@@ -148,7 +150,8 @@ func channel[T any]() Run[T] {
 	}
 }
 
-// newFailsafe composes in the order of failsafe-go's documentation. A call that the bulkhead refuses is not retried.
+// newFailsafe composes policies in the order of failsafe-go's documentation. It does not retry calls that the bulkhead
+// rejects.
 func newFailsafe[T any](waiting Waiting, breaker ...failsafe.Policy[T]) Run[T] {
 	retry := retrypolicy.NewBuilder[T]().WithMaxAttempts(Attempts).WithBackoff(BaseDelay, MaxDelay).WithJitterFactor(.25).
 		AbortOnErrors(bulkhead.ErrFull, circuitbreaker.ErrOpen, context.Canceled).Build()
@@ -165,8 +168,8 @@ func newFailsafe[T any](waiting Waiting, breaker ...failsafe.Policy[T]) Run[T] {
 	}
 }
 
-// newResilience composes in the order of goresilience's documentation. Its bulkhead takes no time of waiting as: for
-// ever, and so refuses after a nanosecond at the earliest.
+// newResilience composes runners in the order of goresilience's documentation. For its bulkhead a wait of zero means
+// for ever, so the shortest possible wait is a nanosecond.
 func newResilience[T any](waiting Waiting) (Run[T], func()) {
 	wait := Timeout
 	if waiting == Refused {

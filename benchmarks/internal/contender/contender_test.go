@@ -19,7 +19,7 @@ import (
 
 var errDown = errors.New("down")
 
-// in runs f in virtual time with each of the contenders.
+// in runs f with each contender in virtual time.
 func in(t *testing.T, waiting contender.Waiting, names []string, f func(*testing.T, contender.Run[int])) {
 	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
@@ -45,7 +45,7 @@ func TestValueComesThrough(t *testing.T) {
 func TestCallHasADeadline(t *testing.T) {
 	in(t, contender.Bounded, slices.DeleteFunc(slices.Clone(contender.Wrapping), func(name string) bool { return name == contender.Resilience }),
 		testDeadline)
-	// It leaves a goroutine behind whenever its time is over, which virtual time does not forgive.
+	// goresilience leaks a goroutine at each timeout, and a bubble with such a goroutine never ends.
 	in(t, contender.Bounded, []string{contender.Resilience}, func(t *testing.T, run contender.Run[int]) {
 		_, err := run(t.Context(), func(ctx context.Context) (int, error) {
 			deadline, _ := ctx.Deadline()
@@ -82,14 +82,14 @@ func TestFailureIsTriedThreeTimes(t *testing.T) {
 		attempts := 0
 		_, err := run(t.Context(), func(context.Context) (int, error) {
 			attempts++
-			return 0, aiguard.ErrUnavailable // it retries what it knows to pass
+			return 0, aiguard.ErrUnavailable // an error that aiguard retries
 		})
 		require.ErrorIs(t, err, aiguard.ErrUnavailable)
 		require.Equal(t, contender.Attempts, attempts)
 	})
 }
 
-func TestNoMoreThanTheSlotsAtOnceAndAllServed(t *testing.T) {
+func TestConcurrencyStaysWithinTheSlotsAndAllAreServed(t *testing.T) {
 	for _, waiting := range []contender.Waiting{contender.Bounded, contender.Endless} {
 		in(t, waiting, contender.Limiting, func(t *testing.T, run contender.Run[int]) {
 			const callers = 50
@@ -116,7 +116,7 @@ func TestNoMoreThanTheSlotsAtOnceAndAllServed(t *testing.T) {
 	}
 }
 
-func TestQueueLongerThanAGuardsIsEndlessIfToldSo(t *testing.T) {
+func TestEndlessQueueHoldsMoreThanTheDefault(t *testing.T) {
 	in(t, contender.Endless, contender.Limiting, func(t *testing.T, run contender.Run[int]) {
 		var wg sync.WaitGroup
 		for range contender.Slots + 3*contender.Queue {
