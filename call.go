@@ -68,6 +68,18 @@ type wire struct {
 	estimate       estimate
 }
 
+// takeUsage returns the tokens that the answer reported, and how many of them were not expected. It forgets them.
+func (w *wire) takeUsage() (used int64, more float64) {
+	if used = w.usage.Input + w.usage.Output; w.usage.Estimated {
+		used = 0
+	}
+	if used > 0 {
+		more = float64(used) - w.tokens
+	}
+	w.usage = Usage{}
+	return used, more
+}
+
 // tokens returns the expected tokens of a request.
 func (c *call) tokens() float64 {
 	if c.wire == nil {
@@ -172,18 +184,25 @@ func (c *call) free() { c.giveBack(false) }
 // did.
 func (c *call) giveBack(last bool) bool {
 	if c.reserved.Load() != nil {
-		defer c.pay(c.used()) // when the slot is free
+		return c.giveBackAndPay(last)
 	}
+	return c.release(last)
+}
+
+// giveBackAndPay is giveBack for an attempt with a reservation, which it settles when the slot is free.
+//
+//go:noinline
+func (c *call) giveBackAndPay(last bool) bool {
+	defer c.pay(c.used())
+	return c.release(last)
+}
+
+// release is giveBack without the reservation.
+func (c *call) release(last bool) bool {
 	c.mayBill, c.billed = c.mayBill || c.billed, false
 	used, more := int64(0), 0.
 	if w := c.wire; w != nil {
-		if used = w.usage.Input + w.usage.Output; w.usage.Estimated {
-			used = 0
-		}
-		if used > 0 {
-			more = float64(used) - w.tokens
-		}
-		w.usage = Usage{}
+		used, more = w.takeUsage()
 	}
 	took, turned, ok := c.limiter.finish(c, used, more, last)
 	if !ok {

@@ -150,7 +150,10 @@ func (l *limiter) queueFull(r *route, weight int64, now instant, t *tenant, p Pr
 
 // find returns the call's route and tenant.
 func (l *limiter) find(c *call, now instant) (*route, *tenant) {
-	r := l.routes.get(c.settings)
+	r := &l.routes.nameless
+	if c.hasRoute() {
+		r = l.routes.get(c.settings)
+	}
 	p := &c.permit
 	if p.tenant == nil {
 		p.tenant = l.tenants.get(c.Tenant)

@@ -273,7 +273,7 @@ func memoryRows() []memoryRow {
 		{name: "stream/endless-line, MemoryLimit", reply: aiguardtest.FaultStreamEndlessLine.Reply(), end: tooLarge, also: string(aiguard.ErrOverloaded),
 			hold: 60 << 10, defaults: true, limit: 80 << 20, stream: true},
 		// Honest, as partial images are: whoever finds no room waits for it, and all arrive.
-		{name: "two honest events of 1.4 MB", reply: events(bigEvent, 2), end: memoryEnd(strings.Repeat(bigEvent, 2), nil), hold: 60 << 10, defaults: true,
+		{name: "an honest answer of two events of 1.4 MB", reply: events(bigEvent, 2), end: memoryEnd(strings.Repeat(bigEvent, 2), nil), hold: 60 << 10, defaults: true,
 			stream: true, most: honestMost},
 		{fault: aiguardtest.FaultStreamHugeComments, end: healthy, hold: memoryCap, stream: true},
 		{fault: aiguardtest.FaultStreamManyObjects, end: tooLarge, hold: 900_000, stream: true},

@@ -97,7 +97,9 @@ func (c *call) tell(ctx context.Context, err error, u Usage) {
 		}
 	}
 	c.attemptDone(ctx, err, u)
-	c.tellTurn(ctx, err)
+	if c.turned != noTurn {
+		c.tellTurn(ctx, err)
+	}
 	if c.cfg.OnEvent != nil {
 		c.emitWith(ctx, t, err, u)
 	}

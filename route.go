@@ -78,10 +78,13 @@ func (rs *routes) init(cfg *Config, l *limiter) {
 	rs.unknown.state = *provider.New(&rs.config)
 }
 
+// hasRoute reports whether the call has a route: a Do without a name has none.
+func (s *settings) hasRoute() bool { return s.host != "" || s.Op != "" || s.Model != "" }
+
 // routeKey returns the key of a call's route; ok is false for a Do without a name.
 func (s *settings) routeKey() (key routeKey, ok bool) {
 	switch {
-	case s.host == "" && s.Op == "" && s.Model == "":
+	case !s.hasRoute():
 		return key, false
 	case s.host == "":
 		return routeKey{"", cut(s.Op), cut(s.Model)}, true

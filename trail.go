@@ -63,9 +63,15 @@ func (c *call) attemptBegun(n int32, now instant) {
 
 // attemptDone reports the end of the current attempt. Later calls for the same attempt have no effect.
 func (c *call) attemptDone(ctx context.Context, err error, u Usage) {
-	if c.trail == nil || c.trail.attempt == 0 {
-		return
+	if c.trail != nil && c.trail.attempt != 0 {
+		c.emitAttemptDone(ctx, err, u)
 	}
+}
+
+// emitAttemptDone is the rest of attemptDone. Its frame is large, and most calls have no trail.
+//
+//go:noinline
+func (c *call) emitAttemptDone(ctx context.Context, err error, u Usage) {
 	ev := c.event(EventAttemptDone, err)
 	c.trail.attempt = 0
 	if e := c.own(ctx, err); e != nil { // a copy, because the call keeps changing its own
