@@ -1,6 +1,7 @@
 package budget
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"unicode"
@@ -47,7 +48,7 @@ func (e *Exceeded) LogText() string {
 			fmt.Fprintf(&b, "; and %d more models", len(e.Models)-most)
 			break
 		}
-		fmt.Fprintf(&b, "; %s: %d calls, %d tokens", clip(printable(m.Model), 64), m.Calls, m.Tokens)
+		fmt.Fprintf(&b, "; %s: %d calls, %d tokens", cmp.Or(clip(printable(m.Model), 64), "no model"), m.Calls, m.Tokens)
 		if m.Cost > 0 {
 			fmt.Fprintf(&b, ", cost %v", m.Cost)
 		}

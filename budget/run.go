@@ -48,7 +48,7 @@ func WithRun(ctx context.Context, r Run) context.Context {
 	}
 	for field, n := range map[string]int64{"Calls": r.Calls, "Tokens": r.Tokens, "Cost": int64(r.Cost), "Time": int64(r.Time)} {
 		if n < 0 {
-			panic(fmt.Sprintf("budget: WithRun: Run.%s is negative; want a bound, or 0 for none", field))
+			panic(fmt.Sprintf("budget: WithRun: Run.%s is %d; want a positive limit, or 0 for none", field, n))
 		}
 	}
 	in := &run{Run: r, parent: runOf(ctx), start: time.Now(), models: make(map[string]*amounts)}

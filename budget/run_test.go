@@ -142,7 +142,7 @@ func TestRunTellsTwentyModelsApart(t *testing.T) {
 }
 
 func TestMistakesInARunPanic(t *testing.T) {
-	require.PanicsWithValue(t, "budget: WithRun: Run.Calls is negative; want a bound, or 0 for none", func() {
+	require.PanicsWithValue(t, "budget: WithRun: Run.Calls is -1; want a positive limit, or 0 for none", func() {
 		budget.WithRun(t.Context(), budget.Run{Calls: -1})
 	})
 }
