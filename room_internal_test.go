@@ -40,6 +40,16 @@ func TestRoomIsNeverOverrunNorBlockedForGood(t *testing.T) {
 	require.Empty(t, r.waiting)
 }
 
+func TestReleasedAnswerTakesNoRoom(t *testing.T) {
+	r := &room{size: 8 << 20}
+	h := &hold{room: r}
+	require.True(t, h.grow(t.Context(), 1<<20))
+	require.True(t, h.release())
+	require.False(t, h.release(), "only once")
+	require.True(t, h.grow(t.Context(), 2<<20), "its reader may still be at work")
+	require.Zero(t, r.bytes())
+}
+
 // In a room with something to spare everybody gets what they want in the end, one after another: at most one of them is beyond
 // the size.
 func TestRoomWithSomethingToSpareRefusesNobody(t *testing.T) {
