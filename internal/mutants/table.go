@@ -241,7 +241,7 @@ var mutations = []mutation{
 	{name: "unlimited number of routes", run: "^TestRoutesAreBoundedWhateverModelsUsersName$",
 		file: "route.go", old: "len(rs.m) > maxRoutes &&", new: "false &&"},
 	{name: "long names of routes kept", run: "^TestRoutesAreBoundedWhateverModelsUsersName$",
-		file: "route.go", old: "return strings.Clone(s[:maxRouteName])", new: "return s"},
+		file: "route.go", old: "return strings.Clone(s[:maxRouteName])", new: "return strings.Clone(s)"},
 	{name: "pause shortened by another", in: "internal/provider", run: "^TestPauseLastsAsLongAsTheLongestThatWasAskedFor$",
 		file: "internal/provider/pause.go", old: "p.until = max(p.until, until)", new: "p.until = until"},
 	{name: "endless pause is over", in: "internal/provider", run: "^TestPauseBeyondTheEndOfTimeDoesNotEnd$",
