@@ -528,7 +528,7 @@ var mutations = []mutation{
 	{name: "attempts share header and URL", run: "^TestEachAttemptHasItsOwnHeaderAndURL$",
 		file: "attempt.go", old: "url := *req.URL\n\t\treq.URL, req.Header = &url, req.Header.Clone()", new: ""},
 	{name: "Cancel channel of a request ignored", run: "^TestTransportKeepsTheContractOfARoundTripper$",
-		file: "transport.go", old: "bounded, stop := callctx.Heed(req)", new: "bounded, stop := req, context.CancelFunc(func() {})"},
+		file: "transport.go", old: "bounded, stop := callctx.Heed(req)", new: "bounded, stop := req, context.CancelFunc(func() {}); _ = callctx.Err"},
 	{name: "http.Client's Timeout reported as the guard's", run: "^TestTimeoutOfTheCallersClientIsTheCallersOwnEnd$",
 		file: "classify.go", old: "if isClientTimeout(err) {", new: "if false {"},
 
