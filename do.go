@@ -87,6 +87,7 @@ func attempt[T any](ctx context.Context, c *doing, fn func(context.Context) (T, 
 	}
 	c.judge(ctx, err)
 	if err == nil {
+		actx.end() // first: what fn left behind may still read the call through its context
 		c.gone = c.giveBack(true)
 	}
 	return v, err

@@ -165,8 +165,12 @@ func (a *attemptContext) arm() context.Context {
 	return a.armed
 }
 
-// end releases what arm created. Later users of the context find it canceled.
+// end releases what arm created. Later users of the context find it canceled. Only the call's own goroutine calls end, so it
+// may read over without the lock.
 func (a *attemptContext) end() {
+	if a.over {
+		return
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.over = true
