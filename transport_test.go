@@ -443,8 +443,9 @@ func TestRequestIsLimitedHoweverItIsSent(t *testing.T) {
 	g := newGuard(t, aiguard.Config{MaxRequestBytes: 1000})
 	hc := &http.Client{Transport: g.Transport(nil)}
 	for name, body := range map[string]io.Reader{
-		"known length":   bytes.NewReader(make([]byte, 1001)),
-		"unknown length": struct{ io.Reader }{strings.NewReader(strings.Repeat("x", 100_000))},
+		"known length":                        bytes.NewReader(make([]byte, 1001)),
+		"unknown length":                      struct{ io.Reader }{strings.NewReader(strings.Repeat("x", 100_000))},
+		"unknown length, too long to be kept": struct{ io.Reader }{strings.NewReader(strings.Repeat("x", 2<<20))},
 	} {
 		resp, err := hc.Post(srv.URL+"/chat/completions", "application/json", body)
 		if err == nil {
@@ -638,5 +639,26 @@ func TestDeletionNeedsNoWords(t *testing.T) {
 		srv.SetDefault(aiguardtest.JSON(200, `{"id":"ft","object":"fine_tuning.job","error":{"code":"invalid_training_file","message":"x"}}`))
 		_, err := c.RetrieveFineTuningJob(t.Context(), "ft")
 		require.NoError(t, err, "an object that tells of an error is not an error")
+	})
+}
+
+// net/http's own transport watches the channel while it sends. In the queue only the guard can.
+func TestCancelChannelEndsTheWaitInTheQueue(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{MaxConcurrent: 1}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		base := srv.Transport()
+		defer base.CloseIdleConnections()
+		_, err := aiguard.Do(t.Context(), c.Guard(), func(context.Context) (int, error) {
+			req, err := http.NewRequest("POST", srv.URL+"/chat/completions", strings.NewReader("{}"))
+			require.NoError(t, err)
+			canceled := make(chan struct{})
+			req.Cancel = canceled // http.Client uses it for its Timeout
+			time.AfterFunc(time.Second, func() { close(canceled) })
+			start := time.Now()
+			_, err = c.Guard().Transport(base).RoundTrip(req)
+			require.ErrorIs(t, err, context.Canceled)
+			took(t, start, time.Second)
+			return 0, nil
+		})
+		require.NoError(t, err)
 	})
 }

@@ -527,7 +527,7 @@ var mutations = []mutation{
 		file: "sdkretry.go", old: "if len(r.failed) < maxRepeats {", new: "if true {"},
 	{name: "attempts share header and URL", run: "^TestEachAttemptHasItsOwnHeaderAndURL$",
 		file: "attempt.go", old: "url := *req.URL\n\t\treq.URL, req.Header = &url, req.Header.Clone()", new: ""},
-	{name: "Cancel channel of a request ignored", run: "^TestTransportKeepsTheContractOfARoundTripper$",
+	{name: "Cancel channel of a request ignored", run: "^TestCancelChannelEndsTheWaitInTheQueue$",
 		file: "transport.go", old: "bounded, stop := callctx.Heed(req)", new: "bounded, stop := req, context.CancelFunc(func() {}); _ = callctx.Err"},
 	{name: "http.Client's Timeout reported as the guard's", run: "^TestTimeoutOfTheCallersClientIsTheCallersOwnEnd$",
 		file: "classify.go", old: "if isClientTimeout(err) {", new: "if false {"},
