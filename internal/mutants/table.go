@@ -240,7 +240,7 @@ var mutations = []mutation{
 		file: "route.go", old: `key = routeKey{cut(s.host), cut(s.path), ""}`, new: `key = routeKey{cut(s.host), "", ""}`},
 	{name: "unlimited number of routes", run: "^TestRoutesAreBoundedWhateverModelsUsersName$",
 		file: "route.go", old: "len(rs.m) > maxRoutes &&", new: "false &&"},
-	{name: "long names of routes kept", run: "^TestRoutesAreBoundedWhateverModelsUsersName$",
+	{name: "long names of routes kept", run: "^TestRoutesKeepOnlyTheStartOfALongName$",
 		file: "route.go", old: "return strings.Clone(s[:maxRouteName])", new: "return strings.Clone(s)"},
 	{name: "pause shortened by another", in: "internal/provider", run: "^TestPauseLastsAsLongAsTheLongestThatWasAskedFor$",
 		file: "internal/provider/pause.go", old: "p.until = max(p.until, until)", new: "p.until = until"},
