@@ -1115,7 +1115,7 @@ func openedAndForgotten(t *testing.T, fault aiguardtest.Fault, proto string) {
 	})
 }
 
-// FAULTS.md has a row more than package aiguardtest, which cannot break the resolver.
+// A resolver that fails is the one fault that package aiguardtest cannot play.
 func TestNameThatDoesNotResolveIsUnavailable(t *testing.T) {
 	dead := &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
 		return nil, errors.New("no name server")

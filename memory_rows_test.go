@@ -32,7 +32,7 @@ import (
 	"github.com/aiguard-go/aiguard/internal/procmem"
 )
 
-// What the worst answers of FAULTS.md may cost in resident memory, measured where it is undisputed: the provider
+// What the worst answers may cost in resident memory, measured where it is undisputed: the provider
 // is in this process and the caller in one of its own, whose VmHWM is read when all calls are over. VmHWM is of the
 // whole process, so the runtime and the test binary (12 to 14 MB) are in every figure.
 //
