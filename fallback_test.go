@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	openai "github.com/sashabaranov/go-openai"
 	"github.com/stretchr/testify/assert"
@@ -159,4 +161,20 @@ func TestFallbackKeepsAnAnswerThatCameAsTheCallerLeft(t *testing.T) {
 	})
 	require.NoError(t, err)
 	assert.Equal(t, 42, got)
+}
+
+func TestAlternativeWhoseShareIsOverIsNotTheCallersEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		start := time.Now()
+		_, err := aiguard.Fallback(ctx, func(ctx context.Context) (string, error) {
+			<-ctx.Done()
+			return "", ctx.Err() // as a function without a guard returns it
+		}, func(context.Context) (string, error) { return "", errors.New("broken") })
+		took(t, start, 50*time.Second) // ten are left for the other
+		e := facts(t, err, aiguard.ErrTimeout)
+		require.Equal(t, aiguard.PhaseShare, e.Phase)
+		require.Equal(t, 50*time.Second, e.Limit)
+	})
 }

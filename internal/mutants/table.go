@@ -609,7 +609,7 @@ var mutations = []mutation{
 
 	// Fallbacks, in detail.
 	{name: "misconfigured alternative ends Fallback", file: "fallback.go", old: "ErrPromptTooLarge, ErrResponseTooLarge, ErrMisconfigured:", new: "ErrPromptTooLarge, ErrResponseTooLarge:"},
-	{name: "share of an alternative taken for the caller's end", run: "^TestSilentProviderLeavesTheOthersTheirShareOfTheCallersTime$",
+	{name: "share of an alternative taken for the caller's end", run: "^TestAlternativeWhoseShareIsOverIsNotTheCallersEnd$",
 		file: "fallback.go", old: "context.Cause(actx) == error(end) && KindOf(err) == \"\" {", new: "false {"},
 	{name: "guard's own failures not answered as responses", run: "^TestGuardsOwnFailuresAsResponses$",
 		file: "response.go", old: "case x.guard.cfg.FailuresAsResponses:", new: "case false:"},
