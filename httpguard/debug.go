@@ -48,8 +48,7 @@ func Debug(g *aiguard.Guard, allow func(*http.Request) bool) (http.Handler, erro
 		case !allow(r):
 			http.Error(w, "This page answers requests from its own machine only.", http.StatusForbidden)
 		case r.URL.Query().Get("format") == "json" || !prefersHTML(r.Header.Values("Accept")):
-			w.Header().Set("Content-Type", "application/json")
-			_ = json.NewEncoder(w).Encode(newDebugReport(g.Inspect())) // fails only if the client has disconnected
+			report(w, http.StatusOK, newDebugReport(g.Inspect()))
 		default:
 			serveDebugPage(w, newDebugReport(g.Inspect()))
 		}

@@ -183,7 +183,8 @@ func newStats(st aiguard.Stats) *stats {
 	return s
 }
 
-func report(w http.ResponseWriter, status int, body healthReport) {
+// report writes body as JSON that no cache stores.
+func report(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
