@@ -75,7 +75,7 @@ func (x *exchange) invalid(resp *http.Response) *Error {
 	return x.repeatable(e, true)
 }
 
-// errNoRoom ends a read for whose next buffer there is no room.
+// errNoRoom ends a read because there is no room for its next buffer.
 var errNoRoom = errors.New("aiguard: no room for the answer")
 
 // readCapped reads r to its end or to limit. At the limit, over is true and the rest is unread. Its buffers count in

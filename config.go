@@ -121,8 +121,8 @@ type Config struct {
 	// and should not block. Default none
 	OnEvent func(context.Context, Event)
 
-	// Logger receives timeouts, retries, rejections, pauses, outages and abandoned streams. Prompts, answers and keys
-	// are never logged. The default is no logging.
+	// Logger receives timeouts, retries, rejections, pauses, outages and abandoned streams. The log never
+	// contains prompts, answers or keys. Default none.
 	Logger *slog.Logger
 
 	aliases []string // alias names that FromEnv has read, for New to log

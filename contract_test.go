@@ -82,7 +82,7 @@ func TestUpgradedConnectionHoldsItsSlotAndEndsAtStreamTimeout(t *testing.T) {
 			return conn
 		}
 		conn, start := open(), time.Now()
-		_, err := conn.Read(make([]byte, 1)) // silence is no failure: there is no idle bound
+		_, err := conn.Read(make([]byte, 1)) // an upgraded connection has no idle timeout
 		took(t, start, aiguard.DefaultStreamTimeout)
 		require.Equal(t, aiguard.PhaseStream, facts(t, err, aiguard.ErrTimeout).Phase)
 		require.Zero(t, g.Stats().InFlight)

@@ -16,7 +16,7 @@ const (
 
 	// Without a memory limit, the events of all streams share this room, plus one event beyond it. 50 streams of
 	// endless lines then stay below 100 MB. If the limit of one event is at most smallEvent, that limit is enough and
-	// there is no room.
+	// the events are not counted.
 	eventRoom  = 2 << 20
 	smallEvent = 1 << 20
 )

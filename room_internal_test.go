@@ -81,7 +81,7 @@ func TestRoomWithSomethingToSpareRefusesNobody(t *testing.T) {
 	require.Nil(t, r.extra)
 }
 
-// Who leaves while another is beyond the size has not been granted anything.
+// A waiter that leaves while another answer exceeds the size is granted nothing.
 func TestWhoeverWaitsInARoomMayLeave(t *testing.T) {
 	r := &room{size: 1 << 20, spare: true}
 	first, second := &hold{room: r}, &hold{room: r}

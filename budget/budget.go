@@ -60,8 +60,8 @@ type Config struct {
 	StoreTimeout      time.Duration // the longest wait for a Store other than Memory. 2s
 	AllowWithoutStore bool          // calls pass uncounted while the Store fails; otherwise they fail with aiguard.ErrUnavailable. false
 
-	// OnSoft is called when so much of a limit is spent as its Soft says, once for each key and window and in the goroutine
-	// of the call. A process tells of 10,000 keys at most before it may repeat itself. None
+	// OnSoft is called when the spending reaches the Soft fraction of a limit. It is called once per key and window, in the
+	// goroutine of the call. With more than 10,000 keys, it may be called again for the same key. Default none
 	OnSoft func(context.Context, Reached)
 
 	// Logger gets an error when the Store begins to fail, and a line when it works again. Silent

@@ -49,7 +49,7 @@ func TestMemoryKeepsItsPromises(t *testing.T) {
 	}
 }
 
-// A public report tells of $2.00 spent against a cap of $1.25, by calls that all checked before any had paid.
+// A public report describes calls that spent $2.00 with a cap of $1.25. All of them checked the cap before any had paid.
 func TestNoCentIsSpentTwice(t *testing.T) {
 	const callers, fit = 1000, 100
 	for name, tc := range map[string]struct {
@@ -458,7 +458,7 @@ func TestStoreThatFailsRefusesOrAllowsAndIsLoggedOnce(t *testing.T) {
 	})
 }
 
-// A caller who leaves must not leave it open whether the Store has counted its call.
+// After a caller cancels, it must be certain whether the Store has counted the call.
 func TestCallerWhoLeavesDoesNotInterruptTheStore(t *testing.T) {
 	s := &store{Store: budget.NewMemory()}
 	b := newBudget(t, budget.Config{Store: s, Limits: []budget.Limit{{Name: "l", Calls: 1, Window: budget.Day}}})

@@ -31,7 +31,7 @@ func ParseMoney(s string) (Money, error) {
 	digits := strings.TrimPrefix(whole, "-") + fraction + strings.Repeat("0", max(9-len(fraction), 0))
 	n, err := strconv.ParseUint(digits, 10, 63)
 	if err != nil || len(fraction) > 9 || strings.Trim(whole, "-") == "" || strings.HasSuffix(s, ".") {
-		return 0, fmt.Errorf("budget: %q is no amount; want a number such as 2.50, with at most nine digits after the point", clip(s, 40))
+		return 0, fmt.Errorf("budget: %q is not an amount; want a number such as 2.50, with at most nine digits after the point", clip(s, 40))
 	}
 	if negative {
 		return -Money(n), nil

@@ -127,7 +127,7 @@ func TestDashboardAndAlertsWorkInPrometheus(t *testing.T) {
 		provider func(*aiguardtest.Request) aiguardtest.Reply
 		users    int
 		question string // asked as every third question
-		tenant   string // who asks it
+		tenant   string // of the request
 	}{
 		{"AiguardSaturated", slow, 12, fine, ""},
 		{"AiguardRefusing", calm, 1, strings.Repeat("Why? ", 5000), ""},

@@ -90,7 +90,7 @@ func (e Endpoint) Repeatable(r *Request) bool {
 	return e.Inference() && !r.Creates && (e.Op() != "responses" || r.Forgets)
 }
 
-// opened returns the offset after the brace of the object at i, after white space. It returns 0 if there is no object.
+// opened skips white space at i and returns the offset after the opening brace of an object. Without an object it returns 0.
 func opened(body []byte, i int) int {
 	for ; i < len(body); i++ {
 		switch body[i] {

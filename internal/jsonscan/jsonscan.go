@@ -489,8 +489,8 @@ func (c *Cursor) passed(i int) (end int, ok bool) {
 	return skipValue(c.text, i)
 }
 
-// Value returns the value at the Cursor and moves past it. It returns nil if there is no value, which is impossible
-// in a text that has passed Check.
+// Value returns the value at the Cursor and moves past it. It returns nil without a value. In a text that has passed
+// Check there always is one.
 func (c *Cursor) Value() []byte {
 	start := skipSpace(c.text, c.at)
 	end, ok := skipValue(c.text, start)

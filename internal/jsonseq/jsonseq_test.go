@@ -16,7 +16,7 @@ import (
 
 var limits = jsonscan.Limits{Containers: 8, Depth: 4}
 
-// read returns the texts, an exclamation mark for each that is no JSON, the error, and all raw bytes with the rest.
+// read returns the texts, the error, and all raw bytes with the rest. An exclamation mark stands for each invalid text.
 func read(t testing.TB, r *Reader) (texts []string, raw string, err error) {
 	t.Helper()
 	for {

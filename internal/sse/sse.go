@@ -213,8 +213,8 @@ func (r *Reader) Learn(ev Event, free []jsonscan.Span) {
 // Size returns the number of bytes that the Reader holds.
 func (r *Reader) Size() int { return cap(r.buf) + cap(r.data) + cap(r.raw) + r.known.Size() }
 
-// Trim drops buffers of more than size bytes that are not needed for what has been read. The slices of the last Event
-// are no longer valid.
+// Trim drops buffers of more than size bytes that are not needed for what has been read. It invalidates the
+// slices of the last Event.
 func (r *Reader) Trim(size int) {
 	if size = max(size, minBuffer); len(r.buf) > size && r.end-r.pos < size && r.from < 0 {
 		buf := make([]byte, size)
