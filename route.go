@@ -55,6 +55,7 @@ type route struct {
 	state     provider.Route
 	tokens    float64 // average per request
 	lingering int     // Dos that wait for the end of its pause
+	sharing
 
 	next, prev *route // neighbors in the ring
 }
@@ -121,6 +122,11 @@ func (rs *routes) get(s *settings) *route {
 	if !ok {
 		return &rs.nameless
 	}
+	return rs.of(key)
+}
+
+// of returns the route with this key and makes it if necessary.
+func (rs *routes) of(key routeKey) *route {
 	r := rs.m[key]
 	if r == nil {
 		r = &route{limiter: rs.limiter, key: key, state: *provider.New(&rs.config)}
@@ -219,6 +225,12 @@ func (l *limiter) apply(p *permit, o provider.Outcome, now instant) (turned turn
 	}
 	before := r.state.DownSince()
 	r.state.Judge(provider.Instant(now), &p.sending, o, r.line.Waiting() > 0)
+	return l.changed(r, before, o.Limited, now)
+}
+
+// changed ends the waits that a new outage or pause makes hopeless, and reports whether the route went down or came
+// back.
+func (l *limiter) changed(r *route, before provider.Instant, paused bool, now instant) (turned turn) {
 	switch after := r.state.DownSince(); {
 	case before == 0 && after != 0:
 		turned = wentDown
@@ -226,7 +238,7 @@ func (l *limiter) apply(p *permit, o provider.Outcome, now instant) (turned turn
 	case before != 0 && after == 0:
 		turned = cameBack
 	}
-	if o.Limited {
+	if paused {
 		l.dismissAll(r, now, routePaused)
 	}
 	l.refresh(r, now)
@@ -292,6 +304,7 @@ func (l *limiter) takeRetry(r *route, now instant) bool {
 	}
 	r.state.Budget.Take()
 	l.budget.Take()
+	l.noteChange(r)
 	return true
 }
 
