@@ -2,7 +2,6 @@ package redisguard_test
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -111,8 +110,11 @@ func newLimiter(t testing.TB, c redis.UniversalClient, cfg redisguard.Config) *r
 	if cfg.Key == "" {
 		cfg.Key = "test"
 	}
+	if cfg.Timeout == 0 && cfg.Lease == 0 {
+		cfg.Timeout = redisguard.DefaultLease / 3 // the machine may be slow
+	}
 	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
+		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	l, err := redisguard.New(c, cfg)
 	require.NoError(t, err)
@@ -135,4 +137,9 @@ func eventually(t testing.TB, condition func() bool, what string) {
 func inFlight(ctx context.Context, c *redis.Client, key string) int64 {
 	n, _ := c.HGet(ctx, "aiguard:{"+key+"}:held", "u").Int64()
 	return n
+}
+
+// queued returns the number of calls that wait in Redis for a key.
+func queued(ctx context.Context, c *redis.Client, key string) int64 {
+	return c.ZCard(ctx, "aiguard:{"+key+"}:queue").Val()
 }

@@ -88,7 +88,8 @@ local function enqueue(id, weight, priority, tenant)
   if not call('ZSCORE', tenants[priority], tenant) then
     local s = math.max(tonumber(call('HGET', service, tenant) or 0), virtual) -- nobody saves up service while idle
     call('HSET', service, tenant, string.format('%.3f', s))
-    call('ZADD', tenants[priority], s, tenant)
+    -- Of equals, the one that came first is served first.
+    call('ZADD', tenants[priority], string.format('%.6f', s + string.sub(entry, 28, 33) / 1e6), tenant)
   end
 end
 
