@@ -27,7 +27,7 @@ func (g *Guard) refuseIfCrowded(ctx context.Context, s *settings) error {
 //go:noinline
 func (g *Guard) refuseInCrowd(ctx context.Context, s *settings) error {
 	l := g.limiter
-	if l.fits(s.Weight) != nil || callctx.HoldsSlot(ctx) || ctx.Err() != nil || g.closing.Load() {
+	if l.fits(s.Weight) != nil || callctx.HoldsSlot(ctx) || ctx.Err() != nil || g.ring.closing.Load() {
 		return nil // rejected for another reason
 	}
 	e := l.crowded(s)

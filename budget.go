@@ -42,7 +42,7 @@ type reservation struct {
 //
 //go:noinline
 func (c *call) reserve(ctx context.Context) error {
-	if !c.register() { // so that Close ends the wait
+	if !c.ring.add(c) { // so that Close ends the wait
 		return &Error{Kind: ErrClosed}
 	}
 	if o := c.shared(); o != nil {

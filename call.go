@@ -19,7 +19,7 @@ import (
 // begin registers the call, so that Close can cancel it and Shutdown can wait for it. enter asks the budget and
 // admits the call, and queue waits if enter cannot. The attempt is made by Do or the transport. again decides about
 // another attempt and waits for it. A call belongs to one goroutine, except for cancel and the ring (guarded by
-// core.mu) and the permit (which any goroutine may release).
+// ring.mu) and the permit (which any goroutine may release).
 type call struct {
 	*core
 	*settings
@@ -142,7 +142,7 @@ func (c *call) begin(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return c.finish(ctx, callctx.Err(ctx))
 	}
-	if c.closing.Load() && !c.register() {
+	if c.ring.closing.Load() && !c.ring.add(c) {
 		return c.finish(ctx, &Error{Kind: ErrClosed})
 	}
 	return nil
@@ -252,7 +252,7 @@ func (c *call) letGo() {
 	if c.gone {
 		return
 	}
-	defer c.unregister()
+	defer c.ring.remove(c)
 	if c.waiter != nil {
 		c.limiter.abandon(c.waiter)
 		c.waiter = nil

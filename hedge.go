@@ -176,7 +176,7 @@ func (r *race) runSecond(ctx context.Context) {
 		if !returned { // the call's goroutine continues with the panic or Goexit
 			r.unwound, r.panicked = true, withStack(recover())
 			if r.winner.CompareAndSwap(nil, c) {
-				r.first.call.lose()
+				c.ring.lose(r.first.call)
 			}
 		}
 	}()
@@ -198,7 +198,7 @@ func (r *race) runSecond(ctx context.Context) {
 // enterSecond begins the second attempt, unless it is refused or would take a slot from another call.
 func (r *race) enterSecond(ctx context.Context) (now instant, ok bool) {
 	c := r.second.call
-	if r.winner.Load() != nil || ctx.Err() != nil || !c.register() {
+	if r.winner.Load() != nil || ctx.Err() != nil || !c.ring.add(c) {
 		return 0, false
 	}
 	if c.cfg.Budget != nil && c.reserve(ctx) != nil {
@@ -219,7 +219,7 @@ func (r *race) cancelTimer() {
 func (r *race) end(ctx context.Context) {
 	r.cancelTimer()
 	if !r.returned {
-		r.second.call.lose()
+		r.first.call.ring.lose(r.second.call)
 	}
 	<-r.secondOver
 	if !r.returned || r.unwound { // the events that follow end the call
@@ -251,7 +251,7 @@ func (c *call) claim() error {
 	}
 	if c == r.second.call {
 		close(r.won)
-		r.first.call.lose()
+		c.ring.lose(r.first.call)
 		<-r.firstOver
 		if !r.returned { // the call's goroutine is gone
 			return &Error{Kind: ErrClosed}
@@ -260,24 +260,12 @@ func (c *call) claim() error {
 		return nil
 	}
 	r.cancelTimer()
-	r.second.call.lose()
+	c.ring.lose(r.second.call)
 	<-r.secondOver
 	r.rethrow()
 	c.attempts = r.second.call.attempts
 	c.mayBill = c.mayBill || r.second.call.mayBill
 	return nil
-}
-
-// lose cancels the call's current work, or its next work, as Close does. A canceled attempt says nothing about its
-// provider.
-func (c *call) lose() {
-	c.mu.Lock()
-	c.lost = true
-	cancel := c.cancel
-	c.mu.Unlock()
-	if cancel != nil {
-		cancel()
-	}
 }
 
 // tellFailure reports what the failure of one of two attempts means for the route.

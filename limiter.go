@@ -42,7 +42,7 @@ type limiter struct {
 	waiting             atomic.Int64 // calls that wait in line or for a route
 	waitCount, waitTime atomic.Int64
 
-	mu       *sync.Mutex // core.mu
+	mu       *sync.Mutex // ring.mu
 	waiters  sync.Pool   // of *inLine
 	line     line.Line[*inLine]
 	routes   routes
@@ -184,7 +184,7 @@ func (l *limiter) refresh(r *route, now instant) {
 func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed || !c.enlist() {
+	if l.closed || !c.ring.enlist(c) {
 		return &Error{Kind: ErrClosed}
 	}
 	r, t := l.find(c, now)
@@ -236,7 +236,7 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 func (l *limiter) enterNested(c *call, now instant) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !c.enlist() {
+	if !c.ring.enlist(c) {
 		return &Error{Kind: ErrClosed}
 	}
 	r, _ := l.find(c, now)
@@ -384,7 +384,7 @@ func (l *limiter) finish(c *call, tokens int64, more float64, last bool) (took t
 		return 0, noTurn, false
 	}
 	if last {
-		c.strike()
+		c.ring.strike(c)
 	}
 	now := l.now()
 	turned = l.apply(p, c.verdict, now)

@@ -54,7 +54,7 @@ func (c *call) bound(ctx context.Context, kind Kind, b timeBound) (bctx context.
 		}
 		bctx, cancel = context.WithDeadlineCause(ctx, c.time(deadline), why)
 	}
-	c.onKill(cancel)
+	c.ring.onKill(c, cancel)
 	return bctx, cancel, why
 }
 
@@ -75,7 +75,7 @@ func (c *call) ended(ctx, bctx context.Context, why *Error) error {
 func (c *call) sleep(ctx context.Context, d time.Duration) error {
 	sctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	c.onKill(cancel)
+	c.ring.onKill(c, cancel)
 	<-sctx.Done()
 	if ctx.Err() == nil && errors.Is(sctx.Err(), context.DeadlineExceeded) {
 		return nil
@@ -161,7 +161,7 @@ func (a *attemptContext) arm() context.Context {
 		a.why = a.call.timeoutError(b)
 		a.armed, a.cancel = context.WithDeadlineCause(a.Context, a.call.time(a.deadline), a.why)
 	}
-	a.call.onKill(a.cancel)
+	a.call.ring.onKill(a.call, a.cancel)
 	return a.armed
 }
 
@@ -219,10 +219,10 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 	}
 	c := g.newCall(ctx, &g.call)
 	c.task, c.deadline = true, 0 // TotalTimeout applies to calls only
-	if !c.register() {
+	if !c.ring.add(c) {
 		return &Error{Kind: ErrClosed, Op: c.Op, Model: c.Model, Phase: PhaseTask}
 	}
-	defer c.unregister()
+	defer c.ring.remove(c)
 	limit := g.own.Timeout
 	if limit == 0 {
 		limit = g.cfg.TaskTimeout
@@ -263,7 +263,7 @@ type watch struct {
 func (c *call) watch(ctx context.Context, phase string) *watch {
 	w := &watch{caller: ctx, call: c}
 	w.Context, w.cancel = context.WithCancelCause(ctx)
-	c.onKill(func() { w.cancel(&Error{Kind: ErrClosed}) })
+	c.ring.onKill(c, func() { w.cancel(&Error{Kind: ErrClosed}) })
 	if deadline, b := c.attemptDeadline(phase); deadline != 0 {
 		w.start(-c.since(deadline), b)
 	}
