@@ -46,7 +46,9 @@ func (g *Guard) refuseInCrowd(ctx context.Context, s *settings) error {
 // refuse counts and reports a rejection for which no call was made.
 func (g *Guard) refuse(ctx context.Context, s *settings, err error) error {
 	c := g.newCall(ctx, s)
-	c.count()
+	if !c.nested {
+		c.calls.Add(1)
+	}
 	return c.finish(ctx, err)
 }
 
@@ -160,7 +162,7 @@ func (c *call) waitWithinTotal(ctx context.Context) error {
 	err := c.limiter.wait(wctx, c)
 	if err != nil && wctx.Err() != nil {
 		if _, ok := err.(*Error); !ok || error(why) == err {
-			return c.ended(ctx, wctx, why)
+			return ended(ctx, wctx, why)
 		}
 	}
 	return err

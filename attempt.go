@@ -20,7 +20,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 	if x.stream {
 		phase = PhaseFirstEvent
 	}
-	w := x.call.watch(ctx, phase)
+	w := newWatch(ctx, x.call, phase)
 	handedOver := false
 	defer func() {
 		if !handedOver {

@@ -60,7 +60,7 @@ func (c *call) reserve(ctx context.Context) error {
 		}
 		return nil
 	case bctx.Err() != nil:
-		return c.ended(ctx, bctx, why)
+		return ended(ctx, bctx, why)
 	case KindOf(err) != "":
 		return c.explain(err)
 	}

@@ -49,7 +49,7 @@ func (x *exchange) send(ctx context.Context) (*http.Response, error) {
 
 func (x *exchange) mayHedge() bool {
 	c := x.call
-	return c.attempts == 1 && c.maxAttempts() > 1 && !c.nested && x.safe && x.replayable
+	return c.attempts == 1 && c.maxAttempts(&c.cfg.Retry) > 1 && !c.nested && x.safe && x.replayable
 }
 
 func (x *exchange) form() provider.Form {
@@ -271,8 +271,8 @@ func (c *call) claim() error {
 // tellFailure reports what the failure of one of two attempts means for the route.
 func (c *call) tellFailure(ctx context.Context, err error) {
 	c.tellTurn(ctx, err)
-	if e := c.own(ctx, err); e != nil && e.Kind == ErrRateLimited {
-		c.report(ctx, EventPaused, e, c.pauseAfter(e))
+	if e := ownError(ctx, err); e != nil && e.Kind == ErrRateLimited {
+		c.report(ctx, EventPaused, e, c.cfg.Retry.pauseAfter(e, c.attempts))
 	}
 }
 

@@ -240,7 +240,7 @@ func (l *limiter) enterNested(c *call, now instant) error {
 		return &Error{Kind: ErrClosed}
 	}
 	r, _ := l.find(c, now)
-	switch state, until := r.state.State(provider.Instant(now), c.tokens()); state {
+	switch state, until := r.state.State(provider.Instant(now), c.wire.expected()); state {
 	case provider.Down:
 		return l.down(r, now)
 	case provider.Paused, provider.Paced:
@@ -257,7 +257,7 @@ func (l *limiter) grant(c *call, now instant) {
 	r := p.route
 	first := c.attempts == 0
 	if r != &l.routes.nameless {
-		p.sending = r.state.Send(provider.Instant(now), c.Weight, c.tokens(), first)
+		p.sending = r.state.Send(provider.Instant(now), c.Weight, c.wire.expected(), first)
 	} else {
 		p.sending = provider.Sending{At: provider.Instant(now), Weight: c.Weight}
 		if first {

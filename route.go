@@ -174,7 +174,7 @@ func (l *limiter) closedRoute(ctx context.Context, c *call, r *route, now instan
 	if r == &l.routes.nameless {
 		return nil
 	}
-	state, until := r.state.State(provider.Instant(now), c.tokens())
+	state, until := r.state.State(provider.Instant(now), c.wire.expected())
 	switch state {
 	case provider.Down:
 		return l.down(r, now)
@@ -295,22 +295,15 @@ func (l *limiter) takeRetry(r *route, now instant) bool {
 	return true
 }
 
-// outcome returns what the end of an attempt says about the provider.
-func (c *call) outcome(ctx context.Context, err error) (o provider.Outcome) {
-	if err == nil {
-		return provider.Outcome{Answered: true, Found: true}
-	}
-	e := c.own(ctx, err)
-	if e == nil || e.judged {
-		return o // the caller canceled, fn failed for its own reason, or a nested call has updated its own route
-	}
+// outcome returns what the failure of an attempt says about the provider. pause is the pause after a 429.
+func (s *settings) outcome(e *Error, pause time.Duration) (o provider.Outcome) {
 	switch e.Kind {
 	case ErrRateLimited:
-		o.Limited, o.Dropped, o.Pause = true, true, c.pauseAfter(e)
+		o.Limited, o.Dropped, o.Pause = true, true, pause
 	case ErrTimeout:
 		// TotalTimeout may have started long before the attempt. A caller's short timeout says nothing about the
 		// provider.
-		if e.Phase == PhaseConnect || e.Phase != PhaseTotal && !c.shorter(e.Limit) {
+		if e.Phase == PhaseConnect || e.Phase != PhaseTotal && !s.shorter(e.Limit) {
 			o.Lost, o.Dropped = true, true
 		}
 	case ErrUnavailable:
@@ -345,12 +338,13 @@ func (c *call) hopelessNow(e *Error) bool {
 	return s.DownSince() != 0 || e.Kind == ErrRateLimited && s.Refusals() > 1
 }
 
-// pauseAfter returns how long a 429 pauses its route: the provider's Retry-After, or else the backoff of the call.
-func (c *call) pauseAfter(e *Error) time.Duration {
+// pauseAfter returns how long a 429 pauses its route: the provider's Retry-After, or else the backoff after that many
+// attempts.
+func (r *Retry) pauseAfter(e *Error, attempts int32) time.Duration {
 	if e.RetryAfter > 0 {
 		return e.RetryAfter
 	}
-	return c.cfg.Retry.delay(max(int(c.attempts), 1), 0)
+	return r.delay(max(int(attempts), 1), 0)
 }
 
 // Routes returns the state of each route, the most recently used first. It returns at most 1,000 routes, plus those

@@ -18,11 +18,11 @@ type timeBound struct {
 }
 
 // timeoutError returns the error for a call that reached b.
-func (c *call) timeoutError(b timeBound) *Error {
-	e := &Error{Kind: ErrTimeout, Op: c.Op, Model: c.Model, Phase: b.phase, Limit: b.limit}
+func (s *settings) timeoutError(b timeBound) *Error {
+	e := &Error{Kind: ErrTimeout, Op: s.Op, Model: s.Model, Phase: b.phase, Limit: b.limit}
 	switch b.phase {
 	case PhaseCall, PhaseFirstEvent:
-		e.setting = c.source
+		e.setting = s.source
 	case PhaseTotal:
 		e.setting = "TotalTimeout"
 	}
@@ -60,7 +60,7 @@ func (c *call) bound(ctx context.Context, kind Kind, b timeBound) (bctx context.
 
 // ended returns why a context derived from ctx with cause why is over: one of our deadlines, the caller's
 // cancellation, or Close.
-func (c *call) ended(ctx, bctx context.Context, why *Error) error {
+func ended(ctx, bctx context.Context, why *Error) error {
 	if why != nil && context.Cause(bctx) == error(why) {
 		e := *why
 		return &e
@@ -80,7 +80,7 @@ func (c *call) sleep(ctx context.Context, d time.Duration) error {
 	if ctx.Err() == nil && errors.Is(sctx.Err(), context.DeadlineExceeded) {
 		return nil
 	}
-	return c.ended(ctx, sctx, nil)
+	return ended(ctx, sctx, nil)
 }
 
 // notEcho returns err, or nil if err only reports that we canceled with cause why.
@@ -196,7 +196,7 @@ func (a *attemptContext) explain(err error) error {
 	case k != "" && k != ErrTimeout && k != ErrTruncated && k != ErrUnavailable, k == "" && !aboutContext(err):
 		return a.call.explain(err) // failed for its own reason
 	}
-	end := a.call.ended(a.Context, armed, why)
+	end := ended(a.Context, armed, why)
 	if e, ok := end.(*Error); ok {
 		e.Err, e.MayBeBilled = notEcho(err, why), true
 	}
@@ -231,7 +231,7 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 	defer cancel()
 	err := fn(context.WithValue(tctx, callctx.Key{}, c))
 	if tctx.Err() != nil && ctx.Err() == nil || why != nil && context.Cause(tctx) == error(why) {
-		if end, ok := c.ended(ctx, tctx, why).(*Error); ok && (err != nil || end.Kind == ErrTimeout) {
+		if end, ok := ended(ctx, tctx, why).(*Error); ok && (err != nil || end.Kind == ErrTimeout) {
 			end.InFlight = c.since(c.start)
 			end.Err = notEcho(err, why)
 			if end.Kind == ErrTimeout {
@@ -259,8 +259,8 @@ type watch struct {
 	idle  *time.Timer
 }
 
-// watch starts the clock of an attempt that was just admitted.
-func (c *call) watch(ctx context.Context, phase string) *watch {
+// newWatch starts the clock of an attempt of c that was just admitted.
+func newWatch(ctx context.Context, c *call, phase string) *watch {
 	w := &watch{caller: ctx, call: c}
 	w.Context, w.cancel = context.WithCancelCause(ctx)
 	c.ring.onKill(c, func() { w.cancel(&Error{Kind: ErrClosed}) })

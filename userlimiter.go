@@ -51,7 +51,7 @@ func (c *call) acquire(ctx context.Context) error {
 		c.permit.release = release
 		return nil
 	case wctx.Err() != nil:
-		err = c.ended(ctx, wctx, why)
+		err = ended(ctx, wctx, why)
 		if e, ok := err.(*Error); ok && e.Kind == ErrOverloaded {
 			e.RetryAfter = c.limiter.retryAfterOf(c)
 		}

@@ -124,9 +124,9 @@ var mutations = []mutation{
 
 	// Retries.
 	{name: "attempts unlimited", run: "^TestPassingFailuresAreRetriedAndLastingOnesAreNot$",
-		file: "retry.go", old: "tries >= c.maxAttempts()", new: "tries >= 1000"},
+		file: "retry.go", old: "tries >= c.maxAttempts(r)", new: "tries >= 1000"},
 	{name: "Call.Attempts ignored", run: "^TestAttemptsOfOneCallMayBeFewer$",
-		file: "retry.go", old: "return c.Attempts", new: "return c.cfg.Retry.MaxAttempts"},
+		file: "retry.go", old: "return cmp.Or(s.Attempts, r.MaxAttempts)", new: "return r.MaxAttempts"},
 	{name: "retry budget always grants", run: "^TestRetryBudgetBoundsAnOutage$",
 		file: "route.go", old: "if !r.state.Budget.Has(provider.Instant(now)) || !l.budget.Has(provider.Instant(now)) {", new: "if false {"},
 	{name: "retry budget not refilled", in: "internal/provider", run: "^TestRetryBudgetIsAFractionOfCallsAboveAFloor$",
@@ -156,7 +156,7 @@ var mutations = []mutation{
 	{name: "backoff that cannot fit is waited for", run: "^TestWaitThatCannotFitIsRefusedNow$",
 		file: "retry.go", old: "if !c.fits(ctx, delay) ||", new: "if false ||"},
 	{name: "pause longer than any other wait is slept on", run: "^TestAbsurdPauseIsNeverSleptOn$",
-		file: "retry.go", old: "|| e.RetryAfter > c.longestPause() {", new: "{"},
+		file: "retry.go", old: "|| e.RetryAfter > c.cfg.longestPause() {", new: "{"},
 	{name: "pause that cannot fit is waited for", run: "^TestPauseThatDoesNotFitIsToldAtOnceWithTheTrueTime$",
 		file: "route.go", old: "end != 0 && instant(until) > end ||", new: "end < 0 ||"},
 	{name: "state-creating requests retried", run: "^TestStateCreatingRequestsAreRetriedOnlyIfNothingCanHaveHappened$",
@@ -286,9 +286,9 @@ var mutations = []mutation{
 	{name: "overload taken for an outage", in: "internal/provider", run: "^TestOutageLeavesTheLimitAsItWas$",
 		file: "internal/provider/provider.go", old: "since != 0 && s.At >= since {", new: "since != 0 {"},
 	{name: "total taken for an outage", run: "^TestTimeThatTheCallerSetsIsNoOutage$",
-		file: "route.go", old: "e.Phase != PhaseTotal && !c.shorter(e.Limit)", new: "!c.shorter(e.Limit)"},
+		file: "route.go", old: "e.Phase != PhaseTotal && !s.shorter(e.Limit)", new: "!s.shorter(e.Limit)"},
 	{name: "caller's own timeout taken for an outage", run: "^TestWhatSaysNothingOfTheProviderIsNoOutage$",
-		file: "route.go", old: "e.Phase != PhaseTotal && !c.shorter(e.Limit)", new: "e.Phase != PhaseTotal"},
+		file: "route.go", old: "e.Phase != PhaseTotal && !s.shorter(e.Limit)", new: "e.Phase != PhaseTotal"},
 	{name: "waiters of a route that goes down wait on", run: "^TestWaitersOfARouteThatGoesDownAreToldAtOnce$",
 		file: "route.go", old: "\t\tl.dismissAll(r, now, routeDown)\n", new: ""},
 	{name: "waiters of a long pause wait on", run: "^TestWaitersOfARouteThatIsPausedForLongAreToldAtOnce$",
@@ -602,7 +602,7 @@ var mutations = []mutation{
 		file: "internal/dialect/failure.go", old: " && f.RetryAfter < longWindow:", new: ":"},
 
 	// Hedging, in detail.
-	{name: "hedge inside a Do", run: "^TestCallsThatAreNotHedged$", file: "hedge.go", old: "c.maxAttempts() > 1 && !c.nested &&", new: "c.maxAttempts() > 1 &&"},
+	{name: "hedge inside a Do", run: "^TestCallsThatAreNotHedged$", file: "hedge.go", old: "c.maxAttempts(&c.cfg.Retry) > 1 && !c.nested &&", new: "c.maxAttempts(&c.cfg.Retry) > 1 &&"},
 	{name: "second attempt hedged", run: "^TestSecondAttemptIsNotHedgedAndNorIsASecondTime$", file: "hedge.go", old: "return c.attempts == 1 && ", new: "return "},
 	{name: "failure of the first does not wait for the second", run: "^TestFailureOfTheFirstAttemptWaitsForItsHedge$",
 		file: "hedge.go", old: "\tif r.resp != nil {\n\t\treturn r.resp, nil\n\t}\n\treturn nil, err", new: "\treturn nil, err"},
