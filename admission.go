@@ -150,11 +150,6 @@ func (c *call) waited(d time.Duration) {
 	c.limiter.waitTime.Add(int64(d))
 }
 
-// boundByTotal reports whether TotalTimeout ends before the wait in line.
-func (c *call) boundByTotal(joined instant) bool {
-	return c.deadline != 0 && (c.cfg.QueueTimeout == Off || c.deadline < joined.add(c.cfg.QueueTimeout))
-}
-
 // waitWithinTotal waits in line with its own timer.
 func (c *call) waitWithinTotal(ctx context.Context) error {
 	wctx, cancel, why := c.bound(ctx, ErrTimeout, timeBound{limit: Off})
@@ -176,15 +171,4 @@ func (c *call) begun(ctx context.Context, now instant) {
 		c.attemptBegun(c.attempts, now)
 	}
 	c.emit(ctx, EventAdmitted, nil)
-}
-
-// admission returns the latest time at which a call that starts to wait now may be admitted; 0: no limit.
-func (c *call) admission(ctx context.Context, now instant) instant {
-	end := c.ends(ctx)
-	if c.cfg.QueueTimeout != Off {
-		if until := now.add(c.cfg.QueueTimeout); end == 0 || until < end {
-			end = until
-		}
-	}
-	return end
 }

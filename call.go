@@ -21,12 +21,9 @@ import (
 // another attempt and waits for it. A call belongs to one goroutine, except for cancel and the ring (guarded by
 // ring.mu) and the permit (which any goroutine may release).
 type call struct {
-	*core
-	*settings
+	timing
 	outer *call // the Do or RunTask around this call, of any Guard
 
-	start    instant
-	deadline instant // end of TotalTimeout; 0: none
 	admitted instant // start of the current attempt; 0: none
 	permit   permit
 	verdict  provider.Outcome // what the attempt says about its provider

@@ -94,7 +94,7 @@ func (x *exchange) newRace(ctx context.Context) *race {
 	r := &race{first: x, second: &y, began: c.admitted,
 		won: make(chan struct{}), firstOver: make(chan struct{}), secondOver: make(chan struct{})}
 	end, _ := c.attemptDeadline(PhaseCall)
-	y.call = &call{core: c.core, settings: c.settings, outer: c.outer, start: c.start, deadline: end, attempts: c.attempts,
+	y.call = &call{timing: timing{c.core, c.settings, c.start, end}, outer: c.outer, attempts: c.attempts,
 		skipped: c.skipped, queued: c.queued, backoff: c.backoff, wire: &y.wire}
 	if c.trail != nil {
 		second := *c.trail

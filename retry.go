@@ -187,15 +187,3 @@ func lastFailure(last *Error, err error) error {
 }
 
 func (s *settings) maxAttempts(r *Retry) int { return cmp.Or(s.Attempts, r.MaxAttempts) }
-
-// fits reports whether a delay starting now ends before the call must end, and within the patience of a call that has
-// an alternative.
-func (c *call) fits(ctx context.Context, d time.Duration) bool {
-	end := c.ends(ctx)
-	if c.planB && c.cfg.Retry.Patience != Off {
-		if until := c.start.add(c.cfg.Retry.Patience); end == 0 || until < end {
-			end = until
-		}
-	}
-	return end == 0 || c.now().add(d) < end
-}

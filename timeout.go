@@ -29,18 +29,6 @@ func (s *settings) timeoutError(b timeBound) *Error {
 	return e
 }
 
-// earlier returns the earlier of b, counted from now, and TotalTimeout; 0: neither is set.
-func (c *call) earlier(now instant, b timeBound) (instant, timeBound) {
-	deadline := now.add(b.limit)
-	switch {
-	case c.deadline != 0 && (b.limit == Off || c.deadline < deadline):
-		return c.deadline, timeBound{PhaseTotal, c.total(c.settings)}
-	case b.limit == Off:
-		return 0, b
-	}
-	return deadline, b
-}
-
 // bound derives a context that ends at b or at TotalTimeout, whichever is first. why is its cause then: the
 // TotalTimeout error, or an error of the given kind.
 func (c *call) bound(ctx context.Context, kind Kind, b timeBound) (bctx context.Context, cancel context.CancelFunc, why *Error) {
@@ -338,17 +326,6 @@ func (w *watch) failure(err error) error {
 		return callctx.Err(w.caller)
 	}
 	return nil
-}
-
-// ends returns when the call must be over: the earlier of TotalTimeout and the caller's deadline; 0: neither is set.
-func (c *call) ends(ctx context.Context) instant {
-	end := c.deadline
-	if d, ok := ctx.Deadline(); ok {
-		if own := c.instant(d); end == 0 || own < end {
-			end = own
-		}
-	}
-	return end
 }
 
 // left returns the time left for the attempt; ok is false if it has no limit.
