@@ -182,7 +182,7 @@ func (c *call) judge(ctx context.Context, err error) {
 
 // answered updates the route at once, because a stream keeps its slot long after the provider's first answer.
 func (c *call) answered() {
-	c.turned = c.limiter.judge(&c.permit, provider.Outcome{Answered: true, Found: true})
+	c.turned = c.permit.judge(provider.Outcome{Answered: true, Found: true})
 }
 
 // free releases an attempt's slot. A second call does nothing.
@@ -254,7 +254,7 @@ func (c *call) letGo() {
 	}
 	defer c.ring.remove(c)
 	if c.waiter != nil {
-		c.limiter.abandon(c.waiter)
+		c.waiter.abandon()
 		c.waiter = nil
 	}
 	c.free()

@@ -38,7 +38,7 @@ type Hedge struct {
 // send makes an attempt, and a second one if the first is slow.
 func (x *exchange) send(ctx context.Context) (*http.Response, error) {
 	if x.guard.cfg.Hedge.Quantile != 0 && x.mayHedge() {
-		if late := x.call.limiter.lateAfter(&x.call.permit, x.form()); late != 0 {
+		if late := x.call.permit.lateAfter(x.form()); late != 0 {
 			if r := x.newRace(ctx); r != nil {
 				return r.run(ctx, late)
 			}
@@ -278,7 +278,8 @@ func (c *call) tellFailure(ctx context.Context, err error) {
 
 // lateAfter returns the time after its admission at which an attempt counts as slow; 0: unknown. The attempt's own
 // time counts for later attempts.
-func (l *limiter) lateAfter(p *permit, f provider.Form) time.Duration {
+func (p *permit) lateAfter(f provider.Form) time.Duration {
+	l := p.route.limiter
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return p.route.state.Late(&p.sending, f)
@@ -295,10 +296,10 @@ func (l *limiter) enterSecond(c *call, now instant) bool {
 		return false
 	case l.line.Ready() > 0 || r.line.Waiting()+r.lingering > 0:
 		return false
-	case !l.line.Takes(&r.line, p, c.Weight) || !l.takeRetry(r, now):
+	case !l.line.Takes(&r.line, p, c.Weight) || !r.takeRetry(now):
 		return false
 	}
-	l.line.Take(&r.line, &t.line, p, c.Weight, l.cost(r, c), int64(now))
+	l.line.Take(&r.line, &t.line, p, c.Weight, r.cost(c.Weight), int64(now))
 	l.grant(c, now)
 	return true
 }

@@ -30,7 +30,7 @@ func (c *call) plan(ctx context.Context, e *Error) (delay time.Duration, ok bool
 		return 0, false
 	case tries >= c.maxAttempts(r), !r.allows(e), isFinal(e), r.Unbilled && e.MayBeBilled:
 		return 0, false
-	case c.planB && c.hopelessNow(e):
+	case c.planB && c.permit.route.hopeless(e):
 		return 0, false
 	}
 	if e.retry != retryAtOnce || c.stale {
@@ -40,7 +40,7 @@ func (c *call) plan(ctx context.Context, e *Error) (delay time.Duration, ok bool
 	if !c.fits(ctx, delay) || e.RetryAfter > c.cfg.longestPause() {
 		return 0, false
 	}
-	return delay, c.limiter.retry(c.permit.route)
+	return delay, c.permit.route.retry()
 }
 
 // longestPause returns how long a provider may delay a call: as long as any other wait for a slot, and never without
@@ -161,10 +161,10 @@ func (c *call) again(ctx context.Context, err error) error {
 // that route.
 func (c *call) backOff(ctx context.Context, paused *route, delay time.Duration) error {
 	if paused != nil && paused.limiter == c.limiter {
-		if !c.limiter.linger(paused) {
+		if !paused.linger() {
 			return c.last
 		}
-		defer c.limiter.endLinger(paused)
+		defer paused.endLinger()
 	}
 	before := c.now()
 	err := c.sleep(ctx, delay)
