@@ -47,7 +47,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -99,12 +98,7 @@ type core struct {
 	repeats  repeats
 	recent   recent
 	storm    storm
-
-	mu      sync.Mutex  // guards the ring and the limiter, because a call enters and leaves both at once
-	active  call        // head of the ring of active calls and tasks
-	closing atomic.Bool // new calls are rejected; set with mu held
-	killed  bool        // active calls are canceled
-	idle    chan struct{}
+	ring     ring
 
 	calls, succeeded, failed, refused, retries, timeouts atomic.Int64
 }
@@ -122,11 +116,11 @@ func New(cfg Config) (*Guard, error) {
 	cfg.Models = maps.Clone(cfg.Models)
 	clock := newClock()
 	c := &core{clock: clock, cfg: cfg, ownTotal: ownTotal, models: newModels(cfg.Models),
-		memory: newMemory(cfg.MemoryLimit, cfg.MaxEventBytes, clock), pool: newPool(&cfg), idle: make(chan struct{})}
-	c.limiter = newLimiter(&cfg, clock, &c.mu)
+		memory: newMemory(cfg.MemoryLimit, cfg.MaxEventBytes, clock), pool: newPool(&cfg)}
+	c.limiter = newLimiter(&cfg, clock, &c.ring.mu)
 	c.repeats.seed = maphash.MakeSeed()
 	c.ids.Store(rand.Uint64())
-	c.active.next, c.active.prev = &c.active, &c.active
+	c.ring.init()
 	return &Guard{core: c, call: c.settle(Call{})}, nil
 }
 
@@ -183,7 +177,7 @@ func (g *Guard) Stats() Stats {
 	st.Retries, st.Timeouts = g.retries.Load(), g.timeouts.Load()
 	st.HeapBytes = g.memory.sample(g.now(), memorySample)
 	st.OverMemory = g.memory.refuses(st.HeapBytes)
-	st.Draining = g.closing.Load()
+	st.Draining = g.ring.closing.Load()
 	return st
 }
 
@@ -205,9 +199,9 @@ func (g *Guard) Config() Config {
 func (g *Guard) Shutdown(ctx context.Context) error {
 	g.must("Shutdown")
 	mustContext("Shutdown", ctx)
-	g.refuseNew()
+	g.ring.close()
 	select {
-	case <-g.idle:
+	case <-g.ring.idle:
 		g.pool.close()
 		return nil
 	case <-ctx.Done():
@@ -220,7 +214,14 @@ func (g *Guard) Shutdown(ctx context.Context) error {
 // closes the connections of the Guard's own pool. Close does not wait for the canceled calls. It always returns nil.
 func (g *Guard) Close() error {
 	g.must("Close")
-	g.refuseNew()
+	g.ring.close()
 	g.kill()
 	return nil
+}
+
+// kill cancels the active calls and closes the pool.
+func (c *core) kill() {
+	c.limiter.close()
+	c.ring.kill()
+	c.pool.close()
 }

@@ -20,7 +20,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 	if x.stream {
 		phase = PhaseFirstEvent
 	}
-	w := x.call.watch(ctx, phase)
+	w := newWatch(ctx, x.call, phase)
 	handedOver := false
 	defer func() {
 		if !handedOver {
@@ -53,7 +53,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 		}
 	}()
 	x.call.billed = billable(resp.StatusCode)
-	x.call.limiter.tell(&x.call.permit, resp.Header)
+	x.call.permit.tell(resp.Header)
 	switch {
 	case resp.StatusCode == http.StatusSwitchingProtocols:
 		if err := x.upgrade(w, resp); err != nil {

@@ -29,7 +29,7 @@ func (x *exchange) read(w *watch, resp *http.Response, held *hold) ([]byte, erro
 		return body, nil
 	}
 	if end := w.failure(err); end != nil {
-		if e := x.call.own(w.caller, end); e != nil {
+		if e := ownError(w.caller, end); e != nil {
 			return nil, x.repeatable(e, true)
 		}
 		return nil, end
@@ -58,7 +58,7 @@ func (x *exchange) tooLarge(resp *http.Response, phase string, limit int64) *Err
 // retried, because a retry would cost as much and would meet the same limit.
 func (x *exchange) noRoom(w *watch, resp *http.Response, room *room) error {
 	if end := w.failure(context.Canceled); end != nil {
-		if e := x.call.own(w.caller, end); e == nil || e.Kind != ErrTimeout {
+		if e := ownError(w.caller, end); e == nil || e.Kind != ErrTimeout {
 			return end
 		}
 	}

@@ -69,7 +69,7 @@ func (s *stream) failure(err error) error {
 	if end == nil {
 		return s.x.broken(s.resp, err)
 	}
-	if e := s.x.call.own(s.w.caller, end); e != nil {
+	if e := ownError(s.w.caller, end); e != nil {
 		e.RequestID = requestID(s.resp.Header)
 		return s.x.repeatable(e, true)
 	}
