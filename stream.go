@@ -9,7 +9,6 @@ import (
 	"errors"
 	"io"
 	"math"
-	"net/http"
 	"sync"
 	"sync/atomic"
 
@@ -38,9 +37,7 @@ type events interface {
 // yields whole events, each checked. Otherwise it yields plain bytes. It holds the call and its slot until its end,
 // its Close, or the end of its context.
 type stream struct {
-	x      *exchange
-	w      *watch
-	resp   *http.Response
+	reply
 	body   io.ReadCloser // the provider's body
 	read   atomic.Int64
 	peeked []byte // bytes of body already read but not yet used
@@ -75,9 +72,9 @@ type stream struct {
 	final                        error
 }
 
-func newStream(x *exchange, w *watch, resp *http.Response) *stream {
-	return &stream{x: x, w: w, resp: resp, body: resp.Body, ended: make(chan struct{}), held: hold{room: x.guard.memory.events},
-		progress: x.endpoint.Follow()}
+func newStream(r reply) *stream {
+	return &stream{reply: r, body: r.resp.Body, ended: make(chan struct{}), held: hold{room: r.x.guard.memory.events},
+		progress: r.x.endpoint.Follow()}
 }
 
 // maxEvent returns the maximum size of an event.
@@ -98,7 +95,7 @@ func (s *stream) frame() error {
 		return nil // plain bytes
 	}
 	if !couldBeText(media) {
-		return s.x.invalid(s.resp)
+		return s.invalid()
 	}
 	body, maxEvent := readerFunc(s.fetch), s.maxEvent()
 	if media == "application/vnd.amazon.eventstream" {
@@ -124,7 +121,7 @@ func (s *stream) frame() error {
 		}{io.MultiReader(bytes.NewReader(s.peeked), s.body), s.body}
 		return errNoStream
 	case first == '<', media == "text/html" && !eventsIn(s.peeked):
-		return s.x.invalid(s.resp)
+		return s.invalid()
 	}
 	s.events = sse.NewReader(body, maxEvent, dialect.MaxShape)
 	return nil
@@ -222,7 +219,7 @@ func (s *stream) open() error {
 			return s.err
 		}
 	} else if limit := s.x.guard.cfg.MaxResponseBytes; limit != Off && s.resp.ContentLength > limit {
-		return s.x.tooLarge(s.resp, PhaseResponse, limit)
+		return s.tooLarge(PhaseResponse, limit)
 	}
 	c := s.x.call
 	if s.err == nil {

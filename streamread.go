@@ -140,10 +140,10 @@ func (s *stream) hold(ev sse.Event) error {
 	}
 	s.behind = append(s.behind, out...)
 	if !s.room(s.events.Size()) {
-		return s.x.noRoom(s.w, s.resp, s.held.room)
+		return s.noRoom(s.held.room)
 	}
 	if len(s.behind) > max(s.maxEvent(), maxBehind) {
-		return s.x.tooLarge(s.resp, PhaseEvent, s.x.guard.cfg.MaxEventBytes)
+		return s.tooLarge(PhaseEvent, s.x.guard.cfg.MaxEventBytes)
 	}
 	return nil
 }
@@ -154,9 +154,9 @@ func (s *stream) done() error {
 	case s.progress.Terminal():
 		return nil
 	case !s.any || !s.progress.Any():
-		return s.x.invalid(s.resp) // no answer at all
+		return s.invalid() // no answer at all
 	}
-	return s.x.broken(s.resp, io.ErrUnexpectedEOF) // this API ends with another event
+	return s.broken(io.ErrUnexpectedEOF) // this API ends with another event
 }
 
 // judge adds an event to the answer, or returns what is wrong with it.
@@ -169,12 +169,12 @@ func (s *stream) judge(ev sse.Event) error {
 		if s.x.endpoint.Deaf() && len(ev.Raw) <= maxErrorBytes { // else its client takes this end for a good one
 			s.behind = append(s.behind, ev.Raw...)
 		}
-		return s.x.failed(s.resp, f, ErrUnavailable)
+		return s.failed(f, ErrUnavailable)
 	}
 	if ev.Bare && !s.any && s.x.endpoint.Framing() == dialect.SSE && s.x.eventLines {
 		a := s.x.endpoint.JudgeWith(&s.x.verdict, ev.Data[:ev.End])
 		if !a.OK {
-			return s.x.invalid(s.resp)
+			return s.invalid()
 		}
 		s.single, s.any = true, true
 		s.note(a.Usage)
@@ -183,7 +183,7 @@ func (s *stream) judge(ev sse.Event) error {
 	}
 	if !s.x.eventLines {
 		if err := s.decodes.check(s.x.endpoint.Op(), ev.Data); err != nil {
-			e := s.x.invalid(s.resp)
+			e := s.invalid()
 			e.Err = err
 			return e
 		}
@@ -209,16 +209,16 @@ func (s *stream) note(u dialect.Usage) {
 func (s *stream) flaw(ev sse.Event) error {
 	switch {
 	case errors.Is(ev.Err, jsonscan.ErrTooBig):
-		return s.x.tooLarge(s.resp, PhaseJSONShape, int64(dialect.MaxShape.Containers))
+		return s.tooLarge(PhaseJSONShape, int64(dialect.MaxShape.Containers))
 	case string(ev.Name) == "error":
 		return nil
 	case errors.Is(ev.Err, jsonscan.ErrIncomplete), ev.Err != nil && s.whole.Load():
 		if _, err := s.events.Next(); err != nil { // truncated: nothing follows
 			return s.ending(err)
 		}
-		return s.x.invalid(s.resp)
+		return s.invalid()
 	case ev.Err != nil, ev.Data[0] != '{', len(bytes.TrimSpace(ev.Data[ev.End:])) > 0:
-		return s.x.invalid(s.resp)
+		return s.invalid()
 	}
 	return nil
 }
@@ -229,7 +229,7 @@ func (s *stream) bytes(ev sse.Event) ([]byte, error) {
 		return ev.Raw, nil
 	}
 	if more := len(ev.Data) + len("data: \n\n") - cap(s.buf); more > 0 && !s.room(s.events.Size()+more) {
-		return nil, s.x.noRoom(s.w, s.resp, s.held.room)
+		return nil, s.noRoom(s.held.room)
 	}
 	return s.write(ev), nil
 }
