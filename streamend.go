@@ -24,8 +24,8 @@ func (s *stream) settle() {
 	if s.w.limit(drainTimeout, timeBound{phase: PhaseStream}) != nil {
 		return
 	}
-	rest := bytes.Clone(append(s.peeked, s.events.Rest()...))
-	more, err := io.ReadAll(io.LimitReader(s.body, drainBytes))
+	rest := bytes.Clone(append(s.source.peeked, s.events.Rest()...))
+	more, err := io.ReadAll(io.LimitReader(s.source.body, drainBytes))
 	if rest = append(rest, more...); err == nil && s.x.eventLines && len(rest) > 0 && len(rest) < drainBytes {
 		s.buf = append(append(s.buf[:0], s.out...), rest...)
 		s.out = s.buf // unchanged: a [DONE] after the API's own last event, or the end of an array
@@ -92,7 +92,7 @@ func (s *stream) expired() {
 		err = io.EOF
 	}
 	e, ok := err.(*Error)
-	s.conclude(err, ok && e.Phase == PhaseStream && !s.reading.Load())
+	s.conclude(err, ok && e.Phase == PhaseStream && !s.source.reading.Load())
 }
 
 // finish ends the call for Read and Close. It returns the error with which the call ended, which may come from
@@ -114,19 +114,16 @@ func (s *stream) conclude(err error, abandoned bool) bool {
 	}
 	c, ctx := s.x.call, s.w.caller
 	s.w.stop()
-	s.body.Close()
+	s.source.body.Close()
 	s.held.release()
-	c.wire.answer = s.read.Load()
+	c.wire.answer = s.source.read.Load()
 	s.final = err
 	if err == io.EOF {
 		err = nil
 	}
-	var u Usage
-	if p := s.usage.Load(); p != nil {
-		u = *p
-	}
+	u := s.used.load()
 	if err == nil {
-		c.wire.answered(u, s.said.Load(), false)
+		c.wire.answered(u, s.used.said.Load(), false)
 	} else {
 		c.wire.usage = u
 	}

@@ -25,9 +25,9 @@ func (s *stream) Read(p []byte) (int, error) {
 		return s.readBytes(p)
 	}
 	if len(s.out) == 0 && s.err == nil && len(p) > 0 {
-		s.await = true
+		s.source.await = true
 		s.next()
-		s.arrived()
+		s.source.arrived()
 		if s.err != nil {
 			s.err = s.finish(s.err)
 		}
@@ -51,9 +51,9 @@ func (s *stream) readBytes(p []byte) (int, error) {
 	if s.err != nil {
 		return 0, s.err
 	}
-	s.await = true
-	n, err := s.fetch(p)
-	s.arrived()
+	s.source.await = true
+	n, err := s.source.Read(p)
+	s.source.arrived()
 	if err != nil {
 		s.err = s.finish(s.ending(err))
 		return n, s.err
@@ -96,7 +96,9 @@ func (s *stream) next() {
 		if s.out, s.err = s.bytes(ev); s.err != nil {
 			return
 		}
-		s.count(ev)
+		if s.x.guard.cfg.Budget != nil {
+			s.used.count(&ev, s.progress.Free())
+		}
 		if s.watcher != nil && !ev.Done {
 			s.progressed()
 		}
@@ -109,23 +111,6 @@ func (s *stream) next() {
 		}
 		return
 	}
-}
-
-// count counts the text of an event for a Budget, in case the answer does not report its usage. An event has at least
-// one token.
-func (s *stream) count(ev sse.Event) {
-	if s.x.guard.cfg.Budget == nil {
-		return
-	}
-	if !ev.Like {
-		s.shell = len(ev.Data)
-		for _, span := range s.progress.Free() {
-			if span.Some {
-				s.shell -= span.End - span.Start - len(`""`)
-			}
-		}
-	}
-	s.said.Add(max(int64(len(ev.Data)-s.shell), bytesPerToken))
 }
 
 // hold keeps an event without content for the next event with content.
@@ -142,7 +127,7 @@ func (s *stream) hold(ev sse.Event) error {
 	if !s.room(s.events.Size()) {
 		return s.noRoom(s.held.room)
 	}
-	if len(s.behind) > max(s.maxEvent(), maxBehind) {
+	if len(s.behind) > max(maxEvent(&s.x.guard.cfg), maxBehind) {
 		return s.tooLarge(PhaseEvent, s.x.guard.cfg.MaxEventBytes)
 	}
 	return nil
@@ -171,13 +156,14 @@ func (s *stream) judge(ev sse.Event) error {
 		}
 		return s.failed(f, ErrUnavailable)
 	}
+	s.source.thinking = s.progress.Thinking()
 	if ev.Bare && !s.any && s.x.endpoint.Framing() == dialect.SSE && s.x.eventLines {
 		a := s.x.endpoint.JudgeWith(&s.x.verdict, ev.Data[:ev.End])
 		if !a.OK {
 			return s.invalid()
 		}
 		s.single, s.any = true, true
-		s.note(a.Usage)
+		s.used.note(a.Usage)
 		s.whole.Store(true)
 		return nil
 	}
@@ -188,21 +174,13 @@ func (s *stream) judge(ev sse.Event) error {
 			return e
 		}
 	}
-	s.note(s.progress.Usage())
+	s.used.note(s.progress.Usage())
 	if free := s.progress.Free(); s.progress.Progress() {
 		s.events.Learn(ev, free)
 	}
 	s.any = true
 	s.whole.Store(s.progress.Complete(false, false))
 	return nil
-}
-
-func (s *stream) note(u dialect.Usage) {
-	if u != s.used {
-		s.used = u
-		usage := usageOf(u)
-		s.usage.Store(&usage)
-	}
 }
 
 // flaw returns what is wrong with an event that should be a JSON object.
@@ -231,20 +209,16 @@ func (s *stream) bytes(ev sse.Event) ([]byte, error) {
 	if more := len(ev.Data) + len("data: \n\n") - cap(s.buf); more > 0 && !s.room(s.events.Size()+more) {
 		return nil, s.noRoom(s.held.room)
 	}
-	return s.write(ev), nil
+	s.buf = dataLine(s.buf[:0], ev.Data)
+	return s.buf, nil
 }
 
-// write converts an event to the form that go-openai reads.
-func (s *stream) write(ev sse.Event) []byte {
-	b := s.buf[:0]
-	for line := range bytes.SplitSeq(ev.Data, []byte{'\n'}) {
-		if len(b) > 0 {
-			b[len(b)-1] = ' ' // go-openai treats each line as an event, and JSON allows a space in place of a newline
-		} else {
-			b = append(b, "data: "...)
-		}
-		b = append(append(b, line...), '\n')
+// dataLine appends an event's data to b in the form that go-openai reads.
+func dataLine(b, data []byte) []byte {
+	b = append(b, "data: "...)
+	for line := range bytes.SplitSeq(data, []byte{'\n'}) {
+		b = append(append(b, line...), ' ') // go-openai treats each line as an event, and JSON allows a space in place of a newline
 	}
-	s.buf = append(b, '\n')
-	return s.buf
+	b[len(b)-1] = '\n'
+	return append(b, '\n')
 }
