@@ -105,18 +105,6 @@ func (x *exchange) newRace(ctx context.Context) *race {
 	return r
 }
 
-// copyBody reads the request's body. It reports false if that fails, and the first attempt then reports the error.
-func (x *exchange) copyBody(ctx context.Context) ([]byte, bool) {
-	body, err := x.req.GetBody()
-	if err != nil {
-		return nil, false
-	}
-	x.seen = true
-	defer body.Close()
-	data, over, err := readCapped(ctx, body, x.req.ContentLength, x.guard.cfg.MaxRequestBytes, nil)
-	return data, err == nil && !over
-}
-
 // run makes the first attempt, and starts the second one when the first takes longer than late.
 func (r *race) run(ctx context.Context, late time.Duration) (*http.Response, error) {
 	late -= r.first.call.since(r.began)
