@@ -14,7 +14,7 @@ import (
 
 // read reads a body to its end, within its limit and the room for buffers.
 func (x *exchange) read(w *watch, resp *http.Response, held *hold) ([]byte, error) {
-	limit := x.guard.cfg.MaxResponseBytes
+	limit := x.settings.cfg.MaxResponseBytes
 	if limit != Off && resp.ContentLength > limit {
 		return nil, x.tooLarge(resp, PhaseResponse, limit)
 	}

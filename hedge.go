@@ -37,7 +37,7 @@ type Hedge struct {
 
 // send makes an attempt, and a second one if the first is slow.
 func (x *exchange) send(ctx context.Context) (*http.Response, error) {
-	if x.guard.cfg.Hedge.Quantile != 0 && x.mayHedge() {
+	if x.settings.cfg.Hedge.Quantile != 0 && x.mayHedge() {
 		if late := x.call.limiter.lateAfter(&x.call.permit, x.form()); late != 0 {
 			if r := x.newRace(ctx); r != nil {
 				return r.run(ctx, late)
@@ -113,7 +113,7 @@ func (x *exchange) copyBody(ctx context.Context) ([]byte, bool) {
 	}
 	x.seen = true
 	defer body.Close()
-	data, over, err := readCapped(ctx, body, x.req.ContentLength, x.guard.cfg.MaxRequestBytes, nil)
+	data, over, err := readCapped(ctx, body, x.req.ContentLength, x.settings.cfg.MaxRequestBytes, nil)
 	return data, err == nil && !over
 }
 

@@ -19,7 +19,8 @@ const maxKept = 1 << 20
 
 // known is what Client tells the transport about a request, so that the transport need not read the request again.
 type known struct {
-	op string
+	op   string
+	live *live // the configuration that the prompt was checked with
 	dialect.Request
 	taken    atomic.Bool // by the request that it describes
 	answered bool        // set by the transport: a good answer has come, even if go-openai cannot use it
@@ -29,6 +30,7 @@ type knownKey struct{}
 
 func (t *transport) newExchange(req *http.Request) *exchange {
 	x := &exchange{transport: t, req: req}
+	x.settings.live = t.guard.current.Load()
 	x.replayable = req.Body == nil || req.Body == http.NoBody || req.GetBody != nil
 	x.endpoint = dialect.Of(req.Method, req.URL.Path, req.URL.RawQuery)
 	if !x.endpoint.Known() {
@@ -45,14 +47,14 @@ func (x *exchange) prepare(ctx context.Context) error {
 	req := x.req
 	k, ok := req.Context().Value(knownKey{}).(*known)
 	if ok && k.taken.CompareAndSwap(false, true) { // a request made in a callback with the same context is a separate one
-		x.known = k
-		if x.guard.cfg.Budget != nil {
+		x.known, x.settings.live = k, k.live
+		if x.settings.cfg.Budget != nil {
 			x.readRequest() // for the estimate of its tokens
 		}
-		x.settings = x.guard.request(req.Context(), k.op, k.Model, req.URL.Host, req.URL.Path)
+		x.settings = x.guard.request(req.Context(), k.live, k.op, k.Model, req.URL.Host, req.URL.Path)
 	} else {
 		x.settle(x.endpoint.Model())
-		if l := x.guard.limiter; len(x.guard.cfg.Middleware) == 0 && l.maxQueue != Off && l.waiting.Load() >= int64(l.maxQueue) {
+		if cfg := &x.settings.cfg; len(cfg.Middleware) == 0 && cfg.MaxQueue != Off && x.guard.limiter.waiting.Load() >= int64(cfg.MaxQueue) {
 			x.settle(x.glance())
 			if err := x.guard.refuseIfCrowded(ctx, &x.settings); err != nil {
 				return err
@@ -61,7 +63,7 @@ func (x *exchange) prepare(ctx context.Context) error {
 		k = &known{Request: x.readRequest()}
 		x.settle(k.Model)
 	}
-	if e := &x.wire.estimate; x.guard.cfg.Budget != nil && e.guess == 0 && e.input == 0 {
+	if e := &x.wire.estimate; x.settings.cfg.Budget != nil && e.guess == 0 && e.input == 0 {
 		x.estimateUnread()
 	}
 	x.judged = x.endpoint.Known() && !k.Later
@@ -100,7 +102,7 @@ func (x *exchange) settle(model string) {
 	if op == "" {
 		op = dialect.NameOf(x.req.URL.Path)
 	}
-	x.settings = x.guard.request(x.req.Context(), op, model, x.req.URL.Host, x.req.URL.Path)
+	x.settings = x.guard.request(x.req.Context(), x.settings.live, op, model, x.req.URL.Host, x.req.URL.Path)
 }
 
 // accepts reports whether a request accepts this media type.
@@ -126,7 +128,7 @@ func accepts(h http.Header, media string) bool {
 // the request is over a limit, and replaces the body if the output limit is lowered.
 func (x *exchange) readRequest() (r dialect.Request) {
 	r = x.endpoint.Read(nil, nil) // what the path says
-	limit := x.guard.cfg.MaxRequestBytes
+	limit := x.settings.cfg.MaxRequestBytes
 	if x.req.Body == nil || x.req.Body == http.NoBody || limit != Off && x.req.ContentLength > limit {
 		return r
 	}
@@ -217,11 +219,11 @@ func (x *exchange) setBody(data []byte) {
 
 // understand reads data, the body of the request.
 func (x *exchange) understand(data []byte) dialect.Request {
-	if x.guard.models.exact != nil { // limits may depend on the model, which may be named at the end
+	if x.settings.models.exact != nil { // limits may depend on the model, which may be named at the end
 		x.settle(x.endpoint.Read(data, nil).Model)
 	}
-	limits := x.guard.limits(&x.settings)
-	t := tally{limits: limits, count: x.guard.cfg.Budget != nil}
+	limits := x.settings.limits()
+	t := tally{limits: limits, count: x.settings.cfg.Budget != nil}
 	r := x.endpoint.Read(data, t.part())
 	x.settle(r.Model)
 	if x.flaw = t.over(&x.settings); x.flaw == nil && limits.tokens > 0 && t.longest(limits.tokens) {
@@ -273,7 +275,7 @@ func (x *exchange) countTokens(data []byte) (flaw error) {
 	var p prompt
 	check := func() bool {
 		if flaw == nil {
-			flaw = x.guard.checkTokens(&x.settings, &p)
+			flaw = x.settings.checkTokens(&p)
 		}
 		p = prompt{}
 		return flaw == nil

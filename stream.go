@@ -82,7 +82,7 @@ func newStream(x *exchange, w *watch, resp *http.Response) *stream {
 
 // maxEvent returns the maximum size of an event.
 func (s *stream) maxEvent() int {
-	if limit := s.x.guard.cfg.MaxEventBytes; limit != Off {
+	if limit := s.x.settings.cfg.MaxEventBytes; limit != Off {
 		return int(min(limit, math.MaxInt32))
 	}
 	return math.MaxInt32
@@ -175,7 +175,7 @@ func (s *stream) fetch(p []byte) (int, error) {
 		s.w.wait() // a reasoning model may send only comments for a while
 	}
 	read := s.read.Add(int64(n))
-	if limit := s.x.guard.cfg.MaxResponseBytes; limit != Off && read > limit {
+	if limit := s.x.settings.cfg.MaxResponseBytes; limit != Off && read > limit {
 		return 0, errTooMuch
 	}
 	return n, err
@@ -221,7 +221,7 @@ func (s *stream) open() error {
 		if s.next(); s.err != nil && (s.err != io.EOF || len(s.out) == 0) {
 			return s.err
 		}
-	} else if limit := s.x.guard.cfg.MaxResponseBytes; limit != Off && s.resp.ContentLength > limit {
+	} else if limit := s.x.settings.cfg.MaxResponseBytes; limit != Off && s.resp.ContentLength > limit {
 		return s.x.tooLarge(s.resp, PhaseResponse, limit)
 	}
 	c := s.x.call

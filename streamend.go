@@ -39,11 +39,11 @@ func (s *stream) ending(err error) error {
 	}
 	switch {
 	case errtree.Is(err, errTooMuch):
-		return s.x.tooLarge(s.resp, PhaseResponse, s.x.guard.cfg.MaxResponseBytes)
+		return s.x.tooLarge(s.resp, PhaseResponse, s.x.settings.cfg.MaxResponseBytes)
 	case err == sse.ErrNoRoom:
 		return s.x.noRoom(s.w, s.resp, s.held.room)
 	case errtree.Is(err, sse.ErrLineTooLong):
-		return s.x.tooLarge(s.resp, PhaseEvent, s.x.guard.cfg.MaxEventBytes)
+		return s.x.tooLarge(s.resp, PhaseEvent, s.x.settings.cfg.MaxEventBytes)
 	case err == awsframe.ErrFrame:
 		return s.x.invalid(s.resp)
 	case s.events == nil && err == io.EOF:

@@ -114,7 +114,7 @@ func (s *stream) next() {
 // count counts the text of an event for a Budget, in case the answer does not report its usage. An event has at least
 // one token.
 func (s *stream) count(ev sse.Event) {
-	if s.x.guard.cfg.Budget == nil {
+	if s.x.settings.cfg.Budget == nil {
 		return
 	}
 	if !ev.Like {
@@ -143,7 +143,7 @@ func (s *stream) hold(ev sse.Event) error {
 		return s.x.noRoom(s.w, s.resp, s.held.room)
 	}
 	if len(s.behind) > max(s.maxEvent(), maxBehind) {
-		return s.x.tooLarge(s.resp, PhaseEvent, s.x.guard.cfg.MaxEventBytes)
+		return s.x.tooLarge(s.resp, PhaseEvent, s.x.settings.cfg.MaxEventBytes)
 	}
 	return nil
 }
