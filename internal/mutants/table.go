@@ -15,7 +15,7 @@ var mutations = []mutation{
 		file: "limiter.go", old: "for ; w != nil && l.patience != Off; w = r.Oldest() {", new: "for ; false; w = r.Oldest() {"},
 	{name: "QueueTimeout ignored while a route is paused", run: "^TestQueueTimeoutBoundsTheWaitForAPause$",
 		file: "admission.go", old: "if until := now.add(c.cfg.QueueTimeout); end == 0 || until < end {", new: "if until := now.add(c.cfg.QueueTimeout); false {"},
-	{name: "QueueTimeout ignored in the user's Limiter",
+	{name: "QueueTimeout ignored in the user's Limiter", run: "^TestWaitInALimiterOfTheUserIsBounded$",
 		file: "userlimiter.go", old: "timeBound{PhaseQueue, c.cfg.QueueTimeout}", new: "timeBound{PhaseQueue, Off}"},
 	{name: "timed-out waiter blocks the queue",
 		file: "limiter.go", old: "\t\tl.refresh(route, now)\n\t}\n\tl.next(now)\n\tif next", new: "\t\tl.refresh(route, now)\n\t}\n\tif next"},
