@@ -37,7 +37,7 @@ type Hedge struct {
 
 // send makes an attempt, and a second one if the first is slow.
 func (x *exchange) send(ctx context.Context) (*http.Response, error) {
-	if x.guard.cfg.Hedge.Quantile != 0 && x.mayHedge() {
+	if x.settings.cfg.Hedge.Quantile != 0 && x.mayHedge() {
 		if late := x.call.permit.lateAfter(x.form()); late != 0 {
 			if r := x.newRace(ctx); r != nil {
 				return r.run(ctx, late)

@@ -22,7 +22,7 @@ var mutations = []mutation{
 	{name: "cancelled waiter blocks the queue", run: "^(TestWaiterThatLeavesIsRemovedAtOnce|TestWaiterOfTheAdaptiveLimitThatLeavesLetsTheNextIn)$",
 		file: "limiter.go", old: "if !l.line.Full() { // the call", new: "if false { // the call"},
 	{name: "TaskTimeout ignored", run: "^TestRunTaskIsBounded$",
-		file: "timeout.go", old: "limit = g.cfg.TaskTimeout", new: "limit = Off"},
+		file: "timeout.go", old: "limit = c.cfg.TaskTimeout", new: "limit = Off"},
 	{name: "StreamTimeout ignored", run: "^TestAbandonedStreamIsEndedByStreamTimeout$",
 		file: "stream.go", old: "limit := c.cfg.StreamTimeout\n", new: "limit := c.cfg.StreamTimeout*0 + Off\n"},
 	{name: "idle timer never armed", run: "^TestStreamBounds$/^silence$",
@@ -358,7 +358,7 @@ var mutations = []mutation{
 	{name: "Do of another guard hides the one around it", run: "^TestDosOfTwoGuardsInsideEachOtherDoNotBlock$",
 		file: "call.go", old: "for o := c.outer; o != nil; o = o.outer {\n\t\tif o.core == c.core && o.permit", new: "for o := c.outer; o != nil && o.core == c.core; o = o.outer {\n\t\tif o.core == c.core && o.permit"},
 	{name: "With goes before WithCall in Do", run: "^TestSettingsOfTheContextGoBeforeWithInDo$",
-		file: "settings.go", old: "g.settle(g.own.over(in.call))", new: "g.settle(in.call.over(g.own))"},
+		file: "settings.go", old: "l.settle(g.own.over(in.call))", new: "l.settle(in.call.over(g.own))"},
 	{name: "With goes before WithCall over HTTP", run: "^TestSettingsOfTheContextGoBeforeWithBeforeModelsBeforeConfig$",
 		file: "settings.go", old: "own = own.over(in.call)", new: "own = in.call.over(own)"},
 	{name: "Models goes before With", run: "^TestSettingsOfTheContextGoBeforeWithBeforeModelsBeforeConfig$",
@@ -396,7 +396,7 @@ var mutations = []mutation{
 	{name: "body lowered though it is signed", run: "^TestOutputLimitOfASignedRequestIsNotTouched$",
 		file: "request.go", old: "if signed(o.req.Header) {", new: "if false {"},
 	{name: "body read though the queue is full", run: "^TestCallsThatFindTheQueueFullAreRefusedUnread$",
-		file: "request.go", old: "len(o.guard.cfg.Middleware) == 0 &&", new: "false &&"},
+		file: "request.go", old: "len(cfg.Middleware) == 0 &&", new: "false &&"},
 	{name: "tokens not counted", run: "^TestTokensAreCountedForTheModelAndSummed$",
 		file: "prompt.go", old: "if tokens > limit {", new: "if false {"},
 	{name: "MaxOutputTokens lowers nothing", run: "^TestOutputTokensAreLoweredAndSmallerOnesKept$",
@@ -414,7 +414,7 @@ var mutations = []mutation{
 
 	// Responses.
 	{name: "MaxResponseBytes ignored, length announced", run: "^TestAnswersAreCapped$",
-		file: "buffer.go", old: "limit := r.x.guard.cfg.MaxResponseBytes", new: "limit := r.x.guard.cfg.MaxResponseBytes << 6"},
+		file: "buffer.go", old: "limit := r.x.settings.cfg.MaxResponseBytes", new: "limit := r.x.settings.cfg.MaxResponseBytes << 6"},
 	{name: "MaxResponseBytes ignored, length unknown", run: "^TestAnswerOverItsCapByOneByteIsRefusedThoughUnannounced$",
 		file: "buffer.go", old: "readCapped(r.w, r.resp.Body, r.resp.ContentLength, limit, held)", new: "readCapped(r.w, r.resp.Body, r.resp.ContentLength, limit<<6, held)"},
 	{name: "MaxResponseBytes ignored for streams", run: "^TestAnswerOverItsCapByOneByteIsRefusedThoughUnannounced$",
@@ -560,7 +560,7 @@ var mutations = []mutation{
 		old: "\tl.refused[s.Priority.line()]++\n\tt.refused++\n\tl.line.Refuse(&r.line, &t.line, s.Priority.line(), int64(now))\n\treturn r.queueFull", new: "\treturn r.queueFull"},
 
 	// The caller's context.
-	{name: "settings of another guard's Do kept", run: "^TestOneContextServesTheDosOfSeveralGuards$", file: "settings.go", old: "last != nil && last.guard == g {", new: "last != nil {"},
+	{name: "settings of another guard's Do kept", run: "^TestOneContextServesTheDosOfSeveralGuards$", file: "settings.go", old: "last.guard == g && last.live == l {", new: "last.live == l {"},
 	{name: "alternatives ignored in a Do", file: "settings.go", old: "\ts.planB, s.alternative = in.planB, in.alternative\n\tin.last", new: "\tin.last"},
 	{name: "remaining time not sent", run: "^TestTimeThatIsLeftTravelsInAHeader$",
 		file: "attempt.go", old: "ok && name != \"\" {", new: "ok && name == \"\" {"},
@@ -612,7 +612,7 @@ var mutations = []mutation{
 	{name: "share of an alternative taken for the caller's end", run: "^TestAlternativeWhoseShareIsOverIsNotTheCallersEnd$",
 		file: "fallback.go", old: "context.Cause(actx) == error(end) && KindOf(err) == \"\" {", new: "false {"},
 	{name: "guard's own failures not answered as responses", run: "^TestGuardsOwnFailuresAsResponses$",
-		file: "response.go", old: "case x.guard.cfg.FailuresAsResponses:", new: "case false:"},
+		file: "response.go", old: "case x.settings.cfg.FailuresAsResponses:", new: "case false:"},
 
 	// Budgets.
 	{name: "reservation settled twice", run: "^TestEachAttemptIsReservedAndSettledForItself$",
