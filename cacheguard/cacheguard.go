@@ -85,13 +85,24 @@
 //	…
 //	cacheguard.Config{Similar: cacheguard.Similar{Embed: embedder.Embed, Threshold: 0.9}}
 //
-// Two questions are compared by the cosine similarity of their vectors. Only the text of the question may differ: the
+// Two questions are compared by the cosine similarity of their vectors. But a vector hardly shows a negation, another
+// number or another name. So questions are similar only if all their words are the same, in the same order, except for:
+//
+//   - words that change no meaning, such as "please", "the" and "can you explain"
+//   - a list of synonyms, such as "remove" and "delete", and of number words
+//   - the plural of words in lower case, spelling with capital letters at the start of a sentence, and punctuation
+//
+// The lists are English. In other languages only punctuation may differ, and capital letters. This misses many questions that mean the same, in
+// particular those in another word order. It does not see the difference between words that change no meaning in most
+// questions, such as "in" and "on"; those are left to the vectors.
+//
+// Only the text of the question may differ: the
 // URL, the headers with the account, the Scope, the tenant of aiguard.WithCall, the model, the system prompt, the tools
 // and all parameters must be equal. The cache compares only requests that it also caches, and of these only chats with a
 // single question: one user message of one text, after any system messages. It does not compare
 //
 //   - requests with earlier answers, results of tools, images or other parts
-//   - questions longer than MaxQuestionBytes
+//   - questions longer than MaxQuestionBytes, and those without a word
 //   - requests with the header ExactHeader, and those with Policy.Bypass or Policy.Refresh
 //
 // A similar answer has the value "similar" in Header, and the headers SimilarityHeader and SimilarToHeader. If it does not

@@ -5,9 +5,12 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"slices"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/aiguard-go/aiguard/internal/callctx"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
+	"github.com/aiguard-go/aiguard/internal/marks"
 )
 
 // MaxQuestionBytes is the length of the longest question that Similar compares. In a longer text a small difference
@@ -33,11 +36,13 @@ func newQuestion(ctx context.Context, op string, identity, plain []byte) *questi
 		return nil
 	}
 	text, ok := jsonscan.Text(plain[start:end])
-	if !ok || text == "" {
+	guard := marks.Of(text)
+	if !ok || guard == "" || strings.ContainsRune(text, utf8.RuneError) {
 		return nil
 	}
 	b := appendText(slices.Clip(identity), "similar 1")
 	b = appendText(b, callctx.Tenant(ctx))
+	b = appendText(b, guard)
 	b = appendText(b, string(plain[:start]))
 	b = append(b, plain[end:]...)
 	sum := sha256.Sum256(b)

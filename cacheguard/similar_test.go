@@ -18,12 +18,13 @@ import (
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/aiguardtest"
 	"github.com/aiguard-go/aiguard/cacheguard"
+	"github.com/aiguard-go/aiguard/internal/pairs"
 )
 
 const (
 	original = "How do I reset the password?"
 	similar  = "How can I reset my password?"
-	other    = "Please explain the password to me."
+	other    = "How should I reset our password?"
 )
 
 // angles is an embedder that knows the direction of each text in degrees.
@@ -112,7 +113,7 @@ func TestSimilarStreamIsReplayed(t *testing.T) {
 // anywhere, and Reject could not take the answer back.
 func TestSimilarAnswerIsNotStoredAgain(t *testing.T) {
 	cfg := similarity()
-	const far = "How can I reset it?"
+	const far = "How does one reset my password?"
 	cfg.Similar.Embed = angles{original: 0, similar: 20, far: 40}.embed
 	inVirtualTime(t, cfg, func(t *testing.T, w *world) {
 		w.question(t, t.Context(), original)
@@ -381,4 +382,28 @@ func TestSimilarSettingsAreChecked(t *testing.T) {
 	}
 	_, err := cacheguard.NewMemoryIndex(-1)
 	require.EqualError(t, err, "cacheguard: NewMemoryIndex: most is -1; want 0 (the default, 10000) or more")
+}
+
+// The cache decides about each pair exactly as its label, its marks and its vectors demand.
+func TestPairsOfQuestionsAreDecidedExactly(t *testing.T) {
+	const threshold = 0.5
+	want := pairs.Measure(threshold, true)
+	hits := 0
+	inVirtualTime(t, cacheguard.Config{Similar: cacheguard.Similar{Embed: pairs.Embed, Threshold: threshold}}, func(t *testing.T, w *world) {
+		for i, p := range pairs.All() {
+			tenant := aiguard.WithCall(t.Context(), aiguard.Call{Tenant: fmt.Sprint(i)})
+			account := fmt.Sprint("Bearer ", i) // so that no pair gets the answer of another
+			require.Equal(t, "miss", w.question(t, tenant, p.A, "Authorization", account).source)
+			got := w.question(t, tenant, p.B, "Authorization", account).source
+			if p.Guarded() && p.Similarity() >= threshold {
+				require.True(t, p.Same(), "%+v", p)
+				require.Equal(t, "similar", got, "%+v", p)
+				hits++
+			} else {
+				require.Equal(t, "miss", got, "%+v", p)
+			}
+		}
+	})
+	assert.Equal(t, want.Hits, hits)
+	assert.Zero(t, want.FalseHits)
 }
