@@ -56,7 +56,7 @@ func (g *Guard) RouteChanges() (changed []RouteState, more <-chan struct{}) {
 	if c.more == nil {
 		c.more = make(chan struct{}, 1)
 		for r := l.routes.head.next; r != &l.routes.head; r = r.next {
-			l.noteChange(r)
+			r.noteChange()
 		}
 	}
 	now := l.now()
@@ -85,7 +85,8 @@ func (g *Guard) LearnRoutes(states ...RouteState) {
 }
 
 // noteChange notes that a route may have changed.
-func (l *limiter) noteChange(r *route) {
+func (r *route) noteChange() {
+	l := r.limiter
 	if l.changes.more == nil || r.changed || r.state.Shared() == r.told {
 		return
 	}
@@ -140,5 +141,5 @@ func (l *limiter) learn(s *RouteState, now instant) {
 	if !r.changed {
 		r.told = r.state.Shared()
 	}
-	l.changed(r, before, s.Pause > 0, now)
+	r.turned(before, s.Pause > 0, now)
 }
