@@ -18,25 +18,25 @@ import (
 	"github.com/aiguard-go/aiguard/redisguard"
 )
 
-// log collects a log, one record a line.
-type log struct {
+// record collects what is logged.
+type record struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
 }
 
-func (l *log) Write(p []byte) (int, error) {
+func (l *record) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.buf.Write(p)
 }
 
-func (l *log) count(text string) int {
+func (l *record) count(text string) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return strings.Count(l.buf.String(), text)
 }
 
-func (l *log) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+func (l *record) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
 
 const away, again = "Redis does not answer", "Redis answers again"
 
@@ -65,7 +65,7 @@ func TestCallsWithoutRedis(t *testing.T) {
 	} {
 		t.Run("KeepShare/"+name, func(t *testing.T) {
 			s := startRedis(t)
-			var lg log
+			var lg record
 			cfg := redisguard.Config{Limit: 6, Lease: 3 * time.Second, Logger: lg.logger()}
 			one := newLimiter(t, s.client(t), cfg)
 			cfg.Logger = nil
@@ -102,7 +102,7 @@ func TestCallsWithoutRedis(t *testing.T) {
 		})
 		t.Run("FailClosed/"+name, func(t *testing.T) {
 			s := startRedis(t)
-			var lg log
+			var lg record
 			l := newLimiter(t, s.client(t), redisguard.Config{Limit: 1, Lease: 3 * time.Second, Logger: lg.logger(), OnFailure: redisguard.FailClosed})
 			held := acquire(t, l)
 			waiter := make(chan error, 1)

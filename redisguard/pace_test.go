@@ -133,7 +133,7 @@ func TestPaceAsksTheBudgetFirst(t *testing.T) {
 
 func TestPaceWithoutRedis(t *testing.T) {
 	s := startRedis(t)
-	var lg log
+	var lg record
 	share := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 1200, Logger: lg.logger(), Timeout: 300 * time.Millisecond})
 	closed := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 1200, OnFailure: redisguard.FailClosed, Timeout: 300 * time.Millisecond})
 	for _, p := range []*redisguard.Pace{share, closed, share} {

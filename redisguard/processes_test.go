@@ -113,6 +113,9 @@ func TestProcessesStayWithinTheSharedLimit(t *testing.T) {
 		}},
 	} {
 		t.Run(d.name, func(t *testing.T) {
+			if testing.Short() && d.alone > 0 {
+				t.Skip("takes a minute together")
+			}
 			t.Parallel()
 			f := startFleet(t, redisguard.KeepShare)
 			stop := f.observe()

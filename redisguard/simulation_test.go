@@ -116,10 +116,8 @@ func traffic(t testing.TB, clients []redis.UniversalClient, load float64, work, 
 			n := inFlight.Add(1)
 			for p := peak.Load(); n > p && !peak.CompareAndSwap(p, n); p = peak.Load() {
 			}
+			busy.Add(int64(max(min(work, length-time.Since(start)), 0)))
 			time.Sleep(work)
-			if ended := time.Since(start); ended < length {
-				busy.Add(int64(work))
-			}
 			inFlight.Add(-1)
 			release()
 		})
@@ -131,13 +129,13 @@ func traffic(t testing.TB, clients []redis.UniversalClient, load float64, work, 
 }
 
 func TestSimulation(t *testing.T) {
-	fleets := []int{1, 10, 100}
+	fleets, loads := []int{1, 10, 100}, []float64{0.5, 2, 5}
 	if testing.Short() {
-		fleets = []int{1, 10}
+		fleets, loads = []int{1, 10}, []float64{2}
 	}
 	var rows strings.Builder
 	for _, processes := range fleets {
-		for _, load := range []float64{0.5, 2, 5} {
+		for _, load := range loads {
 			rows.WriteString(simulate(t, processes, load))
 		}
 	}
