@@ -193,6 +193,22 @@ func TestSlotsOfADeadProcessComeBackAtTheEndOfItsLease(t *testing.T) {
 	release()
 }
 
+func TestLossOfDataAdmitsNobodyUntilAllProcessesHaveReported(t *testing.T) {
+	s := startRedis(t)
+	c := s.client(t)
+	cfg := redisguard.Config{Limit: 2, Lease: 6 * time.Second}
+	one, two := newLimiter(t, s.client(t), cfg), newLimiter(t, s.client(t), cfg)
+	eventually(t, func() bool { return one.Stats().Members == 2 }, "it knows the other")
+	first, second := acquire(t, one), acquire(t, two)
+	require.NoError(t, c.FlushAll(t.Context()).Err())
+	_, err := one.Acquire(within(t, 3*time.Second), aiguard.Call{})
+	require.ErrorIs(t, err, context.DeadlineExceeded, "the slot of the other process is still in use")
+	eventually(t, func() bool { return inFlight(t.Context(), c, "test") == 2 }, "Redis knows what is held")
+	first()
+	acquire(t, one)()
+	second()
+}
+
 func TestCloseRejectsCallsAndGivesSlotsBack(t *testing.T) {
 	s := startRedis(t)
 	c := s.client(t)
@@ -215,11 +231,13 @@ func TestCloseRejectsCallsAndGivesSlotsBack(t *testing.T) {
 	acquire(t, newLimiter(t, c, redisguard.Config{Limit: 1}))()
 }
 
-func TestLimiterWithoutRedisFromTheStart(t *testing.T) {
-	l := newLimiter(t, newClient(t, "127.0.0.1:1"), redisguard.Config{Limit: 2})
-	one, two := acquire(t, l), acquire(t, l)
-	one()
-	two()
+func TestProcessThatHasNeverSeenRedisHasOneSlot(t *testing.T) {
+	l := newLimiter(t, newClient(t, "127.0.0.1:1"), redisguard.Config{Limit: 20, Lease: 3 * time.Second})
+	release := acquire(t, l)
+	_, err := l.Acquire(within(t, 50*time.Millisecond), aiguard.Call{})
+	require.ErrorIs(t, err, context.DeadlineExceeded, "there may be 20 such processes")
+	release()
+	acquire(t, l)()
 }
 
 func TestMistakesAreReportedByNew(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +26,8 @@ type Limiter struct {
 	member  string
 	keys    []string
 	channel string
+	field   string // of the member in Redis
+	limit   string
 	waker   chan struct{} // flush and sync as needed
 	stop    chan struct{}
 	running sync.WaitGroup
@@ -51,8 +54,9 @@ type Limiter struct {
 
 // release is a lease to be given back.
 type release struct {
-	number uint64
-	took   time.Duration // negative: it was never used
+	number     uint64
+	took       time.Duration // negative: it was never used
+	background bool
 }
 
 // waiter is a call that waits for a slot or has one.
@@ -96,7 +100,7 @@ func New(client redis.UniversalClient, cfg Config) (*Limiter, error) {
 	l := &Limiter{client: client, cfg: cfg, member: newMember(), waker: make(chan struct{}, 1), stop: make(chan struct{}),
 		held: make(map[uint64]*waiter), waiting: make(map[uint64]*waiter), members: 1}
 	l.keys = limiterKeys(cfg.Key)
-	l.channel = l.keys[0] + ":" + l.member
+	l.channel, l.field, l.limit = l.keys[0]+":"+l.member, "m:"+l.member, strconv.FormatInt(cfg.Limit, 10)
 	l.local.init()
 	l.flushing = time.AfterFunc(time.Hour, l.lateFlush)
 	l.flushing.Stop()
@@ -161,7 +165,7 @@ func (l *Limiter) begin(w *waiter) (along []release, epoch string, ask bool, err
 		return nil, "", false, nil
 	}
 	along = l.unsent()
-	if !l.busy && len(along) <= maxAlong {
+	if !l.busy && short(w, along) {
 		epoch = l.epoch
 	}
 	return along, epoch, true, nil
@@ -227,6 +231,9 @@ func (l *Limiter) ask(ctx context.Context, w *waiter, along []release, epoch str
 
 // learn records what every answer tells.
 func (l *Limiter) learn(got answer) {
+	if got.status == statusStranger {
+		return // Redis has forgotten the members too
+	}
 	l.members, l.busy = max(got.members, 1), got.queued > 0
 	if l.epoch == "" {
 		l.epoch = got.epoch
@@ -259,7 +266,7 @@ func (l *Limiter) abandon(w *waiter) bool {
 	}
 	delete(l.waiting, w.number)
 	l.leaveLocal(w)
-	l.giveBack(release{w.number, -1})
+	l.giveBack(release{w.number, -1, w.priority == line.Background})
 	return true
 }
 
@@ -276,7 +283,7 @@ func (l *Limiter) release(w *waiter) {
 	if len(l.released) == 0 {
 		l.oldest = now
 	}
-	l.giveBack(release{w.number, now.Sub(w.since)})
+	l.giveBack(release{w.number, now.Sub(w.since), w.priority == line.Background})
 }
 
 // giveBack sends a release soon. While Redis is down it does not, because the next sync tells what is held.

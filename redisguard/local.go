@@ -31,8 +31,11 @@ func (l *Limiter) fail(err error) {
 		return
 	}
 	l.down = err
-	l.released = nil // the next sync tells what is held
-	l.local.share = max(l.cfg.Limit/l.members, 1)
+	l.released = nil  // the next sync tells what is held
+	l.local.share = 1 // of how many is unknown, if Redis has never answered
+	if l.epoch != "" {
+		l.local.share = max(l.cfg.Limit/l.members, 1)
+	}
 	what := "this process goes on with its share of the limit"
 	if l.cfg.OnFailure == FailClosed {
 		what = "calls are rejected"

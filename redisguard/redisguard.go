@@ -32,8 +32,8 @@ import (
 type Failure int8
 
 const (
-	// KeepShare goes on with the limit divided by the number of processes last seen, at least 1 per process. It is
-	// the default.
+	// KeepShare goes on with the limit divided by the number of processes last seen, at least 1 per process. A process
+	// that Redis has never answered has 1. It is the default.
 	KeepShare Failure = iota
 	// FailClosed rejects calls with aiguard.ErrOverloaded.
 	FailClosed

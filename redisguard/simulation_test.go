@@ -145,21 +145,31 @@ func TestSimulation(t *testing.T) {
 	}
 }
 
-// simulate runs a fleet in virtual time with an in-memory Redis.
-func simulate(t *testing.T, processes int, load float64) (row string) {
+// inVirtualTime runs f in a bubble. connect returns clients of an in-memory Redis.
+func inVirtualTime(t *testing.T, f func(t *testing.T, connect func() *redis.Client)) {
 	m := miniredis.NewMiniRedis()
 	require.NoError(t, m.Start())
 	m.Server().Close() // its listener would wait in the kernel, where virtual time stands still
 	synctest.Test(t, func(t *testing.T) {
-		clients := make([]redis.UniversalClient, processes)
-		for i := range clients {
-			clients[i] = redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", ContextTimeoutEnabled: true,
+		f(t, func() *redis.Client {
+			c := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", ContextTimeoutEnabled: true,
 				Dialer: func(context.Context, string, string) (net.Conn, error) {
 					client, server := slowPipe(roundTrip / 2)
 					m.Server().ServeConn(server)
 					return client, nil
 				}})
-			t.Cleanup(func() { _ = clients[i].Close() })
+			t.Cleanup(func() { _ = c.Close() })
+			return c
+		})
+	})
+}
+
+// simulate runs a fleet in virtual time.
+func simulate(t *testing.T, processes int, load float64) (row string) {
+	inVirtualTime(t, func(t *testing.T, connect func() *redis.Client) {
+		clients := make([]redis.UniversalClient, processes)
+		for i := range clients {
+			clients[i] = connect()
 		}
 		o := traffic(t, clients, load, time.Second, 5*time.Second, simulatedTime)
 		assert.LessOrEqual(t, o.peak, int64(simulatedLimit))

@@ -127,7 +127,7 @@ func (l *Limiter) grant(id string) {
 	if w := l.waiting[number]; w != nil {
 		l.admit(w)
 	} else if l.held[number] == nil { // the caller has left
-		l.giveBack(release{number, -1})
+		l.giveBack(release{number, -1, true})
 	}
 }
 
