@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -50,8 +49,8 @@ func acquire(t *testing.T, l *redisguard.Limiter) func() {
 func TestCallsWithoutRedis(t *testing.T) {
 	for name, hurt := range map[string]func(t *testing.T, s *server) (mend func()){
 		"frozen": func(t *testing.T, s *server) func() {
-			s.signal(t, syscall.SIGSTOP)
-			return func() { s.signal(t, syscall.SIGCONT) }
+			s.freeze(t)
+			return func() { s.thaw(t) }
 		},
 		"gone": func(t *testing.T, s *server) func() {
 			s.kill()
@@ -131,14 +130,14 @@ func TestWaitForRedisEndsWithTheCallersContext(t *testing.T) {
 	s := startRedis(t)
 	l := newLimiter(t, s.client(t), redisguard.Config{Limit: 1, Lease: time.Minute, Timeout: 20 * time.Second})
 	acquire(t, l)()
-	s.signal(t, syscall.SIGSTOP)
+	s.freeze(t)
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	_, err := l.Acquire(ctx, aiguard.Call{})
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.Less(t, time.Since(start), time.Second)
-	s.signal(t, syscall.SIGCONT)
+	s.thaw(t)
 	c := s.client(t)
 	eventually(t, func() bool { return inFlight(t.Context(), c, "test") == 0 }, "a slot that nobody uses is given back")
 }

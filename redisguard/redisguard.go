@@ -19,7 +19,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
-	"math"
+	mathrand "math/rand/v2"
 	"strings"
 	"time"
 
@@ -133,12 +133,9 @@ func tenantKey(tenant, member string) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// within returns the part of an interval that jitter leaves: 75% to 125% of it.
+// jittered returns 75% to 125% of d.
 func jittered(d time.Duration) time.Duration {
-	var b [8]byte
-	_, _ = rand.Read(b[:])
-	unit := float64(b[0]) / math.MaxUint8
-	return time.Duration(float64(d) * (0.75 + unit/2))
+	return d*3/4 + time.Duration(mathrand.Int64N(int64(d)/2+1))
 }
 
 // command bounds a command that no caller waits for.
