@@ -271,3 +271,20 @@ func TestMistakesAreReportedByNew(t *testing.T) {
 		require.ErrorContains(t, f(), want)
 	}
 }
+
+func TestNewDoesNotWaitForRedis(t *testing.T) {
+	s := startRedis(t)
+	s.freeze(t)
+	start := time.Now()
+	l := newLimiter(t, s.client(t), redisguard.Config{Limit: 1})
+	g, err := aiguard.New(aiguard.Config{Limiter: l})
+	require.NoError(t, err)
+	r, err := redisguard.ShareRoutes(s.client(t), g, redisguard.RoutesConfig{Key: "test"})
+	require.NoError(t, err)
+	p := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 1, Timeout: time.Second})
+	require.Less(t, time.Since(start), time.Second)
+	s.thaw(t)
+	require.NoError(t, r.Close())
+	require.NoError(t, g.Close())
+	require.NoError(t, p.Close())
+}

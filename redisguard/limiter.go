@@ -29,7 +29,7 @@ type Limiter struct {
 	field   string // of the member in Redis
 	limit   string
 	waker   chan struct{} // flush and sync as needed
-	stop    chan struct{}
+	stop    context.CancelFunc
 	running sync.WaitGroup
 
 	mu       sync.Mutex
@@ -97,16 +97,17 @@ func New(client redis.UniversalClient, cfg Config) (*Limiter, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	l := &Limiter{client: client, cfg: cfg, member: newMember(), waker: make(chan struct{}, 1), stop: make(chan struct{}),
+	l := &Limiter{client: client, cfg: cfg, member: newMember(), waker: make(chan struct{}, 1),
 		held: make(map[uint64]*waiter), waiting: make(map[uint64]*waiter), members: 1}
 	l.keys = limiterKeys(cfg.Key)
 	l.channel, l.field, l.limit = l.keys[0]+":"+l.member, "m:"+l.member, strconv.FormatInt(cfg.Limit, 10)
 	l.local.init()
 	l.flushing = time.AfterFunc(time.Hour, l.lateFlush)
 	l.flushing.Stop()
-	sub := client.Subscribe(context.Background(), l.channel)
-	l.running.Go(l.loop)
-	l.running.Go(func() { l.listen(sub) })
+	ctx, stop := context.WithCancel(context.Background())
+	l.stop = stop
+	l.running.Go(func() { l.loop(ctx) })
+	l.running.Go(func() { listen(ctx, client, l.channel, l.hear) })
 	return l, nil
 }
 
@@ -363,7 +364,7 @@ func (l *Limiter) Close() error {
 	clear(l.held)
 	l.flushing.Stop()
 	l.mu.Unlock()
-	close(l.stop)
+	l.stop()
 	l.running.Wait()
 	ctx, cancel := command(l.cfg.Timeout)
 	defer cancel()

@@ -1,6 +1,7 @@
 package redisguard
 
 import (
+	"context"
 	"strings"
 	"time"
 
@@ -13,14 +14,14 @@ const (
 )
 
 // loop sends releases and renews the leases of this process.
-func (l *Limiter) loop() {
+func (l *Limiter) loop(ctx context.Context) {
 	timer := time.NewTimer(jittered(pollEvery))
 	defer timer.Stop()
 	synced := time.Now()
 	for {
 		due := false
 		select {
-		case <-l.stop:
+		case <-ctx.Done():
 			return
 		case <-l.waker:
 		case <-timer.C:
@@ -131,23 +132,26 @@ func (l *Limiter) grant(id string) {
 	}
 }
 
-// listen receives the messages of other processes that have given slots to this one.
-func (l *Limiter) listen(sub *redis.PubSub) {
+// listen calls hear with each message of a channel, and with a *redis.Subscription each time it has connected, until
+// ctx ends.
+func listen(ctx context.Context, client redis.UniversalClient, channel string, hear func(any)) {
+	sub := client.Subscribe(ctx, channel) // waits for Redis
 	defer sub.Close()
 	messages := sub.ChannelWithSubscriptions()
 	for {
 		select {
-		case <-l.stop:
+		case <-ctx.Done():
 			return
 		case m, ok := <-messages:
 			if !ok {
 				return
 			}
-			l.hear(m)
+			hear(m)
 		}
 	}
 }
 
+// hear admits the calls to which other processes have given slots.
 func (l *Limiter) hear(m any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
