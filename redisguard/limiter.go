@@ -46,6 +46,7 @@ type Limiter struct {
 	armed    bool
 	oldest   time.Time // of released
 	down     error     // why Redis does not answer; nil: it does
+	reported bool      // it is in the log
 	local    local
 	closed   bool
 
@@ -208,7 +209,7 @@ func (l *Limiter) ask(ctx context.Context, w *waiter, along []release, epoch str
 		l.released = append(along, l.released...)
 		if ctx.Err() == nil {
 			l.fail(err)
-			if l.waiting[w.number] == w && !w.inLine {
+			if l.waiting[w.number] == w {
 				l.joinLocal(w)
 			}
 		}

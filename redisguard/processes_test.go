@@ -150,7 +150,7 @@ func TestProcessesStayWithinTheSharedLimit(t *testing.T) {
 
 			// All slots are back.
 			l := newLimiter(t, f.redis.client(t), redisguard.Config{Limit: limit, Lease: lease})
-			release, err := l.Acquire(t.Context(), aiguard.Call{Weight: limit})
+			release, err := l.Acquire(within(t, 20*time.Second), aiguard.Call{Weight: limit})
 			require.NoError(t, err)
 			release()
 		})

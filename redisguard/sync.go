@@ -2,6 +2,8 @@ package redisguard
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,6 +35,7 @@ func (l *Limiter) loop(ctx context.Context) {
 			synced = time.Now()
 		}
 		l.flush()
+		l.report()
 	}
 }
 
@@ -110,8 +113,8 @@ func (l *Limiter) snapshot() []any {
 		add(w)
 	}
 	args = append(args, waits)
-	for _, w := range l.waiting {
-		if w.queued || l.down != nil {
+	for _, number := range slices.Sorted(maps.Keys(l.waiting)) { // in order of arrival
+		if w := l.waiting[number]; w.queued || l.down != nil {
 			w.queued = true
 			add(w)
 		}
