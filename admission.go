@@ -15,7 +15,7 @@ import (
 // guard's work under overload.
 func (g *Guard) refuseIfCrowded(ctx context.Context, s *settings) error {
 	l := g.limiter
-	if l.maxQueue == Off || l.waiting.Load() < int64(l.maxQueue) {
+	if s.cfg.MaxQueue == Off || l.waiting.Load() < int64(s.cfg.MaxQueue) {
 		return nil
 	}
 	return g.refuseInCrowd(ctx, s)
@@ -34,7 +34,7 @@ func (g *Guard) refuseInCrowd(ctx context.Context, s *settings) error {
 	if e == nil {
 		return nil
 	}
-	if !g.silent() || g.recent.on.Load() {
+	if !s.silent() || g.recent.on.Load() {
 		return g.refuse(ctx, s, e)
 	}
 	g.calls.Add(1)

@@ -82,25 +82,23 @@ type Stats struct {
 // call Shutdown or Close at the end. A Guard is safe for concurrent use.
 type Guard struct {
 	*core
-	own  Call     // the Call given to With
-	call settings // settings of a Do: own on top of the model's settings
+	own  Call                     // the Call given to With
+	call atomic.Pointer[settings] // settings of a Do: own on top of the model's settings; see usual
 }
 
 // core is the state shared by a Guard and all Guards derived from it by With.
 type core struct {
 	clock
-	cfg      Config
-	ownTotal bool // TotalTimeout was set by the user
-	models   models
-	limiter  *limiter
-	memory   *memory
-	pool     *pool
-	ids      atomic.Uint64 // the last CallID; its random start keeps those of several guards apart
-	repeats  repeats
-	recent   recent
-	storm    storm
-	ring     ring
-	reuse    sync.Pool // of *call, for Do
+	current atomic.Pointer[live]
+	limiter *limiter
+	memory  *memory
+	pool    *pool
+	ids     atomic.Uint64 // the last CallID; its random start keeps those of several guards apart
+	repeats repeats
+	recent  recent
+	storm   storm
+	ring    ring
+	reuse   sync.Pool // of *call, for Do
 
 	calls, succeeded, failed, refused, retries, timeouts atomic.Int64
 }
@@ -111,19 +109,15 @@ func New(cfg Config) (*Guard, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	ownTotal := cfg.TotalTimeout != 0
-	cfg.setDefaults()
 	cfg.tellAliases()
-	cfg.Middleware = slices.Clone(cfg.Middleware)
-	cfg.Models = maps.Clone(cfg.Models)
-	clock := newClock()
-	c := &core{clock: clock, cfg: cfg, ownTotal: ownTotal, models: newModels(cfg.Models),
-		memory: newMemory(cfg.MemoryLimit, cfg.MaxEventBytes, clock), pool: newPool(&cfg)}
-	c.limiter = newLimiter(&cfg, clock, &c.ring.mu)
+	clock, l := newClock(), newLive(cfg)
+	c := &core{clock: clock, memory: newMemory(l.cfg.MemoryLimit, l.cfg.MaxEventBytes, clock), pool: newPool(&l.cfg)}
+	c.current.Store(l)
+	c.limiter = newLimiter(&l.cfg, clock, &c.ring.mu)
 	c.repeats.seed = maphash.MakeSeed()
 	c.ids.Store(rand.Uint64())
 	c.ring.init()
-	return &Guard{core: c, call: c.settle(Call{})}, nil
+	return c.guard(Call{}), nil
 }
 
 // With returns a Guard that shares all limits with g and applies c's non-zero fields to its calls. It panics if a
@@ -131,8 +125,13 @@ func New(cfg Config) (*Guard, error) {
 func (g *Guard) With(c Call) *Guard {
 	g.must("With")
 	c.mustBeValid("With")
-	own := g.own.over(c)
-	return &Guard{core: g.core, own: own, call: g.settle(own)}
+	return g.guard(g.own.over(c))
+}
+
+func (c *core) guard(own Call) *Guard {
+	g := &Guard{core: c, own: own}
+	g.resettle()
+	return g
 }
 
 // must panics with a clear message if the Guard was not made by New.
@@ -186,7 +185,7 @@ func (g *Guard) Stats() Stats {
 // Config returns the settings in effect: the Config given to New, with defaults in place of zero fields.
 func (g *Guard) Config() Config {
 	g.must("Config")
-	cfg := g.cfg
+	cfg := g.current.Load().cfg
 	cfg.MemoryLimit = g.memory.limit
 	if cfg.MemoryLimit == 0 {
 		cfg.MemoryLimit = Off

@@ -110,7 +110,7 @@ func (c *call) init(ctx context.Context, core *core, s *settings) {
 	if !c.silent() {
 		c.follow()
 	}
-	if total := c.total(s); total != Off {
+	if total := s.total(); total != Off {
 		c.deadline = c.start.add(total)
 	}
 }

@@ -61,7 +61,7 @@ func (x *exchange) unanswered(w *watch, err error) error {
 		x.call.billed = false
 		return &Error{Kind: ErrMisconfigured, Phase: PhaseConnect, Err: err, retry: neverAsk}
 	case ne != nil && timedOut(ne):
-		e := &Error{Kind: ErrTimeout, Phase: PhaseConnect, Limit: connectLimit(&x.guard.cfg), Err: err}
+		e := &Error{Kind: ErrTimeout, Phase: PhaseConnect, Limit: connectLimit(&x.settings.cfg), Err: err}
 		if connected { // a header limit of a custom base
 			e.Phase, e.Limit = PhaseCall, x.call.since(x.call.admitted)
 		}

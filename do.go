@@ -15,10 +15,10 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 	if fn == nil {
 		panic("aiguard: Do: nil fn")
 	}
-	if len(g.cfg.Middleware) > 0 && !inside {
-		return wrapped(ctx, g, fn)
-	}
 	s := g.do(ctx)
+	if len(s.cfg.Middleware) > 0 && !inside {
+		return wrapped(ctx, g, s, fn)
+	}
 	if err := g.refuseIfCrowded(ctx, s); err != nil {
 		return v, err
 	}
@@ -51,10 +51,10 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 // wrapped runs do inside the middleware.
 //
 //go:noinline
-func wrapped[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error)) (T, error) {
+func wrapped[T any](ctx context.Context, g *Guard, s *settings, fn func(context.Context) (T, error)) (T, error) {
 	w := &wrappedDo[T]{g: g, fn: fn}
 	w.call = w
-	err := g.wrap(ctx, g.do(ctx).Call, &w.once)
+	err := s.wrap(ctx, &w.once)
 	return w.v, err
 }
 

@@ -37,7 +37,7 @@ type Hedge struct {
 
 // send makes an attempt, and a second one if the first is slow.
 func (x *exchange) send(ctx context.Context) (*http.Response, error) {
-	if x.guard.cfg.Hedge.Quantile != 0 && x.mayHedge() {
+	if x.settings.cfg.Hedge.Quantile != 0 && x.mayHedge() {
 		if late := x.call.permit.lateAfter(x.form()); late != 0 {
 			if r := x.newRace(ctx); r != nil {
 				return r.run(ctx, late)
@@ -103,18 +103,6 @@ func (x *exchange) newRace(ctx context.Context) *race {
 	}
 	y.wire.race, x.wire.race = r, r
 	return r
-}
-
-// copyBody reads the request's body. It reports false if that fails, and the first attempt then reports the error.
-func (x *exchange) copyBody(ctx context.Context) ([]byte, bool) {
-	body, err := x.req.GetBody()
-	if err != nil {
-		return nil, false
-	}
-	x.seen = true
-	defer body.Close()
-	data, over, err := readCapped(ctx, body, x.req.ContentLength, x.guard.cfg.MaxRequestBytes, nil)
-	return data, err == nil && !over
 }
 
 // run makes the first attempt, and starts the second one when the first takes longer than late.

@@ -186,11 +186,11 @@ func (c *call) report(ctx context.Context, t EventType, e *Error, wait time.Dura
 }
 
 // silent reports whether neither OnEvent nor Logger is set.
-func (c *core) silent() bool { return c.cfg.OnEvent == nil && c.cfg.Logger == nil }
+func (l *live) silent() bool { return l.cfg.OnEvent == nil && l.cfg.Logger == nil }
 
 // log writes one line about e. Failures that need an operator are errors, retries are infos, and the rest are
 // warnings.
-func (c *core) log(ctx context.Context, t EventType, e *Error, more ...slog.Attr) {
+func (c *call) log(ctx context.Context, t EventType, e *Error, more ...slog.Attr) {
 	if c.cfg.Logger == nil {
 		return
 	}

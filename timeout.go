@@ -229,7 +229,7 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 	if fn == nil {
 		panic("aiguard: RunTask: nil fn")
 	}
-	c := g.newCall(ctx, &g.call)
+	c := g.newCall(ctx, g.usual())
 	c.task, c.deadline = true, 0 // TotalTimeout applies to calls only
 	if !c.ring.add(c) {
 		return &Error{Kind: ErrClosed, Op: c.Op, Model: c.Model, Phase: PhaseTask}
@@ -237,7 +237,7 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 	defer c.ring.remove(c)
 	limit := g.own.Timeout
 	if limit == 0 {
-		limit = g.cfg.TaskTimeout
+		limit = c.cfg.TaskTimeout
 	}
 	tctx, cancel, why := c.bound(ctx, ErrTimeout, timeBound{PhaseTask, limit})
 	defer cancel()
@@ -249,7 +249,7 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 			if end.Kind == ErrTimeout {
 				g.timeouts.Add(1)
 			}
-			g.log(ctx, EventTask, end, append(c.identity(), slog.Duration("elapsed", end.InFlight))...)
+			c.log(ctx, EventTask, end, append(c.identity(), slog.Duration("elapsed", end.InFlight))...)
 			err = end
 		}
 	}
@@ -303,7 +303,7 @@ func (w *watch) limit(d time.Duration, b timeBound) (ranOut *Error) {
 
 // wait starts the idle limit while the caller waits for the next event; arrived stops it.
 func (w *watch) wait() {
-	d := w.call.idleTimeout(w.call.settings)
+	d := w.call.idleTimeout()
 	if d == Off {
 		return
 	}

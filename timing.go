@@ -18,7 +18,7 @@ func (t *timing) earlier(now instant, b timeBound) (instant, timeBound) {
 	deadline := now.add(b.limit)
 	switch {
 	case t.deadline != 0 && (b.limit == Off || t.deadline < deadline):
-		return t.deadline, timeBound{PhaseTotal, t.total(t.settings)}
+		return t.deadline, timeBound{PhaseTotal, t.total()}
 	case b.limit == Off:
 		return 0, b
 	}
