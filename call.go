@@ -193,8 +193,18 @@ func (c *call) free() { c.giveBack(false) }
 // did.
 func (c *call) giveBack(last bool) bool {
 	if c.reserved.Load() != nil {
-		defer c.pay(c.used())
+		return c.giveBackAndPay(last)
 	}
+	return c.release(last)
+}
+
+// giveBackAndPay is giveBack for an attempt with a reservation, which it settles when the slot is free. It is not
+// inlined into giveBack, because the frame of giveBack is on the stack while the next call is admitted, and the 2 KiB
+// with which a goroutine starts should suffice.
+//
+//go:noinline
+func (c *call) giveBackAndPay(last bool) bool {
+	defer c.pay(c.used())
 	return c.release(last)
 }
 
