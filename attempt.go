@@ -20,7 +20,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 	if x.stream {
 		phase = PhaseFirstEvent
 	}
-	w := x.call.watch(ctx, phase)
+	w := newWatch(ctx, x.call, phase)
 	handedOver := false
 	defer func() {
 		if !handedOver {
@@ -54,7 +54,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 		}
 	}()
 	x.call.billed = billable(resp.StatusCode)
-	x.call.limiter.tell(&x.call.permit, resp.Header)
+	x.call.permit.tell(resp.Header)
 	switch {
 	case resp.StatusCode == http.StatusSwitchingProtocols:
 		if err := r.upgrade(); err != nil {
@@ -108,14 +108,14 @@ func (x *exchange) request(w *watch) (*http.Request, error) {
 		req.Body = body
 	}
 	unknown := req.ContentLength <= 0 && req.Body != nil && req.Body != http.NoBody // net/http treats 0 as unknown
-	if limit := x.guard.cfg.MaxRequestBytes; unknown && limit != Off {
+	if limit := x.settings.cfg.MaxRequestBytes; unknown && limit != Off {
 		req.Body = &requestBody{ReadCloser: req.Body, limit: limit}
 	}
 	var more callctx.Headers
-	if len(x.guard.cfg.Middleware) > 0 { // which alone can have put it into the context
+	if len(x.settings.cfg.Middleware) > 0 { // which alone can have put it into the context
 		more = callctx.HeadersOf(w.caller)
 	}
-	if name := x.guard.cfg.DeadlineHeader; name != "" || more != nil || !x.keepsRequests() || req.Header.Get("Accept-Encoding") != "" {
+	if name := x.settings.cfg.DeadlineHeader; name != "" || more != nil || !x.keepsRequests() || req.Header.Get("Accept-Encoding") != "" {
 		// Each attempt gets its own URL and header, because a base may modify its request although a RoundTripper
 		// must not.
 		url := *req.URL

@@ -9,7 +9,7 @@ import (
 
 // read reads a body to its end, within its limit and the room for buffers.
 func (r reply) read(held *hold) ([]byte, error) {
-	limit := r.x.guard.cfg.MaxResponseBytes
+	limit := r.x.settings.cfg.MaxResponseBytes
 	if limit != Off && r.resp.ContentLength > limit {
 		return nil, r.tooLarge(PhaseResponse, limit)
 	}

@@ -15,10 +15,10 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 	if fn == nil {
 		panic("aiguard: Do: nil fn")
 	}
-	if len(g.cfg.Middleware) > 0 && !inside {
-		return wrapped(ctx, g, fn)
-	}
 	s := g.do(ctx)
+	if len(s.cfg.Middleware) > 0 && !inside {
+		return wrapped(ctx, g, s, fn)
+	}
 	if err := g.refuseIfCrowded(ctx, s); err != nil {
 		return v, err
 	}
@@ -34,7 +34,7 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 		}
 		if err == nil {
 			if v, err = attempt(ctx, c, fn); err == nil {
-				c.returned(ctx)
+				_ = c.finish(ctx, nil)
 				return v, nil
 			}
 		}
@@ -47,10 +47,10 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 // wrapped runs do inside the middleware.
 //
 //go:noinline
-func wrapped[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error)) (T, error) {
+func wrapped[T any](ctx context.Context, g *Guard, s *settings, fn func(context.Context) (T, error)) (T, error) {
 	w := &wrappedDo[T]{g: g, fn: fn}
 	w.call = w
-	err := g.wrap(ctx, g.do(ctx).Call, &w.once)
+	err := s.wrap(ctx, &w.once)
 	return w.v, err
 }
 
@@ -120,13 +120,4 @@ func (c *call) explain(err error) error {
 		return errors.New("aiguard: a nil *Error was returned as an error")
 	}
 	return err
-}
-
-// returned ends a Do whose fn succeeded. It is not inlined into do, because the frame of do stays on the stack of a
-// waiting call.
-//
-//go:noinline
-func (c *call) returned(ctx context.Context) {
-	_ = c.finishWith(ctx, nil, Usage{})
-	c.leap(ctx)
 }

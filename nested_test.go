@@ -173,57 +173,6 @@ func TestMiddlewareThatSwallowsAnErrorMakesNoSuccess(t *testing.T) {
 	}
 }
 
-// panicking is a Limiter that breaks in one of its steps.
-type panicking struct{ acquire, release bool }
-
-func (p panicking) Acquire(context.Context, aiguard.Call) (func(), error) {
-	if p.acquire {
-		panic("acquire")
-	}
-	return func() {
-		if p.release {
-			panic("release")
-		}
-	}, nil
-}
-
-func TestLimiterThatPanicsLosesNothing(t *testing.T) {
-	for _, l := range []panicking{{acquire: true}, {release: true}} {
-		g := newGuard(t, aiguard.Config{Limiter: l})
-		for range 3 {
-			require.NotNil(t, panicOf(func() { _ = do(t.Context(), g, func(context.Context) error { return nil }) }))
-		}
-		require.Zero(t, g.Stats().InFlight)
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		defer cancel()
-		require.NoError(t, g.Shutdown(ctx))
-	}
-}
-
-// wholeCall remembers what a Limiter is asked for.
-type wholeCall struct{ calls []aiguard.Call }
-
-func (w *wholeCall) Acquire(_ context.Context, c aiguard.Call) (func(), error) {
-	w.calls = append(w.calls, c)
-	return func() {}, nil
-}
-
-func TestLimiterGetsTheWholeCallOnceItsRouteIsOpen(t *testing.T) {
-	l := &wholeCall{}
-	inVirtualTime(t, aiguard.Config{Limiter: l, Retry: aiguard.Retry{MaxAttempts: 1}}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
-		call := aiguard.Call{Tenant: "t", Priority: aiguard.Critical, Weight: 7}
-		require.NoError(t, askModel(aiguard.WithCall(t.Context(), call), c, "a"))
-		call.Op, call.Model = "chat.completions", "a"
-		require.Equal(t, []aiguard.Call{call}, l.calls)
-		srv.Enqueue(retryAfter(10))
-		require.ErrorIs(t, askModel(t.Context(), c, "a"), aiguard.ErrRateLimited)
-		start := time.Now()
-		require.NoError(t, askModel(t.Context(), c, "a"))
-		took(t, start, 10*time.Second)
-		require.Len(t, l.calls, 3)
-	})
-}
-
 // doer makes an HTTPDoer of a RoundTripper, which sends a request without an http.Client around it.
 type doer struct{ http.RoundTripper }
 

@@ -17,12 +17,12 @@ import (
 // Invalid UTF-8 may have at most four bytes per allowed character.
 func (g *Guard) CheckPrompt(model string, texts ...string) error {
 	g.must("CheckPrompt")
-	s := &g.call
+	s := g.usual()
 	if model != "" {
-		own := g.settle(g.own.over(Call{Model: model}))
+		own := s.live.settle(g.own.over(Call{Model: model}))
 		s = &own
 	}
-	return g.checkPrompt(s, &prompt{texts: texts})
+	return s.checkPrompt(&prompt{texts: texts})
 }
 
 // limits are the limits of a request.
@@ -31,8 +31,8 @@ type limits struct {
 	output        int // tokens of an answer
 }
 
-func (g *Guard) limits(s *settings) limits {
-	return limits{g.promptLimit(s), g.cfg.MaxPromptTokens, g.outputLimit(s)}
+func (s *settings) limits() limits {
+	return limits{s.promptLimit(), s.cfg.MaxPromptTokens, s.outputLimit()}
 }
 
 // prompt collects the texts of a request.
@@ -106,24 +106,24 @@ func (c *Config) countReaches() (n, of int, ok bool) {
 	return n, of, err != nil || n > of
 }
 
-func (g *Guard) checkPrompt(s *settings, p *prompt) error {
-	limit := g.promptLimit(s)
+func (s *settings) checkPrompt(p *prompt) error {
+	limit := s.promptLimit()
 	if limit != Off && p.ids+sum(p.texts, length) > limit { // characters <= bytes: most prompts need no count
 		if chars := p.ids + sum(p.texts, runes.Count) - p.json; chars > limit {
 			return promptTooLarge(s, PhasePrompt, int64(chars), int64(limit))
 		}
 	}
-	return g.checkTokens(s, p)
+	return s.checkTokens(p)
 }
 
-func (g *Guard) checkTokens(s *settings, p *prompt) error {
-	limit := g.cfg.MaxPromptTokens
+func (s *settings) checkTokens(p *prompt) error {
+	limit := s.cfg.MaxPromptTokens
 	if limit <= 0 || p.ids+sum(p.texts, length)+maxTextOverhead*len(p.texts) <= limit {
 		return nil
 	}
 	tokens := p.ids
 	for _, t := range p.texts {
-		n, err := g.cfg.CountTokens(s.Model, t)
+		n, err := s.cfg.CountTokens(s.Model, t)
 		if err != nil {
 			return fmt.Errorf("aiguard: counting tokens of the prompt: %w", err)
 		}

@@ -51,7 +51,7 @@ func (r reply) tooLarge(phase string, limit int64) *Error {
 // retried, because a retry would cost as much and would meet the same limit.
 func (r reply) noRoom(room *room) error {
 	if end := r.w.failure(context.Canceled); end != nil {
-		if e := r.x.call.own(r.w.caller, end); e == nil || e.Kind != ErrTimeout {
+		if e := ownError(r.w.caller, end); e == nil || e.Kind != ErrTimeout {
 			return end
 		}
 	}
@@ -75,7 +75,7 @@ func (r reply) stopped(err error) error {
 	if end == nil {
 		return r.broken(err)
 	}
-	if e := r.x.call.own(r.w.caller, end); e != nil {
+	if e := ownError(r.w.caller, end); e != nil {
 		e.RequestID = requestID(r.resp.Header)
 		return r.x.repeatable(e, true)
 	}

@@ -75,7 +75,7 @@ type Usage struct {
 
 // tell counts the end of the call, calls OnEvent, which may panic, and writes the log.
 func (c *call) tell(ctx context.Context, err error, u Usage) {
-	e := c.own(ctx, err)
+	e := ownError(ctx, err)
 	t := EventDone
 	if e != nil && c.attempts == 0 {
 		t = EventRefused
@@ -158,7 +158,7 @@ func (c *call) emitWith(ctx context.Context, t EventType, err error, u Usage) {
 func (c *call) tellTurn(ctx context.Context, err error) {
 	t := c.turned
 	c.turned = noTurn
-	switch e := c.own(ctx, err); {
+	switch e := ownError(ctx, err); {
 	case t == wentDown && e != nil:
 		c.report(ctx, EventDown, e, 0)
 	case t == cameBack:
@@ -186,11 +186,11 @@ func (c *call) report(ctx context.Context, t EventType, e *Error, wait time.Dura
 }
 
 // silent reports whether neither OnEvent nor Logger is set.
-func (c *core) silent() bool { return c.cfg.OnEvent == nil && c.cfg.Logger == nil }
+func (l *live) silent() bool { return l.cfg.OnEvent == nil && l.cfg.Logger == nil }
 
 // log writes one line about e. Failures that need an operator are errors, retries are infos, and the rest are
 // warnings.
-func (c *core) log(ctx context.Context, t EventType, e *Error, more ...slog.Attr) {
+func (c *call) log(ctx context.Context, t EventType, e *Error, more ...slog.Attr) {
 	if c.cfg.Logger == nil {
 		return
 	}

@@ -19,7 +19,8 @@ const maxKept = 1 << 20
 
 // known is what Client tells the transport about a request, so that the transport need not read the request again.
 type known struct {
-	op string
+	op   string
+	live *live // the configuration that the prompt was checked with
 	dialect.Request
 	taken    atomic.Bool // by the request that it describes
 	answered bool        // set by the transport: a good answer has come, even if go-openai cannot use it
@@ -48,6 +49,7 @@ type outgoing struct {
 
 func (o *outgoing) init(t *transport, req *http.Request) {
 	o.transport, o.req = t, req
+	o.settings.live = t.guard.current.Load()
 	o.replayable = req.Body == nil || req.Body == http.NoBody || req.GetBody != nil
 	o.endpoint = dialect.Of(req.Method, req.URL.Path, req.URL.RawQuery)
 	if !o.endpoint.Known() && !t.eventLines && req.Method != http.MethodDelete { // go-openai decodes the answer
@@ -61,14 +63,14 @@ func (o *outgoing) prepare(ctx context.Context) error {
 	req := o.req
 	k, ok := req.Context().Value(knownKey{}).(*known)
 	if ok && k.taken.CompareAndSwap(false, true) { // a request made in a callback with the same context is a separate one
-		o.known = k
-		if o.guard.cfg.Budget != nil {
+		o.known, o.settings.live = k, k.live
+		if o.settings.cfg.Budget != nil {
 			o.read() // for the estimate of its tokens
 		}
-		o.settings = o.guard.request(req.Context(), k.op, k.Model, req.URL.Host, req.URL.Path)
+		o.settings = o.guard.request(req.Context(), k.live, k.op, k.Model, req.URL.Host, req.URL.Path)
 	} else {
 		o.settle(o.endpoint.Model())
-		if l := o.guard.limiter; len(o.guard.cfg.Middleware) == 0 && l.maxQueue != Off && l.waiting.Load() >= int64(l.maxQueue) {
+		if cfg := &o.settings.cfg; len(cfg.Middleware) == 0 && cfg.MaxQueue != Off && o.guard.limiter.waiting.Load() >= int64(cfg.MaxQueue) {
 			o.settle(o.glance())
 			if err := o.guard.refuseIfCrowded(ctx, &o.settings); err != nil {
 				return err
@@ -77,7 +79,7 @@ func (o *outgoing) prepare(ctx context.Context) error {
 		k = &known{Request: o.read()}
 		o.settle(k.Model)
 	}
-	if e := &o.cost; o.guard.cfg.Budget != nil && e.guess == 0 && e.input == 0 {
+	if e := &o.cost; o.settings.cfg.Budget != nil && e.guess == 0 && e.input == 0 {
 		o.estimateUnread()
 	}
 	o.judged = o.endpoint.Known() && !k.Later
@@ -116,7 +118,7 @@ func (o *outgoing) settle(model string) {
 	if op == "" {
 		op = dialect.NameOf(o.req.URL.Path)
 	}
-	o.settings = o.guard.request(o.req.Context(), op, model, o.req.URL.Host, o.req.URL.Path)
+	o.settings = o.guard.request(o.req.Context(), o.settings.live, op, model, o.req.URL.Host, o.req.URL.Path)
 }
 
 // accepts reports whether a request accepts this media type.
@@ -142,7 +144,7 @@ func accepts(h http.Header, media string) bool {
 // the request is over a limit, and replaces the body if the output limit is lowered.
 func (o *outgoing) read() (r dialect.Request) {
 	r = o.endpoint.Read(nil, nil) // what the path says
-	limit := o.guard.cfg.MaxRequestBytes
+	limit := o.settings.cfg.MaxRequestBytes
 	if o.req.Body == nil || o.req.Body == http.NoBody || limit != Off && o.req.ContentLength > limit {
 		return r
 	}
@@ -239,7 +241,7 @@ func (o *outgoing) copyBody(ctx context.Context) ([]byte, bool) {
 	}
 	o.seen = true
 	defer body.Close()
-	data, over, err := readCapped(ctx, body, o.req.ContentLength, o.guard.cfg.MaxRequestBytes, nil)
+	data, over, err := readCapped(ctx, body, o.req.ContentLength, o.settings.cfg.MaxRequestBytes, nil)
 	return data, err == nil && !over
 }
 
@@ -252,11 +254,11 @@ func (o *outgoing) closeUnsent() {
 
 // understand reads data, the body of the request.
 func (o *outgoing) understand(data []byte) dialect.Request {
-	if o.guard.models.exact != nil { // limits may depend on the model, which may be named at the end
+	if o.settings.models.exact != nil { // limits may depend on the model, which may be named at the end
 		o.settle(o.endpoint.Read(data, nil).Model)
 	}
-	limits := o.guard.limits(&o.settings)
-	t := tally{limits: limits, count: o.guard.cfg.Budget != nil}
+	limits := o.settings.limits()
+	t := tally{limits: limits, count: o.settings.cfg.Budget != nil}
 	r := o.endpoint.Read(data, t.part())
 	o.settle(r.Model)
 	if o.flaw = t.over(&o.settings); o.flaw == nil && limits.tokens > 0 && t.longest(limits.tokens) {
@@ -308,7 +310,7 @@ func (o *outgoing) countTokens(data []byte) (flaw error) {
 	var p prompt
 	check := func() bool {
 		if flaw == nil {
-			flaw = o.guard.checkTokens(&o.settings, &p)
+			flaw = o.settings.checkTokens(&p)
 		}
 		p = prompt{}
 		return flaw == nil

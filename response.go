@@ -42,7 +42,7 @@ func (x *exchange) outcome(ctx context.Context, err error) (*http.Response, erro
 	switch {
 	case e.refusal != nil:
 		resp = e.refusal.response(x.req.Method)
-	case x.guard.cfg.FailuresAsResponses:
+	case x.settings.cfg.FailuresAsResponses:
 		resp = x.ownFailure(e)
 	default:
 		return nil, err

@@ -58,7 +58,7 @@ func (x *exchange) repeated(ctx context.Context) *Error {
 		return nil
 	}
 	r := &x.guard.repeats
-	if log := x.guard.cfg.Logger; log != nil && r.warned.CompareAndSwap(false, true) {
+	if log := x.settings.cfg.Logger; log != nil && r.warned.CompareAndSwap(false, true) {
 		log.LogAttrs(ctx, slog.LevelWarn, "aiguard: the SDK retries calls that the guard has already retried; switch the SDK's retries off",
 			slog.String("option", off), slog.String("host", x.req.URL.Host))
 	}

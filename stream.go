@@ -74,7 +74,7 @@ func maxEvent(cfg *Config) int {
 }
 
 func newStream(r reply) *stream {
-	return &stream{reply: r, source: source{body: r.resp.Body, limit: r.x.guard.cfg.MaxResponseBytes, watch: r.w},
+	return &stream{reply: r, source: source{body: r.resp.Body, limit: r.x.settings.cfg.MaxResponseBytes, watch: r.w},
 		ended: make(chan struct{}), held: hold{room: r.x.guard.memory.events}, progress: r.x.endpoint.Follow()}
 }
 
@@ -90,7 +90,7 @@ func (s *stream) frame() error {
 	if !couldBeText(media) {
 		return s.invalid()
 	}
-	body, maxEvent := &s.source, maxEvent(&s.x.guard.cfg)
+	body, maxEvent := &s.source, maxEvent(&s.x.settings.cfg)
 	if media == "application/vnd.amazon.eventstream" {
 		s.events = awsframe.NewReader(body, maxEvent, dialect.MaxShape)
 		return nil
@@ -160,7 +160,7 @@ func (s *stream) open() error {
 		if s.next(); s.err != nil && (s.err != io.EOF || len(s.out) == 0) {
 			return s.err
 		}
-	} else if limit := s.x.guard.cfg.MaxResponseBytes; limit != Off && s.resp.ContentLength > limit {
+	} else if limit := s.x.settings.cfg.MaxResponseBytes; limit != Off && s.resp.ContentLength > limit {
 		return s.tooLarge(PhaseResponse, limit)
 	}
 	c := s.x.call

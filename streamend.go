@@ -39,11 +39,11 @@ func (s *stream) ending(err error) error {
 	}
 	switch {
 	case errtree.Is(err, errTooMuch):
-		return s.tooLarge(PhaseResponse, s.x.guard.cfg.MaxResponseBytes)
+		return s.tooLarge(PhaseResponse, s.x.settings.cfg.MaxResponseBytes)
 	case err == sse.ErrNoRoom:
 		return s.noRoom(s.held.room)
 	case errtree.Is(err, sse.ErrLineTooLong):
-		return s.tooLarge(PhaseEvent, s.x.guard.cfg.MaxEventBytes)
+		return s.tooLarge(PhaseEvent, s.x.settings.cfg.MaxEventBytes)
 	case err == awsframe.ErrFrame:
 		return s.invalid()
 	case s.events == nil && err == io.EOF:

@@ -96,7 +96,7 @@ func (s *stream) next() {
 		if s.out, s.err = s.bytes(ev); s.err != nil {
 			return
 		}
-		if s.x.guard.cfg.Budget != nil {
+		if s.x.settings.cfg.Budget != nil {
 			s.used.count(&ev, s.progress.Free())
 		}
 		if s.watcher != nil && !ev.Done {
@@ -127,8 +127,8 @@ func (s *stream) hold(ev sse.Event) error {
 	if !s.room(s.events.Size()) {
 		return s.noRoom(s.held.room)
 	}
-	if len(s.behind) > max(maxEvent(&s.x.guard.cfg), maxBehind) {
-		return s.tooLarge(PhaseEvent, s.x.guard.cfg.MaxEventBytes)
+	if len(s.behind) > max(maxEvent(&s.x.settings.cfg), maxBehind) {
+		return s.tooLarge(PhaseEvent, s.x.settings.cfg.MaxEventBytes)
 	}
 	return nil
 }

@@ -125,7 +125,7 @@ func (x *exchange) wrapped(ctx context.Context) (*http.Response, error) {
 	if err := x.prepare(ctx); err != nil {
 		return nil, err
 	}
-	if len(x.guard.cfg.Middleware) == 0 {
+	if len(x.settings.cfg.Middleware) == 0 {
 		return x.run(ctx)
 	}
 	w := &wrappedExchange{x: x}
@@ -136,7 +136,7 @@ func (x *exchange) wrapped(ctx context.Context) (*http.Response, error) {
 			w.resp.Body.Close()
 		}
 	}()
-	err := x.guard.wrap(ctx, x.settings.Call, &w.once)
+	err := x.settings.wrap(ctx, &w.once)
 	if err == nil && w.resp == nil {
 		err = errors.New("aiguard: a Middleware returned nil without an answer")
 	}
