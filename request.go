@@ -260,8 +260,14 @@ func (o *outgoing) understand(data []byte) dialect.Request {
 	limits := o.settings.limits()
 	t := tally{limits: limits, count: o.settings.cfg.Budget != nil}
 	r := o.endpoint.Read(data, t.part())
+	if t.over() { // most prompts have fewer bytes than allowed characters
+		t = tally{limits: limits, count: t.count, exact: true}
+		r = o.endpoint.Read(data, t.part())
+	}
 	o.settle(r.Model)
-	if o.flaw = t.over(&o.settings); o.flaw == nil && limits.tokens > 0 && t.longest(limits.tokens) {
+	if t.over() {
+		o.flaw = promptTooLarge(&o.settings, PhasePrompt, int64(t.chars), int64(limits.chars))
+	} else if limits.tokens > 0 && t.longest(limits.tokens) {
 		o.flaw = o.countTokens(data)
 	}
 	if limits.output > 0 && o.flaw == nil {

@@ -46,6 +46,17 @@ func (p Part) Runes() int {
 	return jsonscan.ValueRunes(p.Value)
 }
 
+// Size returns the number of bytes in a part, which is at least the number of characters.
+func (p Part) Size() int {
+	switch {
+	case p.Value == nil:
+		return p.IDs
+	case p.Value[0] == '"':
+		return len(p.Value) - len(`""`)
+	}
+	return len(p.Value)
+}
+
 // output defines the fields of a request that limit its output.
 type output struct {
 	within []string // path of names to the object with the limit; empty: the request itself
