@@ -66,7 +66,7 @@ type output struct {
 
 // query is the state of reading a request.
 type query struct {
-	*Request
+	Request
 	api    *api
 	body   []byte
 	part   func(Part) bool
@@ -77,20 +77,22 @@ type query struct {
 // Read reads a request's JSON body once, front to back. It passes each part of the prompt to part until part returns
 // false. If the body is not valid JSON, Read stops early and reports no error.
 func (e Endpoint) Read(body []byte, part func(Part) bool) Request {
-	r := Request{Model: e.model, Stream: e.stream}
-	q := query{Request: &r, api: e.api, body: body, part: part, enough: part == nil}
+	q := query{Request: e.InPath(), api: e.api, body: body, part: part, enough: part == nil}
 	if e.api != nil && len(e.api.output.within) == 0 {
-		r.inside = opened(body, 0)
+		q.inside = opened(body, 0)
 	}
 	c := jsonscan.Read(body)
 	for key := range c.Members() {
 		q.top(key, &c)
 	}
-	for _, l := range r.limits[:r.nLimits] {
-		r.Output = min(max(r.Output, number(body[l.start:l.end])), maxOutput)
+	for _, l := range q.limits[:q.nLimits] {
+		q.Output = min(max(q.Output, number(body[l.start:l.end])), maxOutput)
 	}
-	return r
+	return q.Request
 }
+
+// InPath returns what a request's path says.
+func (e Endpoint) InPath() Request { return Request{Model: e.model, Stream: e.stream} }
 
 // LimitsOutput reports whether requests of this operation may limit their output tokens.
 func (e Endpoint) LimitsOutput() bool { return e.api != nil && len(e.api.output.names) > 0 }

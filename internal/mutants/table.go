@@ -471,7 +471,7 @@ var mutations = []mutation{
 	{name: "failing finish reasons accepted as a complete answer", run: "^TestEndsOfKnownStreams$",
 		file: "streamend.go", old: "if f, failed := s.progress.Failed(); failed {", new: "if f, failed := s.progress.Failed(); failed && false {"},
 	{name: "unknown endpoints judged", run: "^TestWhatNoDialectKnowsPassesUnchanged$",
-		file: "request.go", old: "o.judged = o.endpoint.Known() && !k.Later", new: "o.judged = true"},
+		file: "request.go", old: "o.judged = o.endpoint.Known() && !asked.Later", new: "o.judged = true"},
 	{name: "comments passed on", run: "^TestManyPingsThenAGoodAnswer$",
 		file: "internal/sse/sse.go", old: "for r.comment || r.pos < r.end && r.buf[r.pos] == ':' {", new: "for false {",
 		also: []edit{{"internal/sse/sse.go", `case "data":`, `case "data", "":`}}},
