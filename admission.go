@@ -27,7 +27,7 @@ func (g *Guard) refuseIfCrowded(ctx context.Context, s *settings) error {
 //go:noinline
 func (g *Guard) refuseInCrowd(ctx context.Context, s *settings) error {
 	l := g.limiter
-	if l.fits(s.Weight) != nil || callctx.HoldsSlot(ctx) || ctx.Err() != nil || g.closing.Load() {
+	if callctx.HoldsSlot(ctx) || ctx.Err() != nil || g.closing.Load() {
 		return nil // rejected for another reason
 	}
 	e := l.crowded(s)
@@ -66,7 +66,7 @@ func (c *call) enter(ctx context.Context) error {
 	var err error
 	if c.shared() != nil {
 		err = c.limiter.enterNested(c, now)
-	} else if e := c.unfit(ctx); e != nil {
+	} else if e := c.overMemory(ctx); e != nil {
 		err = e
 	} else if c.limiter.custom != nil {
 		err = errQueue
@@ -89,13 +89,10 @@ func (c *call) arrival() instant {
 	return c.now()
 }
 
-// unfit rejects a call that can never be admitted, or not now.
-func (c *call) unfit(ctx context.Context) *Error {
+// overMemory rejects a new call while the heap is over its limit.
+func (c *call) overMemory(ctx context.Context) *Error {
 	if c.attempts > 0 {
 		return nil
-	}
-	if e := c.limiter.fits(c.Weight); e != nil {
-		return e
 	}
 	e, crossed := c.memory.check()
 	if crossed {
@@ -115,7 +112,7 @@ func (c *call) queue(ctx context.Context) error {
 		return c.dequeued(ctx, joined, c.askLimiter(ctx))
 	}
 	joined := c.waiter.joined
-	if c.boundByTotal(joined) {
+	if c.waiter.byTotal {
 		return c.dequeued(ctx, joined, c.waitWithinTotal(ctx))
 	}
 	return c.dequeued(ctx, joined, c.limiter.wait(ctx, c))
@@ -148,11 +145,6 @@ func (c *call) waited(d time.Duration) {
 	c.limiter.waitTime.Add(int64(d))
 }
 
-// boundByTotal reports whether TotalTimeout ends before the wait in line.
-func (c *call) boundByTotal(joined instant) bool {
-	return c.deadline != 0 && (c.cfg.QueueTimeout == Off || c.deadline < joined.add(c.cfg.QueueTimeout))
-}
-
 // waitWithinTotal waits in line with its own timer.
 func (c *call) waitWithinTotal(ctx context.Context) error {
 	wctx, cancel, why := c.bound(ctx, ErrTimeout, timeBound{limit: Off})
@@ -176,11 +168,12 @@ func (c *call) begun(ctx context.Context, now instant) {
 	c.emit(ctx, EventAdmitted, nil)
 }
 
-// admission returns the latest time at which a call that starts to wait now may be admitted; 0: no limit.
+// admission returns the latest time at which a call that starts to wait now may be admitted; 0: no limit. The caller
+// holds the limiter's lock.
 func (c *call) admission(ctx context.Context, now instant) instant {
 	end := c.ends(ctx)
-	if c.cfg.QueueTimeout != Off {
-		if until := now.add(c.cfg.QueueTimeout); end == 0 || until < end {
+	if patience := c.limiter.patience; patience != Off {
+		if until := now.add(patience); end == 0 || until < end {
 			end = until
 		}
 	}

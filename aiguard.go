@@ -44,9 +44,7 @@ package aiguard
 import (
 	"context"
 	"hash/maphash"
-	"maps"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -68,6 +66,7 @@ type Stats struct {
 
 	PausedUntil          time.Time // latest end of the pauses that providers asked for; zero: none
 	OverMemory, Draining bool      // new calls are rejected: memory limit reached; Shutdown or Close was called
+	ConfigVersion        int64     // 1 after New; each Update adds 1
 
 	Calls, Succeeded, Failed, Refused int64
 	Retries, Timeouts                 int64
@@ -110,11 +109,12 @@ type core struct {
 // New makes a Guard. The zero Config is valid. If a field is out of range, New returns an error that names the field,
 // its value and the allowed values.
 func New(cfg Config) (*Guard, error) {
-	if err := cfg.validate(); err != nil {
+	l, err := newLive(cfg)
+	if err != nil {
 		return nil, err
 	}
 	cfg.tellAliases()
-	clock, l := newClock(), newLive(cfg)
+	clock := newClock()
 	c := &core{clock: clock, memory: newMemory(l.cfg.MemoryLimit, l.cfg.MaxEventBytes, clock), pool: newPool(&l.cfg), idle: make(chan struct{})}
 	c.current.Store(l)
 	c.limiter = newLimiter(&l.cfg, clock, &c.mu)
@@ -177,25 +177,13 @@ func mustContext(method string, ctx context.Context) {
 func (g *Guard) Stats() Stats {
 	g.must("Stats")
 	st := g.limiter.stats()
-	st.MemoryLimit, st.BufferedBytes = g.memory.limit, g.memory.buffered()
+	st.MemoryLimit, st.BufferedBytes = max(g.memory.limit.Load(), 0), g.memory.buffered()
 	st.Calls, st.Succeeded, st.Failed, st.Refused = g.calls.Load(), g.succeeded.Load(), g.failed.Load(), g.refused.Load()
 	st.Retries, st.Timeouts = g.retries.Load(), g.timeouts.Load()
 	st.HeapBytes = g.memory.sample(g.now(), memorySample)
 	st.OverMemory = g.memory.refuses(st.HeapBytes)
-	st.Draining = g.closing.Load()
+	st.Draining, st.ConfigVersion = g.closing.Load(), g.current.Load().version
 	return st
-}
-
-// Config returns the settings in effect: the Config given to New, with defaults in place of zero fields.
-func (g *Guard) Config() Config {
-	g.must("Config")
-	cfg := g.current.Load().cfg
-	cfg.MemoryLimit = g.memory.limit
-	if cfg.MemoryLimit == 0 {
-		cfg.MemoryLimit = Off
-	}
-	cfg.Middleware, cfg.Models = slices.Clone(cfg.Middleware), maps.Clone(cfg.Models)
-	return cfg
 }
 
 // Shutdown rejects new calls and tasks with ErrClosed and waits until all active calls, including queued ones, are

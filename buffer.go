@@ -62,7 +62,7 @@ func (x *exchange) noRoom(w *watch, resp *http.Response, room *room) error {
 			return end
 		}
 	}
-	e := memoryError(room.bytes(), room.size)
+	e := memoryError(room.use())
 	e.StatusCode, e.RequestID = resp.StatusCode, requestID(resp.Header)
 	return e
 }

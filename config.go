@@ -126,6 +126,7 @@ type Config struct {
 	Logger *slog.Logger
 
 	aliases []string // alias names that FromEnv has read, for New to log
+	from    *live    // the configuration that Guard.Config has reported here
 }
 
 // Retry configures when a failed attempt is repeated. The delay grows exponentially, with jitter between half and all
@@ -357,6 +358,7 @@ func (c *Config) setDefaults() {
 	orDefault(&c.MaxPromptChars, DefaultMaxPromptChars)
 	orDefault(&c.MaxRequestBytes, DefaultMaxRequestBytes)
 	orDefault(&c.MaxResponseBytes, DefaultMaxResponseBytes)
+	orDefault(&c.MemoryLimit, defaultMemoryLimit())
 	orDefault(&c.MaxEventBytes, DefaultMaxEventBytes)
 	orDefault(&c.Retry.MaxAttempts, DefaultMaxAttempts)
 	if c.Retry.BaseDelay == 0 && c.Retry.MaxDelay > 0 {

@@ -33,17 +33,16 @@ type Limiter interface {
 // contexts, and one timer serves QueueTimeout and the reopening of routes for all of them.
 type limiter struct {
 	clock
-	custom   Limiter       // nil: line limits the capacity
-	capacity int64         // MaxConcurrent; Off: no limit
-	maxQueue int           // Off: no limit
-	patience time.Duration // QueueTimeout
-	planB    time.Duration // Retry.Patience; Off: no limit
+	custom Limiter // nil: line limits the capacity
 
 	waiting             atomic.Int64 // calls that wait in line or for a route
 	waitCount, waitTime atomic.Int64
 
-	mu       *sync.Mutex // core.mu
-	waiters  sync.Pool   // of *inLine
+	mu       *sync.Mutex   // core.mu; it guards all that follows
+	capacity int64         // MaxConcurrent; Off: no limit
+	maxQueue int           // Off: no limit
+	patience time.Duration // QueueTimeout; Off: no limit
+	waiters  sync.Pool     // of *inLine
 	line     line.Line[*inLine]
 	routes   routes
 	tenants  tenants
@@ -75,9 +74,15 @@ type inLine struct {
 	line.Waiter[*inLine]
 	call   *call
 	joined instant
-	until  instant       // latest time of admission; 0: no limit
-	over   chan struct{} // receives when fate is set
-	fate   fate
+	until  instant // latest time of admission; 0: no limit
+
+	// patience is the QueueTimeout when the call joined, or a shorter one since. So the waiters at a route reach it in
+	// order of arrival.
+	patience time.Duration
+	byTotal  bool          // TotalTimeout ends the wait first
+	over     chan struct{} // receives when fate is set
+	fate     fate
+	most     int64 // for the fate tooHeavy: the capacity
 }
 
 type fate int8
@@ -90,23 +95,30 @@ const (
 	routePaused
 	routeDown
 	shutOut
+	tooHeavy // for a capacity that Update has lowered
 )
 
 func newLimiter(cfg *Config, c clock, mu *sync.Mutex) *limiter {
-	l := &limiter{clock: c, mu: mu, capacity: cfg.MaxConcurrent, maxQueue: cfg.MaxQueue, custom: cfg.Limiter, patience: cfg.QueueTimeout, planB: cfg.Retry.Patience}
-	l.line.Capacity, l.line.MaxBackground = cfg.MaxConcurrent, cfg.MaxBackground
+	l := &limiter{clock: c, mu: mu, custom: cfg.Limiter}
+	l.routes.init(cfg, l)
+	l.line.SetRoom(&l.routes.nameless.line, math.MaxInt64)
+	l.line.SetRoom(&l.routes.unknown.line, math.MaxInt64)
+	l.tenants.init()
+	l.budget.Init(cfg.Retry.Budget, provider.GuardFloor)
+	l.configure(cfg)
+	return l
+}
+
+// configure sets the limits of the line.
+func (l *limiter) configure(cfg *Config) {
+	l.capacity, l.maxQueue, l.patience = cfg.MaxConcurrent, cfg.MaxQueue, cfg.QueueTimeout
+	l.line.Capacity, l.line.MaxBackground, l.line.Overload = cfg.MaxConcurrent, cfg.MaxBackground, 0
 	if l.custom != nil {
 		l.line.Capacity, l.line.MaxBackground = Off, Off
 	}
 	if l.patience != Off {
 		l.line.Overload = int64(l.patience / 3)
 	}
-	l.routes.init(cfg, l)
-	l.line.SetRoom(&l.routes.nameless.line, math.MaxInt64)
-	l.line.SetRoom(&l.routes.unknown.line, math.MaxInt64)
-	l.tenants.init()
-	l.budget.Init(cfg.Retry.Budget, provider.GuardFloor)
-	return l
 }
 
 // fits rejects a call that can never be admitted.
@@ -123,6 +135,9 @@ func (l *limiter) crowded(s *settings) *Error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now, r, t := l.now(), l.routes.peek(s), l.tenants.peek(s.Tenant)
+	if l.fits(s.Weight) != nil {
+		return nil // rejected for another reason
+	}
 	if r.state.DownSince() != 0 || !l.full(r) || l.line.Displaced(&r.line, &t.line, s.Priority.line(), int64(now)) != nil {
 		return nil
 	}
@@ -187,6 +202,9 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	if l.closed || !c.enlist() {
 		return &Error{Kind: ErrClosed}
 	}
+	if e := l.fits(c.Weight); e != nil {
+		return e
+	}
 	r, t := l.find(c, now)
 	if e := l.closedRoute(ctx, c, r, now); e != nil {
 		return e
@@ -212,6 +230,7 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	}
 	w := l.waiter()
 	w.call, w.joined, w.until, w.Weight = c, now, c.admission(ctx, now), c.Weight
+	w.patience, w.byTotal = l.patience, c.deadline != 0 && (l.patience == Off || c.deadline < now.add(l.patience))
 	l.waiting.Add(1)
 	for n := l.line.Join(&w.Waiter, &r.line, &t.line, p, int64(now), l.slots(r)); n > 0; n-- {
 		l.dismiss(w.Eldest().Value, hopeless)
@@ -360,7 +379,10 @@ func (l *limiter) denied(c *call, w *inLine) *Error {
 		until := p.route.state.PausedUntil(provider.Instant(now))
 		return p.route.notYet(provider.Paused, max(time.Duration(instant(until)-now), 0))
 	case waitedTooLong:
-		e.Limit = l.patience
+		e.Limit = w.patience
+	case tooHeavy:
+		e.Phase, e.Size, e.Max = PhaseWeight, c.Weight, w.most
+		return e
 	case displaced:
 		e.Size, e.Max = int64(l.maxQueue), int64(l.maxQueue)
 	case hopeless:
@@ -428,19 +450,24 @@ func (l *limiter) wake(at instant) {
 	l.timer.Reset(d)
 }
 
-// tick ends the waits that are over, opens routes that are due, and sets the timer again.
+// tick runs when the timer fires.
 func (l *limiter) tick() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := l.now()
+	l.sweep(l.now())
+}
+
+// sweep ends the waits that are over, opens routes that are due, admits the calls whose turn it is, and sets the timer
+// again.
+func (l *limiter) sweep(now instant) {
 	l.due = 0
 	var next instant
 	for i := len(l.line.Busy()) - 1; i >= 0; i-- { // backward, because a finished route is replaced by one already seen
 		r := l.line.Busy()[i]
 		w := r.Oldest()
 		route := w.Value.call.permit.route
-		for ; w != nil && l.patience != Off; w = r.Oldest() {
-			until := w.Value.joined.add(l.patience)
+		for ; w != nil && w.Value.patience != Off; w = r.Oldest() {
+			until := w.Value.joined.add(w.Value.patience)
 			if until > now {
 				if next == 0 || until < next {
 					next = until

@@ -188,7 +188,7 @@ func (s *settings) total() time.Duration {
 	switch total := s.cfg.TotalTimeout; {
 	case s.TotalTimeout != 0:
 		return s.TotalTimeout
-	case s.ownTotal || total == Off:
+	case s.given.TotalTimeout != 0 || total == Off:
 		return total
 	default:
 		return max(total, s.Timeout+totalMargin)

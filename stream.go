@@ -76,7 +76,7 @@ type stream struct {
 }
 
 func newStream(x *exchange, w *watch, resp *http.Response) *stream {
-	return &stream{x: x, w: w, resp: resp, body: resp.Body, ended: make(chan struct{}), held: hold{room: x.guard.memory.events},
+	return &stream{x: x, w: w, resp: resp, body: resp.Body, ended: make(chan struct{}), held: hold{room: x.guard.memory.events.Load()},
 		progress: x.endpoint.Follow()}
 }
 

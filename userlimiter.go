@@ -27,11 +27,10 @@ func (c *call) askLimiter(ctx context.Context) error {
 
 // passRoute waits until the call's route has room.
 func (c *call) passRoute(ctx context.Context) (err error) {
-	now := c.now()
-	if err = c.limiter.enter(ctx, c, now); err != errQueue {
+	if err = c.limiter.enter(ctx, c, c.now()); err != errQueue {
 		return err
 	}
-	if c.boundByTotal(now) {
+	if c.waiter.byTotal {
 		err = c.waitWithinTotal(ctx)
 	} else {
 		err = c.limiter.wait(ctx, c)
