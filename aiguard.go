@@ -45,7 +45,6 @@ import (
 	"context"
 	"hash/maphash"
 	"math/rand/v2"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -96,12 +95,7 @@ type core struct {
 	repeats repeats
 	recent  recent
 	storm   storm
-
-	mu      sync.Mutex  // guards the ring and the limiter, because a call enters and leaves both at once
-	active  call        // head of the ring of active calls and tasks
-	closing atomic.Bool // new calls are rejected; set with mu held
-	killed  bool        // active calls are canceled
-	idle    chan struct{}
+	ring    ring
 
 	calls, succeeded, failed, refused, retries, timeouts atomic.Int64
 }
@@ -115,12 +109,12 @@ func New(cfg Config) (*Guard, error) {
 	}
 	cfg.tellAliases()
 	clock := newClock()
-	c := &core{clock: clock, memory: newMemory(l.cfg.MemoryLimit, l.cfg.MaxEventBytes, clock), pool: newPool(&l.cfg), idle: make(chan struct{})}
+	c := &core{clock: clock, memory: newMemory(l.cfg.MemoryLimit, l.cfg.MaxEventBytes, clock), pool: newPool(&l.cfg)}
 	c.current.Store(l)
-	c.limiter = newLimiter(&l.cfg, clock, &c.mu)
+	c.limiter = newLimiter(&l.cfg, clock, &c.ring.mu)
 	c.repeats.seed = maphash.MakeSeed()
 	c.ids.Store(rand.Uint64())
-	c.active.next, c.active.prev = &c.active, &c.active
+	c.ring.init()
 	return c.guard(Call{}), nil
 }
 
@@ -182,7 +176,7 @@ func (g *Guard) Stats() Stats {
 	st.Retries, st.Timeouts = g.retries.Load(), g.timeouts.Load()
 	st.HeapBytes = g.memory.sample(g.now(), memorySample)
 	st.OverMemory = g.memory.refuses(st.HeapBytes)
-	st.Draining, st.ConfigVersion = g.closing.Load(), g.current.Load().version
+	st.Draining, st.ConfigVersion = g.ring.closing.Load(), g.current.Load().version
 	return st
 }
 
@@ -192,9 +186,9 @@ func (g *Guard) Stats() Stats {
 func (g *Guard) Shutdown(ctx context.Context) error {
 	g.must("Shutdown")
 	mustContext("Shutdown", ctx)
-	g.refuseNew()
+	g.ring.close()
 	select {
-	case <-g.idle:
+	case <-g.ring.idle:
 		g.pool.close()
 		return nil
 	case <-ctx.Done():
@@ -207,7 +201,14 @@ func (g *Guard) Shutdown(ctx context.Context) error {
 // closes the connections of the Guard's own pool. Close does not wait for the canceled calls. It always returns nil.
 func (g *Guard) Close() error {
 	g.must("Close")
-	g.refuseNew()
+	g.ring.close()
 	g.kill()
 	return nil
+}
+
+// kill cancels the active calls and closes the pool.
+func (c *core) kill() {
+	c.limiter.close()
+	c.ring.kill()
+	c.pool.close()
 }

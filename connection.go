@@ -46,7 +46,7 @@ func (x *exchange) unanswered(w *watch, err error) error {
 	connected := x.conn.got.Load() || !x.conn.asked.Load() && !isDial(err)
 	x.call.billed = connected
 	if end := w.failure(err); end != nil {
-		if e := x.call.own(w.caller, end); e != nil {
+		if e := ownError(w.caller, end); e != nil {
 			return x.repeatable(e, connected)
 		}
 		return end

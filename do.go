@@ -34,7 +34,7 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 		}
 		if err == nil {
 			if v, err = attempt(ctx, c, fn); err == nil {
-				c.returned(ctx)
+				_ = c.finish(ctx, nil)
 				return v, nil
 			}
 		}
@@ -120,13 +120,4 @@ func (c *call) explain(err error) error {
 		return errors.New("aiguard: a nil *Error was returned as an error")
 	}
 	return err
-}
-
-// returned ends a Do whose fn succeeded. It is not inlined into do, because the frame of do stays on the stack of a
-// waiting call.
-//
-//go:noinline
-func (c *call) returned(ctx context.Context) {
-	_ = c.finishWith(ctx, nil, Usage{})
-	c.leap(ctx)
 }

@@ -143,23 +143,15 @@ func (c *call) tellLeap(ctx context.Context) {
 	if c.cfg.OnEvent != nil {
 		ev := c.event(EventMemorySpike, nil)
 		ev.HeapGrowth = growth
-		ev.PromptBytes, ev.AnswerBytes = c.moved()
+		ev.PromptBytes, ev.AnswerBytes = c.wire.moved()
 		c.cfg.OnEvent(ctx, ev)
 	}
 	if c.cfg.Logger != nil {
-		prompt, answer := c.moved()
+		prompt, answer := c.wire.moved()
 		c.cfg.Logger.LogAttrs(ctx, slog.LevelWarn, "aiguard: memory spike", slog.String("op", short(c.Op)), slog.String("model", short(c.Model)),
 			slog.Int64("prompt_bytes", prompt), slog.Int64("answer_bytes", answer),
 			slog.Int64("heap_growth", growth), slog.Int64("heap", heap))
 	}
-}
-
-// moved returns the bytes that the last attempt sent and received.
-func (c *call) moved() (prompt, answer int64) {
-	if c.wire == nil {
-		return 0, 0
-	}
-	return c.wire.prompt, c.wire.answer
 }
 
 // tell reports whether a growth may be reported again.

@@ -75,7 +75,7 @@ type Usage struct {
 
 // tell counts the end of the call, calls OnEvent, which may panic, and writes the log.
 func (c *call) tell(ctx context.Context, err error, u Usage) {
-	e := c.own(ctx, err)
+	e := ownError(ctx, err)
 	t := EventDone
 	if e != nil && c.attempts == 0 {
 		t = EventRefused
@@ -158,7 +158,7 @@ func (c *call) emitWith(ctx context.Context, t EventType, err error, u Usage) {
 func (c *call) tellTurn(ctx context.Context, err error) {
 	t := c.turned
 	c.turned = noTurn
-	switch e := c.own(ctx, err); {
+	switch e := ownError(ctx, err); {
 	case t == wentDown && e != nil:
 		c.report(ctx, EventDown, e, 0)
 	case t == cameBack:

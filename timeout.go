@@ -18,27 +18,15 @@ type timeBound struct {
 }
 
 // timeoutError returns the error for a call that reached b.
-func (c *call) timeoutError(b timeBound) *Error {
-	e := &Error{Kind: ErrTimeout, Op: c.Op, Model: c.Model, Phase: b.phase, Limit: b.limit}
+func (s *settings) timeoutError(b timeBound) *Error {
+	e := &Error{Kind: ErrTimeout, Op: s.Op, Model: s.Model, Phase: b.phase, Limit: b.limit}
 	switch b.phase {
 	case PhaseCall, PhaseFirstEvent:
-		e.setting = c.source
+		e.setting = s.source
 	case PhaseTotal:
 		e.setting = "TotalTimeout"
 	}
 	return e
-}
-
-// earlier returns the earlier of b, counted from now, and TotalTimeout; 0: neither is set.
-func (c *call) earlier(now instant, b timeBound) (instant, timeBound) {
-	deadline := now.add(b.limit)
-	switch {
-	case c.deadline != 0 && (b.limit == Off || c.deadline < deadline):
-		return c.deadline, timeBound{PhaseTotal, c.total()}
-	case b.limit == Off:
-		return 0, b
-	}
-	return deadline, b
 }
 
 // bound derives a context that ends at b or at TotalTimeout, whichever is first. why is its cause then: the
@@ -54,13 +42,13 @@ func (c *call) bound(ctx context.Context, kind Kind, b timeBound) (bctx context.
 		}
 		bctx, cancel = context.WithDeadlineCause(ctx, c.time(deadline), why)
 	}
-	c.onKill(cancel)
+	c.ring.onKill(c, cancel)
 	return bctx, cancel, why
 }
 
 // ended returns why a context derived from ctx with cause why is over: one of our deadlines, the caller's
 // cancellation, or Close.
-func (c *call) ended(ctx, bctx context.Context, why *Error) error {
+func ended(ctx, bctx context.Context, why *Error) error {
 	if why != nil && context.Cause(bctx) == error(why) {
 		e := *why
 		return &e
@@ -75,12 +63,12 @@ func (c *call) ended(ctx, bctx context.Context, why *Error) error {
 func (c *call) sleep(ctx context.Context, d time.Duration) error {
 	sctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	c.onKill(cancel)
+	c.ring.onKill(c, cancel)
 	<-sctx.Done()
 	if ctx.Err() == nil && errors.Is(sctx.Err(), context.DeadlineExceeded) {
 		return nil
 	}
-	return c.ended(ctx, sctx, nil)
+	return ended(ctx, sctx, nil)
 }
 
 // notEcho returns err, or nil if err only reports that we canceled with cause why.
@@ -161,7 +149,7 @@ func (a *attemptContext) arm() context.Context {
 		a.why = a.call.timeoutError(b)
 		a.armed, a.cancel = context.WithDeadlineCause(a.Context, a.call.time(a.deadline), a.why)
 	}
-	a.call.onKill(a.cancel)
+	a.call.ring.onKill(a.call, a.cancel)
 	return a.armed
 }
 
@@ -196,7 +184,7 @@ func (a *attemptContext) explain(err error) error {
 	case k != "" && k != ErrTimeout && k != ErrTruncated && k != ErrUnavailable, k == "" && !aboutContext(err):
 		return a.call.explain(err) // failed for its own reason
 	}
-	end := a.call.ended(a.Context, armed, why)
+	end := ended(a.Context, armed, why)
 	if e, ok := end.(*Error); ok {
 		e.Err, e.MayBeBilled = notEcho(err, why), true
 	}
@@ -219,10 +207,10 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 	}
 	c := g.newCall(ctx, g.usual())
 	c.task, c.deadline = true, 0 // TotalTimeout applies to calls only
-	if !c.register() {
+	if !c.ring.add(c) {
 		return &Error{Kind: ErrClosed, Op: c.Op, Model: c.Model, Phase: PhaseTask}
 	}
-	defer c.unregister()
+	defer c.ring.remove(c)
 	limit := g.own.Timeout
 	if limit == 0 {
 		limit = c.cfg.TaskTimeout
@@ -231,7 +219,7 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 	defer cancel()
 	err := fn(context.WithValue(tctx, callctx.Key{}, c))
 	if tctx.Err() != nil && ctx.Err() == nil || why != nil && context.Cause(tctx) == error(why) {
-		if end, ok := c.ended(ctx, tctx, why).(*Error); ok && (err != nil || end.Kind == ErrTimeout) {
+		if end, ok := ended(ctx, tctx, why).(*Error); ok && (err != nil || end.Kind == ErrTimeout) {
 			end.InFlight = c.since(c.start)
 			end.Err = notEcho(err, why)
 			if end.Kind == ErrTimeout {
@@ -259,11 +247,11 @@ type watch struct {
 	idle  *time.Timer
 }
 
-// watch starts the clock of an attempt that was just admitted.
-func (c *call) watch(ctx context.Context, phase string) *watch {
+// newWatch starts the clock of an attempt of c that was just admitted.
+func newWatch(ctx context.Context, c *call, phase string) *watch {
 	w := &watch{caller: ctx, call: c}
 	w.Context, w.cancel = context.WithCancelCause(ctx)
-	c.onKill(func() { w.cancel(&Error{Kind: ErrClosed}) })
+	c.ring.onKill(c, func() { w.cancel(&Error{Kind: ErrClosed}) })
 	if deadline, b := c.attemptDeadline(phase); deadline != 0 {
 		w.start(-c.since(deadline), b)
 	}
@@ -338,17 +326,6 @@ func (w *watch) failure(err error) error {
 		return callctx.Err(w.caller)
 	}
 	return nil
-}
-
-// ends returns when the call must be over: the earlier of TotalTimeout and the caller's deadline; 0: neither is set.
-func (c *call) ends(ctx context.Context) instant {
-	end := c.deadline
-	if d, ok := ctx.Deadline(); ok {
-		if own := c.instant(d); end == 0 || own < end {
-			end = own
-		}
-	}
-	return end
 }
 
 // left returns the time left for the attempt; ok is false if it has no limit.

@@ -74,7 +74,7 @@ func (c *call) attemptDone(ctx context.Context, err error, u Usage) {
 func (c *call) emitAttemptDone(ctx context.Context, err error, u Usage) {
 	ev := c.event(EventAttemptDone, err)
 	c.trail.attempt = 0
-	if e := c.own(ctx, err); e != nil { // a copy, because the call keeps changing its own
+	if e := ownError(ctx, err); e != nil { // a copy, because the call keeps changing its own
 		copied := *e
 		c.fill(&copied)
 		ev.Err = &copied

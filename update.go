@@ -106,11 +106,11 @@ func (g *Guard) Update(cfg Config) error {
 
 // replace puts l into effect.
 func (c *core) replace(l *live) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.ring.mu.Lock()
+	defer c.ring.mu.Unlock()
 	old := c.current.Load()
 	switch {
-	case c.closing.Load():
+	case c.ring.closing.Load():
 		return &Error{Kind: ErrClosed}
 	case l.cfg.Limiter != old.cfg.Limiter:
 		return errors.New("aiguard: Config.Limiter differs from the one given to New, which cannot change; start from Guard.Config")
@@ -135,7 +135,7 @@ func (l *limiter) update(cfg *Config) {
 			w = w.Behind()
 			if l.fits(waiting.Weight) != nil {
 				waiting.most = l.line.Capacity
-				l.dismiss(waiting, tooHeavy)
+				waiting.dismiss(tooHeavy)
 				continue
 			}
 			waiting.shorten(l.patience)
