@@ -32,6 +32,7 @@
 // route down until a probe succeeds. Rate limit headers set its pace. The limit of a route adapts between
 // MinConcurrent (1) and MaxConcurrent by additive increase and multiplicative decrease (Chiu and Jain, 1989; RFC
 // 5681). Calls that wait for one route do not delay calls to another. Guard.Routes reports the state of each route.
+// Guard.Update changes all limits without a restart.
 //
 // # Errors
 //

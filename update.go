@@ -90,7 +90,8 @@ func (g *Guard) Config() Config {
 //
 // All other settings apply to calls that begin after Update. A call that has begun keeps the timeouts, limits, retry
 // rules, Budget, Middleware, OnEvent and Logger that it began with. The Guard's own pool connects within the new
-// CallTimeout. What was made from a Guard and took defaults from it, such as a httpguard.Limit, does not change.
+// CallTimeout. What took defaults from the Guard's settings when it was made, such as the middleware of
+// httpguard.Limit, keeps them.
 func (g *Guard) Update(cfg Config) error {
 	g.must("Update")
 	l, err := newLive(cfg)

@@ -86,7 +86,7 @@ func (t *Telemetry) ended(ctx context.Context, s *series, e *aiguard.Event, erro
 
 // refusal counts a call that was refused.
 func (t *Telemetry) refusal(ctx context.Context, s *series, e *aiguard.Event, errorType string) {
-	attrs := []attribute.KeyValue{attribute.String(attrErrorType, errorType), attribute.String(attrPriority, priority(e.Call.Priority))}
+	attrs := []attribute.KeyValue{attribute.String(attrErrorType, errorType), attribute.String(attrPriority, e.Call.Priority.String())}
 	if own := failure(e.Err); own != nil && own.Phase != "" {
 		attrs = append(attrs, attribute.String(attrPhase, t.series.phases.bound(own.Phase)))
 	}
@@ -100,17 +100,7 @@ func (t *Telemetry) timeout(ctx context.Context, s *series, phase string) {
 
 // waited records how long a call has waited.
 func (t *Telemetry) waited(ctx context.Context, s *series, d time.Duration, p aiguard.Priority) {
-	t.meters.queue.Record(ctx, d.Seconds(), recordOptions(s.attrs, attribute.String(attrPriority, priority(p)))...)
-}
-
-func priority(p aiguard.Priority) string {
-	switch {
-	case p < aiguard.Normal:
-		return "background"
-	case p > aiguard.Normal:
-		return "critical"
-	}
-	return "normal"
+	t.meters.queue.Record(ctx, d.Seconds(), recordOptions(s.attrs, attribute.String(attrPriority, p.String()))...)
 }
 
 // failure is err as the guard's own, or nil.

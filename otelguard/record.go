@@ -232,7 +232,7 @@ func facts(attrs []attribute.KeyValue, e *aiguard.Event) []attribute.KeyValue {
 		attrs = append(attrs, attribute.String(attrTenant, clean(e.Call.Tenant)))
 	}
 	if e.Call.Priority != aiguard.Normal {
-		attrs = append(attrs, attribute.String(attrPriority, priority(e.Call.Priority)))
+		attrs = append(attrs, attribute.String(attrPriority, e.Call.Priority.String()))
 	}
 	for _, n := range [...]struct {
 		name  string
