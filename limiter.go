@@ -54,6 +54,7 @@ type limiter struct {
 	timer    *time.Timer
 	due      instant // when timer fires; 0: not set
 	closed   bool
+	changes  changes
 }
 
 // permit is what an attempt holds: weight of the capacity, and a place on its route. Its release is idempotent and
@@ -187,6 +188,7 @@ func (r *route) refresh(now instant) {
 	if r == &l.routes.nameless {
 		return // it always has room
 	}
+	r.noteChange()
 	if closed := r.state.Reopened(provider.Instant(now)); closed > 0 {
 		r.line.Reopened(int64(now), int64(closed))
 	}

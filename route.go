@@ -55,6 +55,7 @@ type route struct {
 	state     provider.Route
 	tokens    float64 // average per request
 	lingering int     // Dos that wait for the end of its pause
+	sharing
 
 	next, prev *route // neighbors in the ring
 }
@@ -137,6 +138,11 @@ func (rs *routes) get(s *settings) *route {
 	if !ok {
 		return &rs.nameless
 	}
+	return rs.of(key)
+}
+
+// of returns the route with this key and makes it if necessary.
+func (rs *routes) of(key routeKey) *route {
 	r := rs.m[key]
 	if r == nil {
 		r = &route{limiter: rs.limiter, key: key, state: *provider.New(&rs.config)}
@@ -238,6 +244,12 @@ func (p *permit) apply(o provider.Outcome, now instant) (turned turn) {
 	}
 	before := r.state.DownSince()
 	r.state.Judge(provider.Instant(now), &p.sending, o, r.line.Waiting() > 0)
+	return r.turned(before, o.Limited, now)
+}
+
+// turned ends the waits that a new outage or pause makes hopeless, and reports whether the route went down or came
+// back.
+func (r *route) turned(before provider.Instant, paused bool, now instant) (turned turn) {
 	switch after := r.state.DownSince(); {
 	case before == 0 && after != 0:
 		turned = wentDown
@@ -245,7 +257,7 @@ func (p *permit) apply(o provider.Outcome, now instant) (turned turn) {
 	case before != 0 && after == 0:
 		turned = cameBack
 	}
-	if o.Limited {
+	if paused {
 		r.dismissAll(now, routePaused)
 	}
 	r.refresh(now)
@@ -317,6 +329,7 @@ func (r *route) takeRetry(now instant) bool {
 	}
 	r.state.Budget.Take()
 	guard.Take()
+	r.noteChange()
 	return true
 }
 

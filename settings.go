@@ -7,6 +7,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/callctx"
 )
 
 // settings are the settings of a call, fixed before it begins. Calls may share them.
@@ -34,7 +36,10 @@ type scopedSettings struct {
 	settings
 }
 
-type scopeKey struct{}
+type scopeKey = callctx.ScopeKey
+
+// CallTenant is for callctx.Tenant.
+func (s *scope) CallTenant() string { return s.call.Tenant }
 
 // WithCall returns a context that applies c's non-zero fields to every guarded call made with it, through any SDK.
 // They override the fields of Guard.With, then of Config.Models, then of Config. Nested WithCalls add up. WithCall

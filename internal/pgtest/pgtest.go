@@ -1,9 +1,9 @@
-package sqlstore_test
+// Package pgtest starts a PostgreSQL server for tests.
+package pgtest
 
 import (
 	"bytes"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"io"
@@ -16,22 +16,33 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	_ "github.com/jackc/pgx/v5/stdlib"
 )
 
-// The tests start their own PostgreSQL from the programs of Debian's package postgresql. The new cluster has its own
-// folder and is reached through a socket there. It is removed after the tests, even if they are killed.
+// ErrNotInstalled means that this machine has no PostgreSQL.
+var ErrNotInstalled = errors.New("PostgreSQL is not installed (Debian: apt-get install postgresql)")
 
-var errNoPostgres = errors.New("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+// Server is a PostgreSQL server from the programs of Debian's package postgresql. Its new cluster has its own folder and
+// is reached through a socket there. It is removed at the end, even if this process is killed. The zero value is ready.
+type Server struct {
+	once sync.Once
+	dsn  string
+	err  error
+	end  io.Closer
+	done chan struct{}
+}
 
-// startPostgres starts the server once and returns its DSN.
-var startPostgres = sync.OnceValues(func() (dsn string, err error) {
-	bin, err := postgresPrograms()
+// DSN starts the server at the first call and returns its connection string in keyword form.
+func (s *Server) DSN() (string, error) {
+	s.once.Do(func() { s.dsn, s.err = s.start() })
+	return s.dsn, s.err
+}
+
+func (s *Server) start() (dsn string, err error) {
+	bin, err := programs()
 	if err != nil {
 		return "", err
 	}
-	dir, err := os.MkdirTemp("", "sqlstore-postgres-")
+	dir, err := os.MkdirTemp("", "aiguard-postgres-")
 	if err != nil {
 		return "", err
 	}
@@ -59,33 +70,29 @@ var startPostgres = sync.OnceValues(func() (dsn string, err error) {
 	if err := server.Start(); err != nil {
 		return "", err
 	}
-	postgres.end, postgres.done = stdin, make(chan struct{})
+	s.end, s.done = stdin, make(chan struct{})
 	go func() {
-		defer close(postgres.done)
+		defer close(s.done)
 		_ = server.Wait()
 	}()
 	dsn = fmt.Sprintf("host=%s user=postgres dbname=postgres sslmode=disable", dir)
-	if err := answers(dsn); err != nil {
-		stopPostgres()
+	if err := s.answers(bin, dir); err != nil {
+		s.Stop()
 		return "", fmt.Errorf("PostgreSQL does not start: %w\n%s", err, &log)
 	}
 	return dsn, nil
-})
-
-var postgres struct {
-	end  io.Closer
-	done chan struct{}
 }
 
-// stopPostgres stops the server if it runs.
-func stopPostgres() {
-	if postgres.end != nil {
-		_ = postgres.end.Close()
-		<-postgres.done
+// Stop stops the server if it runs.
+func (s *Server) Stop() {
+	if s.end != nil {
+		_ = s.end.Close()
+		<-s.done
 	}
 }
 
-func postgresPrograms() (string, error) {
+// programs returns the folder of the newest version.
+func programs() (string, error) {
 	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
 	if err != nil {
 		return "", err
@@ -99,7 +106,7 @@ func postgresPrograms() (string, error) {
 	}
 	path, err := exec.LookPath("initdb")
 	if err != nil {
-		return "", errNoPostgres
+		return "", ErrNotInstalled
 	}
 	return filepath.Dir(path), nil
 }
@@ -128,23 +135,19 @@ func unprivileged(dir string) (*syscall.Credential, error) {
 }
 
 // answers waits until the server responds.
-func answers(dsn string) error {
-	db, err := sql.Open("pgx", dsn)
-	if err != nil {
-		return err
-	}
-	defer db.Close()
+func (s *Server) answers(bin, dir string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for {
-		err := db.PingContext(ctx)
+		text, err := exec.CommandContext(ctx, filepath.Join(bin, "pg_isready"), "-h", dir).CombinedOutput()
 		if err == nil {
 			return nil
 		}
+		err = fmt.Errorf("%w: %s", err, bytes.TrimSpace(text))
 		select {
 		case <-ctx.Done():
 			return err
-		case <-postgres.done:
+		case <-s.done:
 			return err
 		case <-time.After(20 * time.Millisecond):
 		}

@@ -1,0 +1,127 @@
+package cacheguard
+
+import (
+	"container/list"
+	"context"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// MemoryIndex is an Index in the memory of the process. When it is full, it removes the item that was added first.
+type MemoryIndex struct {
+	most int
+
+	mu         sync.RWMutex
+	partitions map[string]*partition
+	items      map[string]*indexed
+	ages       list.List // of *indexed, the oldest first
+}
+
+// partition holds the items of one partition side by side, because a search reads all of them.
+type partition struct {
+	name  string
+	items []*indexed
+}
+
+type indexed struct {
+	id        string
+	vector    []float32
+	expires   time.Time
+	partition *partition
+	at        int // in partition.items
+	age       *list.Element
+}
+
+// NewMemoryIndex returns an index of up to most items, of which 0 means DefaultMaxQuestions.
+func NewMemoryIndex(most int) (*MemoryIndex, error) {
+	if most < 0 {
+		return nil, fmt.Errorf("cacheguard: NewMemoryIndex: most is %d; want 0 (the default, %d) or more", most, DefaultMaxQuestions)
+	}
+	if most == 0 {
+		most = DefaultMaxQuestions
+	}
+	return &MemoryIndex{most: most, partitions: map[string]*partition{}, items: map[string]*indexed{}}, nil
+}
+
+// Len returns the number of items, including expired ones that are not yet removed.
+func (x *MemoryIndex) Len() int {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return len(x.items)
+}
+
+// Nearest implements Index.
+func (x *MemoryIndex) Nearest(_ context.Context, name string, vector []float32, least float64) (Match, error) {
+	now := time.Now()
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	var best Match
+	p := x.partitions[name]
+	if p == nil {
+		return best, nil
+	}
+	for _, it := range p.items {
+		if len(it.vector) != len(vector) || !now.Before(it.expires) {
+			continue
+		}
+		if s := similarity(vector, it.vector); s >= least && (best.ID == "" || s > best.Similarity) {
+			best = Match{it.id, s}
+		}
+	}
+	return best, nil
+}
+
+// similarity returns the cosine similarity of two vectors of length 1.
+func similarity(a, b []float32) float64 {
+	var sum float32
+	for i, v := range a {
+		sum += v * b[i]
+	}
+	return min(float64(sum), 1)
+}
+
+// Update implements Index.
+func (x *MemoryIndex) Update(_ context.Context, add []Item, remove []string) error {
+	now := time.Now()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, id := range remove {
+		x.remove(id)
+	}
+	for _, item := range add {
+		x.remove(item.ID)
+		if len(x.items) == x.most {
+			x.remove(x.ages.Front().Value.(*indexed).id)
+		}
+		p := x.partitions[item.Partition]
+		if p == nil {
+			p = &partition{name: item.Partition}
+			x.partitions[p.name] = p
+		}
+		it := &indexed{id: item.ID, vector: item.Vector, expires: now.Add(item.TTL), partition: p, at: len(p.items)}
+		p.items = append(p.items, it)
+		it.age = x.ages.PushBack(it)
+		x.items[it.id] = it
+	}
+	return nil
+}
+
+// remove removes an item if it exists. The caller holds x.mu.
+func (x *MemoryIndex) remove(id string) {
+	it := x.items[id]
+	if it == nil {
+		return
+	}
+	delete(x.items, id)
+	x.ages.Remove(it.age)
+	p := it.partition
+	last := len(p.items) - 1
+	p.items[it.at] = p.items[last]
+	p.items[it.at].at = it.at
+	p.items[last] = nil
+	p.items = p.items[:last]
+	if last == 0 {
+		delete(x.partitions, p.name)
+	}
+}
