@@ -122,6 +122,9 @@ func (l *live) settle(own Call) settings {
 	return s
 }
 
+// measured reports whether the usage of calls is estimated where no answer reports it, for a Budget or for events.
+func (l *live) measured() bool { return l.cfg.Budget != nil || l.cfg.OnEvent != nil }
+
 // do returns the settings of a Do made with ctx.
 func (g *Guard) do(ctx context.Context) *settings {
 	if in, _ := ctx.Value(scopeKey{}).(*scope); in != nil {

@@ -538,7 +538,7 @@ var mutations = []mutation{
 	{name: "a panic ends a call without an event", run: "^TestEachMomentIsToldExactlyOnceOnEveryPath$",
 		file: "call.go", old: "c.unwound(ctx)", new: "_ = ctx"},
 	{name: "the end of a hedge is not told", run: "^TestBothAttemptsOfAHedgedCallAreToldToTheirEnd$",
-		file: "hedge.go", old: "\t\t\tc.attemptDone(ctx, err, Usage{})\n", new: ""},
+		file: "hedge.go", old: "\t\t\tc.attemptDone(ctx, err)\n", new: ""},
 	{name: "an event has the error that the call goes on with", run: "^TestAnAttemptsErrorInAnEventIsACopy$",
 		file: "trail.go", old: "ev.Err = &copied", new: "_ = copied"},
 
@@ -551,7 +551,7 @@ var mutations = []mutation{
 		file: "httpguard/answer.go", old: "if !a.state.CompareAndSwap(untouched, over) {", new: "if a.state.Swap(over) == over {"},
 
 	// Early rejections.
-	{name: "weight above capacity reported as a full queue", run: "^TestWeightAboveCapacityIsRefusedAtOnce$",
+	{name: "weight above capacity reported as a full queue", run: "^TestFullQueueRefusesAlikeWhetherOrNotSomebodyListens$",
 		file: "limiter.go", old: "if l.fits(s.Weight) != nil {", new: "if false {"},
 	{name: "call inside a Do rejected on entry", file: "admission.go", old: "callctx.HoldsSlot(ctx)", new: "callctx.HoldsSlot(context.Background())"},
 	{name: "cancelled caller gets the full-queue error", file: "admission.go", old: " || ctx.Err() != nil || g.ring.closing", new: " || g.ring.closing"},
@@ -602,6 +602,17 @@ var mutations = []mutation{
 		file: "update.go", old: "*field = given", new: ""},
 	{name: "version of the configuration stands still", run: "^TestConfigIsAcceptedAsItIs$",
 		file: "update.go", old: "l.version = old.version + 1", new: ""},
+
+	// Usage in events.
+	{name: "events without an estimate", run: "^TestEventsEstimateWhatMayBeBilled$",
+		file: "call.go", old: "\t\tc.trail.note(used)\n", new: ""},
+	{name: "prompt of a Client's call left out of the estimate", run: "^TestRequestsOfEverySDKAreEstimatedInEvents$",
+		file: "transport.go", old: "x.wire.unread = &x.outgoing", new: ""},
+	{name: "usage of an attempt told again by the next", run: "^TestEachAttemptTellsItsOwnUsage$",
+		file: "trail.go", old: "t.attempt, t.first, t.used = int(n), 0, Usage{}", new: "t.attempt, t.first = int(n), 0"},
+	{name: "usage of an unsent attempt estimated", run: "^TestEventsTellNoUsageWhereNothingWasUsed$",
+		file: "budget.go", old: "case !c.billed:", new: "case false:",
+		also: []edit{{"call.go", "c.wire != nil && c.billed && c.cfg.OnEvent", "c.wire != nil && c.cfg.OnEvent"}}},
 
 	// The caller's context.
 	{name: "settings of another guard's Do kept", run: "^TestOneContextServesTheDosOfSeveralGuards$", file: "settings.go", old: "last.guard == g && last.live == l {", new: "last.live == l {"},
@@ -669,7 +680,7 @@ var mutations = []mutation{
 	{name: "a panic costs nothing", run: "^TestPanicAndGoexitSettle$",
 		file: "attempt.go", old: "x.sent, x.call.billed = true, true", new: "x.sent = true"},
 	{name: "unsent request is billed", run: "^TestWhatIsNotSentUsesNothing$",
-		file: "budget.go", old: "case !c.billed || r == nil:", new: "case r == nil:"},
+		file: "budget.go", old: "case !c.billed:", new: "case false:"},
 	{name: "reservation of a Do kept for the calls inside", run: "^TestDoHandsItsReservationToTheCallsInside$",
 		file: "budget.go", old: "o.pay(Usage{})", new: "_ = o"},
 	{name: "hedge sent without a reservation", run: "^TestHedgeThatTheBudgetRefusesIsNotSent$",
