@@ -24,6 +24,9 @@ const budgetRefill = 10 * time.Second // one token
 // Init fills the budget.
 func (b *Budget) Init(ratio, floor float64) { b.ratio, b.floor, b.tokens = ratio, floor, floor }
 
+// SetRatio changes the fraction of a token that each call adds.
+func (b *Budget) SetRatio(ratio float64) { b.ratio = ratio }
+
 // Pay counts a call.
 func (b *Budget) Pay() {
 	paid := max(min(max(b.ratio, 0), b.floor-b.tokens), 0)
