@@ -26,9 +26,9 @@ type MemoryIndex struct {
 
 // partition holds the items of one partition side by side, because a search reads all of them.
 type partition struct {
-	name     string
-	sketches []sketch
-	items    []*indexed
+	name         string
+	heads, tails []half // of the sketches
+	items        []*indexed
 }
 
 type indexed struct {
@@ -69,8 +69,8 @@ func (x *MemoryIndex) Nearest(_ context.Context, name string, vector []float32, 
 	if p == nil {
 		return best, nil
 	}
-	for i := range p.sketches {
-		if !most.admit(&wanted, &p.sketches[i]) {
+	for i := range p.heads {
+		if !most.admit(&wanted, &p.heads[i], &p.tails[i]) {
 			continue
 		}
 		it := p.items[i]
@@ -107,7 +107,7 @@ func (x *MemoryIndex) Update(_ context.Context, add []Item, remove []string) err
 			x.partitions[p.name] = p
 		}
 		it := &indexed{id: item.ID, vector: item.Vector, expires: now.Add(item.TTL), partition: p, at: len(p.items)}
-		p.items, p.sketches = append(p.items, it), append(p.sketches, sketches[i])
+		p.items, p.heads, p.tails = append(p.items, it), append(p.heads, sketches[i].head), append(p.tails, sketches[i].tail)
 		it.age = x.ages.PushBack(it)
 		x.items[it.id] = it
 	}
@@ -124,10 +124,10 @@ func (x *MemoryIndex) remove(id string) {
 	x.ages.Remove(it.age)
 	p := it.partition
 	last := len(p.items) - 1
-	p.items[it.at], p.sketches[it.at] = p.items[last], p.sketches[last]
+	p.items[it.at], p.heads[it.at], p.tails[it.at] = p.items[last], p.heads[last], p.tails[last]
 	p.items[it.at].at = it.at
 	p.items[last] = nil
-	p.items, p.sketches = p.items[:last], p.sketches[:last]
+	p.items, p.heads, p.tails = p.items[:last], p.heads[:last], p.tails[:last]
 	if last == 0 {
 		delete(x.partitions, p.name)
 	}

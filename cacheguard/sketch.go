@@ -10,11 +10,14 @@ import (
 // A sketch is a short summary of a vector. Each bit is the side of a random plane on which the vector lies. The angle
 // between two vectors shows in the number of bits that differ (Charikar, "Similarity Estimation Techniques from Rounding
 // Algorithms", STOC 2002). So a search reads 64 bytes of most items, and not their vectors.
-type sketch [sketchWords]uint64
+type sketch struct{ head, tail half }
+
+// half is one half of a sketch. Most searches need only the first halves, which are side by side in memory.
+type half [4]uint64
 
 const (
-	sketchWords = 8
-	sketchBits  = 64 * sketchWords
+	halfBits   = 64 * len(half{})
+	sketchBits = 2 * halfBits
 )
 
 // rotations is the number of times that sketchOf turns a vector. Three make any vector look random.
@@ -43,8 +46,9 @@ func sketchOf(v []float32) (k sketch) {
 		}
 		hadamard(turned)
 	}
-	for i := range sketchBits {
-		k[i/64] |= uint64(math.Float32bits(turned[i])>>31) << (i % 64)
+	for i := range halfBits {
+		k.head[i/64] |= uint64(math.Float32bits(turned[i])>>31) << (i % 64)
+		k.tail[i/64] |= uint64(math.Float32bits(turned[halfBits+i])>>31) << (i % 64)
 	}
 	return k
 }
@@ -62,8 +66,13 @@ func hadamard(v []float32) {
 	}
 }
 
+// differing returns the number of bits in which two halves differ.
+func (h *half) differing(g *half) int {
+	return bits.OnesCount64(h[0]^g[0]) + bits.OnesCount64(h[1]^g[1]) + bits.OnesCount64(h[2]^g[2]) + bits.OnesCount64(h[3]^g[3])
+}
+
 // bounds are the most bits in which the sketches of two similar vectors differ, in the first half and in all.
-type bounds struct{ half, all int }
+type bounds struct{ head, all int }
 
 // deviations is how far above its mean the number of different bits may be. With 5, a search misses one in three million
 // items whose similarity is just the least, and fewer of the more similar ones.
@@ -72,17 +81,13 @@ const deviations = 5
 func boundsOf(least float64) bounds {
 	differ := math.Acos(max(-1, min(least, 1))) / math.Pi // probability for a bit
 	most := func(n float64) int { return int(n*differ + deviations*math.Sqrt(n*differ*(1-differ))) }
-	return bounds{most(sketchBits / 2), most(sketchBits)}
+	return bounds{most(float64(halfBits)), most(float64(sketchBits))}
 }
 
-// admit reports whether two sketches may belong to similar vectors.
-func (b bounds) admit(k, l *sketch) bool {
-	d := bits.OnesCount64(k[0]^l[0]) + bits.OnesCount64(k[1]^l[1]) + bits.OnesCount64(k[2]^l[2]) + bits.OnesCount64(k[3]^l[3])
-	if d > b.half {
-		return false
-	}
-	d += bits.OnesCount64(k[4]^l[4]) + bits.OnesCount64(k[5]^l[5]) + bits.OnesCount64(k[6]^l[6]) + bits.OnesCount64(k[7]^l[7])
-	return d <= b.all
+// admit reports whether a sketch with these halves may belong to a vector that is similar to the one of k.
+func (b bounds) admit(k *sketch, head, tail *half) bool {
+	d := k.head.differing(head)
+	return d <= b.head && d+k.tail.differing(tail) <= b.all
 }
 
 // similarity returns the cosine similarity of two vectors of length 1 and of the same dimension.

@@ -79,11 +79,11 @@ func TestSketchesAdmitSimilarVectorsAndFewOthers(t *testing.T) {
 					k := sketchOf(v)
 					if len(v) > 1 {
 						near := sketchOf(around(r, v, least))
-						require.True(t, most.admit(&k, &near), "%v", least)
+						require.True(t, most.admit(&k, &near.head, &near.tail), "%v", least)
 					}
-					require.True(t, most.admit(&k, &k))
+					require.True(t, most.admit(&k, &k.head, &k.tail))
 					other := sketchOf(vectors[(i+1)%len(vectors)])
-					if most.admit(&k, &other) {
+					if most.admit(&k, &other.head, &other.tail) {
 						admitted++
 					}
 				}
