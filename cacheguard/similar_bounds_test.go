@@ -109,6 +109,7 @@ func TestAnswerOfASlowEmbeddingIsFoundLater(t *testing.T) {
 		require.Equal(t, "miss", w.chat(t.Context(), chatOf(original)).source)
 		assert.Equal(t, cacheguard.DefaultSimilarTimeout, time.Since(start))
 		time.Sleep(takes)
+		synctest.Wait()
 		takes = 100 * time.Millisecond
 		start = time.Now()
 		require.Equal(t, "similar", w.chat(t.Context(), chatOf(similar)).source)
