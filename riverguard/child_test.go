@@ -1,0 +1,5 @@
+package riverguard_test
+
+const childEnv = "RIVERGUARD_CHILD"
+
+func child(string) int { return 1 }
