@@ -1,6 +1,7 @@
 package riverguard_test
 
 import (
+	"flag"
 	"os"
 	"testing"
 
@@ -14,6 +15,7 @@ func TestMain(m *testing.M) {
 	if order := os.Getenv(childEnv); order != "" {
 		os.Exit(child(order))
 	}
+	_ = flag.Set("test.parallel", "8") // the tests wait much more than they compute
 	leaktest.Main(withPostgres{m}, "github.com/riverqueue/river", "github.com/jackc/pgx")
 }
 

@@ -158,18 +158,15 @@ func (r *Runner) places(ctx context.Context) (waiting, running int, err error) {
 	return waiting, running, err
 }
 
-// current reports whether the job still belongs to the run.
-const current = `id = $1 AND state = 'running' AND attempted_at = $2`
-
-// save stores the record of a run. mine is false if the run has lost its job: another run has it, or its end was
-// stored before. The run may repeat the same save.
+// save stores the record of a run. mine is false if the run has lost its job: another run has begun, or the operation
+// is over. The run may repeat the same save.
 func (r *Runner) save(ctx context.Context, job *rivertype.JobRow, rec record) (mine bool, err error) {
 	text, err := json.Marshal(rec)
 	if err != nil {
 		return false, err
 	}
 	tag, err := r.pool.Exec(ctx, `UPDATE river_job SET metadata = metadata || jsonb_build_object('aiguard', $3::jsonb)
-		WHERE `+current+` AND (metadata->'aiguard'->>'finished_at' IS NULL OR metadata->'aiguard'->>'run' = $4)`,
+		WHERE id = $1 AND attempted_at = $2 AND finalized_at IS NULL AND (metadata->'aiguard'->>'finished_at' IS NULL OR metadata->'aiguard'->>'run' = $4)`,
 		job.ID, job.AttemptedAt, string(text), rec.Run)
 	return tag.RowsAffected() == 1, err
 }

@@ -88,7 +88,7 @@ func (x *run) work(ctx context.Context, fn func(context.Context) (any, error)) e
 		x.r.held += (time.Since(start) - x.r.held) / 8
 	}()
 	if !x.write("begin", x.begin) {
-		return x.lost(ctx)
+		return x.lost()
 	}
 	returned, overdue := make(chan result, 1), make(chan error, 1)
 	go x.call(ctx, fn, returned, overdue)
@@ -149,17 +149,17 @@ func (x *run) await(ctx context.Context, over <-chan struct{}, overdue chan<- er
 func (x *run) end(ctx context.Context, res result) error {
 	x.decide()
 	if res.err == nil {
-		return x.finish(ctx, task.Succeeded, operation.Failure{}, res.value)
+		return x.finish(task.Succeeded, operation.Failure{}, res.value)
 	}
 	again := x.job.Attempt < x.job.MaxAttempts
 	if cause := context.Cause(ctx); cause != nil && aiguard.KindOf(res.err) != aiguard.ErrTimeout { // unless the timeout came first
 		switch {
 		case errors.Is(cause, rivertype.ErrJobCancelledRemotely):
-			return x.finish(ctx, task.Cancelled, operation.Cancelled(), nil)
+			return x.finish(task.Cancelled, operation.Cancelled(), nil)
 		case again:
-			return x.release(ctx, storable(errors.Join(ctx.Err(), res.err))) // River does not count the attempt
+			return x.release(storable(errors.Join(ctx.Err(), res.err))) // River does not count the attempt
 		}
-		return x.finish(ctx, task.Failed, operation.Interrupted(), nil)
+		return x.finish(task.Failed, operation.Interrupted(), nil)
 	}
 	left := time.Duration(0)
 	if x.r.cfg.Patience != aiguard.Off {
@@ -168,15 +168,15 @@ func (x *run) end(ctx context.Context, res result) error {
 	v, delay := judge(res.err, left)
 	switch {
 	case v == snoozed:
-		return x.release(ctx, river.JobSnooze(delay))
+		return x.release(river.JobSnooze(delay))
 	case v == retried && again:
-		return x.release(ctx, storable(res.err))
+		return x.release(storable(res.err))
 	}
-	return x.finish(ctx, task.Failed, operation.Failed(res.err), nil)
+	return x.finish(task.Failed, operation.Failed(res.err), nil)
 }
 
 // finish stores the end of the operation.
-func (x *run) finish(ctx context.Context, status task.Status, why operation.Failure, value json.RawMessage) error {
+func (x *run) finish(status task.Status, why operation.Failure, value json.RawMessage) error {
 	stored := x.write("finish", func(rec *record) {
 		rec.Status, rec.Code, rec.Message, rec.FinishedAt = status, why.Code, why.Message, now()
 		rec.Revision++ // a request to cancel adds 1 until the end
@@ -186,7 +186,7 @@ func (x *run) finish(ctx context.Context, status task.Status, why operation.Fail
 		}
 	})
 	if !stored {
-		return x.lost(ctx)
+		return x.lost()
 	}
 	x.settle(status, why.Code)
 	return riversEnd(x.record())
@@ -211,9 +211,9 @@ func (x *run) settle(status task.Status, code aiguard.Kind) {
 }
 
 // release stores the progress of a run after which the job runs again, and returns verdict.
-func (x *run) release(ctx context.Context, verdict error) error {
+func (x *run) release(verdict error) error {
 	if !x.write("release", func(*record) {}) {
-		return x.lost(ctx)
+		return x.lost()
 	}
 	x.r.count(func(s *task.Stats) { s.Released++ })
 	x.log(slog.LevelInfo, "riverguard: runs again", slog.Any("reason", verdict))
@@ -222,20 +222,20 @@ func (x *run) release(ctx context.Context, verdict error) error {
 
 // lost ends a run whose job belongs to another run, or to none. This happens if the process was frozen until River gave
 // the job to another. What the worker returns would apply to the other run. lost therefore waits until that is over.
-func (x *run) lost(ctx context.Context) error {
+func (x *run) lost() error {
 	x.r.count(func(s *task.Stats) { s.Lost++ })
 	x.log(slog.LevelError, "riverguard: lost: another process has taken over the operation")
 	ticks := time.NewTicker(time.Second)
 	defer ticks.Stop()
 	for patience := x.r.jobTimeout(); patience > 0; patience -= time.Second {
-		running, err := x.r.running(ctx, x.job.ID)
+		running, err := x.r.running(x.r.ctx, x.job.ID)
 		if err == nil && !running {
 			break
 		}
 		select {
 		case <-ticks.C:
-		case <-ctx.Done():
-			return storable(ctx.Err())
+		case <-x.r.ctx.Done():
+			patience = 0
 		}
 	}
 	return errors.New("riverguard: another process has taken over the operation")
