@@ -1,16 +1,5 @@
-// Questions is a web service in which a model writes questions about a topic and rates answers. Both take time, so a
-// request starts a background operation. Every client with the operation's ID can watch, read and cancel it.
-//
-//	go run ./examples/questions -addr 127.0.0.1:8080
-//	curl -i 127.0.0.1:8080/questions -H 'Content-Type: application/json' -d '{"topic":"tides"}'
-//	curl -N 127.0.0.1:8080/operations/ID/events
-//	curl 127.0.0.1:8080/readyz
-//
-// The service has a web page at /. With OPENAI_API_KEY set, it calls the provider at OPENAI_BASE_URL (OpenAI by
-// default) with OPENAI_MODEL. Otherwise it starts a fake provider. Then /questions?fault=timeout, outage, ratelimit,
-// truncated or slow shows what a user gets when the provider fails. Eleven quick clicks overload the service itself.
-// For a load test with far more requests, run go run ./examples/questions/load.
-package main
+// Package service is the web service of the example questions. Its engine of operations can be exchanged.
+package service
 
 import (
 	"cmp"
@@ -29,13 +18,31 @@ import (
 
 	openai "github.com/sashabaranov/go-openai"
 
+	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/aiguardtest"
 	"github.com/aiguard-go/aiguard/task"
 )
 
-func main() {
+// Open opens an engine over the database, which is "" without -database. close is called after the engine's Shutdown.
+type Open func(ctx context.Context, g *aiguard.Guard, database string) (engine task.Engine, close func() error, err error)
+
+// Memory opens the engine of package task without a database: one process, and no operation survives it.
+func Memory(_ context.Context, g *aiguard.Guard, database string) (task.Engine, func() error, error) {
+	if database != "" {
+		return nil, nil, errors.New("-database is set; the engine memory uses no database")
+	}
+	store, err := task.NewMemory(task.MemoryConfig{})
+	if err != nil {
+		return nil, nil, err
+	}
+	engine, err := task.NewRunner(g, store, task.Config{})
+	return engine, func() error { return nil }, err
+}
+
+// Main is the program. It uses the flags, and one of engines, which must have "memory".
+func Main(engines map[string]Open) {
 	logger := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	s, err := parseSettings(os.Args[1:], logger, os.Stderr)
+	s, err := parseSettings(os.Args[1:], engines, logger, os.Stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		return
@@ -54,29 +61,27 @@ func main() {
 }
 
 // run prints the service's address to out, serves until ctx ends, and then drains.
-func run(ctx context.Context, cfg settings, logger *slog.Logger, out io.Writer) error {
+func run(ctx context.Context, cfg settings, logger *slog.Logger, out io.Writer) (err error) {
 	defer cfg.guard.Close()
 	oc := openai.DefaultConfig(os.Getenv("OPENAI_API_KEY"))
 	oc.BaseURL = cmp.Or(os.Getenv("OPENAI_BASE_URL"), oc.BaseURL)
 	if cfg.fake {
 		fake := aiguardtest.Start()
 		defer fake.Close()
-		fake.Handle(fakeAnswer(cfg.pace))
+		fake.Handle(FakeAnswer(cfg.pace))
 		oc.BaseURL = fake.URL
 		logger.Info("OPENAI_API_KEY is not set: using a fake provider on this machine")
 	}
-	store, err := task.NewMemory(task.MemoryConfig{})
+	engine, closeEngine, err := cfg.open(ctx, cfg.guard, cfg.database)
 	if err != nil {
 		return err
 	}
-	runner, err := task.NewRunner(cfg.guard, store, task.Config{})
-	if err != nil {
-		return err
-	}
-	s := &service{client: cfg.guard.Client(oc), runner: runner, model: cmp.Or(os.Getenv("OPENAI_MODEL"), openai.GPT4oMini),
-		fake: cfg.fake, logger: logger}
-	defer s.end(0)
-	handler, err := s.routes()
+	defer func() { err = errors.Join(err, closeEngine()) }()
+	s := &Service{Client: cfg.guard.Client(oc), Engine: engine, Model: cmp.Or(os.Getenv("OPENAI_MODEL"), openai.GPT4oMini),
+		Fake: cfg.fake, Logger: logger}
+	defer s.End(0)
+	s.Register()
+	handler, err := s.Routes()
 	if err != nil {
 		return err
 	}
@@ -101,11 +106,11 @@ func run(ctx context.Context, cfg settings, logger *slog.Logger, out io.Writer) 
 // drain stops the service without losing work. First the service reports that it is not ready, but still serves, so
 // that load balancers notice. Then operations finish or are interrupted while their watchers are still connected.
 // Last, the connections are closed.
-func (s *service) drain(srv *http.Server, delay, timeout time.Duration) error {
-	s.draining.Store(true)
-	s.logger.Info("draining", "running", s.runner.Stats().Running, "pending", s.runner.Stats().Pending)
+func (s *Service) drain(srv *http.Server, delay, timeout time.Duration) error {
+	s.Draining.Store(true)
+	s.Logger.Info("draining", "running", s.Engine.Stats().Running, "pending", s.Engine.Stats().Pending)
 	time.Sleep(delay)
-	s.end(timeout)
+	s.End(timeout)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	if err := srv.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
@@ -114,13 +119,13 @@ func (s *service) drain(srv *http.Server, delay, timeout time.Duration) error {
 	return srv.Close() // a client does not read its response
 }
 
-// end rejects new operations, waits up to timeout for the others, and then interrupts them. Their calls are the only
+// End rejects new operations, waits up to timeout for the others, and then interrupts them. Their calls are the only
 // work that the guard still has.
-func (s *service) end(timeout time.Duration) {
+func (s *Service) End(timeout time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	if err := s.runner.Shutdown(ctx); err != nil && timeout > 0 {
-		s.logger.Warn("operations were interrupted", "error", err)
+	if err := s.Engine.Shutdown(ctx); err != nil && timeout > 0 {
+		s.Logger.Warn("operations were interrupted", "error", err)
 	}
-	_ = s.client.Guard().Shutdown(ctx) // same error as the runner's
+	_ = s.Client.Guard().Shutdown(ctx) // same error as the runner's
 }
