@@ -203,19 +203,33 @@ func (r *Runner) Shutdown(ctx context.Context) error {
 	if r.cfg.SubmitOnly {
 		return nil
 	}
-	stopped := r.client.Stopped()
-	if err := ctx.Err(); err == nil && r.client.Stop(ctx) == nil {
+	if ctx.Err() == nil && r.client.Stop(ctx) == nil {
 		return nil
 	}
 	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.cfg.Grace+2*storeTimeout)
 	defer cancel()
-	_ = r.client.StopAndCancel(patience) // its error is that patience has ended
-	select {
-	case <-stopped:
-	default:
+	go r.endWithStuck(patience, cancel)
+	if r.client.StopAndCancel(patience) != nil {
 		r.cfg.Logger.LogAttrs(ctx, slog.LevelError, "riverguard: functions still run after Shutdown", slog.Int("running", r.Stats().Running))
 	}
 	return ctx.Err()
+}
+
+// endWithStuck calls end when only stuck functions still run. Their operations are over.
+func (r *Runner) endWithStuck(ctx context.Context, end func()) {
+	ticks := time.NewTicker(50 * time.Millisecond)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticks.C:
+		}
+		if s := r.Stats(); s.Stuck > 0 && s.Running == s.Stuck {
+			end()
+			return
+		}
+	}
 }
 
 func (r *Runner) close() {

@@ -3,6 +3,7 @@ package riverguard_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"testing"
@@ -31,6 +32,34 @@ func TestRunnerIsAnEngine(t *testing.T) {
 	})
 	require.NotContains(t, log.String(), enginetest.Secret)
 	require.Contains(t, log.String(), "riverguard: panic")
+}
+
+// River stores and logs what a worker returns.
+func TestFailedOperationLeavesNoTextInRiver(t *testing.T) {
+	t.Parallel()
+	var log syncbuf.Buffer
+	dsn := newDatabase(t)
+	r := newRunner(t, dsn, aiguard.Config{}, riverguard.Config{MaxAttempts: 2, Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+	for name, fn := range map[string]func() error{
+		"error":     func() error { return errors.New(secret) },
+		"panic":     func() error { panic(secret) },
+		"temporary": func() error { return fmt.Errorf("%s: %w", secret, aiguard.ErrUnavailable) },
+		"permanent": func() error { return fmt.Errorf("%s: %w", secret, aiguard.ErrRejected) },
+		"snoozed": func() error {
+			return &aiguard.Error{Kind: aiguard.ErrRateLimited, RetryAfter: time.Minute, Err: errors.New(secret)}
+		},
+	} {
+		register(r, name, func(context.Context) (any, error) { return nil, fn() })
+		if id := submit(t, r, name).ID; name != "snoozed" {
+			require.Equal(t, task.Failed, ends(t, r, id).Status)
+		}
+	}
+	require.Eventually(t, func() bool { return r.Stats().Running == 0 }, patience, 10*time.Millisecond)
+	shutdown(t, r)
+	j := &jobs{t: t, pool: newPool(t, dsn)}
+	require.Contains(t, j.stored(), "unavailable")
+	require.NotContains(t, j.stored(), secret)
+	require.NotContains(t, log.String(), secret)
 }
 
 func TestInvalidConfigNamesTheField(t *testing.T) {
