@@ -42,7 +42,7 @@ type outgoing struct {
 	json       bool     // the request seems to ask for a JSON answer
 	flaw       error    // why the request must not be sent
 	known      *known   // what Client has passed on
-	cost       estimate // for a Budget
+	cost       estimate // for a Budget, and for events
 	safe       bool     // a repeated request has no side effects
 	replayable bool
 }
@@ -61,13 +61,14 @@ func (o *outgoing) init(t *transport, req *http.Request) {
 // rejections come first, so that a guard under overload does not copy or read bodies.
 func (o *outgoing) prepare(ctx context.Context) error {
 	req := o.req
-	k, ok := req.Context().Value(knownKey{}).(*known)
-	if ok && k.taken.CompareAndSwap(false, true) { // a request made in a callback with the same context is a separate one
+	var asked dialect.Request
+	if k, ok := req.Context().Value(knownKey{}).(*known); ok && k.taken.CompareAndSwap(false, true) { // a request made in a callback with the same context is a separate one
 		o.known, o.settings.live = k, k.live
 		if o.settings.cfg.Budget != nil {
 			o.read() // for the estimate of its tokens
 		}
 		o.settings = o.guard.request(req.Context(), k.live, k.op, k.Model, req.URL.Host, req.URL.Path)
+		asked = k.Request
 	} else {
 		o.settle(o.endpoint.Model())
 		if cfg := &o.settings.cfg; len(cfg.Middleware) == 0 && cfg.MaxQueue != Off && o.guard.limiter.waiting.Load() >= int64(cfg.MaxQueue) {
@@ -76,20 +77,20 @@ func (o *outgoing) prepare(ctx context.Context) error {
 				return err
 			}
 		}
-		k = &known{Request: o.read()}
-		o.settle(k.Model)
+		asked = o.read()
+		o.settle(asked.Model)
 	}
-	if e := &o.cost; o.settings.cfg.Budget != nil && e.guess == 0 && e.input == 0 {
+	if e := &o.cost; o.settings.measured() && e.guess == 0 && e.input == 0 {
 		o.estimateUnread()
 	}
-	o.judged = o.endpoint.Known() && !k.Later
-	o.stream = k.Stream || accepts(req.Header, "text/event-stream") && !accepts(req.Header, "application/json")
+	o.judged = o.endpoint.Known() && !asked.Later
+	o.stream = asked.Stream || accepts(req.Header, "text/event-stream") && !accepts(req.Header, "application/json")
 	o.json = !o.stream && (o.judged && !o.endpoint.Plain() || accepts(req.Header, "application/json"))
 	switch req.Method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions:
 		o.safe = true
 	case http.MethodPost:
-		o.safe = o.endpoint.Repeatable(&k.Request)
+		o.safe = o.endpoint.Repeatable(&asked)
 	}
 	return nil
 }
@@ -140,37 +141,41 @@ func accepts(h http.Header, media string) bool {
 	return false
 }
 
-// read reads the request body with the endpoint's dialect, if that is possible without harm. It sets flaw if
-// the request is over a limit, and replaces the body if the output limit is lowered.
+// read reads the request body with the endpoint's dialect. It sets flaw if the request is over a limit, and replaces
+// the body if the output limit is lowered.
 func (o *outgoing) read() (r dialect.Request) {
-	r = o.endpoint.Read(nil, nil) // what the path says
+	r = o.endpoint.InPath()
 	limit := o.settings.cfg.MaxRequestBytes
 	if o.req.Body == nil || o.req.Body == http.NoBody || limit != Off && o.req.ContentLength > limit {
 		return r
 	}
 	o.keep()
+	o.withBody(func(data []byte) { r = o.understand(data) })
+	return r
+}
+
+// withBody calls use with the request body, if that can be read without harm.
+func (o *outgoing) withBody(use func(data []byte)) {
 	if o.req.GetBody == nil || o.req.Header.Get("Content-Encoding") != "" || strings.HasPrefix(mediaType(o.req.Header), "multipart/") {
-		return r
+		return
 	}
 	body, err := o.req.GetBody()
 	if err != nil {
-		return r
+		return
 	}
 	o.seen = true
 	defer body.Close()
-	use := func(data []byte) { r = o.understand(data) }
 	if w, ok := body.(io.WriterTo); ok && o.req.ContentLength > 0 {
 		// A body from http.NewRequest writes all its bytes in one piece, so no copy is needed.
 		v := &view{size: o.req.ContentLength, use: use}
 		if _, err := w.WriteTo(v); err == nil && v.rest != nil && int64(len(v.rest)) == v.size {
 			use(v.rest)
 		}
-		return r
+		return
 	}
-	if data, over, err := readCapped(o.req.Context(), body, o.req.ContentLength, limit, nil); !over && err == nil {
+	if data, over, err := readCapped(o.req.Context(), body, o.req.ContentLength, o.settings.cfg.MaxRequestBytes, nil); !over && err == nil {
 		use(data)
 	}
-	return r
 }
 
 // view is a Writer that uses a body while it is being written.
@@ -258,25 +263,43 @@ func (o *outgoing) understand(data []byte) dialect.Request {
 		o.settle(o.endpoint.Read(data, nil).Model)
 	}
 	limits := o.settings.limits()
-	t := tally{limits: limits, count: o.settings.cfg.Budget != nil}
+	t := tally{limits: limits, count: o.settings.measured()}
 	r := o.endpoint.Read(data, t.part())
+	if t.over() { // most prompts have fewer bytes than allowed characters
+		t = tally{limits: limits, count: t.count, exact: true}
+		r = o.endpoint.Read(data, t.part())
+	}
 	o.settle(r.Model)
-	if o.flaw = t.over(&o.settings); o.flaw == nil && limits.tokens > 0 && t.longest(limits.tokens) {
+	if t.over() {
+		o.flaw = promptTooLarge(&o.settings, PhasePrompt, int64(t.chars), int64(limits.chars))
+	} else if limits.tokens > 0 && t.longest(limits.tokens) {
 		o.flaw = o.countTokens(data)
 	}
 	if limits.output > 0 && o.flaw == nil {
 		o.lower(data, &r, limits.output)
 	}
 	if t.count {
-		o.estimateRead(&r, t.all, len(data), limits.output)
+		o.cost = o.estimateRead(&r, t.all, len(data), limits.output)
 	}
 	return r
 }
 
-// estimateRead records how many tokens a request with that size of prompts can use. limit is the output limit of the
+// estimateLate estimates a request whose attempt is over, because its answer does not report its usage. otherwise is
+// returned if the body cannot be read.
+func (o *outgoing) estimateLate(otherwise estimate) estimate {
+	e := otherwise
+	o.withBody(func(data []byte) {
+		t := tally{count: true}
+		r := o.endpoint.Read(data, t.part())
+		e = o.estimateRead(&r, t.all, len(data), o.settings.outputLimit())
+		e.complete, e.whole = otherwise.complete, otherwise.whole
+	})
+	return e
+}
+
+// estimateRead returns how many tokens a request with that size of prompts can use. limit is the output limit of the
 // settings.
-func (o *outgoing) estimateRead(r *dialect.Request, prompts int64, size, limit int) {
-	e := &o.cost
+func (o *outgoing) estimateRead(r *dialect.Request, prompts int64, size, limit int) (e estimate) {
 	e.input = prompts / bytesPerToken
 	limited := o.endpoint.LimitsOutput()
 	if !o.endpoint.Inference() && r.Model != "" { // whose prompts may be unknown
@@ -291,6 +314,7 @@ func (o *outgoing) estimateRead(r *dialect.Request, prompts int64, size, limit i
 		e.output *= max(r.Choices, 1)
 		e.guess *= int32(max(r.Choices, 1))
 	}
+	return e
 }
 
 // estimateUnread notes what a request can use whose body was not read: it is too large, say. A form has a file in it.
