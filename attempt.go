@@ -97,8 +97,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 
 // request returns the request for this attempt, with its own body.
 func (x *exchange) request(w *watch) (*http.Request, error) {
-	x.conn = new(connTrace)
-	req := x.req.WithContext(httptrace.WithClientTrace(w, x.conn.hooks()))
+	req := x.req.WithContext(httptrace.WithClientTrace(w, w.conn.hooks()))
 	if x.req.GetBody != nil && (x.sent || x.seen) {
 		x.closeUnsent()
 		body, err := x.req.GetBody()

@@ -21,7 +21,7 @@ const maxKept = 1 << 20
 type known struct {
 	op   string
 	live *live // the configuration that the prompt was checked with
-	dialect.Request
+	dialect.Facts
 	taken    atomic.Bool // by the request that it describes
 	answered bool        // set by the transport: a good answer has come, even if go-openai cannot use it
 }
@@ -61,14 +61,14 @@ func (o *outgoing) init(t *transport, req *http.Request) {
 // rejections come first, so that a guard under overload does not copy or read bodies.
 func (o *outgoing) prepare(ctx context.Context) error {
 	req := o.req
-	var asked dialect.Request
+	var asked dialect.Facts
 	if k, ok := req.Context().Value(knownKey{}).(*known); ok && k.taken.CompareAndSwap(false, true) { // a request made in a callback with the same context is a separate one
 		o.known, o.settings.live = k, k.live
 		if o.settings.cfg.Budget != nil {
 			o.read() // for the estimate of its tokens
 		}
 		o.settings = o.guard.request(req.Context(), k.live, k.op, k.Model, req.URL.Host, req.URL.Path)
-		asked = k.Request
+		asked = k.Facts
 	} else {
 		o.settle(o.endpoint.Model())
 		if cfg := &o.settings.cfg; len(cfg.Middleware) == 0 && cfg.MaxQueue != Off && o.guard.limiter.waiting.Load() >= int64(cfg.MaxQueue) {
@@ -143,8 +143,8 @@ func accepts(h http.Header, media string) bool {
 
 // read reads the request body with the endpoint's dialect, if that is possible without harm. It sets flaw if
 // the request is over a limit, and replaces the body if the output limit is lowered.
-func (o *outgoing) read() (r dialect.Request) {
-	r = o.endpoint.InPath()
+func (o *outgoing) read() dialect.Facts {
+	r := o.endpoint.InPath()
 	limit := o.settings.cfg.MaxRequestBytes
 	if o.req.Body == nil || o.req.Body == http.NoBody || limit != Off && o.req.ContentLength > limit {
 		return r
@@ -177,7 +177,7 @@ func (o *outgoing) read() (r dialect.Request) {
 type view struct {
 	of   *outgoing
 	size int64
-	read dialect.Request
+	read dialect.Facts
 	rest []byte // bytes, if they came in more than one piece
 }
 
@@ -254,7 +254,7 @@ func (o *outgoing) closeUnsent() {
 }
 
 // understand reads data, the body of the request.
-func (o *outgoing) understand(data []byte) dialect.Request {
+func (o *outgoing) understand(data []byte) dialect.Facts {
 	if o.settings.models.exact != nil { // limits may depend on the model, which may be named at the end
 		o.settle(o.endpoint.Read(data, nil).Model)
 	}
@@ -275,14 +275,14 @@ func (o *outgoing) understand(data []byte) dialect.Request {
 		o.lower(data, &r, limits.output)
 	}
 	if t.count {
-		o.estimateRead(&r, t.all, len(data), limits.output)
+		o.estimateRead(&r.Facts, t.all, len(data), limits.output)
 	}
-	return r
+	return r.Facts
 }
 
 // estimateRead records how many tokens a request with that size of prompts can use. limit is the output limit of the
 // settings.
-func (o *outgoing) estimateRead(r *dialect.Request, prompts int64, size, limit int) {
+func (o *outgoing) estimateRead(r *dialect.Facts, prompts int64, size, limit int) {
 	e := &o.cost
 	e.input = prompts / bytesPerToken
 	limited := o.endpoint.LimitsOutput()
