@@ -32,6 +32,8 @@ type knownKey struct{}
 type outgoing struct {
 	*transport
 	settings settings
+	model    string // the model of settings
+	settled  bool   // settings are set
 	req      *http.Request
 	sent     bool // base has received the body and closes it
 	seen     bool // GetBody was called; some SDKs return the same body each time
@@ -115,6 +117,10 @@ func (o *outgoing) glance() string {
 
 // settle sets the settings to those of a model.
 func (o *outgoing) settle(model string) {
+	if o.settled && o.model == model {
+		return
+	}
+	o.settled, o.model = true, model
 	op := o.endpoint.Op()
 	if op == "" {
 		op = dialect.NameOf(o.req.URL.Path)
@@ -150,7 +156,7 @@ func (o *outgoing) read() dialect.Facts {
 		return r
 	}
 	o.keep()
-	if o.req.GetBody == nil || o.req.Header.Get("Content-Encoding") != "" || strings.HasPrefix(mediaType(o.req.Header), "multipart/") {
+	if o.req.GetBody == nil || field(o.req.Header, "Content-Encoding") != "" || strings.HasPrefix(mediaType(o.req.Header), "multipart/") {
 		return r
 	}
 	body, err := o.req.GetBody()
