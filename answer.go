@@ -60,7 +60,7 @@ func (r reply) whole() (*http.Response, error) {
 		r.x.known.answered = true
 	}
 	r.x.call.judge(r.w.caller, nil)
-	r.x.call.succeed(r.w.caller, usage)
+	r.x.call.succeed(r.w.caller)
 	handedOver = true
 	return r.resp, nil
 }

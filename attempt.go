@@ -66,7 +66,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 		return nil, r.refusal()
 	case r.bodiless():
 		x.call.judge(ctx, nil)
-		x.call.succeed(ctx, Usage{})
+		x.call.succeed(ctx)
 		resp.Body = http.NoBody
 		return resp, nil
 	case resp.StatusCode >= 300, headerSize(resp.Header) > maxHeaderBytes, !decoded(resp):

@@ -44,7 +44,7 @@ type outgoing struct {
 	json       bool     // the request seems to ask for a JSON answer
 	flaw       error    // why the request must not be sent
 	known      *known   // what Client has passed on
-	cost       estimate // for a Budget
+	cost       estimate // for a Budget, and for events
 	safe       bool     // a repeated request has no side effects
 	replayable bool
 }
@@ -82,7 +82,7 @@ func (o *outgoing) prepare(ctx context.Context) error {
 		asked = o.read()
 		o.settle(asked.Model)
 	}
-	if e := &o.cost; o.settings.cfg.Budget != nil && e.guess == 0 && e.input == 0 {
+	if e := &o.cost; o.settings.measured() && e.guess == 0 && e.input == 0 {
 		o.estimateUnread()
 	}
 	o.judged = o.endpoint.Known() && !asked.Later
@@ -147,8 +147,8 @@ func accepts(h http.Header, media string) bool {
 	return false
 }
 
-// read reads the request body with the endpoint's dialect, if that is possible without harm. It sets flaw if
-// the request is over a limit, and replaces the body if the output limit is lowered.
+// read reads the request body with the endpoint's dialect. It sets flaw if the request is over a limit, and replaces
+// the body if the output limit is lowered.
 func (o *outgoing) read() dialect.Facts {
 	r := o.endpoint.InPath()
 	limit := o.settings.cfg.MaxRequestBytes
@@ -156,40 +156,44 @@ func (o *outgoing) read() dialect.Facts {
 		return r
 	}
 	o.keep()
+	o.withBody(func(data []byte) { r = o.understand(data) })
+	return r
+}
+
+// withBody calls use with the request body, if that can be read without harm.
+func (o *outgoing) withBody(use func(data []byte)) {
 	if o.req.GetBody == nil || field(o.req.Header, "Content-Encoding") != "" || strings.HasPrefix(mediaType(o.req.Header), "multipart/") {
-		return r
+		return
 	}
 	body, err := o.req.GetBody()
 	if err != nil {
-		return r
+		return
 	}
 	o.seen = true
 	defer body.Close()
 	if w, ok := body.(io.WriterTo); ok && o.req.ContentLength > 0 {
 		// A body from http.NewRequest writes all its bytes in one piece, so no copy is needed.
-		v := &view{of: o, size: o.req.ContentLength, read: r}
+		v := &view{size: o.req.ContentLength, use: use}
 		if _, err := w.WriteTo(v); err == nil && v.rest != nil && int64(len(v.rest)) == v.size {
-			return o.understand(v.rest)
+			use(v.rest)
 		}
-		return v.read
+		return
 	}
-	if data, over, err := readCapped(o.req.Context(), body, o.req.ContentLength, limit, nil); !over && err == nil {
-		return o.understand(data)
+	if data, over, err := readCapped(o.req.Context(), body, o.req.ContentLength, o.settings.cfg.MaxRequestBytes, nil); !over && err == nil {
+		use(data)
 	}
-	return r
 }
 
-// view is a Writer that reads a request's body while it is being written.
+// view is a Writer that uses a body while it is being written.
 type view struct {
-	of   *outgoing
 	size int64
-	read dialect.Facts
+	use  func([]byte)
 	rest []byte // bytes, if they came in more than one piece
 }
 
 func (v *view) Write(p []byte) (int, error) {
 	if int64(len(p)) == v.size && v.rest == nil {
-		v.read = v.of.understand(p)
+		v.use(p)
 		return len(p), nil
 	}
 	if int64(len(v.rest)+len(p)) > v.size {
@@ -265,7 +269,7 @@ func (o *outgoing) understand(data []byte) dialect.Facts {
 		o.settle(o.endpoint.Read(data, nil).Model)
 	}
 	limits := o.settings.limits()
-	t := tally{limits: limits, count: o.settings.cfg.Budget != nil}
+	t := tally{limits: limits, count: o.settings.measured()}
 	r := o.endpoint.Read(data, t.part())
 	if t.over() { // most prompts have fewer bytes than allowed characters
 		t = tally{limits: limits, count: t.count, exact: true}
@@ -281,15 +285,27 @@ func (o *outgoing) understand(data []byte) dialect.Facts {
 		o.lower(data, &r, limits.output)
 	}
 	if t.count {
-		o.estimateRead(&r.Facts, t.all, len(data), limits.output)
+		o.cost = o.estimateRead(&r.Facts, t.all, len(data), limits.output)
 	}
 	return r.Facts
 }
 
-// estimateRead records how many tokens a request with that size of prompts can use. limit is the output limit of the
+// estimateLate estimates a request whose attempt is over, because its answer does not report its usage. otherwise is
+// returned if the body cannot be read.
+func (o *outgoing) estimateLate(otherwise estimate) estimate {
+	e := otherwise
+	o.withBody(func(data []byte) {
+		t := tally{count: true}
+		r := o.endpoint.Read(data, t.part())
+		e = o.estimateRead(&r.Facts, t.all, len(data), o.settings.outputLimit())
+		e.complete, e.whole = otherwise.complete, otherwise.whole
+	})
+	return e
+}
+
+// estimateRead returns how many tokens a request with that size of prompts can use. limit is the output limit of the
 // settings.
-func (o *outgoing) estimateRead(r *dialect.Facts, prompts int64, size, limit int) {
-	e := &o.cost
+func (o *outgoing) estimateRead(r *dialect.Facts, prompts int64, size, limit int) (e estimate) {
 	e.input = prompts / bytesPerToken
 	limited := o.endpoint.LimitsOutput()
 	if !o.endpoint.Inference() && r.Model != "" { // whose prompts may be unknown
@@ -304,6 +320,7 @@ func (o *outgoing) estimateRead(r *dialect.Facts, prompts int64, size, limit int
 		e.output *= max(r.Choices, 1)
 		e.guess *= int32(max(r.Choices, 1))
 	}
+	return e
 }
 
 // estimateUnread notes what a request can use whose body was not read: it is too large, say. A form has a file in it.

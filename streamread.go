@@ -96,7 +96,7 @@ func (s *stream) next() {
 		if s.out, s.err = s.bytes(ev); s.err != nil {
 			return
 		}
-		if s.x.settings.cfg.Budget != nil {
+		if s.x.settings.measured() {
 			s.used.count(&ev, s.progress.Free())
 		}
 		if s.watcher != nil && !ev.Done {
