@@ -64,7 +64,8 @@ func (o *outgoing) init(t *transport, req *http.Request) {
 func (o *outgoing) prepare(ctx context.Context) error {
 	req := o.req
 	var asked dialect.Facts
-	if k, ok := req.Context().Value(knownKey{}).(*known); ok && k.taken.CompareAndSwap(false, true) { // a request made in a callback with the same context is a separate one
+	k, ok := req.Context().Value(knownKey{}).(*known)
+	if ok && k.taken.CompareAndSwap(false, true) { // a request made in a callback with the same context is a separate one
 		o.known, o.settings.live = k, k.live
 		if o.settings.cfg.Budget != nil {
 			o.read() // for the estimate of its tokens
