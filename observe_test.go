@@ -229,3 +229,15 @@ func TestConfigTellsTheSettingsInForce(t *testing.T) {
 	require.EqualValues(t, aiguard.Off, cfg.MemoryLimit)
 	require.Equal(t, aiguard.DefaultTaskTimeout, cfg.TaskTimeout)
 }
+
+// The host is known before the request is sent, from the base URL.
+func TestPromptThatTheClientRefusesHasItsHost(t *testing.T) {
+	rec := &recorder{}
+	inVirtualTime(t, aiguard.Config{OnEvent: rec.OnEvent, MaxPromptChars: 1}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		_, err := chat(t.Context(), c)
+		refused := rec.all(aiguard.EventRefused)[0]
+		require.Equal(t, strings.Split(srv.URL, "/")[2], refused.Host)
+		require.Equal(t, refused.Host, facts(t, err, aiguard.ErrPromptTooLarge).Host)
+		require.Equal(t, chatRequest.Model, refused.Route)
+	})
+}

@@ -126,7 +126,7 @@ func TestWaiterThatNoLongerFitsIsRefusedAndHoldsNobodyUp(t *testing.T) {
 func TestRetryThatNoLongerFitsEndsWithItsFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(t, aiguard.Config{})
-		tries := 0
+		tries, start := 0, time.Now()
 		err := do(t.Context(), g.With(aiguard.Call{Weight: 5}), func(context.Context) error {
 			tries++
 			update(t, g, func(c *aiguard.Config) { c.MaxConcurrent = 4 })
@@ -134,6 +134,7 @@ func TestRetryThatNoLongerFitsEndsWithItsFailure(t *testing.T) {
 		})
 		require.Equal(t, 1, facts(t, err, aiguard.ErrUnavailable).Attempts)
 		require.Equal(t, 1, tries)
+		require.Less(t, time.Since(start), time.Second, "it backs off and does not wait for a slot")
 	})
 }
 
