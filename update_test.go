@@ -285,7 +285,7 @@ func TestRetryBudgetChangesAtOnce(t *testing.T) {
 		for facts(t, do(t.Context(), g, fails), aiguard.ErrInvalidResponse).Attempts == 2 { // until the budget is empty
 		}
 		update(t, g, func(c *aiguard.Config) { c.Retry.Budget = aiguard.Off })
-		for range 50 {
+		for range 150 { // more than the whole guard has tokens for
 			require.Equal(t, 2, facts(t, do(t.Context(), g, fails), aiguard.ErrInvalidResponse).Attempts)
 		}
 		update(t, g, func(c *aiguard.Config) { c.Retry.MaxAttempts = 1 })
