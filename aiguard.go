@@ -46,6 +46,7 @@ import (
 	"context"
 	"hash/maphash"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -97,6 +98,7 @@ type core struct {
 	recent  recent
 	storm   storm
 	ring    ring
+	reuse   sync.Pool // of *call, for Do
 
 	calls, succeeded, failed, refused, retries, timeouts atomic.Int64
 }

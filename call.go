@@ -43,6 +43,7 @@ type call struct {
 	lost     bool  // lost to another attempt of its request
 	billed   bool  // the attempt may be billed
 	mayBill  bool  // one of the attempts may be billed
+	private  bool  // a Do whose call nobody else holds, so that another Do may reuse it
 
 	reserved atomic.Pointer[reservation] // the attempt's reservation in Config.Budget
 
@@ -273,15 +274,21 @@ func ownError(ctx context.Context, err error) *Error {
 	return e
 }
 
-// end cleans up after a panic or Goexit. For a call that is over it does nothing.
+// end cleans up after a panic or Goexit. A call that is over may be reused.
 func (c *call) end(ctx context.Context) {
-	if !c.over {
-		c.letGo()
-		if !c.nested {
-			c.failed.Add(1)
+	if c.over {
+		if c.private {
+			pool := &c.reuse
+			*c = call{}
+			pool.Put(c)
 		}
-		if c.trail != nil {
-			c.unwound(ctx)
-		}
+		return
+	}
+	c.letGo()
+	if !c.nested {
+		c.failed.Add(1)
+	}
+	if c.trail != nil {
+		c.unwound(ctx)
 	}
 }

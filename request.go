@@ -61,13 +61,14 @@ func (o *outgoing) init(t *transport, req *http.Request) {
 // rejections come first, so that a guard under overload does not copy or read bodies.
 func (o *outgoing) prepare(ctx context.Context) error {
 	req := o.req
-	k, ok := req.Context().Value(knownKey{}).(*known)
-	if ok && k.taken.CompareAndSwap(false, true) { // a request made in a callback with the same context is a separate one
+	var asked dialect.Request
+	if k, ok := req.Context().Value(knownKey{}).(*known); ok && k.taken.CompareAndSwap(false, true) { // a request made in a callback with the same context is a separate one
 		o.known, o.settings.live = k, k.live
 		if o.settings.cfg.Budget != nil {
 			o.read() // for the estimate of its tokens
 		}
 		o.settings = o.guard.request(req.Context(), k.live, k.op, k.Model, req.URL.Host, req.URL.Path)
+		asked = k.Request
 	} else {
 		o.settle(o.endpoint.Model())
 		if cfg := &o.settings.cfg; len(cfg.Middleware) == 0 && cfg.MaxQueue != Off && o.guard.limiter.waiting.Load() >= int64(cfg.MaxQueue) {
@@ -76,20 +77,20 @@ func (o *outgoing) prepare(ctx context.Context) error {
 				return err
 			}
 		}
-		k = &known{Request: o.read()}
-		o.settle(k.Model)
+		asked = o.read()
+		o.settle(asked.Model)
 	}
 	if e := &o.cost; o.settings.measured() && e.guess == 0 && e.input == 0 {
 		o.estimateUnread()
 	}
-	o.judged = o.endpoint.Known() && !k.Later
-	o.stream = k.Stream || accepts(req.Header, "text/event-stream") && !accepts(req.Header, "application/json")
+	o.judged = o.endpoint.Known() && !asked.Later
+	o.stream = asked.Stream || accepts(req.Header, "text/event-stream") && !accepts(req.Header, "application/json")
 	o.json = !o.stream && (o.judged && !o.endpoint.Plain() || accepts(req.Header, "application/json"))
 	switch req.Method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions:
 		o.safe = true
 	case http.MethodPost:
-		o.safe = o.endpoint.Repeatable(&k.Request)
+		o.safe = o.endpoint.Repeatable(&asked)
 	}
 	return nil
 }
@@ -143,7 +144,7 @@ func accepts(h http.Header, media string) bool {
 // read reads the request body with the endpoint's dialect. It sets flaw if the request is over a limit, and replaces
 // the body if the output limit is lowered.
 func (o *outgoing) read() (r dialect.Request) {
-	r = o.endpoint.Read(nil, nil) // what the path says
+	r = o.endpoint.InPath()
 	limit := o.settings.cfg.MaxRequestBytes
 	if o.req.Body == nil || o.req.Body == http.NoBody || limit != Off && o.req.ContentLength > limit {
 		return r
@@ -264,8 +265,14 @@ func (o *outgoing) understand(data []byte) dialect.Request {
 	limits := o.settings.limits()
 	t := tally{limits: limits, count: o.settings.measured()}
 	r := o.endpoint.Read(data, t.part())
+	if t.over() { // most prompts have fewer bytes than allowed characters
+		t = tally{limits: limits, count: t.count, exact: true}
+		r = o.endpoint.Read(data, t.part())
+	}
 	o.settle(r.Model)
-	if o.flaw = t.over(&o.settings); o.flaw == nil && limits.tokens > 0 && t.longest(limits.tokens) {
+	if t.over() {
+		o.flaw = promptTooLarge(&o.settings, PhasePrompt, int64(t.chars), int64(limits.chars))
+	} else if limits.tokens > 0 && t.longest(limits.tokens) {
 		o.flaw = o.countTokens(data)
 	}
 	if limits.output > 0 && o.flaw == nil {

@@ -18,6 +18,10 @@ type RouteState struct {
 	Down  bool          // in an outage
 	Probe time.Duration // in a pause or an outage: time until the next probe may be sent
 
+	// Reopened is true if an attempt has ended the last pause or outage. Without it, a route that is neither paused nor
+	// down only means that the sender knows of no pause and no outage.
+	Reopened bool
+
 	RetryTokens float64 // retries that the route's retry budget allows now; negative: unknown
 	RetrySpent  float64 // tokens that this Guard has spent, net of those added, since its previous RouteState of the route
 }
@@ -65,8 +69,9 @@ func (g *Guard) RouteChanges() (changed []RouteState, more <-chan struct{}) {
 }
 
 // LearnRoutes applies what other processes know about routes, as if this Guard had learned it from its own attempts.
-// A pause or an outage begins, grows or ends, and RetryTokens replaces the tokens of the route's retry budget. A change
-// that RouteChanges has not returned yet takes precedence. It emits no event, and ignores RetrySpent.
+// A pause or an outage begins, grows, or ends if Reopened is true, and RetryTokens replaces the tokens of the route's
+// retry budget. A route with a change that RouteChanges has not returned yet learns only RetryTokens, because the state
+// may be older than the change. LearnRoutes emits no event, and ignores RetrySpent.
 func (g *Guard) LearnRoutes(states ...RouteState) {
 	g.must("LearnRoutes")
 	l := g.limiter
@@ -99,6 +104,7 @@ func (r *route) share(now instant) RouteState {
 	left := func(until provider.Instant) time.Duration { return max(time.Duration(instant(until)-now), 0) }
 	st := RouteState{
 		Host: r.key.host, Name: r.key.name, Model: r.key.model, Pause: left(s.PausedUntil), Down: s.Down,
+		Reopened:    r.told.Down && !s.Down || instant(r.told.PausedUntil) > now && instant(s.PausedUntil) <= now,
 		RetryTokens: r.state.Budget.Tokens(provider.Instant(now)), RetrySpent: s.Spent - r.told.Spent,
 	}
 	if st.Down || st.Pause > 0 {
@@ -125,7 +131,9 @@ func (l *limiter) learn(s *RouteState, now instant) {
 		known.PausedUntil = at(s.Pause)
 	}
 	before := r.state.DownSince()
-	r.state.Learn(provider.Instant(now), known, !r.changed)
+	if !r.changed {
+		r.state.Learn(provider.Instant(now), known, s.Reopened)
+	}
 	unshared := r.state.Shared().Spent - r.told.Spent
 	if tokens := s.RetryTokens; tokens >= 0 && !math.IsInf(tokens, 1) {
 		r.state.Budget.Set(provider.Instant(now), tokens-unshared)

@@ -132,12 +132,32 @@ func TestUnsharedPauseIsNotEndedByOthers(t *testing.T) {
 		srv.SetDefault(retryAfter(300))
 		facts(t, askModel(t.Context(), one, "a"), aiguard.ErrRateLimited)
 		host := routeOf(t, one.Guard(), "a").Host
-		open := aiguard.RouteState{Host: host, Model: "a", RetryTokens: -1}
+		open := aiguard.RouteState{Host: host, Model: "a", RetryTokens: -1, Reopened: true}
 		one.Guard().LearnRoutes(open)
 		require.False(t, routeOf(t, one.Guard(), "a").PausedUntil.IsZero())
 		tell(one, two)
+		one.Guard().LearnRoutes(aiguard.RouteState{Host: host, Model: "a", RetryTokens: 3})
+		require.False(t, routeOf(t, one.Guard(), "a").PausedUntil.IsZero(), "the sender does not know of the pause")
 		one.Guard().LearnRoutes(open)
 		require.True(t, routeOf(t, one.Guard(), "a").PausedUntil.IsZero())
+	})
+}
+
+// A message about an outage may arrive after its end.
+func TestOldOutageDoesNotBeginAgain(t *testing.T) {
+	twoProcesses(t, func(t *testing.T, one, two *aiguard.Client, srv *aiguardtest.Server) {
+		srv.SetDefault(aiguardtest.Error(500, "server_error"))
+		for range 5 {
+			_ = askModel(t.Context(), one, "a")
+		}
+		old := tell(one, two)
+		srv.SetDefault(aiguardtest.Text("Hello!"))
+		time.Sleep(time.Second)
+		require.NoError(t, askModel(t.Context(), one, "a"))
+		one.Guard().LearnRoutes(old...)
+		require.True(t, routeOf(t, one.Guard(), "a").DownSince.IsZero())
+		require.True(t, tell(one, two)[0].Reopened)
+		require.True(t, routeOf(t, two.Guard(), "a").DownSince.IsZero())
 	})
 }
 

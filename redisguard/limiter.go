@@ -46,7 +46,7 @@ type Limiter struct {
 	local    local
 	closed   bool
 
-	commands atomic.Int64
+	commands, messages atomic.Int64
 }
 
 // release is a lease to be given back.
@@ -78,6 +78,7 @@ type Stats struct {
 	InFlight int64 // weight of this process
 	Waiting  int64 // calls of this process that wait for a slot
 	Commands int64 // commands sent to Redis
+	Messages int64 // messages received from other processes, each with slots for calls that wait
 }
 
 // releaseDelay is how long a release may wait for the next acquire, which takes it along, while no call waits.
@@ -328,7 +329,7 @@ func (l *Limiter) wake() {
 func (l *Limiter) Stats() Stats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return Stats{Shared: l.down == nil, Members: l.members, InFlight: l.weight(), Waiting: int64(len(l.waiting)), Commands: l.commands.Load()}
+	return Stats{Shared: l.down == nil, Members: l.members, InFlight: l.weight(), Waiting: int64(len(l.waiting)), Commands: l.commands.Load(), Messages: l.messages.Load()}
 }
 
 // weight returns the weight that this process holds.

@@ -156,6 +156,7 @@ func (l *Limiter) hear(m any) {
 		if l.closed {
 			return
 		}
+		l.messages.Add(1)
 		for id := range strings.FieldsSeq(m.Payload) {
 			l.grant(id)
 		}

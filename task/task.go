@@ -13,7 +13,7 @@
 // status never changes. If a process crashes, another process marks its operations as interrupted.
 //
 // Most programs need NewRunner, Start and Handler. Use Register and Submit for operations that another process may
-// take over.
+// take over. Module riverguard has another Engine for them, which is a queue for several processes.
 package task
 
 import (

@@ -19,7 +19,8 @@ const (
 	GuardFloor = 100
 )
 
-const budgetRefill = 10 * time.Second // one token
+// BudgetRefill is the time after which a budget gets one more token.
+const BudgetRefill = 10 * time.Second
 
 // Init fills the budget.
 func (b *Budget) Init(ratio, floor float64) { b.ratio, b.floor, b.tokens = ratio, floor, floor }
@@ -40,7 +41,7 @@ func (b *Budget) Set(now Instant, tokens float64) { b.tokens, b.at = min(tokens,
 // Tokens returns the current number of tokens.
 func (b *Budget) Tokens(now Instant) float64 {
 	if b.at != 0 {
-		b.tokens = min(b.tokens+float64(now-b.at)/float64(budgetRefill), b.floor)
+		b.tokens = min(b.tokens+float64(now-b.at)/float64(BudgetRefill), b.floor)
 	}
 	b.at = now
 	return b.tokens

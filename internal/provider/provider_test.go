@@ -378,9 +378,9 @@ func TestRetryBudgetIsAFractionOfCallsAboveAFloor(t *testing.T) {
 	}
 	b.at = 0 // no time has been told of yet
 	require.Equal(t, 3, spend())
-	now += Instant(budgetRefill)
+	now += Instant(BudgetRefill)
 	require.Equal(t, 1, spend(), "a quiet service may retry too")
-	now += 100 * Instant(budgetRefill)
+	now += 100 * Instant(BudgetRefill)
 	require.Equal(t, 3, spend())
 
 	b.Init(-1, 3)
