@@ -241,3 +241,24 @@ func TestPromptThatTheClientRefusesHasItsHost(t *testing.T) {
 		require.Equal(t, chatRequest.Model, refused.Route)
 	})
 }
+
+// However many layers a failure passes on its way up, it is one line.
+func TestOneFailureIsLoggedOnce(t *testing.T) {
+	var log logged
+	inVirtualTime(t, aiguard.Config{Logger: log.logger()}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.SetDefault(aiguardtest.Error(401, "invalid_api_key"))
+		err := c.Guard().RunTask(t.Context(), func(ctx context.Context) error {
+			return do(ctx, c.Guard().With(aiguard.Call{Op: "outer"}), func(ctx context.Context) error {
+				return do(ctx, c.Guard().With(aiguard.Call{Op: "inner"}), func(ctx context.Context) error {
+					_, err := chat(ctx, c)
+					return err
+				})
+			})
+		})
+		require.ErrorIs(t, err, aiguard.ErrUnauthorized)
+		lines := log.lines(t)
+		require.Len(t, lines, 1)
+		require.Equal(t, "outer", lines[0]["op"])
+		require.NotEmpty(t, lines[0]["host"])
+	})
+}
