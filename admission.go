@@ -27,7 +27,7 @@ func (g *Guard) refuseIfCrowded(ctx context.Context, s *settings) error {
 //go:noinline
 func (g *Guard) refuseInCrowd(ctx context.Context, s *settings) error {
 	l := g.limiter
-	if l.fits(s.Weight) != nil || callctx.HoldsSlot(ctx) || ctx.Err() != nil || g.ring.closing.Load() {
+	if callctx.HoldsSlot(ctx) || ctx.Err() != nil || g.ring.closing.Load() {
 		return nil // rejected for another reason
 	}
 	e := l.crowded(s)
@@ -71,7 +71,7 @@ func (c *call) enter(ctx context.Context) error {
 	var err error
 	if c.shared() != nil {
 		err = c.limiter.enterNested(c, now)
-	} else if e := c.unfit(ctx); e != nil {
+	} else if e := c.overMemory(ctx); e != nil {
 		err = e
 	} else if c.limiter.custom != nil {
 		err = errQueue
@@ -85,13 +85,10 @@ func (c *call) enter(ctx context.Context) error {
 	return err
 }
 
-// unfit rejects a call that can never be admitted, or not now.
-func (c *call) unfit(ctx context.Context) *Error {
+// overMemory rejects a new call while the heap is over its limit.
+func (c *call) overMemory(ctx context.Context) *Error {
 	if c.attempts > 0 {
 		return nil
-	}
-	if e := c.limiter.fits(c.Weight); e != nil {
-		return e
 	}
 	e, crossed := c.memory.check()
 	if crossed {
@@ -111,7 +108,7 @@ func (c *call) queue(ctx context.Context) error {
 		return c.dequeued(ctx, joined, c.limiter.custom.admit(ctx, c))
 	}
 	joined := c.waiter.joined
-	if c.boundByTotal(joined) {
+	if c.waiter.byTotal {
 		return c.dequeued(ctx, joined, c.waiter.waitWithinTotal(ctx))
 	}
 	return c.dequeued(ctx, joined, c.waiter.wait(ctx))

@@ -32,6 +32,7 @@
 // route down until a probe succeeds. Rate limit headers set its pace. The limit of a route adapts between
 // MinConcurrent (1) and MaxConcurrent by additive increase and multiplicative decrease (Chiu and Jain, 1989; RFC
 // 5681). Calls that wait for one route do not delay calls to another. Guard.Routes reports the state of each route.
+// Guard.Update changes all limits without a restart.
 //
 // # Errors
 //
@@ -44,9 +45,8 @@ package aiguard
 import (
 	"context"
 	"hash/maphash"
-	"maps"
 	"math/rand/v2"
-	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -67,6 +67,7 @@ type Stats struct {
 
 	PausedUntil          time.Time // latest end of the pauses that providers asked for; zero: none
 	OverMemory, Draining bool      // new calls are rejected: memory limit reached; Shutdown or Close was called
+	ConfigVersion        int64     // 1 after New; each Update adds 1
 
 	Calls, Succeeded, Failed, Refused int64
 	Retries, Timeouts                 int64
@@ -97,6 +98,7 @@ type core struct {
 	recent  recent
 	storm   storm
 	ring    ring
+	reuse   sync.Pool // of *call, for Do
 
 	calls, succeeded, failed, refused, retries, timeouts atomic.Int64
 }
@@ -104,11 +106,12 @@ type core struct {
 // New makes a Guard. The zero Config is valid. If a field is out of range, New returns an error that names the field,
 // its value and the allowed values.
 func New(cfg Config) (*Guard, error) {
-	if err := cfg.validate(); err != nil {
+	l, err := newLive(cfg)
+	if err != nil {
 		return nil, err
 	}
 	cfg.tellAliases()
-	clock, l := newClock(), newLive(cfg)
+	clock := newClock()
 	c := &core{clock: clock, memory: newMemory(l.cfg.MemoryLimit, l.cfg.MaxEventBytes, clock), pool: newPool(&l.cfg)}
 	c.current.Store(l)
 	c.limiter = newLimiter(&l.cfg, clock, &c.ring.mu)
@@ -171,25 +174,13 @@ func mustContext(method string, ctx context.Context) {
 func (g *Guard) Stats() Stats {
 	g.must("Stats")
 	st := g.limiter.stats()
-	st.MemoryLimit, st.BufferedBytes = g.memory.limit, g.memory.buffered()
+	st.MemoryLimit, st.BufferedBytes = max(g.memory.limit.Load(), 0), g.memory.buffered()
 	st.Calls, st.Succeeded, st.Failed, st.Refused = g.calls.Load(), g.succeeded.Load(), g.failed.Load(), g.refused.Load()
 	st.Retries, st.Timeouts = g.retries.Load(), g.timeouts.Load()
 	st.HeapBytes = g.memory.sample(g.now(), memorySample)
 	st.OverMemory = g.memory.refuses(st.HeapBytes)
-	st.Draining = g.ring.closing.Load()
+	st.Draining, st.ConfigVersion = g.ring.closing.Load(), g.current.Load().version
 	return st
-}
-
-// Config returns the settings in effect: the Config given to New, with defaults in place of zero fields.
-func (g *Guard) Config() Config {
-	g.must("Config")
-	cfg := g.current.Load().cfg
-	cfg.MemoryLimit = g.memory.limit
-	if cfg.MemoryLimit == 0 {
-		cfg.MemoryLimit = Off
-	}
-	cfg.Middleware, cfg.Models = slices.Clone(cfg.Middleware), maps.Clone(cfg.Models)
-	return cfg
 }
 
 // Shutdown rejects new calls and tasks with ErrClosed and waits until all active calls, including queued ones, are

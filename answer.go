@@ -60,7 +60,7 @@ func (r reply) whole() (*http.Response, error) {
 		r.x.known.answered = true
 	}
 	r.x.call.judge(r.w.caller, nil)
-	r.x.call.succeed(r.w.caller, usage)
+	r.x.call.succeed(r.w.caller)
 	handedOver = true
 	return r.resp, nil
 }
@@ -147,7 +147,7 @@ func usageOf(u dialect.Usage) Usage {
 }
 
 func mediaType(h http.Header) string {
-	value := h.Get("Content-Type")
+	value := field(h, "Content-Type")
 	if value == "application/json" { // most common; saves parsing
 		return value
 	}

@@ -96,10 +96,21 @@ const (
 	outputQuantile = 0.95
 )
 
+// most returns the largest usage expected of the current attempt: what was reserved for it, if anything was.
+func (c *call) most() Usage {
+	if r := c.reserved.Load(); r != nil {
+		return r.most
+	}
+	return c.wire.most(c.limiter, c.settings)
+}
+
 // most returns the largest usage expected of the next attempt. A Do has none.
 func (w *wire) most(l *limiter, s *settings) Usage {
 	if w == nil {
 		return Usage{}
+	}
+	if w.unread != nil {
+		w.estimate, w.unread = w.unread.estimateLate(w.estimate), nil
 	}
 	e := &w.estimate
 	u := Usage{Input: e.input, Output: e.output, Estimated: true}
@@ -111,11 +122,11 @@ func (w *wire) most(l *limiter, s *settings) Usage {
 	return u
 }
 
-// used returns the usage of the attempt. The caller has checked that there is a reservation.
+// used returns the usage of the attempt.
 func (c *call) used() Usage {
-	w, r := c.wire, c.reserved.Load()
+	w := c.wire
 	switch {
-	case !c.billed || r == nil:
+	case !c.billed:
 		return Usage{}
 	case w == nil:
 		return Usage{Estimated: true}
@@ -125,15 +136,16 @@ func (c *call) used() Usage {
 		c.permit.route.learnOutput(u.Output)
 		return u
 	}
+	most := c.most()
 	u.Estimated = true
 	if u.Input == 0 {
-		u.Input = r.most.Input
+		u.Input = most.Input
 	}
 	switch {
 	case !e.complete || u.Output == 0:
-		u.Output = max(u.Output, r.most.Output)
+		u.Output = max(u.Output, most.Output)
 	case e.whole || e.output > 0: // JSON is longer than its text
-		u.Output = min(u.Output, r.most.Output)
+		u.Output = min(u.Output, most.Output)
 	default:
 		c.permit.route.learnOutput(u.Output)
 	}

@@ -43,6 +43,7 @@ type call struct {
 	lost     bool  // lost to another attempt of its request
 	billed   bool  // the attempt may be billed
 	mayBill  bool  // one of the attempts may be billed
+	private  bool  // a Do whose call nobody else holds, so that another Do may reuse it
 
 	reserved atomic.Pointer[reservation] // the attempt's reservation in Config.Budget
 
@@ -63,6 +64,7 @@ type wire struct {
 	prompt, answer int64   // bytes sent and received by the last attempt
 	race           *race   // the race of the attempt; nil: none
 	estimate       estimate
+	unread         *outgoing // whose body has to be read for the estimate; nil: it has been, or need not be
 }
 
 // takeUsage returns the tokens that the answer reported, and how many of them were not expected. It forgets them.
@@ -191,13 +193,25 @@ func (c *call) free() { c.giveBack(false) }
 // giveBack implements free. If the attempt is the last, it also takes the call out of the ring. It reports whether it
 // did.
 func (c *call) giveBack(last bool) bool {
-	if c.reserved.Load() != nil {
-		defer c.pay(c.used())
+	if c.reserved.Load() != nil || c.wire != nil && c.billed && c.cfg.OnEvent != nil {
+		return c.giveBackAndAccount(last)
 	}
 	return c.release(last)
 }
 
-// release is giveBack without the reservation.
+// giveBackAndAccount is giveBack for an attempt with a reservation or an observer. It settles the reservation when the
+// slot is free. It is not inlined into giveBack, because the frame of giveBack is on the stack while the next call is
+// admitted, and the 2 KiB with which a goroutine starts should suffice.
+//
+//go:noinline
+func (c *call) giveBackAndAccount(last bool) bool {
+	used := c.used()
+	c.trail.note(used)
+	defer c.pay(used)
+	return c.release(last)
+}
+
+// release is giveBack without the account of what was used.
 func (c *call) release(last bool) bool {
 	c.mayBill, c.billed = c.mayBill || c.billed, false
 	used, more := int64(0), 0.
@@ -221,10 +235,10 @@ func (c *call) release(last bool) bool {
 }
 
 // succeed ends the call with an answer.
-func (c *call) succeed(ctx context.Context, u Usage) {
+func (c *call) succeed(ctx context.Context) {
 	c.over = true
 	c.letGo()
-	c.tell(ctx, nil, u)
+	c.tell(ctx, nil)
 }
 
 // finish ends the call with err and returns err with the facts filled in. It is not inlined into do, because the frame
@@ -234,7 +248,7 @@ func (c *call) succeed(ctx context.Context, u Usage) {
 func (c *call) finish(ctx context.Context, err error) error {
 	c.over = true
 	c.settle(ctx, err)
-	c.tell(ctx, err, Usage{})
+	c.tell(ctx, err)
 	c.leap(ctx)
 	return err
 }
@@ -270,15 +284,21 @@ func ownError(ctx context.Context, err error) *Error {
 	return e
 }
 
-// end cleans up after a panic or Goexit. For a call that is over it does nothing.
+// end cleans up after a panic or Goexit. A call that is over may be reused.
 func (c *call) end(ctx context.Context) {
-	if !c.over {
-		c.letGo()
-		if !c.nested {
-			c.failed.Add(1)
+	if c.over {
+		if c.private {
+			pool := &c.reuse
+			*c = call{}
+			pool.Put(c)
 		}
-		if c.trail != nil {
-			c.unwound(ctx)
-		}
+		return
+	}
+	c.letGo()
+	if !c.nested {
+		c.failed.Add(1)
+	}
+	if c.trail != nil {
+		c.unwound(ctx)
 	}
 }

@@ -29,6 +29,7 @@ func TestZeroConfigHasTheDocumentedDefaults(t *testing.T) {
 		MaxPromptChars:    20_000,
 		MaxRequestBytes:   33_554_432,
 		MaxResponseBytes:  33_554_432,
+		MemoryLimit:       Off,
 		MaxEventBytes:     16_777_216,
 		Retry:             Retry{MaxAttempts: 3, BaseDelay: 500 * time.Millisecond, MaxDelay: 8 * time.Second, Budget: 0.1, Patience: 3 * time.Second},
 	}, g.current.Load().cfg)

@@ -22,8 +22,12 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 	if err := g.refuseIfCrowded(ctx, s); err != nil {
 		return v, err
 	}
-	c := new(doing)
+	c, _ := g.reuse.Get().(*call)
+	if c == nil {
+		c = new(call)
+	}
 	c.init(ctx, g.core, s)
+	c.private = c.trail == nil
 	if err := c.begin(ctx); err != nil {
 		return v, err
 	}
@@ -67,19 +71,9 @@ func (w *wrappedDo[T]) run(ctx context.Context) (err error) {
 	return err
 }
 
-// doing is the call of a Do. It includes the context of the first attempt to save an allocation.
-type doing struct {
-	call
-	first attemptContext
-}
-
-func attempt[T any](ctx context.Context, c *doing, fn func(context.Context) (T, error)) (v T, err error) {
+func attempt[T any](ctx context.Context, c *call, fn func(context.Context) (T, error)) (v T, err error) {
 	defer c.free()
-	actx := &c.first
-	if actx.call != nil {
-		actx = new(attemptContext)
-	}
-	actx.begin(ctx, &c.call)
+	actx := newAttemptContext(ctx, c)
 	defer actx.end()
 	c.billed = true
 	if v, err = fn(actx); err != nil {

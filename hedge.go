@@ -102,6 +102,9 @@ func (x *exchange) newRace(ctx context.Context) *race {
 		y.call.trail = &second
 	}
 	y.wire.race, x.wire.race = r, r
+	if y.wire.unread != nil {
+		y.wire.unread = &y.outgoing
+	}
 	return r
 }
 
@@ -136,12 +139,12 @@ func (r *race) runFirst(ctx context.Context) (*http.Response, error) {
 	r.cancelTimer()
 	select {
 	case <-r.won:
-		c.attemptDone(ctx, err, Usage{})
+		c.attemptDone(ctx, err)
 		c.tellFailure(ctx, err)
 		c.over = true // the second attempt's call ends both
 		c.letGo()
 	case <-r.secondOver:
-		c.attemptDone(ctx, err, Usage{})
+		c.attemptDone(ctx, err)
 		c.attempts = r.second.call.attempts
 		c.mayBill = c.mayBill || r.second.call.mayBill
 		c.inFlight += c.since(failed)
@@ -175,7 +178,7 @@ func (r *race) runSecond(ctx context.Context) {
 		c.begun(ctx, now)
 		resp, err := y.attempt(ctx)
 		if err != nil {
-			c.attemptDone(ctx, err, Usage{})
+			c.attemptDone(ctx, err)
 			c.tellFailure(ctx, err)
 		}
 		r.resp = resp
@@ -212,7 +215,7 @@ func (r *race) end(ctx context.Context) {
 	<-r.secondOver
 	if !r.returned || r.unwound { // the events that follow end the call
 		r.first.call.attempts = r.second.call.attempts
-		r.second.call.attemptDone(ctx, ErrUnwound, Usage{})
+		r.second.call.attemptDone(ctx, ErrUnwound)
 	}
 }
 

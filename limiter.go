@@ -33,17 +33,16 @@ type Limiter interface {
 // contexts, and one timer serves QueueTimeout and the reopening of routes for all of them.
 type limiter struct {
 	clock
-	custom   *userLimiter  // nil: line limits the capacity
-	capacity int64         // MaxConcurrent; Off: no limit
-	maxQueue int           // Off: no limit
-	patience time.Duration // QueueTimeout
-	planB    time.Duration // Retry.Patience; Off: no limit
+	custom *userLimiter // nil: line limits the capacity
 
 	waiting             atomic.Int64 // calls that wait in line or for a route
 	waitCount, waitTime atomic.Int64
 
-	mu       *sync.Mutex // ring.mu
-	waiters  sync.Pool   // of *inLine
+	mu       *sync.Mutex   // ring.mu; it guards all that follows
+	capacity int64         // MaxConcurrent; Off: no limit
+	maxQueue int           // Off: no limit
+	patience time.Duration // QueueTimeout; Off: no limit
+	waiters  sync.Pool     // of *inLine
 	line     line.Line[*inLine]
 	routes   routes
 	tenants  tenants
@@ -75,9 +74,15 @@ type inLine struct {
 	line.Waiter[*inLine]
 	call   *call
 	joined instant
-	until  instant       // latest time of admission; 0: no limit
-	over   chan struct{} // receives when fate is set
-	fate   fate
+	until  instant // latest time of admission; 0: no limit
+
+	// patience is the QueueTimeout when the call joined, or a shorter one since. So the waiters at a route reach it in
+	// order of arrival.
+	patience time.Duration
+	byTotal  bool          // TotalTimeout ends the wait first
+	over     chan struct{} // receives when fate is set
+	fate     fate
+	most     int64 // for the fate tooHeavy: the capacity
 }
 
 type fate int8
@@ -90,24 +95,33 @@ const (
 	routePaused
 	routeDown
 	shutOut
+	tooHeavy // for a capacity that Update has lowered
 )
 
 func newLimiter(cfg *Config, c clock, mu *sync.Mutex) *limiter {
-	l := &limiter{clock: c, mu: mu, capacity: cfg.MaxConcurrent, maxQueue: cfg.MaxQueue, patience: cfg.QueueTimeout, planB: cfg.Retry.Patience}
-	l.line.Capacity, l.line.MaxBackground = cfg.MaxConcurrent, cfg.MaxBackground
+	l := &limiter{clock: c, mu: mu}
 	if cfg.Limiter != nil {
 		l.custom = &userLimiter{Limiter: cfg.Limiter, limiter: l}
-		l.line.Capacity, l.line.MaxBackground = Off, Off
-	}
-	if l.patience != Off {
-		l.line.Overload = int64(l.patience / 3)
 	}
 	l.routes.init(cfg, l)
 	l.line.SetRoom(&l.routes.nameless.line, math.MaxInt64)
 	l.line.SetRoom(&l.routes.unknown.line, math.MaxInt64)
 	l.tenants.init()
 	l.budget.Init(cfg.Retry.Budget, provider.GuardFloor)
+	l.configure(cfg)
 	return l
+}
+
+// configure sets the limits of the line.
+func (l *limiter) configure(cfg *Config) {
+	l.capacity, l.maxQueue, l.patience = cfg.MaxConcurrent, cfg.MaxQueue, cfg.QueueTimeout
+	l.line.Capacity, l.line.MaxBackground, l.line.Overload = cfg.MaxConcurrent, cfg.MaxBackground, 0
+	if l.custom != nil {
+		l.line.Capacity, l.line.MaxBackground = Off, Off
+	}
+	if l.patience != Off {
+		l.line.Overload = int64(l.patience / 3)
+	}
 }
 
 // fits rejects a call that can never be admitted.
@@ -124,6 +138,9 @@ func (l *limiter) crowded(s *settings) *Error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now, r, t := l.now(), l.routes.peek(s), l.tenants.peek(s.Tenant)
+	if l.fits(s.Weight) != nil {
+		return nil // rejected for another reason
+	}
 	if r.state.DownSince() != 0 || !r.full() || l.line.Displaced(&r.line, &t.line, s.Priority.line(), int64(now)) != nil {
 		return nil
 	}
@@ -191,6 +208,9 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	if l.closed || !c.ring.enlist(c) {
 		return &Error{Kind: ErrClosed}
 	}
+	if e := l.fits(c.Weight); e != nil {
+		return e
+	}
 	r, t := l.find(c, now)
 	if e := r.closed(ctx, c, now); e != nil {
 		return e
@@ -216,6 +236,7 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	}
 	w := l.waiter()
 	w.call, w.joined, w.until, w.Weight = c, now, c.admission(ctx, now), c.Weight
+	w.patience, w.byTotal = l.patience, c.boundByTotal(now, l.patience)
 	l.waiting.Add(1)
 	for n := l.line.Join(&w.Waiter, &r.line, &t.line, p, int64(now), r.slots()); n > 0; n-- {
 		w.Eldest().Value.dismiss(hopeless)
@@ -368,7 +389,10 @@ func (w *inLine) denied() *Error {
 		until := p.route.state.PausedUntil(provider.Instant(now))
 		return p.route.notYet(provider.Paused, max(time.Duration(instant(until)-now), 0))
 	case waitedTooLong:
-		e.Limit = l.patience
+		e.Limit = w.patience
+	case tooHeavy:
+		e.Phase, e.Size, e.Max = PhaseWeight, c.Weight, w.most
+		return e
 	case displaced:
 		e.Size, e.Max = int64(l.maxQueue), int64(l.maxQueue)
 	case hopeless:
@@ -436,19 +460,24 @@ func (l *limiter) wake(at instant) {
 	l.timer.Reset(d)
 }
 
-// tick ends the waits that are over, opens routes that are due, and sets the timer again.
+// tick runs when the timer fires.
 func (l *limiter) tick() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := l.now()
+	l.sweep(l.now())
+}
+
+// sweep ends the waits that are over, opens routes that are due, admits the calls whose turn it is, and sets the timer
+// again.
+func (l *limiter) sweep(now instant) {
 	l.due = 0
 	var next instant
 	for i := len(l.line.Busy()) - 1; i >= 0; i-- { // backward, because a finished route is replaced by one already seen
 		r := l.line.Busy()[i]
 		w := r.Oldest()
 		route := w.Value.call.permit.route
-		for ; w != nil && l.patience != Off; w = r.Oldest() {
-			until := w.Value.joined.add(l.patience)
+		for ; w != nil && w.Value.patience != Off; w = r.Oldest() {
+			until := w.Value.joined.add(w.Value.patience)
 			if until > now {
 				if next == 0 || until < next {
 					next = until

@@ -16,6 +16,7 @@ import (
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/aiguardtest"
+	"github.com/aiguard-go/aiguard/internal/callctx"
 )
 
 // A Do whose call meets a pause repeats what came before it in fn: within its own attempts and the retry budget.
@@ -177,3 +178,25 @@ func TestMiddlewareThatSwallowsAnErrorMakesNoSuccess(t *testing.T) {
 type doer struct{ http.RoundTripper }
 
 func (d doer) Do(r *http.Request) (*http.Response, error) { return d.RoundTrip(r) }
+
+func TestContextKeptByFnDoesNotReachALaterDo(t *testing.T) {
+	g := newGuard(t, aiguard.Config{MaxConcurrent: 1})
+	for range 100 { // a Do may reuse the memory of an earlier one
+		var asked, kept context.Context
+		var call any
+		require.NoError(t, do(t.Context(), g, func(ctx context.Context) error {
+			asked, call = ctx, ctx.Value(callctx.Key{})
+			return nil
+		}))
+		require.NoError(t, do(t.Context(), g, func(ctx context.Context) error { kept = ctx; return nil }))
+		require.NoError(t, do(t.Context(), g, func(ctx context.Context) error {
+			require.False(t, callctx.HoldsSlot(asked))
+			require.False(t, callctx.HoldsSlot(kept))
+			require.NotSame(t, call, ctx.Value(callctx.Key{}))
+			return nil
+		}))
+		require.ErrorIs(t, kept.Err(), context.Canceled)
+		_, limited := kept.Deadline()
+		require.True(t, limited)
+	}
+}

@@ -154,8 +154,9 @@ func promptTooLarge(s *settings, phase string, size, limit int64) error {
 // characters.
 type tally struct {
 	limits
-	chars int // of this prompt
-	most  int // bytes of the largest prompt, plus what CountTokens may add
+	exact bool // count characters; else their bytes, which are at least as many
+	chars int  // of this prompt
+	most  int  // bytes of the largest prompt, plus what CountTokens may add
 	bytes int
 
 	all   int64 // bytes of all prompts
@@ -173,20 +174,17 @@ func (t *tally) part() func(dialect.Part) bool {
 		}
 		t.bytes += p.IDs + len(p.Value) + maxTextOverhead
 		t.most = max(t.most, t.bytes)
-		if t.limits.chars > 0 {
+		if t.exact {
 			t.chars += p.Runes()
+		} else {
+			t.chars += p.Size()
 		}
 		return t.limits.chars <= 0 || t.chars <= t.limits.chars
 	}
 }
 
-// over returns an error if the prompt has too many characters.
-func (t *tally) over(s *settings) error {
-	if limit := t.limits.chars; limit > 0 && t.chars > limit {
-		return promptTooLarge(s, PhasePrompt, int64(t.chars), int64(limit))
-	}
-	return nil
-}
+// over reports whether a prompt has more characters than the limit. If exact is false, it may have fewer.
+func (t *tally) over() bool { return t.limits.chars > 0 && t.chars > t.limits.chars }
 
 // longest reports whether a prompt may have more than limit tokens, because a token has at least one byte.
 func (t *tally) longest(limit int) bool { return t.most > limit }

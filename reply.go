@@ -55,7 +55,7 @@ func (r reply) noRoom(room *room) error {
 			return end
 		}
 	}
-	e := memoryError(room.bytes(), room.size)
+	e := memoryError(room.use())
 	e.StatusCode, e.RequestID = r.resp.StatusCode, requestID(r.resp.Header)
 	return e
 }

@@ -21,7 +21,7 @@ const maxKept = 1 << 20
 type known struct {
 	op   string
 	live *live // the configuration that the prompt was checked with
-	dialect.Request
+	dialect.Facts
 	taken    atomic.Bool // by the request that it describes
 	answered bool        // set by the transport: a good answer has come, even if go-openai cannot use it
 }
@@ -32,6 +32,8 @@ type knownKey struct{}
 type outgoing struct {
 	*transport
 	settings settings
+	model    string // the model of settings
+	settled  bool   // settings are set
 	req      *http.Request
 	sent     bool // base has received the body and closes it
 	seen     bool // GetBody was called; some SDKs return the same body each time
@@ -42,7 +44,7 @@ type outgoing struct {
 	json       bool     // the request seems to ask for a JSON answer
 	flaw       error    // why the request must not be sent
 	known      *known   // what Client has passed on
-	cost       estimate // for a Budget
+	cost       estimate // for a Budget, and for events
 	safe       bool     // a repeated request has no side effects
 	replayable bool
 }
@@ -61,6 +63,7 @@ func (o *outgoing) init(t *transport, req *http.Request) {
 // rejections come first, so that a guard under overload does not copy or read bodies.
 func (o *outgoing) prepare(ctx context.Context) error {
 	req := o.req
+	var asked dialect.Facts
 	k, ok := req.Context().Value(knownKey{}).(*known)
 	if ok && k.taken.CompareAndSwap(false, true) { // a request made in a callback with the same context is a separate one
 		o.known, o.settings.live = k, k.live
@@ -68,6 +71,7 @@ func (o *outgoing) prepare(ctx context.Context) error {
 			o.read() // for the estimate of its tokens
 		}
 		o.settings = o.guard.request(req.Context(), k.live, k.op, k.Model, req.URL.Host, req.URL.Path)
+		asked = k.Facts
 	} else {
 		o.settle(o.endpoint.Model())
 		if cfg := &o.settings.cfg; len(cfg.Middleware) == 0 && cfg.MaxQueue != Off && o.guard.limiter.waiting.Load() >= int64(cfg.MaxQueue) {
@@ -76,20 +80,20 @@ func (o *outgoing) prepare(ctx context.Context) error {
 				return err
 			}
 		}
-		k = &known{Request: o.read()}
-		o.settle(k.Model)
+		asked = o.read()
+		o.settle(asked.Model)
 	}
-	if e := &o.cost; o.settings.cfg.Budget != nil && e.guess == 0 && e.input == 0 {
+	if e := &o.cost; o.settings.measured() && e.guess == 0 && e.input == 0 {
 		o.estimateUnread()
 	}
-	o.judged = o.endpoint.Known() && !k.Later
-	o.stream = k.Stream || accepts(req.Header, "text/event-stream") && !accepts(req.Header, "application/json")
+	o.judged = o.endpoint.Known() && !asked.Later
+	o.stream = asked.Stream || accepts(req.Header, "text/event-stream") && !accepts(req.Header, "application/json")
 	o.json = !o.stream && (o.judged && !o.endpoint.Plain() || accepts(req.Header, "application/json"))
 	switch req.Method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions:
 		o.safe = true
 	case http.MethodPost:
-		o.safe = o.endpoint.Repeatable(&k.Request)
+		o.safe = o.endpoint.Repeatable(&asked)
 	}
 	return nil
 }
@@ -114,6 +118,10 @@ func (o *outgoing) glance() string {
 
 // settle sets the settings to those of a model.
 func (o *outgoing) settle(model string) {
+	if o.settled && o.model == model {
+		return
+	}
+	o.settled, o.model = true, model
 	op := o.endpoint.Op()
 	if op == "" {
 		op = dialect.NameOf(o.req.URL.Path)
@@ -140,37 +148,41 @@ func accepts(h http.Header, media string) bool {
 	return false
 }
 
-// read reads the request body with the endpoint's dialect, if that is possible without harm. It sets flaw if
-// the request is over a limit, and replaces the body if the output limit is lowered.
-func (o *outgoing) read() (r dialect.Request) {
-	r = o.endpoint.Read(nil, nil) // what the path says
+// read reads the request body with the endpoint's dialect. It sets flaw if the request is over a limit, and replaces
+// the body if the output limit is lowered.
+func (o *outgoing) read() dialect.Facts {
+	r := o.endpoint.InPath()
 	limit := o.settings.cfg.MaxRequestBytes
 	if o.req.Body == nil || o.req.Body == http.NoBody || limit != Off && o.req.ContentLength > limit {
 		return r
 	}
 	o.keep()
-	if o.req.GetBody == nil || o.req.Header.Get("Content-Encoding") != "" || strings.HasPrefix(mediaType(o.req.Header), "multipart/") {
-		return r
+	o.withBody(func(data []byte) { r = o.understand(data) })
+	return r
+}
+
+// withBody calls use with the request body, if that can be read without harm.
+func (o *outgoing) withBody(use func(data []byte)) {
+	if o.req.GetBody == nil || field(o.req.Header, "Content-Encoding") != "" || strings.HasPrefix(mediaType(o.req.Header), "multipart/") {
+		return
 	}
 	body, err := o.req.GetBody()
 	if err != nil {
-		return r
+		return
 	}
 	o.seen = true
 	defer body.Close()
-	use := func(data []byte) { r = o.understand(data) }
 	if w, ok := body.(io.WriterTo); ok && o.req.ContentLength > 0 {
 		// A body from http.NewRequest writes all its bytes in one piece, so no copy is needed.
 		v := &view{size: o.req.ContentLength, use: use}
 		if _, err := w.WriteTo(v); err == nil && v.rest != nil && int64(len(v.rest)) == v.size {
 			use(v.rest)
 		}
-		return r
+		return
 	}
-	if data, over, err := readCapped(o.req.Context(), body, o.req.ContentLength, limit, nil); !over && err == nil {
+	if data, over, err := readCapped(o.req.Context(), body, o.req.ContentLength, o.settings.cfg.MaxRequestBytes, nil); !over && err == nil {
 		use(data)
 	}
-	return r
 }
 
 // view is a Writer that uses a body while it is being written.
@@ -253,30 +265,48 @@ func (o *outgoing) closeUnsent() {
 }
 
 // understand reads data, the body of the request.
-func (o *outgoing) understand(data []byte) dialect.Request {
+func (o *outgoing) understand(data []byte) dialect.Facts {
 	if o.settings.models.exact != nil { // limits may depend on the model, which may be named at the end
 		o.settle(o.endpoint.Read(data, nil).Model)
 	}
 	limits := o.settings.limits()
-	t := tally{limits: limits, count: o.settings.cfg.Budget != nil}
+	t := tally{limits: limits, count: o.settings.measured()}
 	r := o.endpoint.Read(data, t.part())
+	if t.over() { // most prompts have fewer bytes than allowed characters
+		t = tally{limits: limits, count: t.count, exact: true}
+		r = o.endpoint.Read(data, t.part())
+	}
 	o.settle(r.Model)
-	if o.flaw = t.over(&o.settings); o.flaw == nil && limits.tokens > 0 && t.longest(limits.tokens) {
+	if t.over() {
+		o.flaw = promptTooLarge(&o.settings, PhasePrompt, int64(t.chars), int64(limits.chars))
+	} else if limits.tokens > 0 && t.longest(limits.tokens) {
 		o.flaw = o.countTokens(data)
 	}
 	if limits.output > 0 && o.flaw == nil {
 		o.lower(data, &r, limits.output)
 	}
 	if t.count {
-		o.estimateRead(&r, t.all, len(data), limits.output)
+		o.cost = o.estimateRead(&r.Facts, t.all, len(data), limits.output)
 	}
-	return r
+	return r.Facts
 }
 
-// estimateRead records how many tokens a request with that size of prompts can use. limit is the output limit of the
+// estimateLate estimates a request whose attempt is over, because its answer does not report its usage. otherwise is
+// returned if the body cannot be read.
+func (o *outgoing) estimateLate(otherwise estimate) estimate {
+	e := otherwise
+	o.withBody(func(data []byte) {
+		t := tally{count: true}
+		r := o.endpoint.Read(data, t.part())
+		e = o.estimateRead(&r.Facts, t.all, len(data), o.settings.outputLimit())
+		e.complete, e.whole = otherwise.complete, otherwise.whole
+	})
+	return e
+}
+
+// estimateRead returns how many tokens a request with that size of prompts can use. limit is the output limit of the
 // settings.
-func (o *outgoing) estimateRead(r *dialect.Request, prompts int64, size, limit int) {
-	e := &o.cost
+func (o *outgoing) estimateRead(r *dialect.Facts, prompts int64, size, limit int) (e estimate) {
 	e.input = prompts / bytesPerToken
 	limited := o.endpoint.LimitsOutput()
 	if !o.endpoint.Inference() && r.Model != "" { // whose prompts may be unknown
@@ -291,6 +321,7 @@ func (o *outgoing) estimateRead(r *dialect.Request, prompts int64, size, limit i
 		e.output *= max(r.Choices, 1)
 		e.guess *= int32(max(r.Choices, 1))
 	}
+	return e
 }
 
 // estimateUnread notes what a request can use whose body was not read: it is too large, say. A form has a file in it.

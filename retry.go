@@ -125,7 +125,7 @@ func (c *call) again(ctx context.Context, err error) error {
 	if denied {
 		c.free() // what was reserved for the attempt
 	}
-	c.attemptDone(ctx, err, Usage{})
+	c.attemptDone(ctx, err)
 	c.tellTurn(ctx, err)
 	if ctx.Err() != nil {
 		if !errtree.Is(err, ctx.Err()) {

@@ -62,20 +62,36 @@ type route struct {
 
 func (rs *routes) init(cfg *Config, l *limiter) {
 	rs.limiter, rs.nameless.limiter, rs.unknown.limiter = l, l, l
-	rs.config = provider.Config{
+	rs.config = providerConfig(cfg)
+	rs.m = make(map[routeKey]*route)
+	rs.head.next, rs.head.prev = &rs.head, &rs.head
+	rs.nameless.state = *provider.New(&provider.Config{Least: math.Inf(1), Most: math.Inf(1), Retries: cfg.Retry.Budget})
+	rs.unknown.state = *provider.New(&rs.config)
+}
+
+func providerConfig(cfg *Config) provider.Config {
+	p := provider.Config{
 		Least: float64(cfg.MinConcurrent), Most: float64(cfg.MaxConcurrent),
 		RequestsPerMinute: float64(cfg.RequestsPerMinute), TokensPerMinute: float64(cfg.TokensPerMinute),
 		Retries: cfg.Retry.Budget, Jitter: jitter, Quantile: cfg.Hedge.Quantile,
 	}
 	if cfg.MaxConcurrent == Off || cfg.Limiter != nil {
-		rs.config.Most = math.Inf(1)
+		p.Most = math.Inf(1)
 	}
 	if cfg.MinConcurrent == Off {
-		rs.config.Least = rs.config.Most
+		p.Least = p.Most
 	}
-	rs.m = make(map[routeKey]*route)
-	rs.head.next, rs.head.prev = &rs.head, &rs.head
-	rs.nameless.state = *provider.New(&provider.Config{Least: math.Inf(1), Most: math.Inf(1), Retries: cfg.Retry.Budget})
+	return p
+}
+
+// configure sets the limits of all routes, those that are known and those to come.
+func (rs *routes) configure(cfg *Config, now instant) {
+	old := rs.config
+	rs.config = providerConfig(cfg)
+	for _, r := range rs.m {
+		r.state.Reconfigure(provider.Instant(now), &old)
+	}
+	rs.nameless.state.Budget.SetRatio(cfg.Retry.Budget)
 	rs.unknown.state = *provider.New(&rs.config)
 }
 
@@ -187,7 +203,7 @@ func (r *route) closed(ctx context.Context, c *call, now instant) error {
 		return r.down(now)
 	case provider.Paused, provider.Paced:
 		wait := time.Duration(instant(until) - now)
-		if end := c.admission(ctx, now); end != 0 && instant(until) > end || c.planB && (state == provider.Paused || l.planB != Off && wait > l.planB) {
+		if end := c.admission(ctx, now); end != 0 && instant(until) > end || c.planB && (state == provider.Paused || c.cfg.Retry.Patience != Off && wait > c.cfg.Retry.Patience) {
 			return r.notYet(state, wait)
 		}
 	}

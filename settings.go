@@ -122,6 +122,9 @@ func (l *live) settle(own Call) settings {
 	return s
 }
 
+// measured reports whether the usage of calls is estimated where no answer reports it, for a Budget or for events.
+func (l *live) measured() bool { return l.cfg.Budget != nil || l.cfg.OnEvent != nil }
+
 // do returns the settings of a Do made with ctx.
 func (g *Guard) do(ctx context.Context) *settings {
 	if in, _ := ctx.Value(scopeKey{}).(*scope); in != nil {
@@ -193,7 +196,7 @@ func (s *settings) total() time.Duration {
 	switch total := s.cfg.TotalTimeout; {
 	case s.TotalTimeout != 0:
 		return s.TotalTimeout
-	case s.ownTotal || total == Off:
+	case s.given.TotalTimeout != 0 || total == Off:
 		return total
 	default:
 		return max(total, s.Timeout+totalMargin)

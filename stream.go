@@ -75,7 +75,7 @@ func maxEvent(cfg *Config) int {
 
 func newStream(r reply) *stream {
 	return &stream{reply: r, source: source{body: r.resp.Body, limit: r.x.settings.cfg.MaxResponseBytes, watch: r.w},
-		ended: make(chan struct{}), held: hold{room: r.x.guard.memory.events}, progress: r.x.endpoint.Follow()}
+		ended: make(chan struct{}), held: hold{room: r.x.guard.memory.events.Load()}, progress: r.x.endpoint.Follow()}
 }
 
 // errNoStream is returned by open if the answer is not a stream. It may still be a valid answer.

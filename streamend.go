@@ -132,7 +132,7 @@ func (s *stream) conclude(err error, abandoned bool) bool {
 	if abandoned {
 		c.report(ctx, EventAbandoned, err.(*Error), 0)
 	}
-	c.tell(ctx, err, u)
+	c.tell(ctx, err)
 	c.leap(ctx)
 	return true
 }

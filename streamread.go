@@ -96,7 +96,7 @@ func (s *stream) next() {
 		if s.out, s.err = s.bytes(ev); s.err != nil {
 			return
 		}
-		if s.x.settings.cfg.Budget != nil {
+		if s.x.settings.measured() {
 			s.used.count(&ev, s.progress.Free())
 		}
 		if s.watcher != nil && !ev.Done {
@@ -203,7 +203,7 @@ func (s *stream) flaw(ev sse.Event) error {
 
 // bytes returns what the reader gets for an event: its lines unchanged, or the form that go-openai reads.
 func (s *stream) bytes(ev sse.Event) ([]byte, error) {
-	if s.x.eventLines {
+	if s.x.eventLines || isDataLine(&ev) {
 		return ev.Raw, nil
 	}
 	if more := len(ev.Data) + len("data: \n\n") - cap(s.buf); more > 0 && !s.room(s.events.Size()+more) {
@@ -211,6 +211,12 @@ func (s *stream) bytes(ev sse.Event) ([]byte, error) {
 	}
 	s.buf = dataLine(s.buf[:0], ev.Data)
 	return s.buf, nil
+}
+
+// isDataLine reports whether an event came in the form that go-openai reads.
+func isDataLine(ev *sse.Event) bool {
+	line, ok := bytes.CutPrefix(ev.Raw, []byte("data: "))
+	return ok && !ev.Bare && len(line) == len(ev.Data)+len("\n\n") && bytes.HasPrefix(line, ev.Data) && bytes.HasSuffix(line, []byte("\n\n"))
 }
 
 // dataLine appends an event's data to b in the form that go-openai reads.

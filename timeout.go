@@ -83,20 +83,27 @@ func notEcho(err error, why *Error) error {
 // only when fn needs them, because both would dominate the cost of a short call.
 type attemptContext struct {
 	context.Context // the caller's context
-	call            *call
+	clock           *clock
 	deadline        instant // 0: none
 
-	mu     sync.Mutex
-	armed  context.Context
-	cancel context.CancelFunc
-	why    *Error // cause when armed ends
-	over   bool
+	mu    sync.Mutex
+	call  *call // nil: the attempt is over, and the call may be reused
+	armed *armed
+	over  bool
 }
 
-func (a *attemptContext) begin(ctx context.Context, c *call) {
-	a.Context, a.call = ctx, c
+// armed is the part of an attemptContext that ends.
+type armed struct {
+	context.Context
+	cancel context.CancelFunc
+	why    *Error // cause at the deadline; nil: no deadline
+}
+
+func newAttemptContext(ctx context.Context, c *call) *attemptContext {
+	a := &attemptContext{Context: ctx, clock: &c.clock, call: c}
 	a.deadline, _ = c.attemptDeadline(PhaseCall)
 	c.encloses.Store(int64(a.deadline))
+	return a
 }
 
 // attemptDeadline returns when an attempt that was just admitted must be over, and by which limit; 0: never.
@@ -112,7 +119,7 @@ func (c *call) attemptDeadline(phase string) (instant, timeBound) {
 func (a *attemptContext) Deadline() (time.Time, bool) {
 	d, ok := a.Context.Deadline()
 	if a.deadline != 0 {
-		if own := a.call.time(a.deadline); !ok || own.Before(d) {
+		if own := a.clock.time(a.deadline); !ok || own.Before(d) {
 			return own, true
 		}
 	}
@@ -127,29 +134,43 @@ func (a *attemptContext) Err() error { return a.arm().Err() }
 // context, because package context looks there for the parent of a derived context.
 func (a *attemptContext) Value(key any) any {
 	if key == (callctx.Key{}) {
-		return a.call
+		if c := a.share(); c != nil {
+			return c
+		}
+		return a.Context.Value(key)
 	}
 	return a.arm().Value(key)
 }
 
-func (a *attemptContext) arm() context.Context {
+// share returns the call, which is then never reused; nil: the attempt is over.
+func (a *attemptContext) share() *call {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.call != nil && !a.over {
+		a.call.private = false
+	}
+	return a.call
+}
+
+func (a *attemptContext) arm() *armed {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.armed != nil {
 		return a.armed
 	}
+	a.armed = new(armed)
 	if a.over { // fn left a goroutine behind that still uses the context
-		a.armed, a.cancel = context.WithCancel(a.Context)
-		a.cancel()
+		a.armed.Context, a.armed.cancel = context.WithCancel(a.Context)
+		a.armed.cancel()
 		return a.armed
 	}
 	if deadline, b := a.call.attemptDeadline(PhaseCall); deadline == 0 {
-		a.armed, a.cancel = context.WithCancel(a.Context)
+		a.armed.Context, a.armed.cancel = context.WithCancel(a.Context)
 	} else {
-		a.why = a.call.timeoutError(b)
-		a.armed, a.cancel = context.WithDeadlineCause(a.Context, a.call.time(a.deadline), a.why)
+		a.armed.why = a.call.timeoutError(b)
+		a.armed.Context, a.armed.cancel = context.WithDeadlineCause(a.Context, a.clock.time(a.deadline), a.armed.why)
 	}
-	a.call.ring.onKill(a.call, a.cancel)
+	a.call.ring.onKill(a.call, a.armed.cancel)
 	return a.armed
 }
 
@@ -162,31 +183,34 @@ func (a *attemptContext) end() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.over = true
-	if a.cancel != nil {
-		a.cancel()
+	if a.call.private {
+		a.call = nil
+	}
+	if a.armed != nil {
+		a.armed.cancel()
 	}
 }
 
 // explain classifies the error of fn: as the end of its context if the error reports that, else by its content.
 func (a *attemptContext) explain(err error) error {
 	a.mu.Lock()
-	armed, why := a.armed, a.why
+	c, armed := a.call, a.armed
 	a.mu.Unlock()
 	if armed == nil || armed.Err() == nil {
-		return a.call.explain(err)
+		return c.explain(err)
 	}
 	switch k := KindOf(err); {
 	case a.Context.Err() != nil:
 		if k == "" {
 			return err // the caller's own error, wrapped by fn
 		}
-		return a.call.explain(err)
+		return c.explain(err)
 	case k != "" && k != ErrTimeout && k != ErrTruncated && k != ErrUnavailable, k == "" && !aboutContext(err):
-		return a.call.explain(err) // failed for its own reason
+		return c.explain(err) // failed for its own reason
 	}
-	end := ended(a.Context, armed, why)
+	end := ended(a.Context, armed, armed.why)
 	if e, ok := end.(*Error); ok {
-		e.Err, e.MayBeBilled = notEcho(err, why), true
+		e.Err, e.MayBeBilled = notEcho(err, armed.why), true
 	}
 	return end
 }
@@ -245,6 +269,8 @@ type watch struct {
 	timer *time.Timer
 	bound timeBound // of timer
 	idle  *time.Timer
+
+	conn connTrace
 }
 
 // newWatch starts the clock of an attempt of c that was just admitted.

@@ -36,20 +36,21 @@ func (t *timing) ends(ctx context.Context) instant {
 	return end
 }
 
-// admission returns the latest time at which a call that starts to wait now may be admitted; 0: no limit.
+// admission returns the latest time at which a call that starts to wait now may be admitted; 0: no limit. The caller
+// holds the limiter's lock.
 func (t *timing) admission(ctx context.Context, now instant) instant {
 	end := t.ends(ctx)
-	if t.cfg.QueueTimeout != Off {
-		if until := now.add(t.cfg.QueueTimeout); end == 0 || until < end {
+	if patience := t.limiter.patience; patience != Off {
+		if until := now.add(patience); end == 0 || until < end {
 			end = until
 		}
 	}
 	return end
 }
 
-// boundByTotal reports whether TotalTimeout ends before the wait in line.
-func (t *timing) boundByTotal(joined instant) bool {
-	return t.deadline != 0 && (t.cfg.QueueTimeout == Off || t.deadline < joined.add(t.cfg.QueueTimeout))
+// boundByTotal reports whether TotalTimeout ends before a wait of up to patience (Off: no limit).
+func (t *timing) boundByTotal(joined instant, patience time.Duration) bool {
+	return t.deadline != 0 && (patience == Off || t.deadline < joined.add(patience))
 }
 
 // fits reports whether a delay starting now ends before the call must end, and within the patience of a call that has

@@ -169,7 +169,6 @@ type exchange struct {
 
 	verdict   dialect.Stream // memory for the check of an answer
 	responses bool           // return failures as responses
-	conn      *connTrace     // of this attempt only, because hooks of the previous attempt may still run
 }
 
 func (x *exchange) run(ctx context.Context) (*http.Response, error) {
@@ -182,6 +181,9 @@ func (x *exchange) run(ctx context.Context) (*http.Response, error) {
 	c := x.guard.newCall(ctx, &x.settings)
 	x.call = c
 	x.wire.estimate = x.cost
+	if x.known != nil && c.cfg.Budget == nil && c.cfg.OnEvent != nil {
+		x.wire.unread = &x.outgoing
+	}
 	c.wire = &x.wire
 	if c.trail != nil {
 		c.trail.endpoint = x.endpoint.Op()

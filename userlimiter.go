@@ -35,11 +35,10 @@ func (u *userLimiter) admit(ctx context.Context, c *call) error {
 
 // passRoute waits until the call's route has room.
 func (u *userLimiter) passRoute(ctx context.Context, c *call) (err error) {
-	now := c.now()
-	if err = u.limiter.enter(ctx, c, now); err != errQueue {
+	if err = u.limiter.enter(ctx, c, c.now()); err != errQueue {
 		return err
 	}
-	if c.boundByTotal(now) {
+	if c.waiter.byTotal {
 		err = c.waiter.waitWithinTotal(ctx)
 	} else {
 		err = c.waiter.wait(ctx)

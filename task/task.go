@@ -13,7 +13,7 @@
 // status never changes. If a process crashes, another process marks its operations as interrupted.
 //
 // Most programs need NewRunner, Start and Handler. Use Register and Submit for operations that another process may
-// take over.
+// take over. Module riverguard has another Engine for them, which is a queue for several processes.
 package task
 
 import (
@@ -95,7 +95,8 @@ type Stats struct {
 }
 
 // NewRunner returns a Runner that keeps its operations in store and runs them under g's TaskTimeout. The zero Config
-// is valid. NewRunner returns an error that names each invalid field of cfg.
+// is valid. NewRunner returns an error that names each invalid field of cfg. Defaults that come from g's settings are
+// read once, so a later Guard.Update does not change them.
 func NewRunner(g *aiguard.Guard, store Store, cfg Config) (*Runner, error) {
 	if g == nil || store == nil {
 		return nil, errors.New("task: NewRunner: want a guard and a store, not nil")

@@ -8,8 +8,8 @@ import (
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
-// Request holds the facts that Read finds in a request's JSON body.
-type Request struct {
+// Facts are what a request asks for.
+type Facts struct {
 	Model   string
 	Stream  bool
 	Creates bool  // stores something at the provider, so a repeat does the work twice
@@ -17,7 +17,11 @@ type Request struct {
 	Later   bool  // requests a ticket instead of the answer; the response is not judged
 	Output  int64 // limit of tokens per choice, at most 1e9; 0: no limit
 	Choices int64 // number requested, at most 1,000; 0: not specified
+}
 
+// Request is what Read finds in a request's JSON body.
+type Request struct {
+	Facts
 	limits  [8]limitSpan // positions of the output limits
 	nLimits int
 	inside  int // offset after the brace of the object for the output limit; 0: no such object
@@ -46,6 +50,17 @@ func (p Part) Runes() int {
 	return jsonscan.ValueRunes(p.Value)
 }
 
+// Size returns the number of bytes in a part, which is at least the number of characters.
+func (p Part) Size() int {
+	switch {
+	case p.Value == nil:
+		return p.IDs
+	case p.Value[0] == '"':
+		return len(p.Value) - len(`""`)
+	}
+	return len(p.Value)
+}
+
 // output defines the fields of a request that limit its output.
 type output struct {
 	within []string // path of names to the object with the limit; empty: the request itself
@@ -55,7 +70,7 @@ type output struct {
 
 // query is the state of reading a request.
 type query struct {
-	*Request
+	Request
 	api    *api
 	body   []byte
 	part   func(Part) bool
@@ -66,28 +81,30 @@ type query struct {
 // Read reads a request's JSON body once, front to back. It passes each part of the prompt to part until part returns
 // false. If the body is not valid JSON, Read stops early and reports no error.
 func (e Endpoint) Read(body []byte, part func(Part) bool) Request {
-	r := Request{Model: e.model, Stream: e.stream}
-	q := query{Request: &r, api: e.api, body: body, part: part, enough: part == nil}
+	q := query{Request: Request{Facts: e.InPath()}, api: e.api, body: body, part: part, enough: part == nil}
 	if e.api != nil && len(e.api.output.within) == 0 {
-		r.inside = opened(body, 0)
+		q.inside = opened(body, 0)
 	}
 	c := jsonscan.Read(body)
 	for key := range c.Members() {
 		q.top(key, &c)
 	}
-	for _, l := range r.limits[:r.nLimits] {
-		r.Output = min(max(r.Output, number(body[l.start:l.end])), maxOutput)
+	for _, l := range q.limits[:q.nLimits] {
+		q.Output = min(max(q.Output, number(body[l.start:l.end])), maxOutput)
 	}
-	return r
+	return q.Request
 }
+
+// InPath returns what a request's path says.
+func (e Endpoint) InPath() Facts { return Facts{Model: e.model, Stream: e.stream} }
 
 // LimitsOutput reports whether requests of this operation may limit their output tokens.
 func (e Endpoint) LimitsOutput() bool { return e.api != nil && len(e.api.output.names) > 0 }
 
 // Repeatable reports whether a repeat of the request does no work twice. The responses API stores an answer unless the
 // request disables storage.
-func (e Endpoint) Repeatable(r *Request) bool {
-	return e.Inference() && !r.Creates && (e.Op() != "responses" || r.Forgets)
+func (e Endpoint) Repeatable(f *Facts) bool {
+	return e.Inference() && !f.Creates && (e.Op() != "responses" || f.Forgets)
 }
 
 // opened skips white space at i and returns the offset after the opening brace of an object. Without an object it returns 0.

@@ -25,6 +25,9 @@ const BudgetRefill = 10 * time.Second
 // Init fills the budget.
 func (b *Budget) Init(ratio, floor float64) { b.ratio, b.floor, b.tokens = ratio, floor, floor }
 
+// SetRatio changes the fraction of a token that each call adds.
+func (b *Budget) SetRatio(ratio float64) { b.ratio = ratio }
+
 // Pay counts a call.
 func (b *Budget) Pay() {
 	paid := max(min(max(b.ratio, 0), b.floor-b.tokens), 0)

@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"bytes"
@@ -19,7 +19,7 @@ func handlePage(mux *http.ServeMux, fake bool) {
 	}
 	var options []string
 	if fake {
-		options = faults()
+		options = Faults()
 	}
 	var index bytes.Buffer
 	fields := append(questionsOperation().fields, feedbackOperation().fields...)

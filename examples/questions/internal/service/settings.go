@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"errors"
@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/aiguard-go/aiguard"
@@ -15,6 +18,8 @@ import (
 // settings are the values from the command line and the environment.
 type settings struct {
 	addr                        string
+	open                        Open   // the engine
+	database                    string // of the engine
 	guard                       *aiguard.Guard
 	fake                        bool // true without OPENAI_API_KEY
 	pace                        time.Duration
@@ -24,13 +29,13 @@ type settings struct {
 // Defaults of this service that differ from the guard's.
 const (
 	maxQueue        = 5               // people do not wait long
-	maxOutputTokens = 1000            // expected answers are far shorter
+	MaxOutputTokens = 1000            // expected answers are far shorter
 	fakeCallTimeout = 5 * time.Second // keeps demonstrations of the fake provider short
 )
 
 // parseSettings reads the settings. Flags override the environment (see aiguard.FromEnv), which overrides the
 // defaults. The error joins all mistakes.
-func parseSettings(args []string, logger *slog.Logger, usage io.Writer) (settings, error) {
+func parseSettings(args []string, engines map[string]Open, logger *slog.Logger, usage io.Writer) (settings, error) {
 	s := settings{fake: os.Getenv("OPENAI_API_KEY") == ""}
 	cfg, envErr := aiguard.FromEnv()
 	cfg.Logger = logger
@@ -38,7 +43,7 @@ func parseSettings(args []string, logger *slog.Logger, usage io.Writer) (setting
 		cfg.MaxQueue = maxQueue
 	}
 	if cfg.MaxOutputTokens == 0 { // the guard has no default
-		cfg.MaxOutputTokens = maxOutputTokens
+		cfg.MaxOutputTokens = MaxOutputTokens
 	}
 	if s.fake && os.Getenv("AIGUARD_CALL_TIMEOUT") == "" {
 		cfg.CallTimeout = fakeCallTimeout
@@ -53,6 +58,8 @@ func parseSettings(args []string, logger *slog.Logger, usage io.Writer) (setting
 	flags.DurationVar(&s.pace, "pace", 60*time.Millisecond, "time between two pieces of the fake provider's answer")
 	flags.DurationVar(&s.drainDelay, "drain-delay", 500*time.Millisecond, "time after SIGTERM during which /readyz fails but requests are still served")
 	flags.DurationVar(&s.shutdownTimeout, "shutdown-timeout", 20*time.Second, "time after drain-delay for running operations to finish")
+	engine := flags.String("engine", "memory", "what runs the operations: "+names(engines))
+	flags.StringVar(&s.database, "database", "", "PostgreSQL database of the engine river: postgres://user@host/name")
 	flags.SetOutput(io.Discard) // the error is reported with the others
 	flagErr := flags.Parse(args)
 	if errors.Is(flagErr, flag.ErrHelp) {
@@ -63,6 +70,10 @@ func parseSettings(args []string, logger *slog.Logger, usage io.Writer) (setting
 	if flagErr == nil && flags.NArg() > 0 {
 		flagErr = fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
+	var engineErr error
+	if s.open = engines[*engine]; s.open == nil {
+		engineErr = fmt.Errorf("-engine is %q; want %s. The program in examples/questions/river also has the engine river", *engine, names(engines))
+	}
 	guard, guardErr := aiguard.New(cfg)
 	s.guard = guard
 	var zeroErr error
@@ -70,8 +81,12 @@ func parseSettings(args []string, logger *slog.Logger, usage io.Writer) (setting
 		zeroErr = errors.Join(notZero("call-timeout", cfg.CallTimeout), notZero("task-timeout", cfg.TaskTimeout),
 			notZero("max-concurrent", cfg.MaxConcurrent), notZero("max-queue", cfg.MaxQueue))
 	}
-	return s, errors.Join(envErr, flagErr, zeroErr, guardErr,
+	return s, errors.Join(envErr, flagErr, zeroErr, engineErr, guardErr,
 		notNegative("pace", s.pace), notNegative("drain-delay", s.drainDelay), notNegative("shutdown-timeout", s.shutdownTimeout))
+}
+
+func names(engines map[string]Open) string {
+	return strings.Join(slices.Sorted(maps.Keys(engines)), " or ")
 }
 
 // notZero rejects 0, which the guard would replace by its default. A user who types 0 does not want that.

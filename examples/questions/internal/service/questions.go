@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"context"
@@ -9,7 +9,7 @@ import (
 	"github.com/aiguard-go/aiguard"
 )
 
-const wantQuestions = 5
+const WantQuestions = 5
 
 // questions is the model's answer and the operation's result.
 type questions struct {
@@ -17,10 +17,10 @@ type questions struct {
 }
 
 func (q questions) check() error {
-	if err := checkItems("questions", q.Questions, wantQuestions, wantQuestions); err != nil {
+	if err := checkItems("questions", q.Questions, WantQuestions, WantQuestions); err != nil {
 		return err
 	}
-	if len(slices.Compact(slices.Sorted(slices.Values(q.Questions)))) < wantQuestions {
+	if len(slices.Compact(slices.Sorted(slices.Values(q.Questions)))) < WantQuestions {
 		return errors.New("a question occurs twice")
 	}
 	return nil
@@ -34,7 +34,7 @@ func questionsOperation() operation {
 		run: func(ctx context.Context, client *aiguard.Client, model string, texts map[string]string) (any, error) {
 			return ask[questions](ctx, client, prompt{op: "questions", model: model, texts: texts, usual: 350,
 				task: fmt.Sprintf("Write %d different open questions for learners about the topic that the user names, from easy to "+
-					`hard, in the topic's language. Answer with JSON alone: {"questions": ["…"]}`, wantQuestions)})
+					`hard, in the topic's language. Answer with JSON alone: {"questions": ["…"]}`, WantQuestions)})
 		},
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"bufio"
@@ -23,12 +23,14 @@ import (
 	"github.com/aiguard-go/aiguard/internal/leaktest"
 )
 
+var memory = map[string]Open{"memory": Memory}
+
 // asProgram makes this test binary run as the program.
 const asProgram = "QUESTIONS_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) != "" {
-		main()
+		Main(memory)
 		return
 	}
 	leaktest.Main(m)
@@ -134,15 +136,17 @@ func TestIdleProgramExitsAtOnce(t *testing.T) {
 func TestProgramReportsAllInvalidSettings(t *testing.T) {
 	var p program
 	p.prepare([]string{"AIGUARD_CALL_TIMEOUT=soon", "AIGUARD_MAX_QUEUE=-3", "AIGUARD_TYPO=1"},
-		"-task-timeout", "-5s", "-drain-delay", "-1s", "-max-concurrent", "-7")
+		"-engine", "steam", "-task-timeout", "-5s", "-drain-delay", "-1s", "-max-concurrent", "-7")
 	var exit *exec.ExitError
 	require.ErrorAs(t, p.Run(), &exit)
 	require.Equal(t, 2, exit.ExitCode())
 	for _, want := range []string{`AIGUARD_CALL_TIMEOUT is "soon"`, `AIGUARD_MAX_QUEUE is "-3"`, "AIGUARD_TYPO",
-		"TaskTimeout is -5s", "-drain-delay is -1s", "MaxConcurrent is -7"} {
+		"TaskTimeout is -5s", "-drain-delay is -1s", `-engine is "steam"; want memory.`, "MaxConcurrent is -7"} {
 		require.Contains(t, p.stderr.String(), want)
 	}
 }
+
+const topic = `{"topic":"tides"}`
 
 func TestProgramThatCannotListenFails(t *testing.T) {
 	var p program
@@ -155,7 +159,7 @@ func TestProgramThatCannotListenFails(t *testing.T) {
 func TestFlagsOverrideEnvironmentAndDefaults(t *testing.T) {
 	t.Setenv("OPENAI_API_KEY", "")
 	parse := func(args ...string) settings {
-		s, err := parseSettings(args, slog.New(slog.DiscardHandler), io.Discard)
+		s, err := parseSettings(args, memory, slog.New(slog.DiscardHandler), io.Discard)
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = s.guard.Close() })
 		return s
@@ -163,7 +167,7 @@ func TestFlagsOverrideEnvironmentAndDefaults(t *testing.T) {
 	cfg := parse().guard.Config()
 	require.Equal(t, fakeCallTimeout, cfg.CallTimeout)
 	require.Equal(t, maxQueue, cfg.MaxQueue)
-	require.Equal(t, maxOutputTokens, cfg.MaxOutputTokens)
+	require.Equal(t, MaxOutputTokens, cfg.MaxOutputTokens)
 
 	t.Setenv("AIGUARD_CALL_TIMEOUT", "7s")
 	t.Setenv("AIGUARD_MAX_QUEUE", "100")
@@ -184,20 +188,20 @@ func TestFlagsOverrideEnvironmentAndDefaults(t *testing.T) {
 
 func TestZeroIsNotTheDefault(t *testing.T) {
 	for flag, shown := range map[string]string{"call-timeout": "0s", "task-timeout": "0s", "max-concurrent": "0", "max-queue": "0"} {
-		_, err := parseSettings([]string{"-" + flag, "0"}, slog.New(slog.DiscardHandler), io.Discard)
+		_, err := parseSettings([]string{"-" + flag, "0"}, memory, slog.New(slog.DiscardHandler), io.Discard)
 		require.EqualError(t, err, "-"+flag+" is "+shown+"; want more than 0")
 	}
 	t.Setenv("AIGUARD_NOPE", "1")
-	_, err := parseSettings(nil, slog.New(slog.DiscardHandler), io.Discard)
+	_, err := parseSettings(nil, memory, slog.New(slog.DiscardHandler), io.Discard)
 	require.EqualError(t, err, "aiguard: AIGUARD_NOPE is not a variable of aiguard; see FromEnv")
 }
 
 func TestHelpIsNotAnError(t *testing.T) {
 	var usage bytes.Buffer
-	_, err := parseSettings([]string{"-h"}, slog.New(slog.DiscardHandler), &usage)
+	_, err := parseSettings([]string{"-h"}, memory, slog.New(slog.DiscardHandler), &usage)
 	require.True(t, errors.Is(err, flag.ErrHelp))
 	require.Contains(t, usage.String(), "-shutdown-timeout")
-	_, err = parseSettings([]string{"serve"}, slog.New(slog.DiscardHandler), &usage)
+	_, err = parseSettings([]string{"serve"}, memory, slog.New(slog.DiscardHandler), &usage)
 	require.ErrorContains(t, err, `"serve"`)
 }
 
@@ -223,7 +227,7 @@ func TestAPIKeySelectsTheRealProviderWithoutFaults(t *testing.T) {
 func TestLogHasNoTextOfUsersOrModels(t *testing.T) {
 	t.Parallel()
 	p := start(t, nil, "-pace", "0s", "-drain-delay", "0s", "-call-timeout", "50ms")
-	for _, fault := range append(faults(), "") {
+	for _, fault := range append(Faults(), "") {
 		body, err := json.Marshal(map[string]string{"topic": "secret-topic"})
 		require.NoError(t, err)
 		resp, _ := request(t, "POST", p.url+"/questions?fault="+fault, string(body))

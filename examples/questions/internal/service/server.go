@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"context"
@@ -14,15 +14,15 @@ import (
 	"github.com/aiguard-go/aiguard/task"
 )
 
-// service holds what the routes need.
-type service struct {
-	client *aiguard.Client
-	runner *task.Runner
-	model  string
-	fake   bool // the provider is the fake, which supports ?fault=…
-	logger *slog.Logger
+// Service is the web service. Call Register before Routes.
+type Service struct {
+	Client *aiguard.Client
+	Engine task.Engine
+	Model  string
+	Fake   bool // the provider is the fake, which supports ?fault=…
+	Logger *slog.Logger
 
-	draining atomic.Bool
+	Draining atomic.Bool // /readyz fails
 }
 
 // operation is one kind of work that the service offers.
@@ -32,11 +32,25 @@ type operation struct {
 	run    func(ctx context.Context, client *aiguard.Client, model string, texts map[string]string) (any, error)
 }
 
-func (s *service) routes() (http.Handler, error) {
+// input is the input of an operation. The engine keeps it.
+type input struct {
+	Model string            `json:"model"`
+	Texts map[string]string `json:"texts"`
+}
+
+// Register registers the service's operations with its engine.
+func (s *Service) Register() {
+	for _, o := range []operation{questionsOperation(), feedbackOperation()} {
+		task.Register(s.Engine, o.name, func(ctx context.Context, in input) (any, error) { return o.run(ctx, s.Client, in.Model, in.Texts) })
+	}
+}
+
+// Routes returns the handler of the service.
+func (s *Service) Routes() (http.Handler, error) {
 	mux := http.NewServeMux()
 	// These requests end when their operation has started in the background. The event streams below last longer and
 	// therefore have no time limit.
-	limit, err := httpguard.Limit(s.client.Guard(), httpguard.Config{Timeout: 10 * time.Second, MaxBodyBytes: maxBodyBytes, Logger: s.logger})
+	limit, err := httpguard.Limit(s.Client.Guard(), httpguard.Config{Timeout: 10 * time.Second, MaxBodyBytes: MaxBodyBytes, Logger: s.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -45,29 +59,29 @@ func (s *service) routes() (http.Handler, error) {
 
 	// Here every client with an ID may see and cancel the operation. A service with accounts should record the owner
 	// in starts and wrap this handler in a check of r.PathValue("id").
-	operations := http.StripPrefix("/operations", task.Handler(s.runner))
+	operations := http.StripPrefix("/operations", task.Handler(s.Engine))
 	mux.Handle("/operations/{id}", operations)
 	mux.Handle("/operations/{id}/events", operations)
 
-	ready, err := httpguard.Readyz(s.client.Guard(), httpguard.HealthConfig{})
+	ready, err := httpguard.Readyz(s.Client.Guard(), httpguard.HealthConfig{})
 	if err != nil {
 		return nil, err
 	}
 	mux.Handle("GET /livez", httpguard.Livez())
 	mux.Handle("GET /readyz", s.unlessDraining(ready))
 
-	debug, err := httpguard.Debug(s.client.Guard(), nil) // for browsers on this machine
+	debug, err := httpguard.Debug(s.Client.Guard(), nil) // for browsers on this machine
 	if err != nil {
 		return nil, err
 	}
 	mux.Handle("GET /debug/aiguard", debug)
 
-	handlePage(mux, s.fake)
+	handlePage(mux, s.Fake)
 	return http.NewCrossOriginProtection().Handler(secured(mux)), nil
 }
 
 // starts returns a handler that starts an operation and responds with it.
-func (s *service) starts(o operation) http.Handler {
+func (s *Service) starts(o operation) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		op, err := s.start(w, r, o)
 		if err != nil {
@@ -82,7 +96,7 @@ func (s *service) starts(o operation) http.Handler {
 	})
 }
 
-func (s *service) start(w http.ResponseWriter, r *http.Request, o operation) (task.Operation, error) {
+func (s *Service) start(w http.ResponseWriter, r *http.Request, o operation) (task.Operation, error) {
 	model, err := s.modelFor(r)
 	if err != nil {
 		return task.Operation{}, err
@@ -91,29 +105,27 @@ func (s *service) start(w http.ResponseWriter, r *http.Request, o operation) (ta
 	if err != nil {
 		return task.Operation{}, err
 	}
-	return s.runner.Start(r.Context(), o.name, func(ctx context.Context) (any, error) {
-		return o.run(ctx, s.client, model, texts)
-	})
+	return s.Engine.Submit(r.Context(), o.name, input{model, texts})
 }
 
-func (s *service) modelFor(r *http.Request) (string, error) {
+func (s *Service) modelFor(r *http.Request) (string, error) {
 	fault := r.URL.Query().Get("fault")
 	switch {
 	case fault == "":
-		return s.model, nil
-	case !s.fake:
+		return s.Model, nil
+	case !s.Fake:
 		return "", &mistake{http.StatusBadRequest, "fault", "Faults are available only with the fake provider."}
 	case !knownFault(fault):
-		return "", &mistake{http.StatusBadRequest, "fault", fmt.Sprintf("Unknown fault. Use one of %q.", faults())}
+		return "", &mistake{http.StatusBadRequest, "fault", fmt.Sprintf("Unknown fault. Use one of %q.", Faults())}
 	}
 	return faultModel + fault, nil
 }
 
 // unlessDraining rejects requests as soon as the service drains. The guard still works then, so its own readiness
 // would come too late.
-func (s *service) unlessDraining(next http.Handler) http.Handler {
+func (s *Service) unlessDraining(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if s.draining.Load() {
+		if s.Draining.Load() {
 			httpguard.Error(w, r, aiguard.ErrClosed)
 			return
 		}

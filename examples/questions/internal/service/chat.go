@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"bytes"
@@ -98,7 +98,7 @@ func decode(text string, v any) error {
 	return nil
 }
 
-const maxItemChars = 1000
+const MaxItemChars = 1000
 
 // checkItems checks the texts of an answer. Its errors give positions and lengths, but never the model's text.
 func checkItems(name string, items []string, least, most int) error {
@@ -106,8 +106,8 @@ func checkItems(name string, items []string, least, most int) error {
 		return fmt.Errorf("%d %s; want %d to %d", len(items), name, least, most)
 	}
 	for i, item := range items {
-		if strings.TrimSpace(item) == "" || utf8.RuneCountInString(item) > maxItemChars {
-			return fmt.Errorf("%s, number %d, has %d characters; want 1 to %d", name, i+1, utf8.RuneCountInString(item), maxItemChars)
+		if strings.TrimSpace(item) == "" || utf8.RuneCountInString(item) > MaxItemChars {
+			return fmt.Errorf("%s, number %d, has %d characters; want 1 to %d", name, i+1, utf8.RuneCountInString(item), MaxItemChars)
 		}
 	}
 	return nil

@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"encoding/json"
@@ -14,14 +14,14 @@ import (
 // operation that requests it.
 const faultModel = "fault-"
 
-// faults returns the valid values of ?fault=.
-func faults() []string { return []string{"timeout", "outage", "ratelimit", "truncated", "slow"} }
+// Faults returns the valid values of ?fault=.
+func Faults() []string { return []string{"timeout", "outage", "ratelimit", "truncated", "slow"} }
 
-func knownFault(name string) bool { return slices.Contains(faults(), name) }
+func knownFault(name string) bool { return slices.Contains(Faults(), name) }
 
-// fakeAnswer returns a handler that sends the expected answers piece by piece at the given pace, or plays the model's
+// FakeAnswer returns a handler that sends the expected answers piece by piece at the given pace, or plays the model's
 // fault.
-func fakeAnswer(pace time.Duration) func(*aiguardtest.Request) aiguardtest.Reply {
+func FakeAnswer(pace time.Duration) func(*aiguardtest.Request) aiguardtest.Reply {
 	return func(r *aiguardtest.Request) aiguardtest.Reply {
 		answer := aiguardtest.TextN(fakeText(r), 12)
 		switch strings.TrimPrefix(r.Model, faultModel) {

@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"encoding/json"
@@ -13,7 +13,7 @@ import (
 	"unicode/utf8"
 )
 
-const maxBodyBytes = 64 << 10
+const MaxBodyBytes = 64 << 10
 
 // field is a required text of a request.
 type field struct {
