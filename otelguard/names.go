@@ -37,7 +37,7 @@ const (
 	attrBilled      = "aiguard.may_be_billed" // the provider may charge for a call that failed
 	attrBudget      = "aiguard.budget.limit"  // the Name of a Limit of package budget
 	attrBudgetUnit  = "aiguard.budget.unit"   // what it limits: calls, tokens or cost
-	attrSource      = "aiguard.cache.source"  // hit, shared or miss
+	attrSource      = "aiguard.cache.source"  // hit, similar, shared or miss
 	attrWait        = "aiguard.wait"          // seconds, of an event of a span
 )
 
@@ -109,7 +109,7 @@ var (
 	timeouts  = instrument{"aiguard.timeouts", "{timeout}", "Deadlines of the guard that ran out.", nil}
 	hedges    = instrument{"aiguard.hedges", "{attempt}", "Second attempts beside a slow first one.", nil}
 	fallbacks = instrument{"aiguard.fallbacks", "{call}", "Calls made by a later alternative of a Fallback.", nil}
-	cached    = instrument{"aiguard.cache.answers", "{answer}", "Answers by where they came from: hit, shared or miss.", nil}
+	cached    = instrument{"aiguard.cache.answers", "{answer}", "Answers by where they came from: hit, similar, shared or miss.", nil}
 	outages   = instrument{"aiguard.outages", "{outage}", "Times that a route has gone down.", nil}
 )
 
