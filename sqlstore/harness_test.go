@@ -9,9 +9,11 @@ import (
 	"sync/atomic"
 	"testing"
 
+	_ "github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/require"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/internal/pgtest"
 	"github.com/aiguard-go/aiguard/sqlstore"
 	"github.com/aiguard-go/aiguard/task"
 )
@@ -26,7 +28,7 @@ var schemas atomic.Int64
 
 // onEach runs f in parallel with an empty database of each kind.
 func onEach(t *testing.T, f func(t *testing.T, d database)) {
-	_, _ = startPostgres() // starts before any lease can expire; newPostgres reports errors
+	_, _ = postgres.DSN() // starts before any lease can expire; newPostgres reports errors
 	for kind, newDatabase := range map[string]func(*testing.T) database{"SQLite": newSQLite, "PostgreSQL": newPostgres} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
@@ -41,8 +43,8 @@ func newSQLite(t *testing.T) database {
 
 func newPostgres(t *testing.T) database {
 	t.Helper()
-	dsn, err := startPostgres()
-	if errors.Is(err, errNoPostgres) {
+	dsn, err := postgres.DSN()
+	if errors.Is(err, pgtest.ErrNotInstalled) {
 		t.Skip(err)
 	}
 	require.NoError(t, err)

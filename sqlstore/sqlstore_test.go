@@ -16,8 +16,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/sqlstore"
 	"github.com/aiguard-go/aiguard/task"
+	"github.com/aiguard-go/aiguard/task/enginetest"
 	"github.com/aiguard-go/aiguard/task/storetest"
 )
 
@@ -63,6 +65,28 @@ func TestStoresWithOneDatabaseMeetTheContract(t *testing.T) {
 }
 
 // A connection pooler may allow only the simple protocol.
+func TestRunnerWithADatabaseIsAnEngine(t *testing.T) {
+	onEach(t, func(t *testing.T, d database) {
+		enginetest.Run(t, func(t *testing.T, l enginetest.Limits) task.Engine {
+			own := newSQLite(t)
+			if d.DSN != "" {
+				own = newPostgres(t)
+			}
+			g, err := aiguard.New(aiguard.Config{TaskTimeout: l.TaskTimeout})
+			require.NoError(t, err)
+			r, err := task.NewRunner(g, openStore(t, own), task.Config{MaxRunning: l.MaxRunning, MaxPending: l.MaxPending, Grace: l.Grace})
+			require.NoError(t, err)
+			t.Cleanup(func() {
+				ctx, cancel := context.WithCancel(context.Background())
+				cancel()
+				_ = r.Shutdown(ctx)
+				require.NoError(t, g.Close())
+			})
+			return r
+		})
+	})
+}
+
 func TestPostgresWorksWithTheSimpleProtocol(t *testing.T) {
 	d := newPostgres(t)
 	d.DSN += " default_query_exec_mode=simple_protocol"

@@ -3,16 +3,12 @@ package task
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"log/slog"
-	"runtime"
-	"runtime/debug"
-	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/internal/operation"
 )
 
 // execution runs an operation in its Runner, from its creation to its final state in the store:
@@ -43,8 +39,6 @@ type execution struct {
 	saving  *time.Timer // the next progress write
 }
 
-type executionKey struct{}
-
 func newExecution(ctx context.Context, r *Runner, op Operation, fn func(context.Context) (any, error)) *execution {
 	x := &execution{r: r, op: op, fn: fn, submitted: op.Input != nil, writing: make(chan struct{}, 1), changed: make(chan struct{})}
 	x.ctx, x.end = context.WithCancelCause(ctx)
@@ -71,7 +65,7 @@ func (x *execution) cancel(ctx context.Context) (Operation, error) {
 	x.r.dispatch()
 	x.r.mu.Unlock()
 	if before.Status == Pending {
-		return x.r.next(ctx, before.ID, before.Revision)
+		return x.r.Next(ctx, before.ID, before.Revision)
 	}
 	return x.r.store.Get(ctx, before.ID)
 }
@@ -129,46 +123,17 @@ func (x *execution) call() (result json.RawMessage, err error) {
 	err = x.r.guard.With(aiguard.Call{Op: x.op.Name}).RunTask(x.ctx, func(ctx context.Context) (err error) {
 		stop := context.AfterFunc(ctx, func() { x.await(ctx, returned) })
 		defer stop()
-		result, err = x.protected(context.WithValue(ctx, executionKey{}, x))
+		result, err = x.protected(context.WithValue(ctx, operation.ProgressKey{}, x))
 		return err
 	})
 	return result, err
 }
 
-// protected recovers a panic of the function or of its result's MarshalJSON, so that the process continues.
-func (x *execution) protected(ctx context.Context) (result json.RawMessage, err error) {
-	returned := false
-	defer func() {
-		if returned {
-			return
-		}
-		p := recover() // nil: runtime.Goexit
-		what := fmt.Sprintf("%T", p)
-		if e, ok := p.(runtime.Error); ok {
-			what = e.Error() // other panic values may quote a prompt
-		}
-		x.log(slog.LevelError, "task: panic", slog.String("panic", what), slog.String("stack", string(debug.Stack())))
-		result, err = nil, KindInternal
-	}()
-	v, err := x.fn(ctx)
-	if err == nil {
-		result, err = encode(v)
-	}
-	returned = true
-	return result, err
-}
-
-func encode(v any) (json.RawMessage, error) {
-	b, err := json.Marshal(v)
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("task: a %T cannot be encoded as JSON", v)
-	case len(b) > maxResultBytes:
-		return nil, &aiguard.Error{Kind: aiguard.ErrResponseTooLarge, Phase: "task", Size: int64(len(b)), Max: maxResultBytes}
-	case !utf8.Valid(b): // possible with a json.RawMessage
-		return nil, fmt.Errorf("task: the JSON of a %T is not UTF-8", v)
-	}
-	return b, nil
+// protected recovers a panic of the function, so that the process continues.
+func (x *execution) protected(ctx context.Context) (json.RawMessage, error) {
+	return operation.Call(func() (any, error) { return x.fn(ctx) }, func(what, stack string) {
+		x.log(slog.LevelError, "task: panic", slog.String("panic", what), slog.String("stack", stack))
+	})
 }
 
 // await waits up to Grace for a function to return after its context has ended. Then it ends the operation without
@@ -204,9 +169,9 @@ func (x *execution) outcome(result json.RawMessage, err error) func(*Operation) 
 	if aiguard.KindOf(err) != aiguard.ErrTimeout { // unless the timeout came first
 		switch context.Cause(x.ctx) {
 		case KindCancelled:
-			return cancelled.end
+			return cancelled().end
 		case KindInterrupted:
-			return interrupted.end
+			return interrupted().end
 		}
 	}
 	return failed(err).end
@@ -311,36 +276,19 @@ func (x *execution) log(level slog.Level, msg string, more ...slog.Attr) {
 // text for the user and is cut after 200 characters. SetProgress does not wait. The store gets the latest progress at
 // most twice a second. With any other ctx it does nothing.
 func SetProgress(ctx context.Context, percent int, note string) {
-	x, ok := ctx.Value(executionKey{}).(*execution)
-	if !ok {
-		return
-	}
+	operation.SetProgress(ctx, percent, note)
+}
+
+// SetProgress implements operation.Progress.
+func (x *execution) SetProgress(percent int, note string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.percent, x.note = min(max(percent, 0), 100), clean(note)
+	x.percent, x.note = percent, note
 	if x.saving == nil && !x.decided {
 		// The delay must not be 0: two timers with 0 at once crash the race detector of Go 1.26.8 in a synctest
 		// bubble.
 		x.saving = time.AfterFunc(max(progressInterval-time.Since(x.saved), 1), x.saveProgress)
 	}
-}
-
-// clean removes what some stores reject: NUL characters and invalid UTF-8. It stops reading after maxNoteRunes
-// characters.
-func clean(s string) string {
-	var kept strings.Builder
-	n := 0
-	for i, r := range s {
-		_, size := utf8.DecodeRuneInString(s[i:])
-		if r == 0 || r == utf8.RuneError && size == 1 {
-			continue
-		}
-		if n++; n > maxNoteRunes {
-			break
-		}
-		kept.WriteRune(r)
-	}
-	return kept.String()
 }
 
 func (x *execution) latest() (percent int, note string) {
@@ -371,7 +319,7 @@ func (x *execution) saveProgress() {
 		return true
 	})
 	if err != nil {
-		x.r.storeFailed("progress", op, err)
+		x.r.StoreFailed("progress", op, err)
 		return
 	}
 	if changed.Revision > op.Revision {

@@ -17,7 +17,7 @@ const (
 	writeTimeout = 10 * time.Second // for a client to receive one event
 )
 
-// Handler returns a handler that serves the operations of r:
+// Handler returns a handler that serves the operations of e:
 //
 //	GET    /{id}         the operation as JSON
 //	DELETE /{id}         cancels it: 200 and the operation if it is over, 202 while its function still runs
@@ -34,27 +34,31 @@ const (
 //	operations := http.StripPrefix("/operations", onlyOwner(task.Handler(runner)))
 //	mux.Handle("/operations/{id}", operations)
 //	mux.Handle("/operations/{id}/events", operations)
-func Handler(r *Runner) http.Handler {
+func Handler(e Engine) http.Handler {
+	s := server{e}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{id}", r.serveGet)
-	mux.HandleFunc("DELETE /{id}", r.serveCancel)
-	mux.HandleFunc("GET /{id}/events", r.serveEvents)
+	mux.HandleFunc("GET /{id}", s.get)
+	mux.HandleFunc("DELETE /{id}", s.cancel)
+	mux.HandleFunc("GET /{id}/events", s.events)
 	return mux
 }
 
-func (r *Runner) serveGet(w http.ResponseWriter, req *http.Request) {
-	op, err := r.Get(req.Context(), req.PathValue("id"))
+// server serves the operations of an engine.
+type server struct{ Engine }
+
+func (s server) get(w http.ResponseWriter, req *http.Request) {
+	op, err := s.Get(req.Context(), req.PathValue("id"))
 	if err != nil {
-		r.refuse(w, req, err)
+		s.refuse(w, req, err)
 		return
 	}
 	reply(w, http.StatusOK, op)
 }
 
-func (r *Runner) serveCancel(w http.ResponseWriter, req *http.Request) {
-	op, err := r.Cancel(req.Context(), req.PathValue("id"))
+func (s server) cancel(w http.ResponseWriter, req *http.Request) {
+	op, err := s.Cancel(req.Context(), req.PathValue("id"))
 	if err != nil {
-		r.refuse(w, req, err)
+		s.refuse(w, req, err)
 		return
 	}
 	status := http.StatusAccepted
@@ -64,16 +68,16 @@ func (r *Runner) serveCancel(w http.ResponseWriter, req *http.Request) {
 	reply(w, status, op)
 }
 
-func (r *Runner) serveEvents(w http.ResponseWriter, req *http.Request) {
+func (s server) events(w http.ResponseWriter, req *http.Request) {
 	id := req.PathValue("id")
 	seen, err := strconv.ParseInt(req.Header.Get("Last-Event-ID"), 10, 64)
 	if err != nil {
 		seen = 0 // missing or malformed
 	}
-	op, err := r.Get(req.Context(), id)
+	op, err := s.Get(req.Context(), id)
 	switch {
 	case err != nil:
-		r.refuse(w, req, err)
+		s.refuse(w, req, err)
 		return
 	case op.Status.Final() && op.Revision == seen:
 		w.WriteHeader(http.StatusNoContent)
@@ -95,7 +99,7 @@ func (r *Runner) serveEvents(w http.ResponseWriter, req *http.Request) {
 			seen = op.Revision
 		}
 		ctx, cancel := context.WithTimeout(req.Context(), keepAlive)
-		next, err := r.next(ctx, id, seen)
+		next, err := s.Next(ctx, id, seen)
 		quiet := ctx.Err() != nil
 		cancel()
 		switch {
@@ -139,13 +143,13 @@ func reply(w http.ResponseWriter, status int, op Operation) {
 }
 
 // refuse sends the error response for an unknown ID or a failed store.
-func (r *Runner) refuse(w http.ResponseWriter, req *http.Request, err error) {
+func (s server) refuse(w http.ResponseWriter, req *http.Request, err error) {
 	switch {
 	case errtree.Is(err, ErrNotFound):
 		problem(w, http.StatusNotFound, "There is no operation with this id.")
 	case req.Context().Err() != nil: // the client has disconnected
 	default:
-		r.storeFailed("serve", Operation{ID: req.PathValue("id")}, err)
+		s.StoreFailed("serve", Operation{ID: req.PathValue("id")}, err)
 		w.Header().Set("Retry-After", "1")
 		problem(w, http.StatusServiceUnavailable, "The operation cannot be looked up right now. Please try again in a moment.")
 	}

@@ -43,7 +43,7 @@ func (r *Runner) lookAfter(limit time.Duration) {
 		err = r.adopt(ctx)
 	}
 	if err != nil && r.ctx.Err() == nil {
-		r.storeFailed("lease", Operation{}, err)
+		r.StoreFailed("lease", Operation{}, err)
 	}
 }
 
@@ -136,7 +136,7 @@ func (r *Runner) mark(ctx context.Context, orphan Operation) error {
 		if op.Owner != orphan.Owner || op.Status != orphan.Status {
 			return false
 		}
-		interrupted.end(op)
+		interrupted().end(op)
 		return true
 	})
 	if err == nil && op.Status.Final() && op.Revision == orphan.Revision+1 {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -225,16 +224,5 @@ func TestStatusOnlyMovesForward(t *testing.T) {
 			require.Equal(t, forward, from.MayBecome(to), "%q to %q", from, to)
 		}
 		require.Equal(t, slices.Contains([]Status{Succeeded, Failed, Cancelled}, from), from.Final())
-	}
-}
-
-func TestNotesAreTruncatedAndValid(t *testing.T) {
-	for note, want := range map[string]string{
-		"": "", "plain": "plain", "a\x00b\xffc\xc3": "abc", "日本\ufffd": "日本\ufffd",
-		strings.Repeat("é", maxNoteRunes):                strings.Repeat("é", maxNoteRunes),
-		strings.Repeat("é", maxNoteRunes+1):              strings.Repeat("é", maxNoteRunes),
-		"\x00" + strings.Repeat("é\xff", 1<<20) + "\x00": strings.Repeat("é", maxNoteRunes),
-	} {
-		require.Equal(t, want, clean(note))
 	}
 }

@@ -1,14 +1,13 @@
 package task
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/aiguard-go/aiguard"
-	"github.com/aiguard-go/aiguard/internal/errtree"
+	"github.com/aiguard-go/aiguard/internal/operation"
 )
 
 // Status is the state of an operation. A new operation is Pending and may become Running, Failed or Cancelled. A Running
@@ -41,9 +40,9 @@ func (s Status) MayBecome(next Status) bool {
 
 // Error codes in addition to the kinds of package aiguard.
 const (
-	KindInternal    aiguard.Kind = "internal"    // the function panicked, or returned an error without a kind
-	KindInterrupted aiguard.Kind = "interrupted" // the process ended before the operation did
-	KindCancelled   aiguard.Kind = "cancelled"   // by Runner.Cancel
+	KindInternal    = operation.KindInternal    // the function panicked, or returned an error without a kind
+	KindInterrupted = operation.KindInterrupted // the process ended before the operation did
+	KindCancelled   = operation.KindCancelled   // by Runner.Cancel
 )
 
 // Operation is a snapshot of a background operation. Its JSON form is for clients and omits Owner and Input.
@@ -130,31 +129,20 @@ func Result[T any](o Operation) (T, error) {
 
 // failure is the final state of an operation that did not succeed.
 type failure struct {
-	status  Status
-	code    aiguard.Kind
-	message string
+	status Status
+	operation.Failure
 }
 
-var (
-	interrupted = failure{Failed, KindInterrupted, "The service was restarted before this was done. Please try again."}
-	cancelled   = failure{Cancelled, KindCancelled, "This was cancelled."}
-)
+func interrupted() failure { return failure{Failed, operation.Interrupted()} }
+
+func cancelled() failure { return failure{Cancelled, operation.Cancelled()} }
 
 // failed returns the failure for a function that returned err.
-func failed(err error) failure {
-	switch {
-	case aiguard.KindOf(err) != "":
-	case errtree.Is(err, context.DeadlineExceeded): // from the function's own timeout; the guard's has a cause with a kind
-		err = aiguard.ErrTimeout
-	default:
-		err = KindInternal
-	}
-	return failure{Failed, aiguard.KindOf(err), aiguard.UserMessage(err)}
-}
+func failed(err error) failure { return failure{Failed, operation.Failed(err)} }
 
 // end makes o final.
 func (f failure) end(o *Operation) {
-	o.Status, o.ErrorCode, o.ErrorMessage, o.FinishedAt = f.status, f.code, f.message, now()
+	o.Status, o.ErrorCode, o.ErrorMessage, o.FinishedAt = f.status, f.Code, f.Message, now()
 }
 
 // now has microsecond precision, which every store can keep.

@@ -49,7 +49,7 @@ func (r *Runner) persist(ctx context.Context, tries int, what string, op Operati
 		if err == nil || errtree.Is(err, ErrExists) {
 			return err
 		}
-		r.storeFailed(what, op, err)
+		r.StoreFailed(what, op, err)
 		if try == tries || errtree.Is(err, ErrNotFound) {
 			return err
 		}
@@ -69,8 +69,8 @@ func (r *Runner) once(ctx context.Context, f func(context.Context) error) error 
 	return f(ctx)
 }
 
-// storeFailed counts and logs a failure of the store.
-func (r *Runner) storeFailed(what string, op Operation, err error) {
+// StoreFailed counts and logs a failure of the store. what is the step that failed.
+func (r *Runner) StoreFailed(what string, op Operation, err error) {
 	r.mu.Lock()
 	r.stats.StoreErrors++
 	r.mu.Unlock()

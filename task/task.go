@@ -13,7 +13,7 @@
 // status never changes. If a process crashes, another process marks its operations as interrupted.
 //
 // Most programs need NewRunner, Start and Handler. Use Register and Submit for operations that another process may
-// take over.
+// take over. Module riverguard has another Engine for them, which is a queue for several processes.
 package task
 
 import (
@@ -26,11 +26,11 @@ import (
 	"log/slog"
 	"sync"
 	"time"
-	"unicode"
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/internal/callctx"
 	"github.com/aiguard-go/aiguard/internal/errtree"
+	"github.com/aiguard-go/aiguard/internal/operation"
 )
 
 // The defaults of Config.
@@ -40,12 +40,6 @@ const (
 )
 
 const (
-	maxNameBytes   = 100
-	maxNoteRunes   = 200
-	maxResultBytes = 1 << 20
-	maxInputBytes  = 1 << 20
-	maxIDBytes     = 128
-
 	storeTimeout     = 5 * time.Second        // for one call of the Store
 	progressInterval = 500 * time.Millisecond // between two writes of an operation's progress
 	pollInterval     = time.Second            // for operations of another process
@@ -73,7 +67,7 @@ type Runner struct {
 	beat sync.WaitGroup // the lease's goroutine
 
 	mu       sync.Mutex
-	handlers map[string]handler
+	handlers map[string]Handle
 	active   map[string]*execution // by ID, until final in the store
 	queue    []*execution
 	places   int // taken by running, waiting and starting operations
@@ -84,9 +78,6 @@ type Runner struct {
 	held     time.Duration // moving average of how long operations run
 	stats    Stats
 }
-
-// handler runs an operation that Submit started.
-type handler func(ctx context.Context, input json.RawMessage) (any, error)
 
 // Stats is a snapshot of a Runner: gauges first, then counters. When no operation is pending or running, Started is
 // the sum of Succeeded, Failed, Cancelled, Released and Lost.
@@ -104,7 +95,8 @@ type Stats struct {
 }
 
 // NewRunner returns a Runner that keeps its operations in store and runs them under g's TaskTimeout. The zero Config
-// is valid. NewRunner returns an error that names each invalid field of cfg.
+// is valid. NewRunner returns an error that names each invalid field of cfg. Defaults that come from g's settings are
+// read once, so a later Guard.Update does not change them.
 func NewRunner(g *aiguard.Guard, store Store, cfg Config) (*Runner, error) {
 	if g == nil || store == nil {
 		return nil, errors.New("task: NewRunner: want a guard and a store, not nil")
@@ -129,7 +121,7 @@ func NewRunner(g *aiguard.Guard, store Store, cfg Config) (*Runner, error) {
 	cfg.Lease = cmp.Or(cfg.Lease, DefaultLease)
 	cfg.Logger = cmp.Or(cfg.Logger, limits.Logger, slog.New(slog.DiscardHandler))
 	r := &Runner{guard: g, store: store, cfg: cfg, owner: rand.Text(),
-		handlers: make(map[string]handler), active: make(map[string]*execution), idle: make(chan struct{})}
+		handlers: make(map[string]Handle), active: make(map[string]*execution), idle: make(chan struct{})}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	r.beat.Go(r.keepLease)
 	return r, nil
@@ -149,25 +141,18 @@ func (r *Runner) Start(ctx context.Context, name string, fn func(context.Context
 	return r.start(ctx, Operation{Name: name}, fn)
 }
 
-// Register sets the function that runs the operations that Submit starts with this name. Their input is kept in the
-// store, so that every process that registers the name can run them. Register panics if fn is nil or the name is
-// already registered.
-func Register[In, Out any](r *Runner, name string, fn func(context.Context, In) (Out, error)) {
+// Handle sets the function that runs the operations with this name. Use Register, which decodes their input. Handle
+// panics if fn is nil or the name is already registered.
+func (r *Runner) Handle(name string, fn Handle) {
 	if fn == nil {
-		panic("task: Register: nil fn")
+		panic("task: Handle: nil fn")
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, ok := r.handlers[name]; ok {
 		panic(fmt.Sprintf("task: Register: %q is already registered", name))
 	}
-	r.handlers[name] = func(ctx context.Context, input json.RawMessage) (any, error) {
-		var in In
-		if err := json.Unmarshal(input, &in); err != nil {
-			return nil, fmt.Errorf("task: the input of %q cannot be decoded as %T", name, in)
-		}
-		return fn(ctx, in)
-	}
+	r.handlers[name] = fn
 }
 
 // Submit starts an operation like Start. The function registered for name runs it with input. The input is stored as
@@ -178,29 +163,26 @@ func (r *Runner) Submit(ctx context.Context, name string, input any) (Operation,
 	if handle == nil {
 		return Operation{}, fmt.Errorf("task: Submit: no handler is registered for %q", name)
 	}
-	in, err := json.Marshal(input)
+	in, err := operation.EncodeInput(name, input)
 	if err != nil {
-		return Operation{}, fmt.Errorf("task: Submit: a %T cannot be encoded as JSON", input)
-	}
-	if len(in) > maxInputBytes {
-		return Operation{}, &aiguard.Error{Kind: aiguard.ErrPromptTooLarge, Op: name, Phase: "task", Size: int64(len(in)), Max: maxInputBytes}
+		return Operation{}, err
 	}
 	return r.start(ctx, Operation{Name: name, Input: in}, handle.with(in))
 }
 
-// handler returns the handler registered for name, or nil.
-func (r *Runner) handler(name string) handler {
+// handler returns the function registered for name, or nil.
+func (r *Runner) handler(name string) Handle {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.handlers[name]
 }
 
-func (h handler) with(input json.RawMessage) func(context.Context) (any, error) {
+func (h Handle) with(input json.RawMessage) func(context.Context) (any, error) {
 	return func(ctx context.Context) (any, error) { return h(ctx, input) }
 }
 
 func (r *Runner) start(ctx context.Context, op Operation, fn func(context.Context) (any, error)) (Operation, error) {
-	if err := checkName(op.Name); err != nil {
+	if err := operation.CheckName(op.Name); err != nil {
 		return Operation{}, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -230,35 +212,12 @@ func (r *Runner) start(ctx context.Context, op Operation, fn func(context.Contex
 // creationTries is the number of attempts to store a new operation. It is small because the caller of Start waits.
 const creationTries = 3
 
-func checkName(name string) error {
-	if name == "" || len(name) > maxNameBytes {
-		return fmt.Errorf("task: the name has %d bytes; want 1 to %d", len(name), maxNameBytes)
-	}
-	for _, c := range name {
-		if !unicode.IsPrint(c) || c == unicode.ReplacementChar {
-			return fmt.Errorf("task: the name %q contains unprintable characters", name)
-		}
-	}
-	return nil
-}
-
 // Get returns the stored operation without its Input, or ErrNotFound.
 func (r *Runner) Get(ctx context.Context, id string) (Operation, error) {
-	if !isID(id) {
+	if !operation.IsID(id) {
 		return Operation{}, ErrNotFound
 	}
 	return r.store.Get(ctx, id)
-}
-
-// isID reports whether id may be the ID of an operation. IDs come from clients, and some stores reject bytes such as
-// NUL.
-func isID(id string) bool {
-	for i := range len(id) {
-		if id[i] <= ' ' || id[i] > '~' {
-			return false
-		}
-	}
-	return id != "" && len(id) <= maxIDBytes
 }
 
 // List returns the operations that q selects, newest first. It includes those of all processes that share the store.
@@ -271,14 +230,14 @@ func (r *Runner) Wait(ctx context.Context, id string) (Operation, error) {
 	var op Operation
 	var err error
 	for revision := int64(0); err == nil && !op.Status.Final(); revision = op.Revision {
-		op, err = r.next(ctx, id, revision)
+		op, err = r.Next(ctx, id, revision)
 	}
 	return op, err
 }
 
-// next waits until the operation has a later revision or is final, and returns it. It polls the store every
-// pollInterval for operations of other processes.
-func (r *Runner) next(ctx context.Context, id string, revision int64) (Operation, error) {
+// Next waits until the operation has a later revision or is final, and returns it. It polls the store every second for
+// operations of other processes.
+func (r *Runner) Next(ctx context.Context, id string, revision int64) (Operation, error) {
 	for {
 		var changed <-chan struct{} // nil: another process runs it
 		if x := r.find(id); x != nil {
@@ -317,7 +276,7 @@ func (r *Runner) Cancel(ctx context.Context, id string) (Operation, error) {
 
 func requestCancel(op *Operation) bool {
 	if op.Status == Pending {
-		cancelled.end(op)
+		cancelled().end(op)
 		return true
 	}
 	asked := op.CancelRequested
