@@ -150,8 +150,8 @@ func (r *Runner) List(ctx context.Context, q task.Query) (found []task.Operation
 }
 
 // places returns how many operations of the queue wait and run. It stops counting where Submit no longer needs more.
-func (r *Runner) places(ctx context.Context) (waiting, running int, err error) {
-	err = r.pool.QueryRow(ctx, `SELECT
+func (r *Runner) places(ctx context.Context, db querier) (waiting, running int, err error) {
+	err = db.QueryRow(ctx, `SELECT
 		(SELECT count(*) FROM (SELECT FROM river_job WHERE queue = $1 AND state IN ('available', 'pending', 'retryable', 'scheduled') LIMIT $2) w),
 		(SELECT count(*) FROM (SELECT FROM river_job WHERE queue = $1 AND state = 'running' LIMIT $3) r)`,
 		r.cfg.Queue, r.cfg.MaxRunning+r.cfg.MaxPending, r.cfg.MaxRunning).Scan(&waiting, &running)

@@ -73,8 +73,9 @@ var _ task.Engine = (*Runner)(nil)
 
 // NewRunner returns a Runner that keeps its operations in the PostgreSQL database of pool and runs them under g's
 // TaskTimeout, which must not be off. It creates or migrates River's tables if necessary, and starts to work. The first
-// use needs the right to create tables. The tables are in the first schema of the search_path. ctx limits only
-// NewRunner itself. The caller closes pool after Shutdown.
+// use needs the right to create tables. The tables are in the first schema of the search_path. The connections of pool
+// must be sessions of PostgreSQL, because River listens for notifications; PgBouncer's transaction mode does not work.
+// ctx limits only NewRunner itself. The caller closes pool after Shutdown.
 //
 // The zero Config is valid. NewRunner returns an error that names each invalid field of cfg.
 func NewRunner(ctx context.Context, g *aiguard.Guard, pool *pgxpool.Pool, cfg Config) (*Runner, error) {
@@ -129,12 +130,12 @@ func (cfg *Config) complete(g *aiguard.Guard) (limit time.Duration, err error) {
 
 // start makes the tables and starts River's client.
 func (r *Runner) start(ctx context.Context) error {
-	if err := migrate(ctx, r.pool, r.cfg.Logger); err != nil {
+	if err := migrate(ctx, r.pool, slog.New(warnings{r.cfg.Logger.Handler()})); err != nil {
 		return err
 	}
 	cfg := &river.Config{
 		ID:     "aiguard-" + rand.Text(), // River's default is a time and may not be unique
-		Logger: r.cfg.Logger,
+		Logger: slog.New(warnings{r.cfg.Logger.Handler()}),
 		// River measures these from the start of a job. It never rescues a job that has no timeout.
 		JobTimeout:           r.jobTimeout(),
 		RescueStuckJobsAfter: r.jobTimeout() + margin,
@@ -153,6 +154,19 @@ func (r *Runner) start(ctx context.Context) error {
 	}
 	return r.client.Start(r.ctx)
 }
+
+// warnings passes on warnings and errors, as River's own default does. River logs its statistics as information.
+type warnings struct{ slog.Handler }
+
+func (w warnings) Enabled(ctx context.Context, level slog.Level) bool {
+	return level >= slog.LevelWarn && w.Handler.Enabled(ctx, level)
+}
+
+// WithAttrs implements slog.Handler.
+func (w warnings) WithAttrs(attrs []slog.Attr) slog.Handler { return warnings{w.Handler.WithAttrs(attrs)} }
+
+// WithGroup implements slog.Handler.
+func (w warnings) WithGroup(name string) slog.Handler { return warnings{w.Handler.WithGroup(name)} }
 
 // jobTimeout is later than the end of any function that still has a place in the Runner.
 func (r *Runner) jobTimeout() time.Duration { return r.taskLimit + r.cfg.Grace + margin }

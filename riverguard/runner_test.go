@@ -138,6 +138,23 @@ func TestSubmitTxStartsWithItsTransaction(t *testing.T) {
 	require.EqualValues(t, 1, r.Stats().Started)
 }
 
+func TestSubmitTxNeedsNoOtherConnection(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t, newDatabase(t)+" pool_max_conns=1")
+	r, err := riverguard.NewRunner(t.Context(), newGuard(t, aiguard.Config{}), pool, riverguard.Config{SubmitOnly: true, MaxPending: 1, MaxRunning: 1})
+	require.NoError(t, err)
+	register(r, "work", untilEnd)
+	tx, err := pool.Begin(t.Context()) // the only connection
+	require.NoError(t, err)
+	defer tx.Rollback(context.Background())
+	for range 2 {
+		_, err = r.SubmitTx(t.Context(), tx, "work", nil)
+		require.NoError(t, err)
+	}
+	_, err = r.SubmitTx(t.Context(), tx, "work", nil)
+	require.ErrorIs(t, err, aiguard.ErrOverloaded)
+}
+
 func TestRateLimitedOperationRunsAgainWithoutSpendingAnAttempt(t *testing.T) {
 	t.Parallel()
 	r := newRunner(t, newDatabase(t), aiguard.Config{}, riverguard.Config{})
