@@ -120,8 +120,8 @@ func (x *run) call(ctx context.Context, fn func(context.Context) (any, error), r
 	err := x.r.guard.With(aiguard.Call{Op: x.name}).RunTask(ctx, func(ctx context.Context) (err error) {
 		stop := context.AfterFunc(ctx, func() { x.await(ctx, over, overdue) })
 		defer stop()
-		ctx = context.WithValue(ctx, operation.ProgressKey{}, x)
-		value, err = operation.Call(func() (any, error) { return fn(ctx) }, func(what, stack string) {
+		own := context.WithValue(ctx, operation.ProgressKey{}, x)
+		value, err = operation.Call(func() (any, error) { return fn(own) }, func(what, stack string) {
 			x.log(slog.LevelError, "riverguard: panic", slog.String("panic", what), slog.String("stack", stack))
 		})
 		return err
