@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"sync"
 	"time"
 
@@ -140,6 +141,8 @@ func (r *Runner) start(ctx context.Context) error {
 		JobTimeout:           r.jobTimeout(),
 		RescueStuckJobsAfter: r.jobTimeout() + margin,
 		MaxAttempts:          r.cfg.MaxAttempts,
+		// With different intervals, no process is always the first to see a job that another has put back.
+		FetchPollInterval: 750*time.Millisecond + mathrand.N(500*time.Millisecond),
 	}
 	if !r.cfg.SubmitOnly {
 		cfg.Queues = map[string]river.QueueConfig{r.cfg.Queue: {MaxWorkers: r.cfg.MaxRunning}}
@@ -163,7 +166,9 @@ func (w warnings) Enabled(ctx context.Context, level slog.Level) bool {
 }
 
 // WithAttrs implements slog.Handler.
-func (w warnings) WithAttrs(attrs []slog.Attr) slog.Handler { return warnings{w.Handler.WithAttrs(attrs)} }
+func (w warnings) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return warnings{w.Handler.WithAttrs(attrs)}
+}
 
 // WithGroup implements slog.Handler.
 func (w warnings) WithGroup(name string) slog.Handler { return warnings{w.Handler.WithGroup(name)} }

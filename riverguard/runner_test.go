@@ -274,7 +274,7 @@ func TestUnregisteredNamesWaitForAProcessThatKnowsThem(t *testing.T) {
 	require.Equal(t, op, get(t, s, op.ID), "a process that does not know the name changes nothing")
 	r := newRunner(t, dsn, aiguard.Config{}, riverguard.Config{})
 	register(r, "work", func(context.Context) (any, error) { return "done", nil })
-	op = ends(t, s, op.ID)
+	op = await(t, s, op.ID, 2*time.Minute) // the other process may win the job several times
 	require.Equal(t, task.Succeeded, op.Status)
 	require.Equal(t, 1, op.Attempts)
 }
