@@ -15,7 +15,7 @@ import (
 // guard's work under overload.
 func (g *Guard) refuseIfCrowded(ctx context.Context, s *settings) error {
 	l := g.limiter
-	if l.maxQueue == Off || l.waiting.Load() < int64(l.maxQueue) {
+	if s.cfg.MaxQueue == Off || l.waiting.Load() < int64(s.cfg.MaxQueue) {
 		return nil
 	}
 	return g.refuseInCrowd(ctx, s)
@@ -27,14 +27,14 @@ func (g *Guard) refuseIfCrowded(ctx context.Context, s *settings) error {
 //go:noinline
 func (g *Guard) refuseInCrowd(ctx context.Context, s *settings) error {
 	l := g.limiter
-	if l.fits(s.Weight) != nil || callctx.HoldsSlot(ctx) || ctx.Err() != nil || g.closing.Load() {
+	if callctx.HoldsSlot(ctx) || ctx.Err() != nil || g.ring.closing.Load() {
 		return nil // rejected for another reason
 	}
 	e := l.crowded(s)
 	if e == nil {
 		return nil
 	}
-	if !g.silent() || g.recent.on.Load() {
+	if !s.silent() || g.recent.on.Load() {
 		return g.refuse(ctx, s, e)
 	}
 	g.calls.Add(1)
@@ -46,7 +46,9 @@ func (g *Guard) refuseInCrowd(ctx context.Context, s *settings) error {
 // refuse counts and reports a rejection for which no call was made.
 func (g *Guard) refuse(ctx context.Context, s *settings, err error) error {
 	c := g.newCall(ctx, s)
-	c.count()
+	if !c.nested {
+		c.calls.Add(1)
+	}
 	return c.finish(ctx, err)
 }
 
@@ -55,7 +57,10 @@ var errQueue = errors.New("aiguard: no slot is free")
 
 // enter begins an attempt if a slot is free, or uses the slot of the Do around the call.
 func (c *call) enter(ctx context.Context) error {
-	now := c.arrival()
+	now := c.start // for the first attempt, which saves a reading of the clock
+	if c.attempts > 0 || c.queued > 0 || c.skipped > 0 {
+		now = c.now()
+	}
 	if c.cfg.Budget != nil {
 		if err := c.reserve(ctx); err != nil {
 			c.denied = true
@@ -66,7 +71,7 @@ func (c *call) enter(ctx context.Context) error {
 	var err error
 	if c.shared() != nil {
 		err = c.limiter.enterNested(c, now)
-	} else if e := c.unfit(ctx); e != nil {
+	} else if e := c.overMemory(ctx); e != nil {
 		err = e
 	} else if c.limiter.custom != nil {
 		err = errQueue
@@ -80,22 +85,10 @@ func (c *call) enter(ctx context.Context) error {
 	return err
 }
 
-// arrival returns the time at which the attempt was requested. For the first attempt that is the start of the call,
-// which saves a reading of the clock.
-func (c *call) arrival() instant {
-	if c.attempts == 0 && c.queued == 0 && c.skipped == 0 {
-		return c.start
-	}
-	return c.now()
-}
-
-// unfit rejects a call that can never be admitted, or not now.
-func (c *call) unfit(ctx context.Context) *Error {
+// overMemory rejects a new call while the heap is over its limit.
+func (c *call) overMemory(ctx context.Context) *Error {
 	if c.attempts > 0 {
 		return nil
-	}
-	if e := c.limiter.fits(c.Weight); e != nil {
-		return e
 	}
 	e, crossed := c.memory.check()
 	if crossed {
@@ -111,14 +104,14 @@ func (c *call) queue(ctx context.Context) error {
 		c.emit(ctx, EventQueued, nil)
 	}
 	if c.waiter == nil {
-		joined := c.arrival()
-		return c.dequeued(ctx, joined, c.askLimiter(ctx))
+		joined := c.now()
+		return c.dequeued(ctx, joined, c.limiter.custom.admit(ctx, c))
 	}
 	joined := c.waiter.joined
-	if c.boundByTotal(joined) {
-		return c.dequeued(ctx, joined, c.waitWithinTotal(ctx))
+	if c.waiter.byTotal {
+		return c.dequeued(ctx, joined, c.waiter.waitWithinTotal(ctx))
 	}
-	return c.dequeued(ctx, joined, c.limiter.wait(ctx, c))
+	return c.dequeued(ctx, joined, c.waiter.wait(ctx))
 }
 
 // dequeued ends a wait, and begins the attempt if err is nil.
@@ -133,7 +126,9 @@ func (c *call) dequeued(ctx context.Context, joined instant, err error) error {
 	if err != nil {
 		now = c.now()
 	}
-	c.waited(time.Duration(now - joined))
+	c.queued += time.Duration(now - joined)
+	c.limiter.waitCount.Add(1)
+	c.limiter.waitTime.Add(int64(now - joined))
 	if err == nil {
 		c.begun(ctx, now)
 	}
@@ -141,26 +136,15 @@ func (c *call) dequeued(ctx context.Context, joined instant, err error) error {
 	return err
 }
 
-// waited adds to the time spent waiting for admission.
-func (c *call) waited(d time.Duration) {
-	c.queued += d
-	c.limiter.waitCount.Add(1)
-	c.limiter.waitTime.Add(int64(d))
-}
-
-// boundByTotal reports whether TotalTimeout ends before the wait in line.
-func (c *call) boundByTotal(joined instant) bool {
-	return c.deadline != 0 && (c.cfg.QueueTimeout == Off || c.deadline < joined.add(c.cfg.QueueTimeout))
-}
-
 // waitWithinTotal waits in line with its own timer.
-func (c *call) waitWithinTotal(ctx context.Context) error {
+func (w *inLine) waitWithinTotal(ctx context.Context) error {
+	c := w.call
 	wctx, cancel, why := c.bound(ctx, ErrTimeout, timeBound{limit: Off})
 	defer cancel()
-	err := c.limiter.wait(wctx, c)
+	err := w.wait(wctx)
 	if err != nil && wctx.Err() != nil {
 		if _, ok := err.(*Error); !ok || error(why) == err {
-			return c.ended(ctx, wctx, why)
+			return ended(ctx, wctx, why)
 		}
 	}
 	return err
@@ -174,15 +158,4 @@ func (c *call) begun(ctx context.Context, now instant) {
 		c.attemptBegun(c.attempts, now)
 	}
 	c.emit(ctx, EventAdmitted, nil)
-}
-
-// admission returns the latest time at which a call that starts to wait now may be admitted; 0: no limit.
-func (c *call) admission(ctx context.Context, now instant) instant {
-	end := c.ends(ctx)
-	if c.cfg.QueueTimeout != Off {
-		if until := now.add(c.cfg.QueueTimeout); end == 0 || until < end {
-			end = until
-		}
-	}
-	return end
 }

@@ -32,6 +32,7 @@
 // route down until a probe succeeds. Rate limit headers set its pace. The limit of a route adapts between
 // MinConcurrent (1) and MaxConcurrent by additive increase and multiplicative decrease (Chiu and Jain, 1989; RFC
 // 5681). Calls that wait for one route do not delay calls to another. Guard.Routes reports the state of each route.
+// Guard.Update changes all limits without a restart.
 //
 // # Errors
 //
@@ -44,9 +45,7 @@ package aiguard
 import (
 	"context"
 	"hash/maphash"
-	"maps"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -68,6 +67,7 @@ type Stats struct {
 
 	PausedUntil          time.Time // latest end of the pauses that providers asked for; zero: none
 	OverMemory, Draining bool      // new calls are rejected: memory limit reached; Shutdown or Close was called
+	ConfigVersion        int64     // 1 after New; each Update adds 1
 
 	Calls, Succeeded, Failed, Refused int64
 	Retries, Timeouts                 int64
@@ -82,29 +82,23 @@ type Stats struct {
 // call Shutdown or Close at the end. A Guard is safe for concurrent use.
 type Guard struct {
 	*core
-	own  Call     // the Call given to With
-	call settings // settings of a Do: own on top of the model's settings
+	own  Call                     // the Call given to With
+	call atomic.Pointer[settings] // settings of a Do: own on top of the model's settings; see usual
 }
 
 // core is the state shared by a Guard and all Guards derived from it by With.
 type core struct {
 	clock
-	cfg      Config
-	ownTotal bool // TotalTimeout was set by the user
-	models   models
-	limiter  *limiter
-	memory   *memory
-	pool     *pool
-	ids      atomic.Uint64 // the last CallID; its random start keeps those of several guards apart
-	repeats  repeats
-	recent   recent
-	storm    storm
-
-	mu      sync.Mutex  // guards the ring and the limiter, because a call enters and leaves both at once
-	active  call        // head of the ring of active calls and tasks
-	closing atomic.Bool // new calls are rejected; set with mu held
-	killed  bool        // active calls are canceled
-	idle    chan struct{}
+	current atomic.Pointer[live]
+	limiter *limiter
+	memory  *memory
+	pool    *pool
+	ids     atomic.Uint64 // the last CallID; its random start keeps those of several guards apart
+	repeats repeats
+	recent  recent
+	storm   storm
+	ring    ring
+	reuse   sync.Pool // of *call, for Do
 
 	calls, succeeded, failed, refused, retries, timeouts atomic.Int64
 }
@@ -112,22 +106,19 @@ type core struct {
 // New makes a Guard. The zero Config is valid. If a field is out of range, New returns an error that names the field,
 // its value and the allowed values.
 func New(cfg Config) (*Guard, error) {
-	if err := cfg.validate(); err != nil {
+	l, err := newLive(cfg)
+	if err != nil {
 		return nil, err
 	}
-	ownTotal := cfg.TotalTimeout != 0
-	cfg.setDefaults()
 	cfg.tellAliases()
-	cfg.Middleware = slices.Clone(cfg.Middleware)
-	cfg.Models = maps.Clone(cfg.Models)
 	clock := newClock()
-	c := &core{clock: clock, cfg: cfg, ownTotal: ownTotal, models: newModels(cfg.Models),
-		memory: newMemory(cfg.MemoryLimit, cfg.MaxEventBytes, clock), pool: newPool(&cfg), idle: make(chan struct{})}
-	c.limiter = newLimiter(&cfg, clock, &c.mu)
+	c := &core{clock: clock, memory: newMemory(l.cfg.MemoryLimit, l.cfg.MaxEventBytes, clock), pool: newPool(&l.cfg)}
+	c.current.Store(l)
+	c.limiter = newLimiter(&l.cfg, clock, &c.ring.mu)
 	c.repeats.seed = maphash.MakeSeed()
 	c.ids.Store(rand.Uint64())
-	c.active.next, c.active.prev = &c.active, &c.active
-	return &Guard{core: c, call: c.settle(Call{})}, nil
+	c.ring.init()
+	return c.guard(Call{}), nil
 }
 
 // With returns a Guard that shares all limits with g and applies c's non-zero fields to its calls. It panics if a
@@ -135,8 +126,13 @@ func New(cfg Config) (*Guard, error) {
 func (g *Guard) With(c Call) *Guard {
 	g.must("With")
 	c.mustBeValid("With")
-	own := g.own.over(c)
-	return &Guard{core: g.core, own: own, call: g.settle(own)}
+	return g.guard(g.own.over(c))
+}
+
+func (c *core) guard(own Call) *Guard {
+	g := &Guard{core: c, own: own}
+	g.resettle()
+	return g
 }
 
 // must panics with a clear message if the Guard was not made by New.
@@ -178,25 +174,13 @@ func mustContext(method string, ctx context.Context) {
 func (g *Guard) Stats() Stats {
 	g.must("Stats")
 	st := g.limiter.stats()
-	st.MemoryLimit, st.BufferedBytes = g.memory.limit, g.memory.buffered()
+	st.MemoryLimit, st.BufferedBytes = max(g.memory.limit.Load(), 0), g.memory.buffered()
 	st.Calls, st.Succeeded, st.Failed, st.Refused = g.calls.Load(), g.succeeded.Load(), g.failed.Load(), g.refused.Load()
 	st.Retries, st.Timeouts = g.retries.Load(), g.timeouts.Load()
 	st.HeapBytes = g.memory.sample(g.now(), memorySample)
 	st.OverMemory = g.memory.refuses(st.HeapBytes)
-	st.Draining = g.closing.Load()
+	st.Draining, st.ConfigVersion = g.ring.closing.Load(), g.current.Load().version
 	return st
-}
-
-// Config returns the settings in effect: the Config given to New, with defaults in place of zero fields.
-func (g *Guard) Config() Config {
-	g.must("Config")
-	cfg := g.cfg
-	cfg.MemoryLimit = g.memory.limit
-	if cfg.MemoryLimit == 0 {
-		cfg.MemoryLimit = Off
-	}
-	cfg.Middleware, cfg.Models = slices.Clone(cfg.Middleware), maps.Clone(cfg.Models)
-	return cfg
 }
 
 // Shutdown rejects new calls and tasks with ErrClosed and waits until all active calls, including queued ones, are
@@ -205,9 +189,9 @@ func (g *Guard) Config() Config {
 func (g *Guard) Shutdown(ctx context.Context) error {
 	g.must("Shutdown")
 	mustContext("Shutdown", ctx)
-	g.refuseNew()
+	g.ring.close()
 	select {
-	case <-g.idle:
+	case <-g.ring.idle:
 		g.pool.close()
 		return nil
 	case <-ctx.Done():
@@ -220,7 +204,14 @@ func (g *Guard) Shutdown(ctx context.Context) error {
 // closes the connections of the Guard's own pool. Close does not wait for the canceled calls. It always returns nil.
 func (g *Guard) Close() error {
 	g.must("Close")
-	g.refuseNew()
+	g.ring.close()
 	g.kill()
 	return nil
+}
+
+// kill cancels the active calls and closes the pool.
+func (c *core) kill() {
+	c.limiter.close()
+	c.ring.kill()
+	c.pool.close()
 }

@@ -466,37 +466,6 @@ func TestSlotIsFreeWhileBackingOff(t *testing.T) {
 	})
 }
 
-func TestCustomLimiterReplacesOurs(t *testing.T) {
-	lim := &countingLimiter{}
-	g := newGuard(t, aiguard.Config{Limiter: lim})
-	require.NoError(t, do(t.Context(), g.With(aiguard.Call{Weight: 3}), func(context.Context) error {
-		require.EqualValues(t, 3, lim.held.Load())
-		require.EqualValues(t, 3, g.Stats().InFlight)
-		return nil
-	}))
-	require.Zero(t, lim.held.Load())
-
-	lim.err = errors.New("redis is away")
-	e := facts(t, do(t.Context(), g, func(context.Context) error { return nil }), aiguard.ErrOverloaded)
-	require.ErrorIs(t, e, lim.err)
-	lim.err = &aiguard.Error{Kind: aiguard.ErrRateLimited, RetryAfter: time.Minute}
-	e = facts(t, do(t.Context(), g, func(context.Context) error { return nil }), aiguard.ErrRateLimited)
-	require.Equal(t, time.Minute, e.RetryAfter)
-}
-
-type countingLimiter struct {
-	held atomic.Int64
-	err  error
-}
-
-func (l *countingLimiter) Acquire(_ context.Context, call aiguard.Call) (func(), error) {
-	if l.err != nil {
-		return nil, l.err
-	}
-	l.held.Add(call.Weight)
-	return func() { l.held.Add(-call.Weight) }, nil
-}
-
 func TestMiddlewareWrapsTheWholeCall(t *testing.T) {
 	var order []string
 	mw := func(name string) aiguard.Middleware {

@@ -15,96 +15,96 @@ import (
 
 // isWhole reports whether an answer is read whole before it is returned. A media type that names a stream decides,
 // else the request does. Both are hints, and the first bytes decide in the end.
-func (x *exchange) isWhole(resp *http.Response) bool {
-	media := mediaType(resp.Header)
+func (r reply) isWhole() bool {
+	media := mediaType(r.resp.Header)
 	switch {
-	case isStream(media) && (x.eventLines || !x.json):
+	case isStream(media) && (r.x.eventLines || !r.x.json):
 		return false
-	case !x.judged:
-		return x.json && isJSON(media) // so that a truncated answer fails this attempt
-	case isBytes(media) && x.endpoint.Plain():
+	case !r.x.judged:
+		return r.x.json && isJSON(media) // so that a truncated answer fails this attempt
+	case isBytes(media) && r.x.endpoint.Plain():
 		return false
 	}
-	return x.json
+	return r.x.json
 }
 
 // whole reads the whole answer, so that any error in it fails this attempt.
-func (x *exchange) whole(w *watch, resp *http.Response) (*http.Response, error) {
-	b := &wholeBody{hold: hold{room: &x.guard.memory.room}, call: x.call, ctx: w.caller}
+func (r reply) whole() (*http.Response, error) {
+	b := &wholeBody{hold: hold{room: &r.x.guard.memory.room}, call: r.x.call, ctx: r.w.caller}
 	handedOver := false
 	defer func() {
 		if !handedOver {
 			b.hold.release()
 		}
 	}()
-	body, err := x.read(w, resp, &b.hold)
+	body, err := r.read(&b.hold)
 	if err != nil {
 		return nil, err
 	}
-	end, usage, err := x.judge(resp, body)
+	end, usage, err := r.judge(body)
 	if err != nil {
 		return nil, err
 	}
 	b.rest = body[:end]
-	resp.Body = b
-	if resp.ContentLength != int64(end) {
-		resp.ContentLength = int64(end)
-		resp.TransferEncoding = nil
-		resp.Header.Del("Content-Length") // it counts bytes before trimming
+	r.resp.Body = b
+	if r.resp.ContentLength != int64(end) {
+		r.resp.ContentLength = int64(end)
+		r.resp.TransferEncoding = nil
+		r.resp.Header.Del("Content-Length") // it counts bytes before trimming
 	}
-	x.wire.answered(usage, int64(end), true) // although another attempt may be first
-	if err := x.call.claim(); err != nil {
+	r.x.wire.answered(usage, int64(end), true) // although another attempt may be first
+	if err := r.x.call.claim(); err != nil {
 		return nil, err
 	}
-	if x.known != nil {
-		x.known.answered = true
+	if r.x.known != nil {
+		r.x.known.answered = true
 	}
-	x.call.judge(w.caller, nil)
-	x.call.succeed(w.caller, usage)
+	r.x.call.judge(r.w.caller, nil)
+	r.x.call.succeed(r.w.caller)
 	handedOver = true
-	return resp, nil
+	return r.resp, nil
 }
 
 // judge checks that body is the requested answer, and returns where the answer ends in it.
-func (x *exchange) judge(resp *http.Response, body []byte) (end int, u Usage, err error) {
-	if !x.judged {
+func (r reply) judge(body []byte) (end int, u Usage, err error) {
+	if !r.x.judged {
 		return len(body), u, nil
 	}
-	media := mediaType(resp.Header)
+	media := mediaType(r.resp.Header)
 	switch {
 	case len(bytes.TrimSpace(body)) == 0:
-		if x.endpoint.Plain() && strings.HasPrefix(media, "text/") && len(body) > 0 {
+		if r.x.endpoint.Plain() && strings.HasPrefix(media, "text/") && len(body) > 0 {
 			return len(body), u, nil // transcript of silence
 		}
-		return 0, u, x.invalid(resp)
+		return 0, u, r.invalid()
 	case !couldBeText(media):
-		return 0, u, x.invalid(resp)
+		return 0, u, r.invalid()
 	}
 	end, err = jsonscan.Check(body, dialect.MaxShape)
-	if x.endpoint.Plain() && !isJSON(media) && media != "text/html" && (err != nil || !jsonObject(body)) {
+	if r.x.endpoint.Plain() && !isJSON(media) && media != "text/html" && (err != nil || !jsonObject(body)) {
 		return len(body), u, nil // transcript as plain text
 	}
-	if errors.Is(err, jsonscan.ErrSyntax) && x.eventLines && eventsIn(body) {
-		return x.judgeEvents(resp, body)
+	if errors.Is(err, jsonscan.ErrSyntax) && r.x.eventLines && eventsIn(body) {
+		return r.judgeEvents(body)
 	}
 	switch {
 	case errors.Is(err, jsonscan.ErrTooBig):
-		return 0, u, x.tooLarge(resp, PhaseJSONShape, int64(dialect.MaxShape.Containers))
+		return 0, u, r.tooLarge(PhaseJSONShape, int64(dialect.MaxShape.Containers))
 	case errors.Is(err, jsonscan.ErrIncomplete):
-		return 0, u, x.broken(resp, io.ErrUnexpectedEOF)
+		return 0, u, r.broken(io.ErrUnexpectedEOF)
 	case err != nil:
-		return 0, u, x.invalid(resp)
+		return 0, u, r.invalid()
 	}
-	a := x.endpoint.JudgeWith(&x.verdict, body[:end])
+	a := r.x.endpoint.JudgeWith(&r.x.verdict, body[:end])
 	switch {
 	case a.Failed:
 		nameless := ErrInvalidResponse
 		if a.Own {
 			nameless = ErrUnavailable
 		}
-		return 0, u, x.failed(resp, a.Failure, nameless)
-	case !a.OK, x.stream && !x.eventLines: // go-openai would find no event and report the end of the stream
-		return 0, u, x.invalid(resp)
+		return 0, u, r.failed(a.Failure, nameless)
+	case !a.OK, r.x.stream && !r.x.eventLines: // go-openai would find no event and report the end of the stream
+		return 0, u, r.invalid()
 	}
 	if len(bytes.TrimSpace(body[end:])) == 0 {
 		end = len(body)
@@ -113,48 +113,37 @@ func (x *exchange) judge(resp *http.Response, body []byte) (end int, u Usage, er
 }
 
 // judgeEvents checks an event stream with the media type of another format.
-func (x *exchange) judgeEvents(resp *http.Response, body []byte) (end int, u Usage, err error) {
-	follow := x.endpoint.Follow()
+func (r reply) judgeEvents(body []byte) (end int, u Usage, err error) {
+	follow := r.x.endpoint.Follow()
 	events := sse.NewReader(bytes.NewReader(body), len(body), dialect.MaxShape)
 	for {
 		ev, err := events.Next()
 		switch {
-		case err != nil && follow.Complete(err == io.EOF, x.endsWithoutFinish()):
+		case err != nil && follow.Complete(err == io.EOF, r.x.settings.EndsWithoutFinish):
 			return len(body), usageOf(follow.Usage()), nil
 		case err != nil && !follow.Any():
-			return 0, u, x.invalid(resp)
+			return 0, u, r.invalid()
 		case err != nil:
-			return 0, u, x.broken(resp, io.ErrUnexpectedEOF)
+			return 0, u, r.broken(io.ErrUnexpectedEOF)
 		case ev.Done:
 			follow.Done()
 			continue
 		case len(ev.Data) == 0:
 			continue
 		case ev.Err != nil && string(ev.Name) != "error":
-			return 0, u, x.invalid(resp)
+			return 0, u, r.invalid()
 		}
 		if f, failed := follow.Event(ev.Name, ev.Data); failed {
-			return 0, u, x.failed(resp, f, ErrUnavailable)
+			return 0, u, r.failed(f, ErrUnavailable)
 		}
 		if f, failed := follow.Failed(); failed {
-			return 0, u, x.failed(resp, f, ErrUnavailable)
+			return 0, u, r.failed(f, ErrUnavailable)
 		}
 	}
 }
 
-// endsWithoutFinish reports whether streams of this call's model may end without a finish reason.
-func (x *exchange) endsWithoutFinish() bool { return x.settings.EndsWithoutFinish }
-
 func usageOf(u dialect.Usage) Usage {
 	return Usage{Input: u.Input, Output: u.Output, CacheRead: u.CacheRead, CacheWrite: u.CacheWrite, Reasoning: u.Reasoning}
-}
-
-// failed returns the error for a failure that a provider reports inside a success status.
-func (x *exchange) failed(resp *http.Response, f dialect.Failure, nameless Kind) *Error {
-	e := x.errorOf(resp, kindOfProvider(0, f, nameless))
-	e.Err = providerCause(resp.StatusCode, f, true, nil)
-	e.RetryAfter = f.RetryAfter
-	return x.repeatable(e, true)
 }
 
 func mediaType(h http.Header) string {

@@ -20,7 +20,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 	if x.stream {
 		phase = PhaseFirstEvent
 	}
-	w := x.call.watch(ctx, phase)
+	w := newWatch(ctx, x.call, phase)
 	handedOver := false
 	defer func() {
 		if !handedOver {
@@ -46,6 +46,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 	if err != nil {
 		return nil, x.unanswered(w, err)
 	}
+	r := reply{x, w, resp}
 	body := resp.Body
 	defer func() {
 		if !handedOver {
@@ -53,30 +54,30 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 		}
 	}()
 	x.call.billed = billable(resp.StatusCode)
-	x.call.limiter.tell(&x.call.permit, resp.Header)
+	x.call.permit.tell(resp.Header)
 	switch {
 	case resp.StatusCode == http.StatusSwitchingProtocols:
-		if err := x.upgrade(w, resp); err != nil {
+		if err := r.upgrade(); err != nil {
 			return nil, err
 		}
 		handedOver = true
 		return resp, nil
 	case resp.StatusCode < 200, resp.StatusCode >= 400:
-		return nil, x.refusal(w, resp)
-	case x.bodiless(resp):
+		return nil, r.refusal()
+	case r.bodiless():
 		x.call.judge(ctx, nil)
-		x.call.succeed(ctx, Usage{})
+		x.call.succeed(ctx)
 		resp.Body = http.NoBody
 		return resp, nil
-	case resp.StatusCode >= 300, headerSize(resp.Header) > maxHeaderBytes, !x.decoded(resp):
-		e := x.errorOf(resp, ErrInvalidResponse)
+	case resp.StatusCode >= 300, headerSize(resp.Header) > maxHeaderBytes, !decoded(resp):
+		e := r.errorOf(ErrInvalidResponse)
 		e.Phase, e.retry = PhaseHeaders, neverAsk
 		return nil, e
 	}
-	if x.isWhole(resp) {
-		return x.whole(w, resp)
+	if r.isWhole() {
+		return r.whole()
 	}
-	s := newStream(x, w, resp)
+	s := newStream(r)
 	defer func() {
 		if !handedOver {
 			s.held.release()
@@ -88,7 +89,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 		return resp, nil
 	case errNoStream:
 		s.held.release()
-		return x.whole(w, resp)
+		return r.whole()
 	default:
 		return nil, err
 	}
@@ -107,14 +108,14 @@ func (x *exchange) request(w *watch) (*http.Request, error) {
 		req.Body = body
 	}
 	unknown := req.ContentLength <= 0 && req.Body != nil && req.Body != http.NoBody // net/http treats 0 as unknown
-	if limit := x.guard.cfg.MaxRequestBytes; unknown && limit != Off {
+	if limit := x.settings.cfg.MaxRequestBytes; unknown && limit != Off {
 		req.Body = &requestBody{ReadCloser: req.Body, limit: limit}
 	}
 	var more callctx.Headers
-	if len(x.guard.cfg.Middleware) > 0 { // which alone can have put it into the context
+	if len(x.settings.cfg.Middleware) > 0 { // which alone can have put it into the context
 		more = callctx.HeadersOf(w.caller)
 	}
-	if name := x.guard.cfg.DeadlineHeader; name != "" || more != nil || !x.keepsRequests() || req.Header.Get("Accept-Encoding") != "" {
+	if name := x.settings.cfg.DeadlineHeader; name != "" || more != nil || !x.keepsRequests() || req.Header.Get("Accept-Encoding") != "" {
 		// Each attempt gets its own URL and header, because a base may modify its request although a RoundTripper
 		// must not.
 		url := *req.URL

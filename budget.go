@@ -42,7 +42,7 @@ type reservation struct {
 //
 //go:noinline
 func (c *call) reserve(ctx context.Context) error {
-	if !c.register() { // so that Close ends the wait
+	if !c.ring.add(c) { // so that Close ends the wait
 		return &Error{Kind: ErrClosed}
 	}
 	if o := c.shared(); o != nil {
@@ -50,7 +50,7 @@ func (c *call) reserve(ctx context.Context) error {
 	}
 	bctx, cancel, why := c.bound(ctx, ErrOverloaded, timeBound{PhaseBudget, c.cfg.QueueTimeout})
 	defer cancel()
-	r := &reservation{most: c.mostUsage()}
+	r := &reservation{most: c.wire.most(c.limiter, c.settings)}
 	settle, err := c.cfg.Budget.Reserve(bctx, c.Call, r.most)
 	switch {
 	case err == nil:
@@ -60,7 +60,7 @@ func (c *call) reserve(ctx context.Context) error {
 		}
 		return nil
 	case bctx.Err() != nil:
-		return c.ended(ctx, bctx, why)
+		return ended(ctx, bctx, why)
 	case KindOf(err) != "":
 		return c.explain(err)
 	}
@@ -96,46 +96,58 @@ const (
 	outputQuantile = 0.95
 )
 
-// mostUsage returns the largest usage expected of the next attempt.
-func (c *call) mostUsage() Usage {
-	if c.wire == nil {
+// most returns the largest usage expected of the current attempt: what was reserved for it, if anything was.
+func (c *call) most() Usage {
+	if r := c.reserved.Load(); r != nil {
+		return r.most
+	}
+	return c.wire.most(c.limiter, c.settings)
+}
+
+// most returns the largest usage expected of the next attempt. A Do has none.
+func (w *wire) most(l *limiter, s *settings) Usage {
+	if w == nil {
 		return Usage{}
 	}
-	e := &c.wire.estimate
+	if w.unread != nil {
+		w.estimate, w.unread = w.unread.estimateLate(w.estimate), nil
+	}
+	e := &w.estimate
 	u := Usage{Input: e.input, Output: e.output, Estimated: true}
 	if u.Output == 0 {
-		if u.Output = c.limiter.usualOutput(c.settings); u.Output == 0 {
+		if u.Output = l.usualOutput(s); u.Output == 0 {
 			u.Output = int64(e.guess)
 		}
 	}
 	return u
 }
 
-// used returns the usage of the attempt. The caller has checked that there is a reservation.
+// used returns the usage of the attempt.
 func (c *call) used() Usage {
-	w, r := c.wire, c.reserved.Load()
+	w := c.wire
 	switch {
-	case !c.billed || r == nil:
+	case !c.billed:
 		return Usage{}
 	case w == nil:
 		return Usage{Estimated: true}
 	}
 	u, e := w.usage, &w.estimate
 	if e.complete && !u.Estimated {
-		c.limiter.learnOutput(c.permit.route, u.Output)
+		c.permit.route.learnOutput(u.Output)
 		return u
 	}
+	most := c.most()
 	u.Estimated = true
 	if u.Input == 0 {
-		u.Input = r.most.Input
+		u.Input = most.Input
 	}
 	switch {
 	case !e.complete || u.Output == 0:
-		u.Output = max(u.Output, r.most.Output)
+		u.Output = max(u.Output, most.Output)
 	case e.whole || e.output > 0: // JSON is longer than its text
-		u.Output = min(u.Output, r.most.Output)
+		u.Output = min(u.Output, most.Output)
 	default:
-		c.limiter.learnOutput(c.permit.route, u.Output)
+		c.permit.route.learnOutput(u.Output)
 	}
 	return u
 }
@@ -147,10 +159,12 @@ func (l *limiter) usualOutput(s *settings) int64 {
 	return l.routes.peek(s).state.Output(outputQuantile)
 }
 
-func (l *limiter) learnOutput(r *route, tokens int64) {
+// learnOutput records the output tokens of an answer.
+func (r *route) learnOutput(tokens int64) {
 	if tokens <= 0 {
 		return
 	}
+	l := r.limiter
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if r != &l.routes.nameless {

@@ -230,13 +230,15 @@ func TestWhatIsNotSentUsesNothing(t *testing.T) {
 	})
 }
 
-// ends are the ends of an attempt after its request has been sent, without an answer that tells its usage.
-var ends = map[string]struct {
+type end struct {
 	reply aiguardtest.Reply
 	cfg   aiguard.Config
 	end   func(t *testing.T, c *aiguard.Client) error
 	kind  aiguard.Kind // no kind: the caller's own end, or none
-}{
+}
+
+// ends are the ends of an attempt after its request has been sent, without an answer that tells its usage.
+var ends = map[string]end{
 	"timed out": {reply: aiguardtest.Hang(), kind: aiguard.ErrTimeout, end: func(t *testing.T, c *aiguard.Client) error {
 		_, err := chat(t.Context(), c)
 		return err

@@ -1,78 +1,29 @@
 package aiguard
 
 import (
-	"compress/flate"
-	"compress/gzip"
 	"context"
 	"errors"
 	"io"
 	"math"
-	"net/http"
-
-	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // read reads a body to its end, within its limit and the room for buffers.
-func (x *exchange) read(w *watch, resp *http.Response, held *hold) ([]byte, error) {
-	limit := x.guard.cfg.MaxResponseBytes
-	if limit != Off && resp.ContentLength > limit {
-		return nil, x.tooLarge(resp, PhaseResponse, limit)
+func (r reply) read(held *hold) ([]byte, error) {
+	limit := r.x.settings.cfg.MaxResponseBytes
+	if limit != Off && r.resp.ContentLength > limit {
+		return nil, r.tooLarge(PhaseResponse, limit)
 	}
-	body, over, err := readCapped(w, resp.Body, resp.ContentLength, limit, held)
-	x.wire.answer = int64(len(body))
+	body, over, err := readCapped(r.w, r.resp.Body, r.resp.ContentLength, limit, held)
+	r.x.wire.answer = int64(len(body))
 	switch {
 	case over:
-		return nil, x.tooLarge(resp, PhaseResponse, limit)
+		return nil, r.tooLarge(PhaseResponse, limit)
 	case err == errNoRoom:
-		return nil, x.noRoom(w, resp, held.room)
+		return nil, r.noRoom(held.room)
 	case err == nil:
 		return body, nil
 	}
-	if end := w.failure(err); end != nil {
-		if e := x.call.own(w.caller, end); e != nil {
-			return nil, x.repeatable(e, true)
-		}
-		return nil, end
-	}
-	return nil, x.broken(resp, err)
-}
-
-// broken returns the error for an answer whose bytes stopped with err.
-func (x *exchange) broken(resp *http.Response, err error) *Error {
-	kind := ErrTruncated
-	if errtree.Is(err, gzip.ErrHeader) || errtree.Is(err, gzip.ErrChecksum) || errtree.Has[flate.CorruptInputError](err) {
-		kind = ErrInvalidResponse
-	}
-	e := x.errorOf(resp, kind)
-	e.Err = err
-	return x.repeatable(e, true)
-}
-
-func (x *exchange) tooLarge(resp *http.Response, phase string, limit int64) *Error {
-	e := x.errorOf(resp, ErrResponseTooLarge)
-	e.Phase, e.Max = phase, limit
-	return e
-}
-
-// noRoom returns the error for an answer that got no room for its buffers within the attempt's time. It is not
-// retried, because a retry would cost as much and would meet the same limit.
-func (x *exchange) noRoom(w *watch, resp *http.Response, room *room) error {
-	if end := w.failure(context.Canceled); end != nil {
-		if e := x.call.own(w.caller, end); e == nil || e.Kind != ErrTimeout {
-			return end
-		}
-	}
-	e := memoryError(room.bytes(), room.size)
-	e.StatusCode, e.RequestID = resp.StatusCode, requestID(resp.Header)
-	return e
-}
-
-func (x *exchange) invalid(resp *http.Response) *Error {
-	e := x.errorOf(resp, ErrInvalidResponse)
-	if media := mediaType(resp.Header); media != "" {
-		e.Err = contentType(media)
-	}
-	return x.repeatable(e, true)
+	return nil, r.stopped(err)
 }
 
 // errNoRoom ends a read because there is no room for its next buffer.

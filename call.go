@@ -19,14 +19,11 @@ import (
 // begin registers the call, so that Close can cancel it and Shutdown can wait for it. enter asks the budget and
 // admits the call, and queue waits if enter cannot. The attempt is made by Do or the transport. again decides about
 // another attempt and waits for it. A call belongs to one goroutine, except for cancel and the ring (guarded by
-// core.mu) and the permit (which any goroutine may release).
+// ring.mu) and the permit (which any goroutine may release).
 type call struct {
-	*core
-	*settings
+	timing
 	outer *call // the Do or RunTask around this call, of any Guard
 
-	start    instant
-	deadline instant // end of TotalTimeout; 0: none
 	admitted instant // start of the current attempt; 0: none
 	permit   permit
 	verdict  provider.Outcome // what the attempt says about its provider
@@ -46,6 +43,7 @@ type call struct {
 	lost     bool  // lost to another attempt of its request
 	billed   bool  // the attempt may be billed
 	mayBill  bool  // one of the attempts may be billed
+	private  bool  // a Do whose call nobody else holds, so that another Do may reuse it
 
 	reserved atomic.Pointer[reservation] // the attempt's reservation in Config.Budget
 
@@ -66,6 +64,7 @@ type wire struct {
 	prompt, answer int64   // bytes sent and received by the last attempt
 	race           *race   // the race of the attempt; nil: none
 	estimate       estimate
+	unread         *outgoing // whose body has to be read for the estimate; nil: it has been, or need not be
 }
 
 // takeUsage returns the tokens that the answer reported, and how many of them were not expected. It forgets them.
@@ -80,12 +79,20 @@ func (w *wire) takeUsage() (used int64, more float64) {
 	return used, more
 }
 
-// tokens returns the expected tokens of a request.
-func (c *call) tokens() float64 {
-	if c.wire == nil {
+// expected returns the expected tokens of a request; 0: not a call over HTTP.
+func (w *wire) expected() float64 {
+	if w == nil {
 		return 0
 	}
-	return c.wire.tokens
+	return w.tokens
+}
+
+// moved returns the bytes that the last attempt sent and received.
+func (w *wire) moved() (prompt, answer int64) {
+	if w == nil {
+		return 0, 0
+	}
+	return w.prompt, w.answer
 }
 
 func (g *Guard) newCall(ctx context.Context, s *settings) *call {
@@ -104,7 +111,7 @@ func (c *call) init(ctx context.Context, core *core, s *settings) {
 	if !c.silent() {
 		c.follow()
 	}
-	if total := c.total(s); total != Off {
+	if total := s.total(); total != Off {
 		c.deadline = c.start.add(total)
 	}
 }
@@ -138,29 +145,32 @@ func (c *call) HoldsSlot() bool { return c.permit.held.Load() || c.shared() != n
 
 // begin counts the call. The call is registered when it is admitted or put in line.
 func (c *call) begin(ctx context.Context) error {
-	c.count()
+	if !c.nested {
+		c.calls.Add(1)
+	}
 	if ctx.Err() != nil {
 		return c.finish(ctx, callctx.Err(ctx))
 	}
-	if c.closing.Load() && !c.register() {
+	if c.ring.closing.Load() && !c.ring.add(c) {
 		return c.finish(ctx, &Error{Kind: ErrClosed})
 	}
 	return nil
 }
 
-func (c *call) count() {
-	if !c.nested {
-		c.calls.Add(1)
-	}
-}
-
 // judge records what the end of an attempt says about its provider. free updates the route while the call still has
 // its slot, so that the next call to get the slot sees the new limit.
 func (c *call) judge(ctx context.Context, err error) {
-	c.verdict = c.outcome(ctx, err)
-	e := c.own(ctx, err)
-	if e == nil {
+	c.verdict = provider.Outcome{}
+	if err == nil {
+		c.verdict = provider.Outcome{Answered: true, Found: true}
 		return
+	}
+	e := ownError(ctx, err)
+	if e == nil {
+		return // the caller canceled, or fn failed for its own reason
+	}
+	if !e.judged { // else a nested call has updated its own route
+		c.verdict = c.outcome(e, c.cfg.Retry.pauseAfter(e, c.attempts))
 	}
 	if c.permit.route != &c.limiter.routes.nameless {
 		e.judged = true
@@ -174,7 +184,7 @@ func (c *call) judge(ctx context.Context, err error) {
 
 // answered updates the route at once, because a stream keeps its slot long after the provider's first answer.
 func (c *call) answered() {
-	c.turned = c.limiter.judge(&c.permit, provider.Outcome{Answered: true, Found: true})
+	c.turned = c.permit.judge(provider.Outcome{Answered: true, Found: true})
 }
 
 // free releases an attempt's slot. A second call does nothing.
@@ -183,21 +193,15 @@ func (c *call) free() { c.giveBack(false) }
 // giveBack implements free. If the attempt is the last, it also takes the call out of the ring. It reports whether it
 // did.
 func (c *call) giveBack(last bool) bool {
-	if c.reserved.Load() != nil {
-		return c.giveBackAndPay(last)
+	if c.reserved.Load() != nil || c.wire != nil && c.billed && c.cfg.OnEvent != nil {
+		used := c.used()
+		c.trail.note(used)
+		defer c.pay(used)
 	}
 	return c.release(last)
 }
 
-// giveBackAndPay is giveBack for an attempt with a reservation, which it settles when the slot is free.
-//
-//go:noinline
-func (c *call) giveBackAndPay(last bool) bool {
-	defer c.pay(c.used())
-	return c.release(last)
-}
-
-// release is giveBack without the reservation.
+// release is giveBack without the account of what was used.
 func (c *call) release(last bool) bool {
 	c.mayBill, c.billed = c.mayBill || c.billed, false
 	used, more := int64(0), 0.
@@ -221,28 +225,28 @@ func (c *call) release(last bool) bool {
 }
 
 // succeed ends the call with an answer.
-func (c *call) succeed(ctx context.Context, u Usage) {
-	_ = c.finishWith(ctx, nil, u)
+func (c *call) succeed(ctx context.Context) {
+	c.over = true
+	c.letGo()
+	c.tell(ctx, nil)
 }
 
-// finish ends the call with err and returns err with the facts filled in.
+// finish ends the call with err and returns err with the facts filled in. It is not inlined into do, because the frame
+// of do stays on the stack of a waiting call.
+//
+//go:noinline
 func (c *call) finish(ctx context.Context, err error) error {
-	_ = c.finishWith(ctx, err, Usage{})
-	c.leap(ctx)
-	return err
-}
-
-func (c *call) finishWith(ctx context.Context, err error, u Usage) error {
 	c.over = true
 	c.settle(ctx, err)
-	c.tell(ctx, err, u)
+	c.tell(ctx, err)
+	c.leap(ctx)
 	return err
 }
 
 // settle releases what the call holds and fills the facts into its error.
 func (c *call) settle(ctx context.Context, err error) {
 	c.letGo()
-	if e := c.own(ctx, err); e != nil {
+	if e := ownError(ctx, err); e != nil {
 		c.fill(e)
 	}
 }
@@ -252,17 +256,17 @@ func (c *call) letGo() {
 	if c.gone {
 		return
 	}
-	defer c.unregister()
+	defer c.ring.remove(c)
 	if c.waiter != nil {
-		c.limiter.abandon(c.waiter)
+		c.waiter.abandon()
 		c.waiter = nil
 	}
 	c.free()
 }
 
-// own returns err if it is this call's *Error, and nil if it is the caller's, such as the deadline of a Do or RunTask
-// around it.
-func (c *call) own(ctx context.Context, err error) *Error {
+// ownError returns err if it is the *Error of a call made with ctx, and nil if it is the caller's, such as the deadline
+// of a Do or RunTask around the call.
+func ownError(ctx context.Context, err error) *Error {
 	e, ok := err.(*Error)
 	if !ok || ctx.Err() != nil && err == context.Cause(ctx) {
 		return nil
@@ -270,15 +274,21 @@ func (c *call) own(ctx context.Context, err error) *Error {
 	return e
 }
 
-// end cleans up after a panic or Goexit. For a call that is over it does nothing.
+// end cleans up after a panic or Goexit. A call that is over may be reused.
 func (c *call) end(ctx context.Context) {
-	if !c.over {
-		c.letGo()
-		if !c.nested {
-			c.failed.Add(1)
+	if c.over {
+		if c.private {
+			pool := &c.reuse
+			*c = call{}
+			pool.Put(c)
 		}
-		if c.trail != nil {
-			c.unwound(ctx)
-		}
+		return
+	}
+	c.letGo()
+	if !c.nested {
+		c.failed.Add(1)
+	}
+	if c.trail != nil {
+		c.unwound(ctx)
 	}
 }

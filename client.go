@@ -101,7 +101,7 @@ func (c *Client) CreateChatCompletionStream(ctx context.Context, request openai.
 func (c *Client) chat(ctx context.Context, r *openai.ChatCompletionRequest, stream bool) (context.Context, error) {
 	k := known{op: "chat.completions", Request: dialect.Request{Model: r.Model, Stream: stream, Creates: r.Store}}
 	s := c.settings(ctx, &k)
-	capChat(r, c.guard.outputLimit(&s))
+	capChat(r, s.outputLimit())
 	p := newPrompt()
 	p.chat(r)
 	return c.prepare(ctx, &k, &s, p)
@@ -134,7 +134,7 @@ func (c *Client) CreateCompletionStream(ctx context.Context, request openai.Comp
 func (c *Client) completion(ctx context.Context, r *openai.CompletionRequest, stream bool) (context.Context, error) {
 	k := known{op: "completions", Request: dialect.Request{Model: r.Model, Stream: stream, Creates: r.Store}}
 	s := c.settings(ctx, &k)
-	r.MaxTokens = capped(r.MaxTokens, c.guard.outputLimit(&s))
+	r.MaxTokens = capped(r.MaxTokens, s.outputLimit())
 	p := newPrompt()
 	p.completion(r)
 	return c.prepare(ctx, &k, &s, p)
@@ -170,7 +170,7 @@ func (c *Client) response(ctx context.Context, r *openai.CreateResponseRequest, 
 		Creates: r.Background || r.Conversation != nil || r.Store != nil && *r.Store ||
 			r.ExtraBody["background"] == true || r.ExtraBody["conversation"] != nil || r.ExtraBody["store"] == true}}
 	s := c.settings(ctx, &k)
-	capResponse(r, c.guard.outputLimit(&s))
+	capResponse(r, s.outputLimit())
 	p := newPrompt()
 	p.response(r)
 	return c.prepare(ctx, &k, &s, p)
@@ -192,16 +192,17 @@ func (c *Client) CreateEmbeddings(ctx context.Context, conv openai.EmbeddingRequ
 	return response, c.failure(ctx, err)
 }
 
-// settings returns the settings of the call for a request.
+// settings returns the settings of the call for a request, and notes its configuration in k.
 func (c *Client) settings(ctx context.Context, k *known) settings {
 	mustContext("Client", ctx)
-	return c.guard.request(ctx, k.op, k.Model, "", "")
+	k.live = c.guard.current.Load()
+	return c.guard.request(ctx, k.live, k.op, k.Model, "", "")
 }
 
 // prepare checks the prompts of a request and passes what is known of the request to the transport.
 func (c *Client) prepare(ctx context.Context, k *known, s *settings, prompts ...prompt) (context.Context, error) {
 	for i := range prompts {
-		if err := c.guard.checkPrompt(s, &prompts[i]); err != nil {
+		if err := s.checkPrompt(&prompts[i]); err != nil {
 			refused := *s // a copy, so that the caller's settings stay on its stack
 			return nil, c.guard.refuse(ctx, &refused, err)
 		}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -46,7 +47,7 @@ const (
 const totalMargin = DefaultTotalTimeout - DefaultCallTimeout
 
 // Config configures a Guard. The zero value is valid. In each field, zero selects the default, and Off (-1)
-// disables the limit. New rejects any other negative value.
+// disables the limit. New rejects any other negative value. Guard.Update changes the Config of a Guard.
 type Config struct {
 	// CallTimeout limits one API call, from the request to the last byte of the answer. For a stream it limits the
 	// time to the first event. Default 30s
@@ -125,7 +126,8 @@ type Config struct {
 	// contains prompts, answers or keys. Default none.
 	Logger *slog.Logger
 
-	aliases []string // alias names that FromEnv has read, for New to log
+	aliases []string // alias names that FromEnv has read, for New and Update to log
+	from    *live    // the configuration that Guard.Config has reported here
 }
 
 // Retry configures when a failed attempt is repeated. The delay grows exponentially, with jitter between half and all
@@ -157,6 +159,19 @@ const (
 	Normal
 	Critical
 )
+
+// String returns "background", "normal" or "critical".
+func (p Priority) String() string {
+	switch p {
+	case Background:
+		return "background"
+	case Normal:
+		return "normal"
+	case Critical:
+		return "critical"
+	}
+	return "Priority(" + strconv.Itoa(int(p)) + ")"
+}
 
 // line returns the priority as an index.
 func (p Priority) line() line.Priority { return line.Priority(p + 1) }
@@ -201,7 +216,7 @@ func (c Call) over(top Call) Call {
 
 // mistakes returns an error for each field of c that is out of range.
 func (c *Call) mistakes() (m mistakes) {
-	m.check(c.Priority >= Background && c.Priority <= Critical, "Priority", c.Priority, "Background (-1), Normal (0) or Critical (1)")
+	m.check(c.Priority >= Background && c.Priority <= Critical, "Priority", int(c.Priority), "Background (-1), Normal (0) or Critical (1)")
 	m.check(len(c.Tenant) <= maxTenantName, "Tenant", fmt.Sprintf("%d bytes long", len(c.Tenant)), fmt.Sprintf("at most %d bytes", maxTenantName))
 	m.check(c.Weight >= 0, "Weight", c.Weight, "0 or more")
 	m.duration("Timeout", c.Timeout)
@@ -357,6 +372,7 @@ func (c *Config) setDefaults() {
 	orDefault(&c.MaxPromptChars, DefaultMaxPromptChars)
 	orDefault(&c.MaxRequestBytes, DefaultMaxRequestBytes)
 	orDefault(&c.MaxResponseBytes, DefaultMaxResponseBytes)
+	orDefault(&c.MemoryLimit, defaultMemoryLimit())
 	orDefault(&c.MaxEventBytes, DefaultMaxEventBytes)
 	orDefault(&c.Retry.MaxAttempts, DefaultMaxAttempts)
 	if c.Retry.BaseDelay == 0 && c.Retry.MaxDelay > 0 {

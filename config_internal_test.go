@@ -29,9 +29,10 @@ func TestZeroConfigHasTheDocumentedDefaults(t *testing.T) {
 		MaxPromptChars:    20_000,
 		MaxRequestBytes:   33_554_432,
 		MaxResponseBytes:  33_554_432,
+		MemoryLimit:       Off,
 		MaxEventBytes:     16_777_216,
 		Retry:             Retry{MaxAttempts: 3, BaseDelay: 500 * time.Millisecond, MaxDelay: 8 * time.Second, Budget: 0.1, Patience: 3 * time.Second},
-	}, g.cfg)
+	}, g.current.Load().cfg)
 }
 
 func TestOffAndOwnValuesAreNotReplacedByDefaults(t *testing.T) {
@@ -52,7 +53,7 @@ func TestOffAndOwnValuesAreNotReplacedByDefaults(t *testing.T) {
 		}
 		g, err := New(cfg)
 		require.NoError(t, err)
-		got, want := g.cfg, cfg
+		got, want := g.current.Load().cfg, cfg
 		got.CountTokens, want.CountTokens = nil, nil // functions don't compare
 		assert.Equal(t, want, got)
 	}
@@ -70,7 +71,7 @@ func TestRetryDelaysFitTogetherWhenOnlyOneIsGiven(t *testing.T) {
 	} {
 		g, err := New(Config{Retry: c.given})
 		require.NoError(t, err)
-		assert.Equal(t, c.want.BaseDelay, g.cfg.Retry.BaseDelay, "%+v", c.given)
-		assert.Equal(t, c.want.MaxDelay, g.cfg.Retry.MaxDelay, "%+v", c.given)
+		assert.Equal(t, c.want.BaseDelay, g.current.Load().cfg.Retry.BaseDelay, "%+v", c.given)
+		assert.Equal(t, c.want.MaxDelay, g.current.Load().cfg.Retry.MaxDelay, "%+v", c.given)
 	}
 }

@@ -46,7 +46,7 @@ func (x *exchange) unanswered(w *watch, err error) error {
 	connected := x.conn.got.Load() || !x.conn.asked.Load() && !isDial(err)
 	x.call.billed = connected
 	if end := w.failure(err); end != nil {
-		if e := x.call.own(w.caller, end); e != nil {
+		if e := ownError(w.caller, end); e != nil {
 			return x.repeatable(e, connected)
 		}
 		return end
@@ -61,7 +61,7 @@ func (x *exchange) unanswered(w *watch, err error) error {
 		x.call.billed = false
 		return &Error{Kind: ErrMisconfigured, Phase: PhaseConnect, Err: err, retry: neverAsk}
 	case ne != nil && timedOut(ne):
-		e := &Error{Kind: ErrTimeout, Phase: PhaseConnect, Limit: connectLimit(&x.guard.cfg), Err: err}
+		e := &Error{Kind: ErrTimeout, Phase: PhaseConnect, Limit: connectLimit(&x.settings.cfg), Err: err}
 		if connected { // a header limit of a custom base
 			e.Phase, e.Limit = PhaseCall, x.call.since(x.call.admitted)
 		}

@@ -1,7 +1,10 @@
 package aiguard
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/json"
+	"hash/maphash"
 	"reflect"
 	"strings"
 	"sync"
@@ -14,18 +17,24 @@ import (
 
 // decodable finds events that go-openai cannot decode. It is needed because go-openai's streams return the decoder's
 // raw error. It decodes one event of each shape. Most events of a stream have the same shape.
-type decodable struct{ shapes map[uint64]struct{} }
+type decodable struct {
+	seed   maphash.Seed
+	shapes map[uint64]struct{}
+}
 
 // maxShapes is the number of shapes remembered per stream.
 const maxShapes = 64
 
 // check returns the error that go-openai would return for an event of a stream of op.
 func (d *decodable) check(op string, data []byte) error {
-	var known map[string]struct{}
+	if d.shapes == nil {
+		d.seed, d.shapes = maphash.MakeSeed(), make(map[uint64]struct{}, 8)
+	}
+	var known *names
 	if op == "chat.completions" { // the only type here without maps; the names in a map are values
 		known = chunkNames()
 	}
-	shape := shapeOf(data, known)
+	shape := shapeOf(d.seed, data, known)
 	if _, ok := d.shapes[shape]; ok {
 		return nil
 	}
@@ -43,66 +52,80 @@ func (d *decodable) check(op string, data []byte) error {
 	if err := json.Unmarshal(data, into); err != nil {
 		return err
 	}
-	if d.shapes == nil {
-		d.shapes = make(map[uint64]struct{}, 8)
-	}
 	if len(d.shapes) < maxShapes {
 		d.shapes[shape] = struct{}{}
 	}
 	return nil
 }
 
-// chunkNames returns the names that go-openai decodes in a chunk of a chat, at any depth and in lower case. The decoder
-// ignores case and skips members with other names.
-var chunkNames = sync.OnceValue(func() map[string]struct{} {
-	names := make(map[string]struct{})
-	addNames(names, reflect.TypeFor[openai.ChatCompletionStreamResponse]())
-	return names
+// names is a set of names in lower case.
+type names [256][]string
+
+// chunkNames returns the names that go-openai decodes in a chunk of a chat, at any depth. The decoder ignores case and
+// skips members with other names.
+var chunkNames = sync.OnceValue(func() *names {
+	known := new(names)
+	known.addAll(reflect.TypeFor[openai.ChatCompletionStreamResponse]())
+	return known
 })
 
-func addNames(names map[string]struct{}, t reflect.Type) {
+// addAll adds the names of the fields of a type.
+func (n *names) addAll(t reflect.Type) {
 	switch t.Kind() {
 	case reflect.Pointer, reflect.Slice, reflect.Array:
-		addNames(names, t.Elem())
+		n.addAll(t.Elem())
 	case reflect.Struct:
 		for i := range t.NumField() {
 			f := t.Field(i)
 			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-			if name == "" {
-				name = f.Name
+			if name = strings.ToLower(cmp.Or(name, f.Name)); !n.has([]byte(name)) {
+				place := n.place([]byte(name))
+				*place = append(*place, name)
 			}
-			names[strings.ToLower(name)] = struct{}{}
-			addNames(names, f.Type)
+			n.addAll(f.Type)
 		}
 	}
 }
 
-// isKnown reports whether a name may be in names. A name with an escape or a non-ASCII character may be another
-// spelling of a known name.
-func isKnown(names map[string]struct{}, name []byte) bool {
-	var lower [64]byte
-	if len(name) > len(lower) {
-		return false
+// place returns the names that may equal name, which are few.
+func (n *names) place(name []byte) *[]string {
+	if len(name) == 0 {
+		return &n[0]
 	}
-	for i, c := range name {
-		switch {
-		case c == '\\' || c >= utf8.RuneSelf:
+	return &n[uint8(len(name))*61+name[0]*7+name[len(name)-1]]
+}
+
+func (n *names) has(name []byte) bool {
+	for _, known := range *n.place(name) {
+		if string(name) == known {
 			return true
-		case c >= 'A' && c <= 'Z':
-			c += 'a' - 'A'
 		}
-		lower[i] = c
 	}
-	_, ok := names[string(lower[:len(name)])]
-	return ok
+	return false
+}
+
+// mayHave reports whether the decoder may treat name as one of n. A name with an escape or a non-ASCII character may be
+// another spelling of a known name.
+func (n *names) mayHave(name []byte) bool {
+	if n.has(name) {
+		return true
+	}
+	upper := false
+	for _, c := range name {
+		if c == '\\' || c >= utf8.RuneSelf {
+			return true
+		}
+		upper = upper || c >= 'A' && c <= 'Z'
+	}
+	return upper && n.has(bytes.ToLower(name))
 }
 
 // shapeOf returns a hash of everything that decides whether JSON can be decoded: names, kinds of values, and nesting.
 // It leaves out members that are not in known. If known is nil, it includes all members.
-func shapeOf(data []byte, known map[string]struct{}) uint64 {
+func shapeOf(seed maphash.Seed, data []byte, known *names) uint64 {
 	const prime = 1099511628211 // FNV-1a
 	h := uint64(14695981039346656037)
-	add := func(b byte) { h = (h ^ uint64(b)) * prime }
+	add := func(v uint64) { h = (h ^ v) * prime }
 	for i := 0; i < len(data); {
 		switch c := data[i]; {
 		case c == '"':
@@ -114,18 +137,12 @@ func shapeOf(data []byte, known map[string]struct{}) uint64 {
 			for next < len(data) && data[next] <= ' ' {
 				next++
 			}
-			if next < len(data) && data[next] == ':' {
-				if known != nil && !isKnown(known, data[i+1:end-1]) {
-					if i, ok = jsonscan.Skip(data, next+1); !ok {
-						return h
-					}
-					continue
-				}
-				for _, b := range data[i:end] {
-					add(b)
-				}
-			} else {
+			if next == len(data) || data[next] != ':' {
 				add('"')
+			} else if name := data[i+1 : end-1]; known == nil || known.mayHave(name) {
+				add(maphash.Bytes(seed, name))
+			} else if end, ok = jsonscan.Skip(data, next+1); !ok {
+				return h
 			}
 			i = end
 		case c == '-' || c >= '0' && c <= '9':
@@ -139,18 +156,16 @@ func shapeOf(data []byte, known map[string]struct{}) uint64 {
 				}
 			}
 			if i-start > 18 || kind == 'e' { // may be out of range
-				for _, b := range data[start:i] {
-					add(b)
-				}
+				add(maphash.Bytes(seed, data[start:i]))
 			}
-			add(kind)
+			add(uint64(kind))
 			if c == '-' {
 				add('-')
 			}
-		default:
-			if c > ' ' {
-				add(c)
-			}
+		case c == '{', c == '}', c == '[', c == ']', c == 't', c == 'f', c == 'n':
+			add(uint64(c))
+			i++
+		default: // the rest of a word, or what follows from the other tokens
 			i++
 		}
 	}

@@ -15,15 +15,19 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 	if fn == nil {
 		panic("aiguard: Do: nil fn")
 	}
-	if len(g.cfg.Middleware) > 0 && !inside {
-		return wrapped(ctx, g, fn)
-	}
 	s := g.do(ctx)
+	if len(s.cfg.Middleware) > 0 && !inside {
+		return wrapped(ctx, g, s, fn)
+	}
 	if err := g.refuseIfCrowded(ctx, s); err != nil {
 		return v, err
 	}
-	c := new(doing)
+	c, _ := g.reuse.Get().(*call)
+	if c == nil {
+		c = new(call)
+	}
 	c.init(ctx, g.core, s)
+	c.private = c.trail == nil
 	if err := c.begin(ctx); err != nil {
 		return v, err
 	}
@@ -34,7 +38,7 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 		}
 		if err == nil {
 			if v, err = attempt(ctx, c, fn); err == nil {
-				c.returned(ctx)
+				_ = c.finish(ctx, nil)
 				return v, nil
 			}
 		}
@@ -47,10 +51,10 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 // wrapped runs do inside the middleware.
 //
 //go:noinline
-func wrapped[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error)) (T, error) {
+func wrapped[T any](ctx context.Context, g *Guard, s *settings, fn func(context.Context) (T, error)) (T, error) {
 	w := &wrappedDo[T]{g: g, fn: fn}
 	w.call = w
-	err := g.wrap(ctx, g.do(ctx).Call, &w.once)
+	err := s.wrap(ctx, &w.once)
 	return w.v, err
 }
 
@@ -67,19 +71,9 @@ func (w *wrappedDo[T]) run(ctx context.Context) (err error) {
 	return err
 }
 
-// doing is the call of a Do. It includes the context of the first attempt to save an allocation.
-type doing struct {
-	call
-	first attemptContext
-}
-
-func attempt[T any](ctx context.Context, c *doing, fn func(context.Context) (T, error)) (v T, err error) {
+func attempt[T any](ctx context.Context, c *call, fn func(context.Context) (T, error)) (v T, err error) {
 	defer c.free()
-	actx := &c.first
-	if actx.call != nil {
-		actx = new(attemptContext)
-	}
-	actx.begin(ctx, &c.call)
+	actx := newAttemptContext(ctx, c)
 	defer actx.end()
 	c.billed = true
 	if v, err = fn(actx); err != nil {
@@ -120,13 +114,4 @@ func (c *call) explain(err error) error {
 		return errors.New("aiguard: a nil *Error was returned as an error")
 	}
 	return err
-}
-
-// returned ends a Do whose fn succeeded. It is not inlined into do, because the frame of do stays on the stack of a
-// waiting call.
-//
-//go:noinline
-func (c *call) returned(ctx context.Context) {
-	_ = c.finishWith(ctx, nil, Usage{})
-	c.leap(ctx)
 }

@@ -114,7 +114,6 @@ func (c *Config) tellAliases() {
 	if c.aliases != nil && c.Logger != nil {
 		c.Logger.Info("aiguard: settings read from variables without the prefix "+envPrefix, slog.Any("variables", c.aliases))
 	}
-	c.aliases = nil
 }
 
 // validateWithCounter validates a Config whose CountTokens the program sets later.

@@ -190,17 +190,13 @@ func weightSetting(field *int64) setter {
 
 func prioritySetting(field *Priority) setter {
 	return func(value string) string {
-		switch strings.ToLower(value) {
-		case "background":
-			*field = Background
-		case "normal":
-			*field = Normal
-		case "critical":
-			*field = Critical
-		default:
-			return "background, normal or critical"
+		for p := Background; p <= Critical; p++ {
+			if strings.EqualFold(value, p.String()) {
+				*field = p
+				return ""
+			}
 		}
-		return ""
+		return "background, normal or critical"
 	}
 }
 

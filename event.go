@@ -52,6 +52,9 @@ func (e Event) LogValue() slog.Value {
 			attrs = append(attrs, slog.Duration(d.key, d.value))
 		}
 	}
+	if e.Usage.Estimated {
+		attrs = append(attrs, slog.Bool("usage_estimated", true))
+	}
 	if e.MayBeBilled {
 		attrs = append(attrs, slog.Bool("may_be_billed", true))
 	}

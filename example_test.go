@@ -333,3 +333,26 @@ func ExampleGuard_CheckPrompt() {
 	// <nil>
 	// aiguard: gpt-4o-mini: prompt_too_large: prompt of 11 characters, limit 10
 }
+
+// Update changes limits while calls run, for example when a signal asks the service to read its settings again.
+func ExampleGuard_Update() {
+	g, err := aiguard.New(aiguard.Config{})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer g.Close()
+	cfg := g.Config()
+	cfg.MaxConcurrent = 20
+	fmt.Println(g.Update(cfg))
+
+	cfg.MaxConcurrent = -5
+	fmt.Println(g.Update(cfg)) // nothing is changed by a mistake
+	st := g.Stats()
+	fmt.Println(st.MaxConcurrent, st.ConfigVersion)
+
+	// Output:
+	// <nil>
+	// aiguard: Config.MaxConcurrent is -5; want a positive number, 0 for the default, or Off
+	// 20 2
+}

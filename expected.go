@@ -9,9 +9,9 @@ import (
 )
 
 // retryAfter returns when a rejected call should try again: when the calls that wait now will have been served.
-func (l *limiter) retryAfter(r *route, weight int64, now instant, t *tenant, p Priority) time.Duration {
+func (r *route) retryAfter(weight int64, now instant, t *tenant, p Priority) time.Duration {
 	const least, most = 100 * time.Millisecond, time.Minute
-	wait, known := l.expected(r, weight, now, t, p)
+	wait, known := r.expected(weight, now, t, p)
 	if !known {
 		return time.Second // no call has finished yet
 	}
@@ -20,7 +20,8 @@ func (l *limiter) retryAfter(r *route, weight int64, now instant, t *tenant, p P
 
 // expected returns how long a new call would wait for a slot. It uses the call's position, the observed service time
 // and the current limits. known is false while nothing determines the wait, such as before any call has finished.
-func (l *limiter) expected(r *route, weight int64, now instant, t *tenant, p Priority) (wait time.Duration, known bool) {
+func (r *route) expected(weight int64, now instant, t *tenant, p Priority) (wait time.Duration, known bool) {
+	l := r.limiter
 	before, atRoute := l.line.Ahead(&r.line, &t.line, p.line(), int64(now))
 	var seconds float64
 	if limit := l.line.Capacity; limit > 0 && l.held > 0 {
@@ -39,8 +40,8 @@ func (l *limiter) expected(r *route, weight int64, now instant, t *tenant, p Pri
 }
 
 // late rejects a call that is not expected to be admitted, or to finish, in the time it has left.
-func (l *limiter) late(ctx context.Context, c *call, r *route, t *tenant, now instant) *Error {
-	wait, known := l.expected(r, c.Weight, now, t, c.Priority)
+func (r *route) late(ctx context.Context, c *call, t *tenant, now instant) *Error {
+	wait, known := r.expected(c.Weight, now, t, c.Priority)
 	if !known {
 		return nil
 	}
@@ -55,23 +56,23 @@ func (l *limiter) late(ctx context.Context, c *call, r *route, t *tenant, now in
 		return nil
 	}
 	return &Error{Kind: ErrOverloaded, Phase: PhaseQueue, Limit: max(time.Duration(end-now), 1), expected: true,
-		RetryAfter: l.retryAfter(r, c.Weight, now, t, c.Priority)}
+		RetryAfter: r.retryAfter(c.Weight, now, t, c.Priority)}
 }
 
-// slots returns how many calls a route may have in flight.
-func (l *limiter) slots(r *route) int64 {
+// slots returns how many calls the route may have in flight.
+func (r *route) slots() int64 {
 	limit := r.state.Limit()
-	if l.line.Capacity >= 0 {
-		limit = min(limit, float64(l.line.Capacity))
+	if capacity := r.limiter.line.Capacity; capacity >= 0 {
+		limit = min(limit, float64(capacity))
 	}
 	return int64(min(limit, 1<<20))
 }
 
 // cost returns the service that a call is expected to receive, in slot seconds.
-func (l *limiter) cost(r *route, c *call) float64 {
+func (r *route) cost(weight int64) float64 {
 	held := r.state.Held()
 	if held == 0 {
-		held = l.held
+		held = r.limiter.held
 	}
-	return max(held, 1e-3) * float64(c.Weight)
+	return max(held, 1e-3) * float64(weight)
 }

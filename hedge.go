@@ -37,8 +37,8 @@ type Hedge struct {
 
 // send makes an attempt, and a second one if the first is slow.
 func (x *exchange) send(ctx context.Context) (*http.Response, error) {
-	if x.guard.cfg.Hedge.Quantile != 0 && x.mayHedge() {
-		if late := x.call.limiter.lateAfter(&x.call.permit, x.form()); late != 0 {
+	if x.settings.cfg.Hedge.Quantile != 0 && x.mayHedge() {
+		if late := x.call.permit.lateAfter(x.form()); late != 0 {
 			if r := x.newRace(ctx); r != nil {
 				return r.run(ctx, late)
 			}
@@ -49,7 +49,7 @@ func (x *exchange) send(ctx context.Context) (*http.Response, error) {
 
 func (x *exchange) mayHedge() bool {
 	c := x.call
-	return c.attempts == 1 && c.maxAttempts() > 1 && !c.nested && x.safe && x.replayable
+	return c.attempts == 1 && c.maxAttempts(&c.cfg.Retry) > 1 && !c.nested && x.safe && x.replayable
 }
 
 func (x *exchange) form() provider.Form {
@@ -94,7 +94,7 @@ func (x *exchange) newRace(ctx context.Context) *race {
 	r := &race{first: x, second: &y, began: c.admitted,
 		won: make(chan struct{}), firstOver: make(chan struct{}), secondOver: make(chan struct{})}
 	end, _ := c.attemptDeadline(PhaseCall)
-	y.call = &call{core: c.core, settings: c.settings, outer: c.outer, start: c.start, deadline: end, attempts: c.attempts,
+	y.call = &call{timing: timing{c.core, c.settings, c.start, end}, outer: c.outer, attempts: c.attempts,
 		skipped: c.skipped, queued: c.queued, backoff: c.backoff, wire: &y.wire}
 	if c.trail != nil {
 		second := *c.trail
@@ -102,19 +102,10 @@ func (x *exchange) newRace(ctx context.Context) *race {
 		y.call.trail = &second
 	}
 	y.wire.race, x.wire.race = r, r
-	return r
-}
-
-// copyBody reads the request's body. It reports false if that fails, and the first attempt then reports the error.
-func (x *exchange) copyBody(ctx context.Context) ([]byte, bool) {
-	body, err := x.req.GetBody()
-	if err != nil {
-		return nil, false
+	if y.wire.unread != nil {
+		y.wire.unread = &y.outgoing
 	}
-	x.seen = true
-	defer body.Close()
-	data, over, err := readCapped(ctx, body, x.req.ContentLength, x.guard.cfg.MaxRequestBytes, nil)
-	return data, err == nil && !over
+	return r
 }
 
 // run makes the first attempt, and starts the second one when the first takes longer than late.
@@ -148,12 +139,12 @@ func (r *race) runFirst(ctx context.Context) (*http.Response, error) {
 	r.cancelTimer()
 	select {
 	case <-r.won:
-		c.attemptDone(ctx, err, Usage{})
+		c.attemptDone(ctx, err)
 		c.tellFailure(ctx, err)
 		c.over = true // the second attempt's call ends both
 		c.letGo()
 	case <-r.secondOver:
-		c.attemptDone(ctx, err, Usage{})
+		c.attemptDone(ctx, err)
 		c.attempts = r.second.call.attempts
 		c.mayBill = c.mayBill || r.second.call.mayBill
 		c.inFlight += c.since(failed)
@@ -176,7 +167,7 @@ func (r *race) runSecond(ctx context.Context) {
 		if !returned { // the call's goroutine continues with the panic or Goexit
 			r.unwound, r.panicked = true, withStack(recover())
 			if r.winner.CompareAndSwap(nil, c) {
-				r.first.call.lose()
+				c.ring.lose(r.first.call)
 			}
 		}
 	}()
@@ -187,7 +178,7 @@ func (r *race) runSecond(ctx context.Context) {
 		c.begun(ctx, now)
 		resp, err := y.attempt(ctx)
 		if err != nil {
-			c.attemptDone(ctx, err, Usage{})
+			c.attemptDone(ctx, err)
 			c.tellFailure(ctx, err)
 		}
 		r.resp = resp
@@ -198,7 +189,7 @@ func (r *race) runSecond(ctx context.Context) {
 // enterSecond begins the second attempt, unless it is refused or would take a slot from another call.
 func (r *race) enterSecond(ctx context.Context) (now instant, ok bool) {
 	c := r.second.call
-	if r.winner.Load() != nil || ctx.Err() != nil || !c.register() {
+	if r.winner.Load() != nil || ctx.Err() != nil || !c.ring.add(c) {
 		return 0, false
 	}
 	if c.cfg.Budget != nil && c.reserve(ctx) != nil {
@@ -219,12 +210,12 @@ func (r *race) cancelTimer() {
 func (r *race) end(ctx context.Context) {
 	r.cancelTimer()
 	if !r.returned {
-		r.second.call.lose()
+		r.first.call.ring.lose(r.second.call)
 	}
 	<-r.secondOver
 	if !r.returned || r.unwound { // the events that follow end the call
 		r.first.call.attempts = r.second.call.attempts
-		r.second.call.attemptDone(ctx, ErrUnwound, Usage{})
+		r.second.call.attemptDone(ctx, ErrUnwound)
 	}
 }
 
@@ -251,7 +242,7 @@ func (c *call) claim() error {
 	}
 	if c == r.second.call {
 		close(r.won)
-		r.first.call.lose()
+		c.ring.lose(r.first.call)
 		<-r.firstOver
 		if !r.returned { // the call's goroutine is gone
 			return &Error{Kind: ErrClosed}
@@ -260,7 +251,7 @@ func (c *call) claim() error {
 		return nil
 	}
 	r.cancelTimer()
-	r.second.call.lose()
+	c.ring.lose(r.second.call)
 	<-r.secondOver
 	r.rethrow()
 	c.attempts = r.second.call.attempts
@@ -268,29 +259,18 @@ func (c *call) claim() error {
 	return nil
 }
 
-// lose cancels the call's current work, or its next work, as Close does. A canceled attempt says nothing about its
-// provider.
-func (c *call) lose() {
-	c.mu.Lock()
-	c.lost = true
-	cancel := c.cancel
-	c.mu.Unlock()
-	if cancel != nil {
-		cancel()
-	}
-}
-
 // tellFailure reports what the failure of one of two attempts means for the route.
 func (c *call) tellFailure(ctx context.Context, err error) {
 	c.tellTurn(ctx, err)
-	if e := c.own(ctx, err); e != nil && e.Kind == ErrRateLimited {
-		c.report(ctx, EventPaused, e, c.pauseAfter(e))
+	if e := ownError(ctx, err); e != nil && e.Kind == ErrRateLimited {
+		c.report(ctx, EventPaused, e, c.cfg.Retry.pauseAfter(e, c.attempts))
 	}
 }
 
 // lateAfter returns the time after its admission at which an attempt counts as slow; 0: unknown. The attempt's own
 // time counts for later attempts.
-func (l *limiter) lateAfter(p *permit, f provider.Form) time.Duration {
+func (p *permit) lateAfter(f provider.Form) time.Duration {
+	l := p.route.limiter
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return p.route.state.Late(&p.sending, f)
@@ -307,10 +287,10 @@ func (l *limiter) enterSecond(c *call, now instant) bool {
 		return false
 	case l.line.Ready() > 0 || r.line.Waiting()+r.lingering > 0:
 		return false
-	case !l.line.Takes(&r.line, p, c.Weight) || !l.takeRetry(r, now):
+	case !l.line.Takes(&r.line, p, c.Weight) || !r.takeRetry(now):
 		return false
 	}
-	l.line.Take(&r.line, &t.line, p, c.Weight, l.cost(r, c), int64(now))
+	l.line.Take(&r.line, &t.line, p, c.Weight, r.cost(c.Weight), int64(now))
 	l.grant(c, now)
 	return true
 }

@@ -64,9 +64,9 @@ func (g *Guard) Inspect() Inspection {
 // underWay lists calls from the ring. It reads only fields that do not change while a call is in the ring.
 func (c *core) underWay() (calls []CallStats) {
 	now := c.now()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for o := c.active.next; o != &c.active && len(calls) < maxInspected; o = o.next {
+	c.ring.mu.Lock()
+	defer c.ring.mu.Unlock()
+	for o := c.ring.head.next; o != &c.ring.head && len(calls) < maxInspected; o = o.next {
 		s := CallStats{Op: short(o.Op), Model: short(o.Model), Host: short(o.host), Tenant: short(o.Tenant), Priority: o.Priority,
 			State: CallWaiting, Age: time.Duration(now - o.start)}
 		switch {

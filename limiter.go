@@ -33,29 +33,28 @@ type Limiter interface {
 // contexts, and one timer serves QueueTimeout and the reopening of routes for all of them.
 type limiter struct {
 	clock
-	custom   Limiter       // nil: line limits the capacity
-	capacity int64         // MaxConcurrent; Off: no limit
-	maxQueue int           // Off: no limit
-	patience time.Duration // QueueTimeout
-	planB    time.Duration // Retry.Patience; Off: no limit
+	custom *userLimiter // nil: line limits the capacity
 
 	waiting             atomic.Int64 // calls that wait in line or for a route
 	waitCount, waitTime atomic.Int64
 
-	mu       *sync.Mutex // core.mu
-	waiters  sync.Pool   // of *inLine
+	mu       *sync.Mutex   // ring.mu; it guards all that follows
+	capacity int64         // MaxConcurrent; Off: no limit
+	maxQueue int           // Off: no limit
+	patience time.Duration // QueueTimeout; Off: no limit
+	waiters  sync.Pool     // of *inLine
 	line     line.Line[*inLine]
 	routes   routes
 	tenants  tenants
 	budget   provider.Budget // retries of the whole guard
 	held     float64         // average seconds that a slot is held; 0: unknown
 	perToken float64         // the same per token of usage
-	asking   int             // calls that wait in the user's Limiter
 	inFlight [3]int64        // weight, by priority
 	refused  [3]int64        // calls, by priority
 	timer    *time.Timer
 	due      instant // when timer fires; 0: not set
 	closed   bool
+	changes  changes
 }
 
 // permit is what an attempt holds: weight of the capacity, and a place on its route. Its release is idempotent and
@@ -75,9 +74,15 @@ type inLine struct {
 	line.Waiter[*inLine]
 	call   *call
 	joined instant
-	until  instant       // latest time of admission; 0: no limit
-	over   chan struct{} // receives when fate is set
-	fate   fate
+	until  instant // latest time of admission; 0: no limit
+
+	// patience is the QueueTimeout when the call joined, or a shorter one since. So the waiters at a route reach it in
+	// order of arrival.
+	patience time.Duration
+	byTotal  bool          // TotalTimeout ends the wait first
+	over     chan struct{} // receives when fate is set
+	fate     fate
+	most     int64 // for the fate tooHeavy: the capacity
 }
 
 type fate int8
@@ -90,23 +95,33 @@ const (
 	routePaused
 	routeDown
 	shutOut
+	tooHeavy // for a capacity that Update has lowered
 )
 
 func newLimiter(cfg *Config, c clock, mu *sync.Mutex) *limiter {
-	l := &limiter{clock: c, mu: mu, capacity: cfg.MaxConcurrent, maxQueue: cfg.MaxQueue, custom: cfg.Limiter, patience: cfg.QueueTimeout, planB: cfg.Retry.Patience}
-	l.line.Capacity, l.line.MaxBackground = cfg.MaxConcurrent, cfg.MaxBackground
-	if l.custom != nil {
-		l.line.Capacity, l.line.MaxBackground = Off, Off
-	}
-	if l.patience != Off {
-		l.line.Overload = int64(l.patience / 3)
+	l := &limiter{clock: c, mu: mu}
+	if cfg.Limiter != nil {
+		l.custom = &userLimiter{Limiter: cfg.Limiter, limiter: l}
 	}
 	l.routes.init(cfg, l)
 	l.line.SetRoom(&l.routes.nameless.line, math.MaxInt64)
 	l.line.SetRoom(&l.routes.unknown.line, math.MaxInt64)
 	l.tenants.init()
 	l.budget.Init(cfg.Retry.Budget, provider.GuardFloor)
+	l.configure(cfg)
 	return l
+}
+
+// configure sets the limits of the line.
+func (l *limiter) configure(cfg *Config) {
+	l.capacity, l.maxQueue, l.patience = cfg.MaxConcurrent, cfg.MaxQueue, cfg.QueueTimeout
+	l.line.Capacity, l.line.MaxBackground, l.line.Overload = cfg.MaxConcurrent, cfg.MaxBackground, 0
+	if l.custom != nil {
+		l.line.Capacity, l.line.MaxBackground = Off, Off
+	}
+	if l.patience != Off {
+		l.line.Overload = int64(l.patience / 3)
+	}
 }
 
 // fits rejects a call that can never be admitted.
@@ -123,17 +138,21 @@ func (l *limiter) crowded(s *settings) *Error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now, r, t := l.now(), l.routes.peek(s), l.tenants.peek(s.Tenant)
-	if r.state.DownSince() != 0 || !l.full(r) || l.line.Displaced(&r.line, &t.line, s.Priority.line(), int64(now)) != nil {
+	if l.fits(s.Weight) != nil {
+		return nil // rejected for another reason
+	}
+	if r.state.DownSince() != 0 || !r.full() || l.line.Displaced(&r.line, &t.line, s.Priority.line(), int64(now)) != nil {
 		return nil
 	}
 	l.refused[s.Priority.line()]++
 	t.refused++
 	l.line.Refuse(&r.line, &t.line, s.Priority.line(), int64(now))
-	return l.queueFull(r, s.Weight, now, t, s.Priority)
+	return r.queueFull(s.Weight, now, t, s.Priority)
 }
 
-// full reports whether a new call would find no place: at its route if that has no room, else in line.
-func (l *limiter) full(r *route) bool {
+// full reports whether a new call would find no place: at the route if that has no room, else in line.
+func (r *route) full() bool {
+	l := r.limiter
 	switch {
 	case l.maxQueue == Off:
 		return false
@@ -143,9 +162,9 @@ func (l *limiter) full(r *route) bool {
 	return l.line.Ready() >= l.maxQueue
 }
 
-func (l *limiter) queueFull(r *route, weight int64, now instant, t *tenant, p Priority) *Error {
-	most := int64(l.maxQueue)
-	return &Error{Kind: ErrOverloaded, Phase: PhaseQueue, Size: most, Max: most, RetryAfter: l.retryAfter(r, weight, now, t, p)}
+func (r *route) queueFull(weight int64, now instant, t *tenant, p Priority) *Error {
+	most := int64(r.limiter.maxQueue)
+	return &Error{Kind: ErrOverloaded, Phase: PhaseQueue, Size: most, Max: most, RetryAfter: r.retryAfter(weight, now, t, p)}
 }
 
 // find returns the call's route and tenant.
@@ -159,15 +178,17 @@ func (l *limiter) find(c *call, now instant) (*route, *tenant) {
 		p.tenant = l.tenants.get(c.Tenant)
 	}
 	p.route = r
-	l.refresh(r, now)
+	r.refresh(now)
 	return r, p.tenant
 }
 
 // refresh updates the route's room in the line, and sets the timer if the room changes with time.
-func (l *limiter) refresh(r *route, now instant) {
+func (r *route) refresh(now instant) {
+	l := r.limiter
 	if r == &l.routes.nameless {
 		return // it always has room
 	}
+	r.noteChange()
 	if closed := r.state.Reopened(provider.Instant(now)); closed > 0 {
 		r.line.Reopened(int64(now), int64(closed))
 	}
@@ -184,37 +205,41 @@ func (l *limiter) refresh(r *route, now instant) {
 func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed || !c.enlist() {
+	if l.closed || !c.ring.enlist(c) {
 		return &Error{Kind: ErrClosed}
 	}
+	if e := l.fits(c.Weight); e != nil {
+		return e
+	}
 	r, t := l.find(c, now)
-	if e := l.closedRoute(ctx, c, r, now); e != nil {
+	if e := r.closed(ctx, c, now); e != nil {
 		return e
 	}
 	p := c.Priority.line()
-	if l.line.Take(&r.line, &t.line, p, c.Weight, l.cost(r, c), int64(now)) {
+	if l.line.Take(&r.line, &t.line, p, c.Weight, r.cost(c.Weight), int64(now)) {
 		l.grant(c, now)
 		return nil
 	}
 	var gone *inLine
-	if l.full(r) {
+	if r.full() {
 		d := l.line.Displaced(&r.line, &t.line, p, int64(now))
 		if d == nil {
-			return l.refuse(r, t, p, now, l.queueFull(r, c.Weight, now, t, c.Priority))
+			return l.refuse(r, t, p, now, r.queueFull(c.Weight, now, t, c.Priority))
 		}
 		gone = d.Value
 	}
-	if e := l.late(ctx, c, r, t, now); e != nil {
+	if e := r.late(ctx, c, t, now); e != nil {
 		return l.refuse(r, t, p, now, e)
 	}
 	if gone != nil {
-		l.dismiss(gone, displaced)
+		gone.dismiss(displaced)
 	}
 	w := l.waiter()
 	w.call, w.joined, w.until, w.Weight = c, now, c.admission(ctx, now), c.Weight
+	w.patience, w.byTotal = l.patience, c.boundByTotal(now, l.patience)
 	l.waiting.Add(1)
-	for n := l.line.Join(&w.Waiter, &r.line, &t.line, p, int64(now), l.slots(r)); n > 0; n-- {
-		l.dismiss(w.Eldest().Value, hopeless)
+	for n := l.line.Join(&w.Waiter, &r.line, &t.line, p, int64(now), r.slots()); n > 0; n-- {
+		w.Eldest().Value.dismiss(hopeless)
 	}
 	l.next(now)
 	if c.permit.held.Load() {
@@ -222,7 +247,7 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 		l.waiters.Put(w)
 		return nil
 	}
-	l.refresh(r, now)
+	r.refresh(now)
 	if l.patience != Off {
 		l.wake(now.add(l.patience))
 	}
@@ -236,13 +261,13 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 func (l *limiter) enterNested(c *call, now instant) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !c.enlist() {
+	if !c.ring.enlist(c) {
 		return &Error{Kind: ErrClosed}
 	}
 	r, _ := l.find(c, now)
-	switch state, until := r.state.State(provider.Instant(now), c.tokens()); state {
+	switch state, until := r.state.State(provider.Instant(now), c.wire.expected()); state {
 	case provider.Down:
-		return l.down(r, now)
+		return r.down(now)
 	case provider.Paused, provider.Paced:
 		return r.notYet(state, time.Duration(instant(until)-now))
 	}
@@ -257,7 +282,7 @@ func (l *limiter) grant(c *call, now instant) {
 	r := p.route
 	first := c.attempts == 0
 	if r != &l.routes.nameless {
-		p.sending = r.state.Send(provider.Instant(now), c.Weight, c.tokens(), first)
+		p.sending = r.state.Send(provider.Instant(now), c.Weight, c.wire.expected(), first)
 	} else {
 		p.sending = provider.Sending{At: provider.Instant(now), Weight: c.Weight}
 		if first {
@@ -270,11 +295,11 @@ func (l *limiter) grant(c *call, now instant) {
 	if !p.nested {
 		p.tenant.inFlight += c.Weight
 		l.inFlight[c.Priority.line()] += c.Weight
-		p.cost = l.cost(r, c)
+		p.cost = r.cost(c.Weight)
 		p.tenant.calls++
 	}
 	p.held.Store(true)
-	l.refresh(r, now)
+	r.refresh(now)
 }
 
 // refuse counts a rejection.
@@ -289,17 +314,17 @@ func (l *limiter) refuse(r *route, t *tenant, p line.Priority, now instant, e *E
 func (l *limiter) next(now instant) {
 	for w := l.line.First(int64(now)); w != nil; w = l.line.First(int64(now)) {
 		c := w.Value.call
-		if !l.line.Admit(w, l.cost(c.permit.route, c)) {
+		if !l.line.Admit(w, c.permit.route.cost(c.Weight)) {
 			return
 		}
 		l.grant(c, now)
-		l.leave(w.Value)
+		w.Value.leave()
 	}
 }
 
 // leave ends the wait of a call that is out of the line. Do not use w afterwards, because the call may reuse it.
-func (l *limiter) leave(w *inLine) {
-	l.waiting.Add(-1)
+func (w *inLine) leave() {
+	w.call.limiter.waiting.Add(-1)
 	w.over <- struct{}{}
 }
 
@@ -316,19 +341,21 @@ func (l *limiter) waiter() *inLine {
 }
 
 // dismiss ends a wait without admission.
-func (l *limiter) dismiss(w *inLine, f fate) {
+func (w *inLine) dismiss(f fate) {
+	l := w.call.limiter
 	w.fate = f
 	l.line.Leave(&w.Waiter)
 	if f != shutOut {
 		l.refused[w.call.Priority.line()]++
 		w.call.permit.tenant.refused++
 	}
-	l.leave(w)
+	w.leave()
 }
 
 // abandon takes a canceled call out of the line. If the call was admitted at the same moment, its permit holds the
 // slot.
-func (l *limiter) abandon(w *inLine) {
+func (w *inLine) abandon() {
+	l := w.call.limiter
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	select {
@@ -344,10 +371,12 @@ func (l *limiter) abandon(w *inLine) {
 }
 
 // denied returns the reason why a waiting call was not admitted.
-func (l *limiter) denied(c *call, w *inLine) *Error {
+func (w *inLine) denied() *Error {
 	if w.fate == shutOut {
 		return &Error{Kind: ErrClosed}
 	}
+	c := w.call
+	l := c.limiter
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.now()
@@ -355,18 +384,21 @@ func (l *limiter) denied(c *call, w *inLine) *Error {
 	e := &Error{Kind: ErrOverloaded, Phase: PhaseQueue}
 	switch w.fate {
 	case routeDown:
-		return l.down(p.route, now)
+		return p.route.down(now)
 	case routePaused:
 		until := p.route.state.PausedUntil(provider.Instant(now))
 		return p.route.notYet(provider.Paused, max(time.Duration(instant(until)-now), 0))
 	case waitedTooLong:
-		e.Limit = l.patience
+		e.Limit = w.patience
+	case tooHeavy:
+		e.Phase, e.Size, e.Max = PhaseWeight, c.Weight, w.most
+		return e
 	case displaced:
 		e.Size, e.Max = int64(l.maxQueue), int64(l.maxQueue)
 	case hopeless:
 		e.outrun = true
 	}
-	e.RetryAfter = l.retryAfter(p.route, c.Weight, now, p.tenant, c.Priority)
+	e.RetryAfter = p.route.retryAfter(c.Weight, now, p.tenant, c.Priority)
 	return e
 }
 
@@ -384,10 +416,10 @@ func (l *limiter) finish(c *call, tokens int64, more float64, last bool) (took t
 		return 0, noTurn, false
 	}
 	if last {
-		c.strike()
+		c.ring.strike(c)
 	}
 	now := l.now()
-	turned = l.apply(p, c.verdict, now)
+	turned = p.apply(c.verdict, now)
 	took = time.Duration(now - instant(p.sending.At))
 	r, t, weight := p.route, p.tenant, p.sending.Weight
 	if r != &l.routes.nameless {
@@ -409,7 +441,7 @@ func (l *limiter) finish(c *call, tokens int64, more float64, last bool) (took t
 		l.inFlight[pr] -= weight
 		l.line.Release(&t.line, pr, weight, service-p.cost)
 	}
-	l.refresh(r, now)
+	r.refresh(now)
 	l.next(now)
 	return took, turned, true
 }
@@ -428,28 +460,33 @@ func (l *limiter) wake(at instant) {
 	l.timer.Reset(d)
 }
 
-// tick ends the waits that are over, opens routes that are due, and sets the timer again.
+// tick runs when the timer fires.
 func (l *limiter) tick() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := l.now()
+	l.sweep(l.now())
+}
+
+// sweep ends the waits that are over, opens routes that are due, admits the calls whose turn it is, and sets the timer
+// again.
+func (l *limiter) sweep(now instant) {
 	l.due = 0
 	var next instant
 	for i := len(l.line.Busy()) - 1; i >= 0; i-- { // backward, because a finished route is replaced by one already seen
 		r := l.line.Busy()[i]
 		w := r.Oldest()
 		route := w.Value.call.permit.route
-		for ; w != nil && l.patience != Off; w = r.Oldest() {
-			until := w.Value.joined.add(l.patience)
+		for ; w != nil && w.Value.patience != Off; w = r.Oldest() {
+			until := w.Value.joined.add(w.Value.patience)
 			if until > now {
 				if next == 0 || until < next {
 					next = until
 				}
 				break
 			}
-			l.dismiss(w.Value, waitedTooLong)
+			w.Value.dismiss(waitedTooLong)
 		}
-		l.refresh(route, now)
+		route.refresh(now)
 	}
 	l.next(now)
 	if next != 0 && l.line.Waiting() {
@@ -463,7 +500,7 @@ func (l *limiter) stats() Stats {
 	defer l.mu.Unlock()
 	st := Stats{
 		InFlight: l.line.InFlight(), Waiting: l.waiting.Load(), MaxConcurrent: l.capacity, Limit: l.capacity,
-		PausedUntil: l.pausedUntil(), WaitCount: l.waitCount.Load(), WaitTime: time.Duration(l.waitTime.Load()),
+		PausedUntil: l.routes.pausedUntil(l.now()), WaitCount: l.waitCount.Load(), WaitTime: time.Duration(l.waitTime.Load()),
 		Tenants: l.tenants.stats(),
 	}
 	if limit := l.routes.limit(); limit < float64(l.capacity) {
@@ -484,21 +521,20 @@ func (l *limiter) close() {
 		l.timer.Stop()
 	}
 	for len(l.line.Busy()) > 0 {
-		l.dismiss(l.line.Busy()[0].Oldest().Value, shutOut)
+		l.line.Busy()[0].Oldest().Value.dismiss(shutOut)
 	}
 }
 
 // wait waits in line for a slot. Its frame is small; see call.queue.
-func (l *limiter) wait(ctx context.Context, c *call) error {
-	w := c.waiter
+func (w *inLine) wait(ctx context.Context) error {
 	select {
 	case <-w.over:
 	case <-ctx.Done():
-		l.abandon(w)
+		w.abandon()
 		return callctx.Err(ctx)
 	}
 	if w.fate != admitted {
-		return l.denied(c, w)
+		return w.denied()
 	}
 	if ctx.Err() != nil { // canceled at the same moment: do not start work
 		return callctx.Err(ctx)

@@ -15,8 +15,8 @@ import (
 // during which the heap grew much, and holds the room for buffered answers.
 type memory struct {
 	clock
-	limit int64 // of the live heap; 0: none
-	leap  int64 // growth during one call that is reported
+	limit atomic.Int64 // of the live heap; Off: none
+	leap  atomic.Int64 // growth during one call that is reported
 
 	heap    atomic.Int64 // last sample
 	sampled atomic.Int64 // time of the last sample; 0: never
@@ -24,8 +24,9 @@ type memory struct {
 	over    atomic.Bool
 	told    atomic.Int64 // time of the last report of a growth; 0: never
 
-	room   room  // for answers that are read whole, and for the events of streams with a limit
-	events *room // for the events of streams
+	room   room                 // for answers that are read whole
+	spare  room                 // for the events of streams if there is no limit
+	events atomic.Pointer[room] // for the events of streams: one of the two
 }
 
 const (
@@ -44,36 +45,41 @@ const (
 )
 
 func newMemory(limit, maxEvent int64, clock clock) *memory {
-	switch {
-	case limit == Off:
-		limit = 0
-	case limit == 0:
-		if soft := debug.SetMemoryLimit(-1); soft != math.MaxInt64 {
-			limit = int64(memoryShare * float64(soft))
-		}
-	}
-	m := &memory{clock: clock, limit: limit, leap: leapUnlimited, room: room{size: math.MaxInt64}}
-	m.events = &m.room
-	if limit > 0 {
-		m.leap, m.room.size = limit/leapShare, limit/roomShare
-	} else if maxEvent == Off || maxEvent > smallEvent {
-		m.events = &room{size: eventRoom, spare: true}
-	}
+	m := &memory{clock: clock, spare: room{size: eventRoom, spare: true}}
+	m.configure(limit, maxEvent)
 	return m
 }
 
-// buffered returns the bytes of answers held in buffers.
-func (m *memory) buffered() int64 {
-	n := m.room.bytes()
-	if m.events != &m.room {
-		n += m.events.bytes()
+// configure sets the limits. A stream keeps the room in which it began.
+func (m *memory) configure(limit, maxEvent int64) {
+	leap, size, events := int64(leapUnlimited), int64(math.MaxInt64), &m.room
+	if limit != Off {
+		leap, size = limit/leapShare, limit/roomShare
+	} else if maxEvent == Off || maxEvent > smallEvent {
+		events = &m.spare
 	}
-	return n
+	m.limit.Store(limit)
+	m.leap.Store(leap)
+	m.room.resize(size)
+	m.events.Store(events)
 }
+
+// defaultMemoryLimit returns the limit that follows from GOMEMLIMIT, or Off.
+func defaultMemoryLimit() int64 {
+	soft := debug.SetMemoryLimit(-1)
+	if soft == math.MaxInt64 {
+		return Off
+	}
+	return max(int64(memoryShare*float64(soft)), 1)
+}
+
+// buffered returns the bytes of answers held in buffers.
+func (m *memory) buffered() int64 { return m.room.bytes() + m.spare.bytes() }
 
 // check returns an error while the heap is over the limit. crossed is true for the first call that finds it so.
 func (m *memory) check() (e *Error, crossed bool) {
-	if m.limit == 0 {
+	limit := m.limit.Load()
+	if limit == Off {
 		return nil, false
 	}
 	heap := m.sample(m.now(), memorySample)
@@ -81,7 +87,7 @@ func (m *memory) check() (e *Error, crossed bool) {
 		m.over.Store(false)
 		return nil, false
 	}
-	return memoryError(heap, m.limit), !m.over.Swap(true)
+	return memoryError(heap, limit), !m.over.Swap(true)
 }
 
 func memoryError(size, limit int64) *Error {
@@ -90,10 +96,8 @@ func memoryError(size, limit int64) *Error {
 
 // refuses reports whether calls are rejected at this heap size: over the limit, or not yet below memoryResume.
 func (m *memory) refuses(heap int64) bool {
-	if m.limit == 0 {
-		return false
-	}
-	return heap > m.limit || m.over.Load() && float64(heap) >= memoryResume*float64(m.limit)
+	limit := m.limit.Load()
+	return limit != Off && (heap > limit || m.over.Load() && float64(heap) >= memoryResume*float64(limit))
 }
 
 // sample reads the heap, unless the last sample is younger than age.
@@ -125,7 +129,7 @@ func (c *call) tellLeap(ctx context.Context) {
 		if c.inFlight < memorySample {
 			return
 		}
-	case (c.wire.prompt+c.wire.answer)*leapFactor < m.leap:
+	case (c.wire.prompt+c.wire.answer)*leapFactor < m.leap.Load():
 		return
 	default:
 		age = 0 // such a call is rare and costs more than a sample
@@ -133,29 +137,21 @@ func (c *call) tellLeap(ctx context.Context) {
 	now := m.now()
 	heap := m.sample(now, age)
 	growth := heap - c.trail.heap
-	if growth < m.leap || !m.tell(now) {
+	if growth < m.leap.Load() || !m.tell(now) {
 		return
 	}
 	if c.cfg.OnEvent != nil {
 		ev := c.event(EventMemorySpike, nil)
 		ev.HeapGrowth = growth
-		ev.PromptBytes, ev.AnswerBytes = c.moved()
+		ev.PromptBytes, ev.AnswerBytes = c.wire.moved()
 		c.cfg.OnEvent(ctx, ev)
 	}
 	if c.cfg.Logger != nil {
-		prompt, answer := c.moved()
+		prompt, answer := c.wire.moved()
 		c.cfg.Logger.LogAttrs(ctx, slog.LevelWarn, "aiguard: memory spike", slog.String("op", short(c.Op)), slog.String("model", short(c.Model)),
 			slog.Int64("prompt_bytes", prompt), slog.Int64("answer_bytes", answer),
 			slog.Int64("heap_growth", growth), slog.Int64("heap", heap))
 	}
-}
-
-// moved returns the bytes that the last attempt sent and received.
-func (c *call) moved() (prompt, answer int64) {
-	if c.wire == nil {
-		return 0, 0
-	}
-	return c.wire.prompt, c.wire.answer
 }
 
 // tell reports whether a growth may be reported again.

@@ -6,13 +6,13 @@ import (
 )
 
 // wrap runs o inside the middleware. There is at least one Middleware.
-func (c *core) wrap(ctx context.Context, settings Call, o *once) error {
+func (s *settings) wrap(ctx context.Context, o *once) error {
 	next := o.next
-	for i := len(c.cfg.Middleware) - 1; i > 0; i-- {
-		m, inner := c.cfg.Middleware[i], next
-		next = func(ctx context.Context) error { return m(ctx, settings, inner) }
+	for i := len(s.cfg.Middleware) - 1; i > 0; i-- {
+		m, inner := s.cfg.Middleware[i], next
+		next = func(ctx context.Context) error { return m(ctx, s.Call, inner) }
 	}
-	if err := c.cfg.Middleware[0](ctx, settings, next); err != nil || o.succeeded {
+	if err := s.cfg.Middleware[0](ctx, s.Call, next); err != nil || o.succeeded {
 		return err
 	}
 	return errors.New("aiguard: a Middleware returned nil, but the call did not succeed")

@@ -16,6 +16,7 @@ import (
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/aiguardtest"
+	"github.com/aiguard-go/aiguard/internal/callctx"
 )
 
 // A Do whose call meets a pause repeats what came before it in fn: within its own attempts and the retry budget.
@@ -173,58 +174,29 @@ func TestMiddlewareThatSwallowsAnErrorMakesNoSuccess(t *testing.T) {
 	}
 }
 
-// panicking is a Limiter that breaks in one of its steps.
-type panicking struct{ acquire, release bool }
-
-func (p panicking) Acquire(context.Context, aiguard.Call) (func(), error) {
-	if p.acquire {
-		panic("acquire")
-	}
-	return func() {
-		if p.release {
-			panic("release")
-		}
-	}, nil
-}
-
-func TestLimiterThatPanicsLosesNothing(t *testing.T) {
-	for _, l := range []panicking{{acquire: true}, {release: true}} {
-		g := newGuard(t, aiguard.Config{Limiter: l})
-		for range 3 {
-			require.NotNil(t, panicOf(func() { _ = do(t.Context(), g, func(context.Context) error { return nil }) }))
-		}
-		require.Zero(t, g.Stats().InFlight)
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		defer cancel()
-		require.NoError(t, g.Shutdown(ctx))
-	}
-}
-
-// wholeCall remembers what a Limiter is asked for.
-type wholeCall struct{ calls []aiguard.Call }
-
-func (w *wholeCall) Acquire(_ context.Context, c aiguard.Call) (func(), error) {
-	w.calls = append(w.calls, c)
-	return func() {}, nil
-}
-
-func TestLimiterGetsTheWholeCallOnceItsRouteIsOpen(t *testing.T) {
-	l := &wholeCall{}
-	inVirtualTime(t, aiguard.Config{Limiter: l, Retry: aiguard.Retry{MaxAttempts: 1}}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
-		call := aiguard.Call{Tenant: "t", Priority: aiguard.Critical, Weight: 7}
-		require.NoError(t, askModel(aiguard.WithCall(t.Context(), call), c, "a"))
-		call.Op, call.Model = "chat.completions", "a"
-		require.Equal(t, []aiguard.Call{call}, l.calls)
-		srv.Enqueue(retryAfter(10))
-		require.ErrorIs(t, askModel(t.Context(), c, "a"), aiguard.ErrRateLimited)
-		start := time.Now()
-		require.NoError(t, askModel(t.Context(), c, "a"))
-		took(t, start, 10*time.Second)
-		require.Len(t, l.calls, 3)
-	})
-}
-
 // doer makes an HTTPDoer of a RoundTripper, which sends a request without an http.Client around it.
 type doer struct{ http.RoundTripper }
 
 func (d doer) Do(r *http.Request) (*http.Response, error) { return d.RoundTrip(r) }
+
+func TestContextKeptByFnDoesNotReachALaterDo(t *testing.T) {
+	g := newGuard(t, aiguard.Config{MaxConcurrent: 1})
+	for range 100 { // a Do may reuse the memory of an earlier one
+		var asked, kept context.Context
+		var call any
+		require.NoError(t, do(t.Context(), g, func(ctx context.Context) error {
+			asked, call = ctx, ctx.Value(callctx.Key{})
+			return nil
+		}))
+		require.NoError(t, do(t.Context(), g, func(ctx context.Context) error { kept = ctx; return nil }))
+		require.NoError(t, do(t.Context(), g, func(ctx context.Context) error {
+			require.False(t, callctx.HoldsSlot(asked))
+			require.False(t, callctx.HoldsSlot(kept))
+			require.NotSame(t, call, ctx.Value(callctx.Key{}))
+			return nil
+		}))
+		require.ErrorIs(t, kept.Err(), context.Canceled)
+		_, limited := kept.Deadline()
+		require.True(t, limited)
+	}
+}

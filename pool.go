@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"maps"
+	"math"
 	"net"
 	"net/http"
 	"slices"
@@ -22,8 +23,7 @@ const (
 // CloseIdleConnections skips an HTTP/2 connection whose last request is being canceled.
 type pool struct {
 	*http.Transport
-	dialer  net.Dialer
-	connect time.Duration
+	connect atomic.Int64 // the limit of a dial, and of what follows until a request uses the connection
 
 	mu     sync.Mutex
 	conns  map[*poolConn]struct{}
@@ -32,23 +32,15 @@ type pool struct {
 
 func newPool(cfg *Config) *pool {
 	connect := connectLimit(cfg)
-	idle := int(cfg.MaxConcurrent)
-	if idle == Off {
-		idle = 100
-	}
-	p := &pool{
-		dialer:  net.Dialer{Timeout: connect, KeepAlive: 15 * time.Second},
-		connect: connect,
-		conns:   make(map[*poolConn]struct{}),
-	}
+	p := &pool{conns: make(map[*poolConn]struct{})}
+	p.configure(cfg)
 	p.Transport = &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
 		DialContext:            p.dial,
 		ExpectContinueTimeout:  time.Second, // as in http.DefaultTransport
-		TLSHandshakeTimeout:    connect,
+		TLSHandshakeTimeout:    connectTimeout,
 		ForceAttemptHTTP2:      true,
-		MaxIdleConns:           max(100, idle),
-		MaxIdleConnsPerHost:    idle,
+		MaxIdleConnsPerHost:    math.MaxInt, // there are no more than there were calls in flight
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: maxHeaderBytes,
 		HTTP2: &http.HTTP2Config{
@@ -58,6 +50,8 @@ func newPool(cfg *Config) *pool {
 	}
 	return p
 }
+
+func (p *pool) configure(cfg *Config) { p.connect.Store(int64(connectLimit(cfg))) }
 
 // connectLimit limits the dial, and then the handshakes. It is at most the call's timeout.
 func connectLimit(cfg *Config) time.Duration {
@@ -87,7 +81,8 @@ func (p *pool) dial(ctx context.Context, network, addr string) (net.Conn, error)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(attempt, cancel)()
-	conn, err := p.dialer.DialContext(ctx, network, addr)
+	dialer := net.Dialer{Timeout: time.Duration(p.connect.Load()), KeepAlive: 15 * time.Second}
+	conn, err := dialer.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +97,7 @@ func (p *pool) add(attempt context.Context, conn net.Conn) (net.Conn, error) {
 		conn.Close()
 		return nil, net.ErrClosed
 	}
-	_ = conn.SetDeadline(time.Now().Add(p.connect)) // fails only if the connection is lost, which its user will see
+	_ = conn.SetDeadline(time.Now().Add(time.Duration(p.connect.Load()))) // fails only if the connection is lost, which its user will see
 	c.stay = context.AfterFunc(attempt, c.closeUnused)
 	return c, nil
 }

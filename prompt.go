@@ -17,12 +17,12 @@ import (
 // Invalid UTF-8 may have at most four bytes per allowed character.
 func (g *Guard) CheckPrompt(model string, texts ...string) error {
 	g.must("CheckPrompt")
-	s := &g.call
+	s := g.usual()
 	if model != "" {
-		own := g.settle(g.own.over(Call{Model: model}))
+		own := s.live.settle(g.own.over(Call{Model: model}))
 		s = &own
 	}
-	return g.checkPrompt(s, &prompt{texts: texts})
+	return s.checkPrompt(&prompt{texts: texts})
 }
 
 // limits are the limits of a request.
@@ -31,8 +31,8 @@ type limits struct {
 	output        int // tokens of an answer
 }
 
-func (g *Guard) limits(s *settings) limits {
-	return limits{g.promptLimit(s), g.cfg.MaxPromptTokens, g.outputLimit(s)}
+func (s *settings) limits() limits {
+	return limits{s.promptLimit(), s.cfg.MaxPromptTokens, s.outputLimit()}
 }
 
 // prompt collects the texts of a request.
@@ -106,24 +106,24 @@ func (c *Config) countReaches() (n, of int, ok bool) {
 	return n, of, err != nil || n > of
 }
 
-func (g *Guard) checkPrompt(s *settings, p *prompt) error {
-	limit := g.promptLimit(s)
+func (s *settings) checkPrompt(p *prompt) error {
+	limit := s.promptLimit()
 	if limit != Off && p.ids+sum(p.texts, length) > limit { // characters <= bytes: most prompts need no count
 		if chars := p.ids + sum(p.texts, runes.Count) - p.json; chars > limit {
 			return promptTooLarge(s, PhasePrompt, int64(chars), int64(limit))
 		}
 	}
-	return g.checkTokens(s, p)
+	return s.checkTokens(p)
 }
 
-func (g *Guard) checkTokens(s *settings, p *prompt) error {
-	limit := g.cfg.MaxPromptTokens
+func (s *settings) checkTokens(p *prompt) error {
+	limit := s.cfg.MaxPromptTokens
 	if limit <= 0 || p.ids+sum(p.texts, length)+maxTextOverhead*len(p.texts) <= limit {
 		return nil
 	}
 	tokens := p.ids
 	for _, t := range p.texts {
-		n, err := g.cfg.CountTokens(s.Model, t)
+		n, err := s.cfg.CountTokens(s.Model, t)
 		if err != nil {
 			return fmt.Errorf("aiguard: counting tokens of the prompt: %w", err)
 		}
@@ -154,8 +154,9 @@ func promptTooLarge(s *settings, phase string, size, limit int64) error {
 // characters.
 type tally struct {
 	limits
-	chars int // of this prompt
-	most  int // bytes of the largest prompt, plus what CountTokens may add
+	exact bool // count characters; else their bytes, which are at least as many
+	chars int  // of this prompt
+	most  int  // bytes of the largest prompt, plus what CountTokens may add
 	bytes int
 
 	all   int64 // bytes of all prompts
@@ -173,20 +174,17 @@ func (t *tally) part() func(dialect.Part) bool {
 		}
 		t.bytes += p.IDs + len(p.Value) + maxTextOverhead
 		t.most = max(t.most, t.bytes)
-		if t.limits.chars > 0 {
+		if t.exact {
 			t.chars += p.Runes()
+		} else {
+			t.chars += p.Size()
 		}
 		return t.limits.chars <= 0 || t.chars <= t.limits.chars
 	}
 }
 
-// over returns an error if the prompt has too many characters.
-func (t *tally) over(s *settings) error {
-	if limit := t.limits.chars; limit > 0 && t.chars > limit {
-		return promptTooLarge(s, PhasePrompt, int64(t.chars), int64(limit))
-	}
-	return nil
-}
+// over reports whether a prompt has more characters than the limit. If exact is false, it may have fewer.
+func (t *tally) over() bool { return t.limits.chars > 0 && t.chars > t.limits.chars }
 
 // longest reports whether a prompt may have more than limit tokens, because a token has at least one byte.
 func (t *tally) longest(limit int) bool { return t.most > limit }

@@ -66,7 +66,7 @@ func TestCheckingAPlainRequestAllocatesNothing(t *testing.T) {
 			allocs := testing.AllocsPerRun(100, func() {
 				p := prompt{texts: make([]string, 0, 16)}
 				p.chat(&r)
-				refused = g.checkPrompt(&g.call, &p)
+				refused = g.usual().checkPrompt(&p)
 			})
 			require.NoError(t, refused)
 			require.LessOrEqual(t, allocs, 1.0, "the list of texts")

@@ -27,7 +27,7 @@ type Event struct {
 	Queued, Backoff, InFlight, Elapsed time.Duration // so far; for EventRetry and EventPaused, Backoff is the coming wait
 	FirstEvent                         time.Duration // of a stream: from the start of the attempt to its first event
 
-	Usage Usage // EventAttemptDone, EventDone
+	Usage Usage // EventAttemptDone; EventDone: of the last attempt
 	Err   error // the cause: an *Error, or the caller's own error
 
 	MayBeBilled bool // with Err: the provider may charge for the attempts so far, see Error.MayBeBilled
@@ -64,18 +64,19 @@ const (
 	EventMemorySpike EventType = "memory_spike" // the heap grew over MemoryLimit, or much during one call
 )
 
-// Usage counts the tokens of a call, as reported by the provider. Input includes cached input, and Output includes
-// reasoning.
+// Usage counts the tokens of an attempt, as reported by the provider. Input includes cached input, and Output includes
+// reasoning. If no answer reported them and the provider may charge for the attempt, they are an estimate: see
+// Budget.Reserve.
 type Usage struct {
 	Input, Output         int64
 	CacheRead, CacheWrite int64 // part of Input: read from and written to the provider's cache
 	Reasoning             int64 // part of Output
-	Estimated             bool  // an estimate, because no answer reported usage; only a Budget gets those
+	Estimated             bool  // an estimate, because no answer reported usage
 }
 
 // tell counts the end of the call, calls OnEvent, which may panic, and writes the log.
-func (c *call) tell(ctx context.Context, err error, u Usage) {
-	e := c.own(ctx, err)
+func (c *call) tell(ctx context.Context, err error) {
+	e := ownError(ctx, err)
 	t := EventDone
 	if e != nil && c.attempts == 0 {
 		t = EventRefused
@@ -96,12 +97,14 @@ func (c *call) tell(ctx context.Context, err error, u Usage) {
 			}
 		}
 	}
-	c.attemptDone(ctx, err, u)
+	c.attemptDone(ctx, err)
 	if c.turned != noTurn {
 		c.tellTurn(ctx, err)
 	}
 	if c.cfg.OnEvent != nil {
-		c.emitWith(ctx, t, err, u)
+		ev := c.event(t, err)
+		ev.Usage = c.trail.used
+		c.cfg.OnEvent(ctx, ev)
 	}
 	if e != nil && !c.nested { // the enclosing Do logs
 		c.log(ctx, t, e, c.identity()...)
@@ -144,21 +147,15 @@ func (c *call) event(t EventType, err error) Event {
 //go:noinline
 func (c *call) emit(ctx context.Context, t EventType, err error) {
 	if c.cfg.OnEvent != nil {
-		c.emitWith(ctx, t, err, Usage{})
+		c.cfg.OnEvent(ctx, c.event(t, err))
 	}
-}
-
-func (c *call) emitWith(ctx context.Context, t EventType, err error, u Usage) {
-	ev := c.event(t, err)
-	ev.Usage = u
-	c.cfg.OnEvent(ctx, ev)
 }
 
 // tellTurn reports once that the call's route went down with err or came back.
 func (c *call) tellTurn(ctx context.Context, err error) {
 	t := c.turned
 	c.turned = noTurn
-	switch e := c.own(ctx, err); {
+	switch e := ownError(ctx, err); {
 	case t == wentDown && e != nil:
 		c.report(ctx, EventDown, e, 0)
 	case t == cameBack:
@@ -186,11 +183,11 @@ func (c *call) report(ctx context.Context, t EventType, e *Error, wait time.Dura
 }
 
 // silent reports whether neither OnEvent nor Logger is set.
-func (c *core) silent() bool { return c.cfg.OnEvent == nil && c.cfg.Logger == nil }
+func (l *live) silent() bool { return l.cfg.OnEvent == nil && l.cfg.Logger == nil }
 
 // log writes one line about e. Failures that need an operator are errors, retries are infos, and the rest are
 // warnings.
-func (c *core) log(ctx context.Context, t EventType, e *Error, more ...slog.Attr) {
+func (c *call) log(ctx context.Context, t EventType, e *Error, more ...slog.Attr) {
 	if c.cfg.Logger == nil {
 		return
 	}

@@ -19,7 +19,8 @@ const maxKept = 1 << 20
 
 // known is what Client tells the transport about a request, so that the transport need not read the request again.
 type known struct {
-	op string
+	op   string
+	live *live // the configuration that the prompt was checked with
 	dialect.Request
 	taken    atomic.Bool // by the request that it describes
 	answered bool        // set by the transport: a good answer has come, even if go-openai cannot use it
@@ -27,51 +28,69 @@ type known struct {
 
 type knownKey struct{}
 
-func (t *transport) newExchange(req *http.Request) *exchange {
-	x := &exchange{transport: t, req: req}
-	x.replayable = req.Body == nil || req.Body == http.NoBody || req.GetBody != nil
-	x.endpoint = dialect.Of(req.Method, req.URL.Path, req.URL.RawQuery)
-	if !x.endpoint.Known() {
-		if !t.eventLines && req.Method != http.MethodDelete { // go-openai decodes the answer
-			x.endpoint = dialect.Object()
-		}
+// outgoing is a request that waits to be sent: what the guard reads in it, and what it changes.
+type outgoing struct {
+	*transport
+	settings settings
+	req      *http.Request
+	sent     bool // base has received the body and closes it
+	seen     bool // GetBody was called; some SDKs return the same body each time
+
+	endpoint   dialect.Endpoint
+	judged     bool     // the endpoint's dialect checks the answer
+	stream     bool     // the request seems to ask for a stream
+	json       bool     // the request seems to ask for a JSON answer
+	flaw       error    // why the request must not be sent
+	known      *known   // what Client has passed on
+	cost       estimate // for a Budget, and for events
+	safe       bool     // a repeated request has no side effects
+	replayable bool
+}
+
+func (o *outgoing) init(t *transport, req *http.Request) {
+	o.transport, o.req = t, req
+	o.settings.live = t.guard.current.Load()
+	o.replayable = req.Body == nil || req.Body == http.NoBody || req.GetBody != nil
+	o.endpoint = dialect.Of(req.Method, req.URL.Path, req.URL.RawQuery)
+	if !o.endpoint.Known() && !t.eventLines && req.Method != http.MethodDelete { // go-openai decodes the answer
+		o.endpoint = dialect.Object()
 	}
-	return x
 }
 
 // prepare reads what the request asks for, checks it against the limits and lowers its output limit. The cheap
 // rejections come first, so that a guard under overload does not copy or read bodies.
-func (x *exchange) prepare(ctx context.Context) error {
-	req := x.req
-	k, ok := req.Context().Value(knownKey{}).(*known)
-	if ok && k.taken.CompareAndSwap(false, true) { // a request made in a callback with the same context is a separate one
-		x.known = k
-		if x.guard.cfg.Budget != nil {
-			x.readRequest() // for the estimate of its tokens
+func (o *outgoing) prepare(ctx context.Context) error {
+	req := o.req
+	var asked dialect.Request
+	if k, ok := req.Context().Value(knownKey{}).(*known); ok && k.taken.CompareAndSwap(false, true) { // a request made in a callback with the same context is a separate one
+		o.known, o.settings.live = k, k.live
+		if o.settings.cfg.Budget != nil {
+			o.read() // for the estimate of its tokens
 		}
-		x.settings = x.guard.request(req.Context(), k.op, k.Model, req.URL.Host, req.URL.Path)
+		o.settings = o.guard.request(req.Context(), k.live, k.op, k.Model, req.URL.Host, req.URL.Path)
+		asked = k.Request
 	} else {
-		x.settle(x.endpoint.Model())
-		if l := x.guard.limiter; len(x.guard.cfg.Middleware) == 0 && l.maxQueue != Off && l.waiting.Load() >= int64(l.maxQueue) {
-			x.settle(x.glance())
-			if err := x.guard.refuseIfCrowded(ctx, &x.settings); err != nil {
+		o.settle(o.endpoint.Model())
+		if cfg := &o.settings.cfg; len(cfg.Middleware) == 0 && cfg.MaxQueue != Off && o.guard.limiter.waiting.Load() >= int64(cfg.MaxQueue) {
+			o.settle(o.glance())
+			if err := o.guard.refuseIfCrowded(ctx, &o.settings); err != nil {
 				return err
 			}
 		}
-		k = &known{Request: x.readRequest()}
-		x.settle(k.Model)
+		asked = o.read()
+		o.settle(asked.Model)
 	}
-	if e := &x.wire.estimate; x.guard.cfg.Budget != nil && e.guess == 0 && e.input == 0 {
-		x.estimateUnread()
+	if e := &o.cost; o.settings.measured() && e.guess == 0 && e.input == 0 {
+		o.estimateUnread()
 	}
-	x.judged = x.endpoint.Known() && !k.Later
-	x.stream = k.Stream || accepts(req.Header, "text/event-stream") && !accepts(req.Header, "application/json")
-	x.json = !x.stream && (x.judged && !x.endpoint.Plain() || accepts(req.Header, "application/json"))
+	o.judged = o.endpoint.Known() && !asked.Later
+	o.stream = asked.Stream || accepts(req.Header, "text/event-stream") && !accepts(req.Header, "application/json")
+	o.json = !o.stream && (o.judged && !o.endpoint.Plain() || accepts(req.Header, "application/json"))
 	switch req.Method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions:
-		x.safe = true
+		o.safe = true
 	case http.MethodPost:
-		x.safe = x.endpoint.Repeatable(&k.Request)
+		o.safe = o.endpoint.Repeatable(&asked)
 	}
 	return nil
 }
@@ -80,27 +99,27 @@ func (x *exchange) prepare(ctx context.Context) error {
 const glanceBytes = 4 << 10
 
 // glance returns the model named in the path or at the beginning of the body, or "".
-func (x *exchange) glance() string {
-	if x.endpoint.Model() != "" || x.req.GetBody == nil {
-		return x.endpoint.Model()
+func (o *outgoing) glance() string {
+	if o.endpoint.Model() != "" || o.req.GetBody == nil {
+		return o.endpoint.Model()
 	}
-	body, err := x.req.GetBody()
+	body, err := o.req.GetBody()
 	if err != nil {
 		return ""
 	}
-	x.seen = true
+	o.seen = true
 	defer body.Close()
 	start, _ := io.ReadAll(io.LimitReader(body, glanceBytes)) // an error will come up again
-	return x.endpoint.Read(start, nil).Model
+	return o.endpoint.Read(start, nil).Model
 }
 
 // settle sets the settings to those of a model.
-func (x *exchange) settle(model string) {
-	op := x.endpoint.Op()
+func (o *outgoing) settle(model string) {
+	op := o.endpoint.Op()
 	if op == "" {
-		op = dialect.NameOf(x.req.URL.Path)
+		op = dialect.NameOf(o.req.URL.Path)
 	}
-	x.settings = x.guard.request(x.req.Context(), op, model, x.req.URL.Host, x.req.URL.Path)
+	o.settings = o.guard.request(o.req.Context(), o.settings.live, op, model, o.req.URL.Host, o.req.URL.Path)
 }
 
 // accepts reports whether a request accepts this media type.
@@ -122,37 +141,41 @@ func accepts(h http.Header, media string) bool {
 	return false
 }
 
-// readRequest reads the request body with the endpoint's dialect, if that is possible without harm. It sets flaw if
-// the request is over a limit, and replaces the body if the output limit is lowered.
-func (x *exchange) readRequest() (r dialect.Request) {
-	r = x.endpoint.Read(nil, nil) // what the path says
-	limit := x.guard.cfg.MaxRequestBytes
-	if x.req.Body == nil || x.req.Body == http.NoBody || limit != Off && x.req.ContentLength > limit {
+// read reads the request body with the endpoint's dialect. It sets flaw if the request is over a limit, and replaces
+// the body if the output limit is lowered.
+func (o *outgoing) read() (r dialect.Request) {
+	r = o.endpoint.InPath()
+	limit := o.settings.cfg.MaxRequestBytes
+	if o.req.Body == nil || o.req.Body == http.NoBody || limit != Off && o.req.ContentLength > limit {
 		return r
 	}
-	x.keep()
-	if x.req.GetBody == nil || x.req.Header.Get("Content-Encoding") != "" || strings.HasPrefix(mediaType(x.req.Header), "multipart/") {
-		return r
+	o.keep()
+	o.withBody(func(data []byte) { r = o.understand(data) })
+	return r
+}
+
+// withBody calls use with the request body, if that can be read without harm.
+func (o *outgoing) withBody(use func(data []byte)) {
+	if o.req.GetBody == nil || o.req.Header.Get("Content-Encoding") != "" || strings.HasPrefix(mediaType(o.req.Header), "multipart/") {
+		return
 	}
-	body, err := x.req.GetBody()
+	body, err := o.req.GetBody()
 	if err != nil {
-		return r
+		return
 	}
-	x.seen = true
+	o.seen = true
 	defer body.Close()
-	use := func(data []byte) { r = x.understand(data) }
-	if w, ok := body.(io.WriterTo); ok && x.req.ContentLength > 0 {
+	if w, ok := body.(io.WriterTo); ok && o.req.ContentLength > 0 {
 		// A body from http.NewRequest writes all its bytes in one piece, so no copy is needed.
-		v := &view{size: x.req.ContentLength, use: use}
+		v := &view{size: o.req.ContentLength, use: use}
 		if _, err := w.WriteTo(v); err == nil && v.rest != nil && int64(len(v.rest)) == v.size {
 			use(v.rest)
 		}
-		return r
+		return
 	}
-	if data, over, err := readCapped(x.req.Context(), body, x.req.ContentLength, limit, nil); !over && err == nil {
+	if data, over, err := readCapped(o.req.Context(), body, o.req.ContentLength, o.settings.cfg.MaxRequestBytes, nil); !over && err == nil {
 		use(data)
 	}
-	return r
 }
 
 // view is a Writer that uses a body while it is being written.
@@ -177,16 +200,16 @@ func (v *view) Write(p []byte) (int, error) {
 // keep buffers a small body that can be read only once, so that it can be read again. It reads a body of unknown
 // length only for an endpoint that a dialect knows, because other clients may wait for an answer before they send the
 // rest.
-func (x *exchange) keep() {
-	n := x.req.ContentLength
-	if x.req.GetBody != nil || n > maxKept || n <= 0 && !x.endpoint.Known() {
+func (o *outgoing) keep() {
+	n := o.req.ContentLength
+	if o.req.GetBody != nil || n > maxKept || n <= 0 && !o.endpoint.Known() {
 		return
 	}
-	once := x.req.Body
-	defer context.AfterFunc(x.req.Context(), func() { once.Close() })() // the writer of the body may be stuck
+	once := o.req.Body
+	defer context.AfterFunc(o.req.Context(), func() { once.Close() })() // the writer of the body may be stuck
 	data, err := io.ReadAll(io.LimitReader(once, maxKept+1))
-	req := x.req.WithContext(x.req.Context())
-	x.req = req
+	req := o.req.WithContext(o.req.Context())
+	o.req = req
 	if err != nil || len(data) > maxKept || n > 0 && int64(len(data)) != n {
 		rest := io.Reader(once)
 		if err != nil {
@@ -199,7 +222,7 @@ func (x *exchange) keep() {
 		return
 	}
 	once.Close()
-	x.setBody(data)
+	o.setBody(data)
 }
 
 // failing is a Reader that always fails.
@@ -207,42 +230,79 @@ type failing struct{ err error }
 
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
-// setBody replaces the body of the request. The exchange must own the request.
-func (x *exchange) setBody(data []byte) {
-	x.req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
-	x.req.Body, _ = x.req.GetBody()
-	x.req.ContentLength = int64(len(data))
-	x.replayable = true
+// setBody replaces the body of the request. The guard must own the request.
+func (o *outgoing) setBody(data []byte) {
+	o.req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
+	o.req.Body, _ = o.req.GetBody()
+	o.req.ContentLength = int64(len(data))
+	o.replayable = true
+}
+
+// copyBody reads the request's body. It reports false if that fails, and the first attempt then reports the error.
+func (o *outgoing) copyBody(ctx context.Context) ([]byte, bool) {
+	body, err := o.req.GetBody()
+	if err != nil {
+		return nil, false
+	}
+	o.seen = true
+	defer body.Close()
+	data, over, err := readCapped(ctx, body, o.req.ContentLength, o.settings.cfg.MaxRequestBytes, nil)
+	return data, err == nil && !over
+}
+
+// closeUnsent closes the body of a request that was never sent, as a RoundTripper must.
+func (o *outgoing) closeUnsent() {
+	if !o.sent && o.req.Body != nil {
+		o.req.Body.Close()
+	}
 }
 
 // understand reads data, the body of the request.
-func (x *exchange) understand(data []byte) dialect.Request {
-	if x.guard.models.exact != nil { // limits may depend on the model, which may be named at the end
-		x.settle(x.endpoint.Read(data, nil).Model)
+func (o *outgoing) understand(data []byte) dialect.Request {
+	if o.settings.models.exact != nil { // limits may depend on the model, which may be named at the end
+		o.settle(o.endpoint.Read(data, nil).Model)
 	}
-	limits := x.guard.limits(&x.settings)
-	t := tally{limits: limits, count: x.guard.cfg.Budget != nil}
-	r := x.endpoint.Read(data, t.part())
-	x.settle(r.Model)
-	if x.flaw = t.over(&x.settings); x.flaw == nil && limits.tokens > 0 && t.longest(limits.tokens) {
-		x.flaw = x.countTokens(data)
+	limits := o.settings.limits()
+	t := tally{limits: limits, count: o.settings.measured()}
+	r := o.endpoint.Read(data, t.part())
+	if t.over() { // most prompts have fewer bytes than allowed characters
+		t = tally{limits: limits, count: t.count, exact: true}
+		r = o.endpoint.Read(data, t.part())
 	}
-	if limits.output > 0 && x.flaw == nil {
-		x.lower(data, &r, limits.output)
+	o.settle(r.Model)
+	if t.over() {
+		o.flaw = promptTooLarge(&o.settings, PhasePrompt, int64(t.chars), int64(limits.chars))
+	} else if limits.tokens > 0 && t.longest(limits.tokens) {
+		o.flaw = o.countTokens(data)
+	}
+	if limits.output > 0 && o.flaw == nil {
+		o.lower(data, &r, limits.output)
 	}
 	if t.count {
-		x.estimate(&r, t.all, len(data), limits.output)
+		o.cost = o.estimateRead(&r, t.all, len(data), limits.output)
 	}
 	return r
 }
 
-// estimate records how many tokens a request with that size of prompts can use. limit is the output limit of the
+// estimateLate estimates a request whose attempt is over, because its answer does not report its usage. otherwise is
+// returned if the body cannot be read.
+func (o *outgoing) estimateLate(otherwise estimate) estimate {
+	e := otherwise
+	o.withBody(func(data []byte) {
+		t := tally{count: true}
+		r := o.endpoint.Read(data, t.part())
+		e = o.estimateRead(&r, t.all, len(data), o.settings.outputLimit())
+		e.complete, e.whole = otherwise.complete, otherwise.whole
+	})
+	return e
+}
+
+// estimateRead returns how many tokens a request with that size of prompts can use. limit is the output limit of the
 // settings.
-func (x *exchange) estimate(r *dialect.Request, prompts int64, size, limit int) {
-	e := &x.wire.estimate
+func (o *outgoing) estimateRead(r *dialect.Request, prompts int64, size, limit int) (e estimate) {
 	e.input = prompts / bytesPerToken
-	limited := x.endpoint.LimitsOutput()
-	if !x.endpoint.Inference() && r.Model != "" { // whose prompts may be unknown
+	limited := o.endpoint.LimitsOutput()
+	if !o.endpoint.Inference() && r.Model != "" { // whose prompts may be unknown
 		e.input = max(e.input, int64(size)/bytesPerToken)
 		limited = true
 	}
@@ -254,31 +314,32 @@ func (x *exchange) estimate(r *dialect.Request, prompts int64, size, limit int) 
 		e.output *= max(r.Choices, 1)
 		e.guess *= int32(max(r.Choices, 1))
 	}
+	return e
 }
 
 // estimateUnread notes what a request can use whose body was not read: it is too large, say. A form has a file in it.
-func (x *exchange) estimateUnread() {
-	if !x.endpoint.Inference() || strings.HasPrefix(mediaType(x.req.Header), "multipart/") {
+func (o *outgoing) estimateUnread() {
+	if !o.endpoint.Inference() || strings.HasPrefix(mediaType(o.req.Header), "multipart/") {
 		return
 	}
-	e := &x.wire.estimate
-	e.input = max(x.req.ContentLength, 0) / bytesPerToken
-	if x.endpoint.LimitsOutput() {
+	e := &o.cost
+	e.input = max(o.req.ContentLength, 0) / bytesPerToken
+	if o.endpoint.LimitsOutput() {
 		e.guess = outputGuess
 	}
 }
 
 // countTokens counts the tokens of a request if its size does not already show that it is within the limit.
-func (x *exchange) countTokens(data []byte) (flaw error) {
+func (o *outgoing) countTokens(data []byte) (flaw error) {
 	var p prompt
 	check := func() bool {
 		if flaw == nil {
-			flaw = x.guard.checkTokens(&x.settings, &p)
+			flaw = o.settings.checkTokens(&p)
 		}
 		p = prompt{}
 		return flaw == nil
 	}
-	x.endpoint.Read(data, func(part dialect.Part) bool {
+	o.endpoint.Read(data, func(part dialect.Part) bool {
 		if part.New && !check() {
 			return false
 		}
@@ -295,24 +356,24 @@ func (x *exchange) countTokens(data []byte) (flaw error) {
 }
 
 // lower lowers the output limit of the request to most, in a new body.
-func (x *exchange) lower(data []byte, r *dialect.Request, most int) {
-	lowered, ok := x.endpoint.Lower(data, r, most)
+func (o *outgoing) lower(data []byte, r *dialect.Request, most int) {
+	lowered, ok := o.endpoint.Lower(data, r, most)
 	if len(lowered) == len(data) && (len(data) == 0 || &lowered[0] == &data[0]) {
 		if ok || !jsonObject(data) {
 			return
 		}
 	}
-	if signed(x.req.Header) {
-		x.flaw = &Error{Kind: ErrMisconfigured, Op: x.settings.Op, Model: r.Model, Phase: PhaseOutput, Max: int64(most)}
+	if signed(o.req.Header) {
+		o.flaw = &Error{Kind: ErrMisconfigured, Op: o.settings.Op, Model: r.Model, Phase: PhaseOutput, Max: int64(most)}
 		return
 	}
-	closed := x.req.Body
-	x.req = x.req.WithContext(x.req.Context())
-	x.setBody(lowered)
+	closed := o.req.Body
+	o.req = o.req.WithContext(o.req.Context())
+	o.setBody(lowered)
 	closed.Close()
-	if x.req.Header.Get("Content-Length") != "" {
-		x.req.Header = x.req.Header.Clone()
-		x.req.Header.Del("Content-Length")
+	if o.req.Header.Get("Content-Length") != "" {
+		o.req.Header = o.req.Header.Clone()
+		o.req.Header.Del("Content-Length")
 	}
 }
 

@@ -42,7 +42,7 @@ func (x *exchange) outcome(ctx context.Context, err error) (*http.Response, erro
 	switch {
 	case e.refusal != nil:
 		resp = e.refusal.response(x.req.Method)
-	case x.guard.cfg.FailuresAsResponses:
+	case x.settings.cfg.FailuresAsResponses:
 		resp = x.ownFailure(e)
 	default:
 		return nil, err
@@ -114,63 +114,63 @@ func mended(base http.RoundTripper, resp *http.Response) error {
 
 // bodiless reports whether a response has no body because of its status or the request's method. It returns false for
 // a 204 that should have been an answer, which judge rejects.
-func (x *exchange) bodiless(resp *http.Response) bool {
-	if resp.StatusCode >= 400 {
+func (r reply) bodiless() bool {
+	if r.resp.StatusCode >= 400 {
 		return false
 	}
 	switch {
-	case x.req.Method == http.MethodHead:
-		return resp.StatusCode < 300 || resp.StatusCode == http.StatusNotModified
-	case resp.StatusCode == http.StatusNotModified:
-		return x.req.Method == http.MethodGet
+	case r.x.req.Method == http.MethodHead:
+		return r.resp.StatusCode < 300 || r.resp.StatusCode == http.StatusNotModified
+	case r.resp.StatusCode == http.StatusNotModified:
+		return r.x.req.Method == http.MethodGet
 	}
-	return resp.StatusCode == http.StatusNoContent && !x.endpoint.Known()
+	return r.resp.StatusCode == http.StatusNoContent && !r.x.endpoint.Known()
 }
 
 // refusal classifies a failure response. Its body may explain the failure, but must not delay it.
-func (x *exchange) refusal(w *watch, resp *http.Response) error {
+func (r reply) refusal() error {
 	var body []byte
 	var over bool
-	if w.limit(x.timeLeft(errorBodyTimeout), timeBound{phase: PhaseErrorBody}) == nil {
-		held := hold{room: &x.guard.memory.room}
+	if r.w.limit(r.timeLeft(errorBodyTimeout), timeBound{phase: PhaseErrorBody}) == nil {
+		held := hold{room: &r.x.guard.memory.room}
 		defer held.release()
-		body, over, _ = readCapped(w, resp.Body, resp.ContentLength, maxErrorBytes, &held)
+		body, over, _ = readCapped(r.w, r.resp.Body, r.resp.ContentLength, maxErrorBytes, &held)
 	}
-	if w.caller.Err() != nil {
-		return callctx.Err(w.caller)
+	if r.w.caller.Err() != nil {
+		return callctx.Err(r.w.caller)
 	}
 	f, said := dialect.Failure{}, false
 	if end, err := jsonscan.Check(body, dialect.MaxShape); err == nil {
 		f, said = dialect.Refusal(body[:end])
 	}
-	if exception, _, _ := strings.Cut(resp.Header.Get("X-Amzn-Errortype"), ":"); f.InnerCode == "" {
+	if exception, _, _ := strings.Cut(r.resp.Header.Get("X-Amzn-Errortype"), ":"); f.InnerCode == "" {
 		f.InnerCode = exception
 	}
-	e := x.errorOf(resp, kindOfProvider(resp.StatusCode, f, ErrUnavailable))
-	if resp.StatusCode == http.StatusNotFound && !x.endpoint.Known() && e.Kind == ErrMisconfigured && dialect.Classify(resp.StatusCode, f) == "" {
+	e := r.errorOf(kindOfProvider(r.resp.StatusCode, f, ErrUnavailable))
+	if r.resp.StatusCode == http.StatusNotFound && !r.x.endpoint.Known() && e.Kind == ErrMisconfigured && dialect.Classify(r.resp.StatusCode, f) == "" {
 		e.Kind = ErrRejected // what was asked for does not exist
 	}
-	if e.RetryAfter = retryAfter(resp.Header, provider.Now(resp.Header)); e.RetryAfter == 0 {
+	if e.RetryAfter = retryAfter(r.resp.Header, provider.Now(r.resp.Header)); e.RetryAfter == 0 {
 		e.RetryAfter = f.RetryAfter
 	}
-	e.Err = providerCause(resp.StatusCode, f, said, body)
-	if over && resp.Uncompressed { // a compressed error of this size is an attack
+	e.Err = providerCause(r.resp.StatusCode, f, said, body)
+	if over && r.resp.Uncompressed { // a compressed error of this size is an attack
 		e.Kind, e.Phase, e.Max = ErrResponseTooLarge, PhaseErrorBody, maxErrorBytes
-	} else if resp.StatusCode >= 400 {
-		e.refusal = &refusal{resp, body}
-		x.said = e
+	} else if r.resp.StatusCode >= 400 {
+		e.refusal = &refusal{r.resp, body}
+		r.x.said = e
 	}
-	switch resp.StatusCode {
+	switch r.resp.StatusCode {
 	case http.StatusServiceUnavailable, 529: // turned away before any work was done
 		e.retry = onlyIf(e.Kind == ErrUnavailable, mayRetry)
 	}
-	switch resp.Header.Get("X-Should-Retry") {
+	switch r.resp.Header.Get("X-Should-Retry") {
 	case "true":
 		e.retry = onlyIf(e.Kind == ErrUnavailable || e.Kind == ErrRateLimited, mayRetry)
 	case "false":
 		e.retry = neverAsk
 	}
-	return x.repeatable(e, true)
+	return r.x.repeatable(e, true)
 }
 
 func onlyIf(ok bool, v verdict) verdict {
@@ -180,30 +180,9 @@ func onlyIf(ok bool, v verdict) verdict {
 	return byKind
 }
 
-// timeLeft returns d, or the time left for the attempt if that is less.
-func (x *exchange) timeLeft(d time.Duration) time.Duration {
-	if end, _ := x.call.attemptDeadline(PhaseErrorBody); end != 0 {
-		return max(min(d, -x.call.since(end)), 0)
-	}
-	return d
-}
-
-func (x *exchange) errorOf(resp *http.Response, k Kind) *Error {
-	return &Error{Kind: k, StatusCode: resp.StatusCode, RequestID: requestID(resp.Header)}
-}
-
-func requestID(h http.Header) string {
-	for _, name := range [...]string{"X-Request-Id", "Request-Id", "Apim-Request-Id"} {
-		if id := identifier(h.Get(name)); id != "" {
-			return id
-		}
-	}
-	return ""
-}
-
 // decoded reports whether the body has plain bytes, which size limits can count. A base decompresses only what it
 // asked for.
-func (x *exchange) decoded(resp *http.Response) bool {
+func decoded(resp *http.Response) bool {
 	e := resp.Header.Get("Content-Encoding")
 	return e == "" || strings.EqualFold(e, "identity") || strings.EqualFold(e, "none")
 }

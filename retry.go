@@ -4,6 +4,7 @@ package aiguard
 // This file: whether and when to try again.
 
 import (
+	"cmp"
 	"context"
 	"math"
 	"math/rand/v2"
@@ -27,28 +28,28 @@ func (c *call) plan(ctx context.Context, e *Error) (delay time.Duration, ok bool
 	switch {
 	case c.shared() != nil: // the Do around this call retries, after it has released its slot
 		return 0, false
-	case tries >= c.maxAttempts(), !r.allows(e), isFinal(e), r.Unbilled && e.MayBeBilled:
+	case tries >= c.maxAttempts(r), !r.allows(e), isFinal(e), r.Unbilled && e.MayBeBilled:
 		return 0, false
-	case c.planB && c.hopelessNow(e):
+	case c.planB && c.permit.route.hopeless(e):
 		return 0, false
 	}
 	if e.retry != retryAtOnce || c.stale {
 		delay = r.delay(tries, e.RetryAfter)
 	}
 	c.stale = c.stale || e.retry == retryAtOnce
-	if !c.fits(ctx, delay) || e.RetryAfter > c.longestPause() {
+	if !c.fits(ctx, delay) || e.RetryAfter > c.cfg.longestPause() {
 		return 0, false
 	}
-	return delay, c.limiter.retry(c.permit.route)
+	return delay, c.permit.route.retry()
 }
 
 // longestPause returns how long a provider may delay a call: as long as any other wait for a slot, and never without
 // a limit.
-func (c *call) longestPause() time.Duration {
-	if c.cfg.QueueTimeout == Off {
+func (c *Config) longestPause() time.Duration {
+	if c.QueueTimeout == Off {
 		return time.Hour
 	}
-	return c.cfg.QueueTimeout
+	return c.QueueTimeout
 }
 
 // allows reports whether a retry may succeed after a failure like e.
@@ -124,7 +125,7 @@ func (c *call) again(ctx context.Context, err error) error {
 	if denied {
 		c.free() // what was reserved for the attempt
 	}
-	c.attemptDone(ctx, err, Usage{})
+	c.attemptDone(ctx, err)
 	c.tellTurn(ctx, err)
 	if ctx.Err() != nil {
 		if !errtree.Is(err, ctx.Err()) {
@@ -137,11 +138,11 @@ func (c *call) again(ctx context.Context, err error) error {
 	case !ok:
 		return c.finish(ctx, err)
 	case denied && e.Phase != PhaseOutage:
-		return c.finish(ctx, c.lastFailure(e))
+		return c.finish(ctx, lastFailure(c.last, e))
 	case denied:
 		c.skipped++ // a rejection by the guard instead of the provider counts as an attempt
 	case e.Kind == ErrRateLimited && e.route == nil && !e.told:
-		c.report(ctx, EventPaused, e, c.pauseAfter(e))
+		c.report(ctx, EventPaused, e, c.cfg.Retry.pauseAfter(e, c.attempts))
 	}
 	delay, ok := c.plan(ctx, e)
 	if !ok {
@@ -151,7 +152,7 @@ func (c *call) again(ctx context.Context, err error) error {
 	c.retries.Add(1)
 	c.report(ctx, EventRetry, e, delay)
 	if err := c.backOff(ctx, e.route, delay); err != nil {
-		return c.finish(ctx, c.lastFailure(err))
+		return c.finish(ctx, lastFailure(c.last, err))
 	}
 	return nil
 }
@@ -160,10 +161,10 @@ func (c *call) again(ctx context.Context, err error) error {
 // that route.
 func (c *call) backOff(ctx context.Context, paused *route, delay time.Duration) error {
 	if paused != nil && paused.limiter == c.limiter {
-		if !c.limiter.linger(paused) {
+		if !paused.linger() {
 			return c.last
 		}
-		defer c.limiter.endLinger(paused)
+		defer paused.endLinger()
 	}
 	before := c.now()
 	err := c.sleep(ctx, delay)
@@ -171,35 +172,18 @@ func (c *call) backOff(ctx context.Context, paused *route, delay time.Duration) 
 	return err
 }
 
-// lastFailure returns the error of a call that could not be repeated because of err: the last failure before err. But
-// the caller's own error and a closed guard take precedence.
-func (c *call) lastFailure(err error) error {
+// lastFailure returns the error of a call that could not be repeated because of err: its last failure before err, if
+// any. But the caller's own error and a closed guard take precedence.
+func lastFailure(last *Error, err error) error {
 	e, ok := err.(*Error)
-	if c.last == nil || !ok {
+	if last == nil || !ok {
 		return err
 	}
 	if e.Kind == ErrClosed {
-		e.Err = c.last
+		e.Err = last
 		return e
 	}
-	return c.last
+	return last
 }
 
-func (c *call) maxAttempts() int {
-	if c.Attempts != 0 {
-		return c.Attempts
-	}
-	return c.cfg.Retry.MaxAttempts
-}
-
-// fits reports whether a delay starting now ends before the call must end, and within the patience of a call that has
-// an alternative.
-func (c *call) fits(ctx context.Context, d time.Duration) bool {
-	end := c.ends(ctx)
-	if c.planB && c.cfg.Retry.Patience != Off {
-		if until := c.start.add(c.cfg.Retry.Patience); end == 0 || until < end {
-			end = until
-		}
-	}
-	return end == 0 || c.now().add(d) < end
-}
+func (s *settings) maxAttempts(r *Retry) int { return cmp.Or(s.Attempts, r.MaxAttempts) }

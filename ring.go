@@ -2,28 +2,42 @@ package aiguard
 
 import (
 	"context"
+	"sync"
+	"sync/atomic"
 )
 
-// register puts the call into the ring, so that Close can cancel it and Shutdown can wait for it. It reports false if
-// the guard accepts no more calls.
-func (c *call) register() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.enlist()
+// ring holds the active calls and tasks of a guard, so that Close can cancel them and Shutdown can wait for them.
+type ring struct {
+	mu      sync.Mutex  // also guards the limiter, because a call enters and leaves both at once
+	head    call        // its next is the oldest
+	closing atomic.Bool // new calls are rejected; set with mu held
+	killed  bool        // active calls are canceled
+	idle    chan struct{}
 }
 
-// enlist is register with mu held. During a shutdown it accepts only calls inside a Do or RunTask that is still in
-// the ring, so an empty ring stays empty.
-func (c *call) enlist() bool {
+func (r *ring) init() {
+	r.idle = make(chan struct{})
+	r.head.next, r.head.prev = &r.head, &r.head
+}
+
+// add puts a call into the ring. It reports false if the guard accepts no more calls.
+func (r *ring) add(c *call) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.enlist(c)
+}
+
+// enlist is add with mu held. During a shutdown it accepts only calls inside a Do or RunTask that is still in the
+// ring, so an empty ring stays empty.
+func (r *ring) enlist(c *call) bool {
 	if c.next != nil {
 		return true
 	}
-	if c.killed || c.closing.Load() && !c.inside() {
+	if r.killed || r.closing.Load() && !c.inside() {
 		return false
 	}
-	head := &c.active
-	c.prev, c.next = head.prev, head
-	c.prev.next, head.prev = c, c
+	c.prev, c.next = r.head.prev, &r.head
+	c.prev.next, r.head.prev = c, c
 	return true
 }
 
@@ -37,66 +51,78 @@ func (c *call) inside() bool {
 	return false
 }
 
-func (c *call) unregister() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.strike()
+// remove takes a call out of the ring. For a call that is not in the ring it does nothing.
+func (r *ring) remove(c *call) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.strike(c)
 }
 
-// strike is unregister with mu held.
-func (c *call) strike() {
+// strike is remove with mu held.
+func (r *ring) strike(c *call) {
 	if c.next == nil {
 		return
 	}
 	c.prev.next, c.next.prev = c.next, c.prev
 	c.next, c.prev, c.cancel = nil, nil, nil
-	if c.closing.Load() && c.active.next == &c.active {
-		close(c.idle)
+	if r.closing.Load() && r.head.next == &r.head {
+		close(r.idle)
 	}
 }
 
 // onKill makes Close and lose call cancel from now on. If the guard is already closed, onKill calls it at once.
-func (c *call) onKill(cancel context.CancelFunc) {
-	c.mu.Lock()
-	killed := c.killed || c.lost
+func (r *ring) onKill(c *call, cancel context.CancelFunc) {
+	r.mu.Lock()
+	killed := r.killed || c.lost
 	if c.next != nil {
 		c.cancel = cancel
 	}
-	c.mu.Unlock()
+	r.mu.Unlock()
 	if killed && cancel != nil {
 		cancel()
 	}
 }
 
-func (c *core) refuseNew() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closing.Load() {
-		return
-	}
-	c.closing.Store(true)
-	if c.active.next == &c.active {
-		close(c.idle)
-	}
-}
-
-func (c *core) kill() {
-	c.limiter.close()
-	for _, cancel := range c.cancels() {
+// lose cancels the call's current work, or its next work, as Close does. A canceled attempt says nothing about its
+// provider.
+func (r *ring) lose(c *call) {
+	r.mu.Lock()
+	c.lost = true
+	cancel := c.cancel
+	r.mu.Unlock()
+	if cancel != nil {
 		cancel()
 	}
-	c.pool.close()
 }
 
-// cancels marks the guard as killed and returns the functions that cancel the active calls. Call them with no lock
-// held.
-func (c *core) cancels() (cancels []context.CancelFunc) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.killed = true
-	for call := c.active.next; call != &c.active; call = call.next {
-		if call.cancel != nil {
-			cancels = append(cancels, call.cancel)
+// close rejects new calls.
+func (r *ring) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closing.Load() {
+		return
+	}
+	r.closing.Store(true)
+	if r.head.next == &r.head {
+		close(r.idle)
+	}
+}
+
+// kill cancels the active calls, with no lock held.
+func (r *ring) kill() {
+	for _, cancel := range r.cancels() {
+		cancel()
+	}
+}
+
+// cancels marks the guard as killed and returns the functions that cancel the active calls.
+func (r *ring) cancels() (cancels []context.CancelFunc) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.killed = true
+	for c := r.head.next; c != &r.head; c = c.next {
+		if c.cancel != nil {
+			cancels = append(cancels, c.cancel)
 		}
 	}
 	return cancels

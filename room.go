@@ -48,6 +48,26 @@ func (r *room) bytes() int64 {
 	return r.held
 }
 
+// resize changes the size. Answers that are over it already keep what they hold.
+func (r *room) resize(size int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.size = size
+	for _, w := range slices.Clone(r.waiting) {
+		if w.size > size && !r.spare {
+			r.remove(w) // it could wait forever
+		}
+	}
+	r.settle()
+}
+
+// use returns the bytes held and the size.
+func (r *room) use() (held, size int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.held, r.size
+}
+
 // hold is the share of one answer in the room, from its first buffer until the caller is done with it.
 type hold struct {
 	room  *room

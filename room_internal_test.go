@@ -97,3 +97,29 @@ func TestWhoeverWaitsInARoomMayLeave(t *testing.T) {
 	first.release()
 	require.Zero(t, r.bytes())
 }
+
+func TestLargerRoomAdmitsThoseWhoWait(t *testing.T) {
+	r := &room{size: 2 << 20}
+	first, second := &hold{room: r}, &hold{room: r}
+	require.True(t, first.grow(t.Context(), 2<<20))
+	w := r.ask(second, 1<<20)
+	require.False(t, w.granted)
+	r.resize(3 << 20)
+	<-w.done
+	require.True(t, w.granted)
+	require.EqualValues(t, 3<<20, r.bytes())
+}
+
+func TestSmallerRoomRefusesWhatCanNeverFit(t *testing.T) {
+	r := &room{size: 8 << 20}
+	first, large, small := &hold{room: r}, &hold{room: r}, &hold{room: r}
+	require.True(t, first.grow(t.Context(), 8<<20))
+	tooLarge, fits := r.ask(large, 4<<20), r.ask(small, 1<<20)
+	r.resize(2 << 20)
+	<-tooLarge.done
+	require.False(t, tooLarge.granted)
+	require.EqualValues(t, 8<<20, r.bytes(), "what is held is kept")
+	first.release()
+	<-fits.done
+	require.True(t, fits.granted)
+}

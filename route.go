@@ -55,26 +55,43 @@ type route struct {
 	state     provider.Route
 	tokens    float64 // average per request
 	lingering int     // Dos that wait for the end of its pause
+	sharing
 
 	next, prev *route // neighbors in the ring
 }
 
 func (rs *routes) init(cfg *Config, l *limiter) {
-	rs.limiter = l
-	rs.config = provider.Config{
+	rs.limiter, rs.nameless.limiter, rs.unknown.limiter = l, l, l
+	rs.config = providerConfig(cfg)
+	rs.m = make(map[routeKey]*route)
+	rs.head.next, rs.head.prev = &rs.head, &rs.head
+	rs.nameless.state = *provider.New(&provider.Config{Least: math.Inf(1), Most: math.Inf(1), Retries: cfg.Retry.Budget})
+	rs.unknown.state = *provider.New(&rs.config)
+}
+
+func providerConfig(cfg *Config) provider.Config {
+	p := provider.Config{
 		Least: float64(cfg.MinConcurrent), Most: float64(cfg.MaxConcurrent),
 		RequestsPerMinute: float64(cfg.RequestsPerMinute), TokensPerMinute: float64(cfg.TokensPerMinute),
 		Retries: cfg.Retry.Budget, Jitter: jitter, Quantile: cfg.Hedge.Quantile,
 	}
 	if cfg.MaxConcurrent == Off || cfg.Limiter != nil {
-		rs.config.Most = math.Inf(1)
+		p.Most = math.Inf(1)
 	}
 	if cfg.MinConcurrent == Off {
-		rs.config.Least = rs.config.Most
+		p.Least = p.Most
 	}
-	rs.m = make(map[routeKey]*route)
-	rs.head.next, rs.head.prev = &rs.head, &rs.head
-	rs.nameless.state = *provider.New(&provider.Config{Least: math.Inf(1), Most: math.Inf(1), Retries: cfg.Retry.Budget})
+	return p
+}
+
+// configure sets the limits of all routes, those that are known and those to come.
+func (rs *routes) configure(cfg *Config, now instant) {
+	old := rs.config
+	rs.config = providerConfig(cfg)
+	for _, r := range rs.m {
+		r.state.Reconfigure(provider.Instant(now), &old)
+	}
+	rs.nameless.state.Budget.SetRatio(cfg.Retry.Budget)
 	rs.unknown.state = *provider.New(&rs.config)
 }
 
@@ -121,6 +138,11 @@ func (rs *routes) get(s *settings) *route {
 	if !ok {
 		return &rs.nameless
 	}
+	return rs.of(key)
+}
+
+// of returns the route with this key and makes it if necessary.
+func (rs *routes) of(key routeKey) *route {
 	r := rs.m[key]
 	if r == nil {
 		r = &route{limiter: rs.limiter, key: key, state: *provider.New(&rs.config)}
@@ -169,36 +191,38 @@ func (r *route) notYet(state provider.State, wait time.Duration) *Error {
 	return e
 }
 
-// closedRoute rejects a call if its route is down, or will not be open in time.
-func (l *limiter) closedRoute(ctx context.Context, c *call, r *route, now instant) error {
+// closed rejects a call if the route is down, or will not be open in time.
+func (r *route) closed(ctx context.Context, c *call, now instant) error {
+	l := r.limiter
 	if r == &l.routes.nameless {
 		return nil
 	}
-	state, until := r.state.State(provider.Instant(now), c.tokens())
+	state, until := r.state.State(provider.Instant(now), c.wire.expected())
 	switch state {
 	case provider.Down:
-		return l.down(r, now)
+		return r.down(now)
 	case provider.Paused, provider.Paced:
 		wait := time.Duration(instant(until) - now)
-		if end := c.admission(ctx, now); end != 0 && instant(until) > end || c.planB && (state == provider.Paused || l.planB != Off && wait > l.planB) {
+		if end := c.admission(ctx, now); end != 0 && instant(until) > end || c.planB && (state == provider.Paused || c.cfg.Retry.Patience != Off && wait > c.cfg.Retry.Patience) {
 			return r.notYet(state, wait)
 		}
 	}
 	return nil
 }
 
-// down returns the error of a call whose route is down.
-func (l *limiter) down(r *route, now instant) *Error {
+// down returns the error of a call while the route is down.
+func (r *route) down(now instant) *Error {
 	_, probe := r.state.State(provider.Instant(now), 0)
 	return &Error{Kind: ErrUnavailable, Phase: PhaseOutage, RetryAfter: max(time.Duration(instant(probe)-now), 0), judged: true}
 }
 
 // judge updates the route with the outcome of an attempt, and reports whether the route went down or came back.
-func (l *limiter) judge(p *permit, o provider.Outcome) (turned turn) {
+func (p *permit) judge(o provider.Outcome) (turned turn) {
+	l := p.route.limiter
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.now()
-	turned = l.apply(p, o, now)
+	turned = p.apply(o, now)
 	l.next(now)
 	return turned
 }
@@ -212,56 +236,65 @@ const (
 	cameBack
 )
 
-func (l *limiter) apply(p *permit, o provider.Outcome, now instant) (turned turn) {
+// apply is judge with mu held.
+func (p *permit) apply(o provider.Outcome, now instant) (turned turn) {
 	r := p.route
-	if r == &l.routes.nameless || o == (provider.Outcome{}) {
+	if r == &r.limiter.routes.nameless || o == (provider.Outcome{}) {
 		return noTurn
 	}
 	before := r.state.DownSince()
 	r.state.Judge(provider.Instant(now), &p.sending, o, r.line.Waiting() > 0)
+	return r.turned(before, o.Limited, now)
+}
+
+// turned ends the waits that a new outage or pause makes hopeless, and reports whether the route went down or came
+// back.
+func (r *route) turned(before provider.Instant, paused bool, now instant) (turned turn) {
 	switch after := r.state.DownSince(); {
 	case before == 0 && after != 0:
 		turned = wentDown
-		l.dismissAll(r, now, routeDown)
+		r.dismissAll(now, routeDown)
 	case before != 0 && after == 0:
 		turned = cameBack
 	}
-	if o.Limited {
-		l.dismissAll(r, now, routePaused)
+	if paused {
+		r.dismissAll(now, routePaused)
 	}
-	l.refresh(r, now)
+	r.refresh(now)
 	return turned
 }
 
 // dismissAll ends the wait of calls that the route cannot serve in time.
-func (l *limiter) dismissAll(r *route, now instant, f fate) {
+func (r *route) dismissAll(now instant, f fate) {
 	open := instant(r.state.PausedUntil(provider.Instant(now)))
 	for w := r.line.Oldest(); w != nil; {
 		due := w
 		w = w.Behind()
 		if f == routeDown || due.Value.until != 0 && due.Value.until < open {
-			l.dismiss(due.Value, f)
+			due.Value.dismiss(f)
 		}
 	}
 }
 
 // tell updates the route with the rate limits in an answer's headers.
-func (l *limiter) tell(p *permit, h http.Header) {
+func (p *permit) tell(h http.Header) {
 	requests, tokens, ok := provider.Limits(h)
 	if !ok {
 		return
 	}
+	l := p.route.limiter
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.now()
 	p.route.state.Tell(provider.Instant(now), &p.sending, requests, tokens)
-	l.refresh(p.route, now)
+	p.route.refresh(now)
 	l.next(now)
 }
 
-// linger counts a Do that waits, without a slot, for a paused route that one of its calls has met. It reports false
-// if that queue is full.
-func (l *limiter) linger(r *route) bool {
+// linger counts a Do that waits, without a slot, for the paused route, which one of its calls has met. It reports
+// false if that queue is full.
+func (r *route) linger() bool {
+	l := r.limiter
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.maxQueue != Off && r.line.Waiting()+r.lingering >= l.maxQueue {
@@ -272,7 +305,8 @@ func (l *limiter) linger(r *route) bool {
 	return true
 }
 
-func (l *limiter) endLinger(r *route) {
+func (r *route) endLinger() {
+	l := r.limiter
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r.lingering--
@@ -280,37 +314,34 @@ func (l *limiter) endLinger(r *route) {
 }
 
 // retry takes one retry token from the budgets.
-func (l *limiter) retry(r *route) bool {
+func (r *route) retry() bool {
+	l := r.limiter
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.takeRetry(r, l.now())
+	return r.takeRetry(l.now())
 }
 
-func (l *limiter) takeRetry(r *route, now instant) bool {
-	if !r.state.Budget.Has(provider.Instant(now)) || !l.budget.Has(provider.Instant(now)) {
+// takeRetry is retry with mu held.
+func (r *route) takeRetry(now instant) bool {
+	guard := &r.limiter.budget
+	if !r.state.Budget.Has(provider.Instant(now)) || !guard.Has(provider.Instant(now)) {
 		return false
 	}
 	r.state.Budget.Take()
-	l.budget.Take()
+	guard.Take()
+	r.noteChange()
 	return true
 }
 
-// outcome returns what the end of an attempt says about the provider.
-func (c *call) outcome(ctx context.Context, err error) (o provider.Outcome) {
-	if err == nil {
-		return provider.Outcome{Answered: true, Found: true}
-	}
-	e := c.own(ctx, err)
-	if e == nil || e.judged {
-		return o // the caller canceled, fn failed for its own reason, or a nested call has updated its own route
-	}
+// outcome returns what the failure of an attempt says about the provider. pause is the pause after a 429.
+func (s *settings) outcome(e *Error, pause time.Duration) (o provider.Outcome) {
 	switch e.Kind {
 	case ErrRateLimited:
-		o.Limited, o.Dropped, o.Pause = true, true, c.pauseAfter(e)
+		o.Limited, o.Dropped, o.Pause = true, true, pause
 	case ErrTimeout:
 		// TotalTimeout may have started long before the attempt. A caller's short timeout says nothing about the
 		// provider.
-		if e.Phase == PhaseConnect || e.Phase != PhaseTotal && !c.shorter(e.Limit) {
+		if e.Phase == PhaseConnect || e.Phase != PhaseTotal && !s.shorter(e.Limit) {
 			o.Lost, o.Dropped = true, true
 		}
 	case ErrUnavailable:
@@ -332,25 +363,25 @@ func (c *call) outcome(ctx context.Context, err error) (o provider.Outcome) {
 	return o
 }
 
-// hopelessNow reports whether a call that has an alternative should stop waiting for this provider after e. It should
-// if the route is down, or has sent more than one 429 since its last answer.
-func (c *call) hopelessNow(e *Error) bool {
+// hopeless reports whether a call that has an alternative should stop waiting for this provider after e. It should if
+// the route is down, or has sent more than one 429 since its last answer.
+func (r *route) hopeless(e *Error) bool {
 	if e.Phase == PhaseOutage || e.Phase == PhasePause {
 		return true // the guard's own error, possibly about the route of a nested call
 	}
-	l := c.limiter
+	l := r.limiter
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s := &c.permit.route.state
-	return s.DownSince() != 0 || e.Kind == ErrRateLimited && s.Refusals() > 1
+	return r.state.DownSince() != 0 || e.Kind == ErrRateLimited && r.state.Refusals() > 1
 }
 
-// pauseAfter returns how long a 429 pauses its route: the provider's Retry-After, or else the backoff of the call.
-func (c *call) pauseAfter(e *Error) time.Duration {
+// pauseAfter returns how long a 429 pauses its route: the provider's Retry-After, or else the backoff after that many
+// attempts.
+func (r *Retry) pauseAfter(e *Error, attempts int32) time.Duration {
 	if e.RetryAfter > 0 {
 		return e.RetryAfter
 	}
-	return c.cfg.Retry.delay(max(int(c.attempts), 1), 0)
+	return r.delay(max(int(attempts), 1), 0)
 }
 
 // Routes returns the state of each route, the most recently used first. It returns at most 1,000 routes, plus those
@@ -390,15 +421,15 @@ func (r *route) stats(c *clock, now instant) RouteStats {
 }
 
 // pausedUntil returns the latest end of the current pauses.
-func (l *limiter) pausedUntil() time.Time {
-	now, last := provider.Instant(l.now()), provider.Instant(0)
-	for _, r := range l.routes.m {
-		last = max(last, r.state.PausedUntil(now))
+func (rs *routes) pausedUntil(now instant) time.Time {
+	last := provider.Instant(0)
+	for _, r := range rs.m {
+		last = max(last, r.state.PausedUntil(provider.Instant(now)))
 	}
 	if last == 0 {
 		return time.Time{}
 	}
-	return l.time(instant(last))
+	return rs.limiter.time(instant(last))
 }
 
 // limit returns the sum of the routes' limits, or infinity if no route is known.

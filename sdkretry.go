@@ -58,11 +58,11 @@ func (x *exchange) repeated(ctx context.Context) *Error {
 		return nil
 	}
 	r := &x.guard.repeats
-	if log := x.guard.cfg.Logger; log != nil && r.warned.CompareAndSwap(false, true) {
+	if log := x.settings.cfg.Logger; log != nil && r.warned.CompareAndSwap(false, true) {
 		log.LogAttrs(ctx, slog.LevelWarn, "aiguard: the SDK retries calls that the guard has already retried; switch the SDK's retries off",
 			slog.String("option", off), slog.String("host", x.req.URL.Host))
 	}
-	key, ok := x.contentKey()
+	key, ok := x.contentKey(x.original)
 	if !ok {
 		return nil
 	}
@@ -81,7 +81,7 @@ func (x *exchange) remember(e *Error) {
 	if _, _, ok := sdkAttempt(x.req.Header); !ok || e.refusal != nil && len(e.refusal.body) > maxRepeatBody {
 		return
 	}
-	key, ok := x.contentKey()
+	key, ok := x.contentKey(x.original)
 	if !ok {
 		return
 	}
@@ -104,12 +104,11 @@ func (x *exchange) remember(e *Error) {
 	r.failed[key] = failedCall{e, now.Add(repeatWindow)}
 }
 
-// contentKey returns a hash of what an SDK's request asks for. All attempts of one SDK call have the same key. AWS's
+// contentKey returns a hash of what req, the SDK's request, asks for. All attempts of one SDK call have the same key. AWS's
 // SDK numbers its calls but signs each attempt differently.
-func (x *exchange) contentKey() (key uint64, ok bool) {
-	r, req := &x.guard.repeats, x.original
+func (o *outgoing) contentKey(req *http.Request) (key uint64, ok bool) {
 	var h maphash.Hash
-	h.SetSeed(r.seed)
+	h.SetSeed(o.guard.repeats.seed)
 	part := func(s string) { _, _ = h.WriteString(s); _ = h.WriteByte(0) }
 	part(req.Method)
 	part(req.URL.String())
@@ -136,7 +135,7 @@ func (x *exchange) contentKey() (key uint64, ok bool) {
 	if err != nil {
 		return 0, false
 	}
-	x.seen = true
+	o.seen = true
 	defer body.Close()
 	if _, err := io.Copy(&h, body); err != nil {
 		return 0, false

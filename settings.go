@@ -7,11 +7,14 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/callctx"
 )
 
 // settings are the settings of a call, fixed before it begins. Calls may share them.
 type settings struct {
 	Call
+	*live
 	host, path  string        // of the route; host is empty for a Do
 	usual       time.Duration // timeout of an attempt without the caller's own: the model's or Config's
 	source      string        // setting that Timeout comes from, named in the error when it expires
@@ -33,7 +36,10 @@ type scopedSettings struct {
 	settings
 }
 
-type scopeKey struct{}
+type scopeKey = callctx.ScopeKey
+
+// CallTenant is for callctx.Tenant.
+func (s *scope) CallTenant() string { return s.call.Tenant }
 
 // WithCall returns a context that applies c's non-zero fields to every guarded call made with it, through any SDK.
 // They override the fields of Guard.With, then of Config.Models, then of Config. Nested WithCalls add up. WithCall
@@ -97,10 +103,10 @@ func (m *models) find(model string) (call Call, key string, ok bool) {
 }
 
 // settle completes a call's settings: own overrides the settings of its model.
-func (c *core) settle(own Call) settings {
-	s := settings{Call: own, usual: c.cfg.CallTimeout, source: "Config.CallTimeout"}
-	if c.models.exact != nil {
-		if model, key, ok := c.models.find(own.Model); ok {
+func (l *live) settle(own Call) settings {
+	s := settings{Call: own, live: l, usual: l.cfg.CallTimeout, source: "Config.CallTimeout"}
+	if l.models.exact != nil {
+		if model, key, ok := l.models.find(own.Model); ok {
 			s.Call = model.over(own)
 			if model.Timeout != 0 {
 				s.usual, s.source = model.Timeout, `Config.Models["`+short(key)+`"].Timeout`
@@ -116,12 +122,30 @@ func (c *core) settle(own Call) settings {
 	return s
 }
 
+// measured reports whether the usage of calls is estimated where no answer reports it, for a Budget or for events.
+func (l *live) measured() bool { return l.cfg.Budget != nil || l.cfg.OnEvent != nil }
+
 // do returns the settings of a Do made with ctx.
 func (g *Guard) do(ctx context.Context) *settings {
 	if in, _ := ctx.Value(scopeKey{}).(*scope); in != nil {
 		return g.scoped(in)
 	}
-	return &g.call
+	return g.usual()
+}
+
+// usual returns the settings of a call without settings of its own. They are kept until the configuration changes.
+func (g *Guard) usual() *settings {
+	if s := g.call.Load(); s.live == g.current.Load() {
+		return s
+	}
+	return g.resettle()
+}
+
+//go:noinline
+func (g *Guard) resettle() *settings {
+	s := g.current.Load().settle(g.own)
+	g.call.Store(&s)
+	return &s
 }
 
 // scoped returns the settings of a Do within a scope. It is not inlined into do, because its frame is large and a
@@ -129,17 +153,18 @@ func (g *Guard) do(ctx context.Context) *settings {
 //
 //go:noinline
 func (g *Guard) scoped(in *scope) *settings {
-	if last := in.last.Load(); last != nil && last.guard == g {
+	l := g.current.Load()
+	if last := in.last.Load(); last != nil && last.guard == g && last.live == l {
 		return &last.settings
 	}
-	s := &scopedSettings{guard: g, settings: g.settle(g.own.over(in.call))}
+	s := &scopedSettings{guard: g, settings: l.settle(g.own.over(in.call))}
 	s.planB, s.alternative = in.planB, in.alternative
 	in.last.Store(s)
 	return &s.settings
 }
 
-// request returns the settings of the call for a request. With may change its name, but not its model.
-func (g *Guard) request(ctx context.Context, op, model, host, path string) settings {
+// request returns the settings of the call for a request under l. With may change its name, but not its model.
+func (g *Guard) request(ctx context.Context, l *live, op, model, host, path string) settings {
 	own := Call{Op: op}.over(g.own)
 	in, _ := ctx.Value(scopeKey{}).(*scope)
 	if in != nil {
@@ -148,7 +173,7 @@ func (g *Guard) request(ctx context.Context, op, model, host, path string) setti
 	if model != "" {
 		own.Model = model
 	}
-	s := g.settle(own)
+	s := l.settle(own)
 	s.host, s.path = host, path
 	if in != nil {
 		s.planB, s.alternative = in.planB, in.alternative
@@ -167,11 +192,11 @@ func (s *settings) shorter(limit time.Duration) bool {
 }
 
 // total returns the limit of queueing, pauses, attempts and backoff together.
-func (c *core) total(s *settings) time.Duration {
-	switch total := c.cfg.TotalTimeout; {
+func (s *settings) total() time.Duration {
+	switch total := s.cfg.TotalTimeout; {
 	case s.TotalTimeout != 0:
 		return s.TotalTimeout
-	case c.ownTotal || total == Off:
+	case s.given.TotalTimeout != 0 || total == Off:
 		return total
 	default:
 		return max(total, s.Timeout+totalMargin)
@@ -179,11 +204,11 @@ func (c *core) total(s *settings) time.Duration {
 }
 
 // promptLimit returns the maximum characters of a prompt; Off: no limit.
-func (c *core) promptLimit(s *settings) int { return cmp.Or(s.MaxPromptChars, c.cfg.MaxPromptChars) }
+func (s *settings) promptLimit() int { return cmp.Or(s.MaxPromptChars, s.cfg.MaxPromptChars) }
 
 // outputLimit returns the maximum tokens of an answer; 0 or Off: no limit.
-func (c *core) outputLimit(s *settings) int { return cmp.Or(s.MaxOutputTokens, c.cfg.MaxOutputTokens) }
+func (s *settings) outputLimit() int { return cmp.Or(s.MaxOutputTokens, s.cfg.MaxOutputTokens) }
 
-func (c *core) idleTimeout(s *settings) time.Duration {
-	return cmp.Or(s.StreamIdleTimeout, c.cfg.StreamIdleTimeout)
+func (s *settings) idleTimeout() time.Duration {
+	return cmp.Or(s.StreamIdleTimeout, s.cfg.StreamIdleTimeout)
 }

@@ -151,3 +151,9 @@ func TestTimeThatIsLeftTravelsInAHeader(t *testing.T) {
 		require.InDelta(t, 7, left(ctx), 0.01)
 	})
 }
+
+func TestPrioritiesHaveTheNamesOfTheEnvironment(t *testing.T) {
+	for p, want := range map[aiguard.Priority]string{aiguard.Background: "background", aiguard.Normal: "normal", aiguard.Critical: "critical", 7: "Priority(7)"} {
+		require.Equal(t, want, p.String())
+	}
+}

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"io"
 	"math"
-	"net/http"
 	"sync"
 	"sync/atomic"
 
@@ -38,27 +37,19 @@ type events interface {
 // yields whole events, each checked. Otherwise it yields plain bytes. It holds the call and its slot until its end,
 // its Close, or the end of its context.
 type stream struct {
-	x      *exchange
-	w      *watch
-	resp   *http.Response
-	body   io.ReadCloser // the provider's body
-	read   atomic.Int64
-	peeked []byte // bytes of body already read but not yet used
-	cause  error  // error that came with peeked
-	events events // nil: plain bytes
+	reply
+	source source
+	events events // of source; nil: plain bytes
 	held   hold
 	sized  int // room asked for so far
-	shell  int // bytes of the last event other than text
 
 	watcher callctx.Progress // nil: not watched
 	latest  instant          // when the last event was returned, for watcher
 
 	progress dialect.Stream
-	used     dialect.Usage
 	decodes  decodable
 	single   bool       // a whole answer came instead of a stream
 	any      bool       // an event has come
-	await    bool       // the next fetch starts a wait of the reader
 	out      []byte     // bytes that the reader has not fetched yet
 	buf      []byte     // memory of out
 	behind   []byte     // events without content, returned together with the next event that has some
@@ -67,25 +58,24 @@ type stream struct {
 	using    sync.Mutex // held by Read, guards all of the above
 
 	// Close and expired share these with Read, which may run in another goroutine.
-	reading, closed, whole, over atomic.Bool
-	usage                        atomic.Pointer[Usage]
-	said                         atomic.Int64  // bytes of text, for a Budget
-	stop                         func() bool   // of context.AfterFunc; used by Read and Close
-	ended                        chan struct{} // closed when final is set
-	final                        error
-}
-
-func newStream(x *exchange, w *watch, resp *http.Response) *stream {
-	return &stream{x: x, w: w, resp: resp, body: resp.Body, ended: make(chan struct{}), held: hold{room: x.guard.memory.events},
-		progress: x.endpoint.Follow()}
+	closed, whole, over atomic.Bool
+	used                streamUsage
+	stop                func() bool   // of context.AfterFunc; used by Read and Close
+	ended               chan struct{} // closed when final is set
+	final               error
 }
 
 // maxEvent returns the maximum size of an event.
-func (s *stream) maxEvent() int {
-	if limit := s.x.guard.cfg.MaxEventBytes; limit != Off {
+func maxEvent(cfg *Config) int {
+	if limit := cfg.MaxEventBytes; limit != Off {
 		return int(min(limit, math.MaxInt32))
 	}
 	return math.MaxInt32
+}
+
+func newStream(r reply) *stream {
+	return &stream{reply: r, source: source{body: r.resp.Body, limit: r.x.settings.cfg.MaxResponseBytes, watch: r.w},
+		ended: make(chan struct{}), held: hold{room: r.x.guard.memory.events.Load()}, progress: r.x.endpoint.Follow()}
 }
 
 // errNoStream is returned by open if the answer is not a stream. It may still be a valid answer.
@@ -98,14 +88,14 @@ func (s *stream) frame() error {
 		return nil // plain bytes
 	}
 	if !couldBeText(media) {
-		return s.x.invalid(s.resp)
+		return s.invalid()
 	}
-	body, maxEvent := readerFunc(s.fetch), s.maxEvent()
+	body, maxEvent := &s.source, maxEvent(&s.x.settings.cfg)
 	if media == "application/vnd.amazon.eventstream" {
 		s.events = awsframe.NewReader(body, maxEvent, dialect.MaxShape)
 		return nil
 	}
-	first, err := s.peek()
+	first, err := s.source.peek()
 	lines := media != "text/event-stream" && isStream(media) // JSON lines
 	switch {
 	case err != nil:
@@ -121,64 +111,13 @@ func (s *stream) frame() error {
 		s.resp.Body = struct {
 			io.Reader
 			io.Closer
-		}{io.MultiReader(bytes.NewReader(s.peeked), s.body), s.body}
+		}{io.MultiReader(bytes.NewReader(s.source.peeked), s.source.body), s.source.body}
 		return errNoStream
-	case first == '<', media == "text/html" && !eventsIn(s.peeked):
-		return s.x.invalid(s.resp)
+	case first == '<', media == "text/html" && !eventsIn(s.source.peeked):
+		return s.invalid()
 	}
 	s.events = sse.NewReader(body, maxEvent, dialect.MaxShape)
 	return nil
-}
-
-// peek returns the first byte of the body that is not white space. fetch later returns the bytes that peek has read.
-func (s *stream) peek() (first byte, err error) {
-	buf := make([]byte, 512)
-	n := 0
-	for n < len(buf) && err == nil {
-		var m int
-		m, err = s.fetch(buf[n:])
-		n += m
-		if seen := bytes.TrimLeft(buf[:n], "\uFEFF \t\r\n"); len(seen) > 0 {
-			s.peeked, s.cause = buf[:n], err
-			return seen[0], nil
-		}
-	}
-	s.peeked, s.cause = buf[:n], err
-	return 0, err
-}
-
-type readerFunc func([]byte) (int, error)
-
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
-
-// errTooMuch is returned by fetch if the body is over MaxResponseBytes.
-var errTooMuch = errors.New("aiguard: over MaxResponseBytes")
-
-// fetch reads the provider's bytes and counts them. It starts the idle wait only once per event, because comments are
-// not progress.
-func (s *stream) fetch(p []byte) (int, error) {
-	if s.await {
-		s.await = false
-		s.reading.Store(true)
-		s.w.wait()
-	}
-	if len(s.peeked) > 0 {
-		n := copy(p, s.peeked)
-		s.peeked = s.peeked[n:]
-		return n, nil
-	}
-	if s.cause != nil { // of what was peeked
-		return 0, s.cause
-	}
-	n, err := s.body.Read(p)
-	if n > 0 && s.reading.Load() && s.progress.Thinking() {
-		s.w.wait() // a reasoning model may send only comments for a while
-	}
-	read := s.read.Add(int64(n))
-	if limit := s.x.guard.cfg.MaxResponseBytes; limit != Off && read > limit {
-		return 0, errTooMuch
-	}
-	return n, err
 }
 
 // trimmed is the size of each buffer that a stream keeps between events.
@@ -221,8 +160,8 @@ func (s *stream) open() error {
 		if s.next(); s.err != nil && (s.err != io.EOF || len(s.out) == 0) {
 			return s.err
 		}
-	} else if limit := s.x.guard.cfg.MaxResponseBytes; limit != Off && s.resp.ContentLength > limit {
-		return s.x.tooLarge(s.resp, PhaseResponse, limit)
+	} else if limit := s.x.settings.cfg.MaxResponseBytes; limit != Off && s.resp.ContentLength > limit {
+		return s.tooLarge(PhaseResponse, limit)
 	}
 	c := s.x.call
 	if s.err == nil {
@@ -255,14 +194,4 @@ func (s *stream) open() error {
 	}
 	s.stop = context.AfterFunc(s.w, s.expired)
 	return nil
-}
-
-// arrived ends the reader's wait if fetch started one.
-func (s *stream) arrived() {
-	if s.await {
-		s.await = false
-		return
-	}
-	s.w.arrived()
-	s.reading.Store(false)
 }

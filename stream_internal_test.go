@@ -48,7 +48,7 @@ func TestOnlyAWaitForTheProviderArmsTheIdleTimer(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, event, string(buf[:n]))
 		require.Equal(t, armed, s.w.idle != nil, "event %d", i)
-		require.False(t, s.reading.Load())
+		require.False(t, s.source.reading.Load())
 	}
 	require.False(t, s.w.idle.Stop(), "it does not run while the reader is busy")
 }

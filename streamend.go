@@ -19,13 +19,13 @@ func (s *stream) settle() {
 	}
 	s.err = io.EOF
 	if f, failed := s.progress.Failed(); failed {
-		s.err = s.x.failed(s.resp, f, ErrUnavailable)
+		s.err = s.failed(f, ErrUnavailable)
 	}
 	if s.w.limit(drainTimeout, timeBound{phase: PhaseStream}) != nil {
 		return
 	}
-	rest := bytes.Clone(append(s.peeked, s.events.Rest()...))
-	more, err := io.ReadAll(io.LimitReader(s.body, drainBytes))
+	rest := bytes.Clone(append(s.source.peeked, s.events.Rest()...))
+	more, err := io.ReadAll(io.LimitReader(s.source.body, drainBytes))
 	if rest = append(rest, more...); err == nil && s.x.eventLines && len(rest) > 0 && len(rest) < drainBytes {
 		s.buf = append(append(s.buf[:0], s.out...), rest...)
 		s.out = s.buf // unchanged: a [DONE] after the API's own last event, or the end of an array
@@ -39,41 +39,28 @@ func (s *stream) ending(err error) error {
 	}
 	switch {
 	case errtree.Is(err, errTooMuch):
-		return s.x.tooLarge(s.resp, PhaseResponse, s.x.guard.cfg.MaxResponseBytes)
+		return s.tooLarge(PhaseResponse, s.x.settings.cfg.MaxResponseBytes)
 	case err == sse.ErrNoRoom:
-		return s.x.noRoom(s.w, s.resp, s.held.room)
+		return s.noRoom(s.held.room)
 	case errtree.Is(err, sse.ErrLineTooLong):
-		return s.x.tooLarge(s.resp, PhaseEvent, s.x.guard.cfg.MaxEventBytes)
+		return s.tooLarge(PhaseEvent, s.x.settings.cfg.MaxEventBytes)
 	case err == awsframe.ErrFrame:
-		return s.x.invalid(s.resp)
+		return s.invalid()
 	case s.events == nil && err == io.EOF:
 		return io.EOF
 	case s.events != nil && s.any && s.complete(err):
 		return io.EOF // only the [DONE] is missing
 	case err != io.EOF:
-		return s.failure(err)
+		return s.stopped(err)
 	case !s.any && mediaType(s.resp.Header) != "text/event-stream":
-		return s.x.invalid(s.resp)
+		return s.invalid()
 	}
-	return s.x.broken(s.resp, io.ErrUnexpectedEOF)
+	return s.broken(io.ErrUnexpectedEOF)
 }
 
 // complete reports whether an answer that stopped with err is complete.
 func (s *stream) complete(err error) bool {
-	return s.progress.Complete(err == io.EOF, s.x.endsWithoutFinish()) && (err == io.EOF || s.w.caller.Err() == nil)
-}
-
-// failure returns the cause of err: the limit that expired, the caller's cancellation, or a truncated answer.
-func (s *stream) failure(err error) error {
-	end := s.w.failure(err)
-	if end == nil {
-		return s.x.broken(s.resp, err)
-	}
-	if e := s.x.call.own(s.w.caller, end); e != nil {
-		e.RequestID = requestID(s.resp.Header)
-		return s.x.repeatable(e, true)
-	}
-	return end // the caller's error, which may be shared
+	return s.progress.Complete(err == io.EOF, s.x.settings.EndsWithoutFinish) && (err == io.EOF || s.w.caller.Err() == nil)
 }
 
 // Close ends the stream. If the stream is not at its end, Close cancels the request and frees the slot at once. It is
@@ -100,12 +87,12 @@ func (s *stream) forget() {
 
 // expired runs when the stream's context has ended, because of the caller or a limit.
 func (s *stream) expired() {
-	err := s.failure(context.Canceled)
+	err := s.stopped(context.Canceled)
 	if s.whole.Load() && s.w.caller.Err() == nil {
 		err = io.EOF
 	}
 	e, ok := err.(*Error)
-	s.conclude(err, ok && e.Phase == PhaseStream && !s.reading.Load())
+	s.conclude(err, ok && e.Phase == PhaseStream && !s.source.reading.Load())
 }
 
 // finish ends the call for Read and Close. It returns the error with which the call ended, which may come from
@@ -127,19 +114,16 @@ func (s *stream) conclude(err error, abandoned bool) bool {
 	}
 	c, ctx := s.x.call, s.w.caller
 	s.w.stop()
-	s.body.Close()
+	s.source.body.Close()
 	s.held.release()
-	c.wire.answer = s.read.Load()
+	c.wire.answer = s.source.read.Load()
 	s.final = err
 	if err == io.EOF {
 		err = nil
 	}
-	var u Usage
-	if p := s.usage.Load(); p != nil {
-		u = *p
-	}
+	u := s.used.load()
 	if err == nil {
-		c.wire.answered(u, s.said.Load(), false)
+		c.wire.answered(u, s.used.said.Load(), false)
 	} else {
 		c.wire.usage = u
 	}
@@ -148,7 +132,7 @@ func (s *stream) conclude(err error, abandoned bool) bool {
 	if abandoned {
 		c.report(ctx, EventAbandoned, err.(*Error), 0)
 	}
-	c.tell(ctx, err, u)
+	c.tell(ctx, err)
 	c.leap(ctx)
 	return true
 }

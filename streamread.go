@@ -25,9 +25,9 @@ func (s *stream) Read(p []byte) (int, error) {
 		return s.readBytes(p)
 	}
 	if len(s.out) == 0 && s.err == nil && len(p) > 0 {
-		s.await = true
+		s.source.await = true
 		s.next()
-		s.arrived()
+		s.source.arrived()
 		if s.err != nil {
 			s.err = s.finish(s.err)
 		}
@@ -51,9 +51,9 @@ func (s *stream) readBytes(p []byte) (int, error) {
 	if s.err != nil {
 		return 0, s.err
 	}
-	s.await = true
-	n, err := s.fetch(p)
-	s.arrived()
+	s.source.await = true
+	n, err := s.source.Read(p)
+	s.source.arrived()
 	if err != nil {
 		s.err = s.finish(s.ending(err))
 		return n, s.err
@@ -96,7 +96,9 @@ func (s *stream) next() {
 		if s.out, s.err = s.bytes(ev); s.err != nil {
 			return
 		}
-		s.count(ev)
+		if s.x.settings.measured() {
+			s.used.count(&ev, s.progress.Free())
+		}
 		if s.watcher != nil && !ev.Done {
 			s.progressed()
 		}
@@ -111,23 +113,6 @@ func (s *stream) next() {
 	}
 }
 
-// count counts the text of an event for a Budget, in case the answer does not report its usage. An event has at least
-// one token.
-func (s *stream) count(ev sse.Event) {
-	if s.x.guard.cfg.Budget == nil {
-		return
-	}
-	if !ev.Like {
-		s.shell = len(ev.Data)
-		for _, span := range s.progress.Free() {
-			if span.Some {
-				s.shell -= span.End - span.Start - len(`""`)
-			}
-		}
-	}
-	s.said.Add(max(int64(len(ev.Data)-s.shell), bytesPerToken))
-}
-
 // hold keeps an event without content for the next event with content.
 func (s *stream) hold(ev sse.Event) error {
 	if len(s.behind) > maxBehind && bytes.Equal(s.idle, ev.Data) {
@@ -140,10 +125,10 @@ func (s *stream) hold(ev sse.Event) error {
 	}
 	s.behind = append(s.behind, out...)
 	if !s.room(s.events.Size()) {
-		return s.x.noRoom(s.w, s.resp, s.held.room)
+		return s.noRoom(s.held.room)
 	}
-	if len(s.behind) > max(s.maxEvent(), maxBehind) {
-		return s.x.tooLarge(s.resp, PhaseEvent, s.x.guard.cfg.MaxEventBytes)
+	if len(s.behind) > max(maxEvent(&s.x.settings.cfg), maxBehind) {
+		return s.tooLarge(PhaseEvent, s.x.settings.cfg.MaxEventBytes)
 	}
 	return nil
 }
@@ -154,9 +139,9 @@ func (s *stream) done() error {
 	case s.progress.Terminal():
 		return nil
 	case !s.any || !s.progress.Any():
-		return s.x.invalid(s.resp) // no answer at all
+		return s.invalid() // no answer at all
 	}
-	return s.x.broken(s.resp, io.ErrUnexpectedEOF) // this API ends with another event
+	return s.broken(io.ErrUnexpectedEOF) // this API ends with another event
 }
 
 // judge adds an event to the answer, or returns what is wrong with it.
@@ -169,26 +154,27 @@ func (s *stream) judge(ev sse.Event) error {
 		if s.x.endpoint.Deaf() && len(ev.Raw) <= maxErrorBytes { // else its client takes this end for a good one
 			s.behind = append(s.behind, ev.Raw...)
 		}
-		return s.x.failed(s.resp, f, ErrUnavailable)
+		return s.failed(f, ErrUnavailable)
 	}
+	s.source.thinking = s.progress.Thinking()
 	if ev.Bare && !s.any && s.x.endpoint.Framing() == dialect.SSE && s.x.eventLines {
 		a := s.x.endpoint.JudgeWith(&s.x.verdict, ev.Data[:ev.End])
 		if !a.OK {
-			return s.x.invalid(s.resp)
+			return s.invalid()
 		}
 		s.single, s.any = true, true
-		s.note(a.Usage)
+		s.used.note(a.Usage)
 		s.whole.Store(true)
 		return nil
 	}
 	if !s.x.eventLines {
 		if err := s.decodes.check(s.x.endpoint.Op(), ev.Data); err != nil {
-			e := s.x.invalid(s.resp)
+			e := s.invalid()
 			e.Err = err
 			return e
 		}
 	}
-	s.note(s.progress.Usage())
+	s.used.note(s.progress.Usage())
 	if free := s.progress.Free(); s.progress.Progress() {
 		s.events.Learn(ev, free)
 	}
@@ -197,54 +183,48 @@ func (s *stream) judge(ev sse.Event) error {
 	return nil
 }
 
-func (s *stream) note(u dialect.Usage) {
-	if u != s.used {
-		s.used = u
-		usage := usageOf(u)
-		s.usage.Store(&usage)
-	}
-}
-
 // flaw returns what is wrong with an event that should be a JSON object.
 func (s *stream) flaw(ev sse.Event) error {
 	switch {
 	case errors.Is(ev.Err, jsonscan.ErrTooBig):
-		return s.x.tooLarge(s.resp, PhaseJSONShape, int64(dialect.MaxShape.Containers))
+		return s.tooLarge(PhaseJSONShape, int64(dialect.MaxShape.Containers))
 	case string(ev.Name) == "error":
 		return nil
 	case errors.Is(ev.Err, jsonscan.ErrIncomplete), ev.Err != nil && s.whole.Load():
 		if _, err := s.events.Next(); err != nil { // truncated: nothing follows
 			return s.ending(err)
 		}
-		return s.x.invalid(s.resp)
+		return s.invalid()
 	case ev.Err != nil, ev.Data[0] != '{', len(bytes.TrimSpace(ev.Data[ev.End:])) > 0:
-		return s.x.invalid(s.resp)
+		return s.invalid()
 	}
 	return nil
 }
 
 // bytes returns what the reader gets for an event: its lines unchanged, or the form that go-openai reads.
 func (s *stream) bytes(ev sse.Event) ([]byte, error) {
-	if s.x.eventLines {
+	if s.x.eventLines || isDataLine(&ev) {
 		return ev.Raw, nil
 	}
 	if more := len(ev.Data) + len("data: \n\n") - cap(s.buf); more > 0 && !s.room(s.events.Size()+more) {
-		return nil, s.x.noRoom(s.w, s.resp, s.held.room)
+		return nil, s.noRoom(s.held.room)
 	}
-	return s.write(ev), nil
+	s.buf = dataLine(s.buf[:0], ev.Data)
+	return s.buf, nil
 }
 
-// write converts an event to the form that go-openai reads.
-func (s *stream) write(ev sse.Event) []byte {
-	b := s.buf[:0]
-	for line := range bytes.SplitSeq(ev.Data, []byte{'\n'}) {
-		if len(b) > 0 {
-			b[len(b)-1] = ' ' // go-openai treats each line as an event, and JSON allows a space in place of a newline
-		} else {
-			b = append(b, "data: "...)
-		}
-		b = append(append(b, line...), '\n')
+// isDataLine reports whether an event came in the form that go-openai reads.
+func isDataLine(ev *sse.Event) bool {
+	line, ok := bytes.CutPrefix(ev.Raw, []byte("data: "))
+	return ok && !ev.Bare && len(line) == len(ev.Data)+len("\n\n") && bytes.HasPrefix(line, ev.Data) && bytes.HasSuffix(line, []byte("\n\n"))
+}
+
+// dataLine appends an event's data to b in the form that go-openai reads.
+func dataLine(b, data []byte) []byte {
+	b = append(b, "data: "...)
+	for line := range bytes.SplitSeq(data, []byte{'\n'}) {
+		b = append(append(b, line...), ' ') // go-openai treats each line as an event, and JSON allows a space in place of a newline
 	}
-	s.buf = append(b, '\n')
-	return s.buf
+	b[len(b)-1] = '\n'
+	return append(b, '\n')
 }

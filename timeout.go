@@ -18,27 +18,15 @@ type timeBound struct {
 }
 
 // timeoutError returns the error for a call that reached b.
-func (c *call) timeoutError(b timeBound) *Error {
-	e := &Error{Kind: ErrTimeout, Op: c.Op, Model: c.Model, Phase: b.phase, Limit: b.limit}
+func (s *settings) timeoutError(b timeBound) *Error {
+	e := &Error{Kind: ErrTimeout, Op: s.Op, Model: s.Model, Phase: b.phase, Limit: b.limit}
 	switch b.phase {
 	case PhaseCall, PhaseFirstEvent:
-		e.setting = c.source
+		e.setting = s.source
 	case PhaseTotal:
 		e.setting = "TotalTimeout"
 	}
 	return e
-}
-
-// earlier returns the earlier of b, counted from now, and TotalTimeout; 0: neither is set.
-func (c *call) earlier(now instant, b timeBound) (instant, timeBound) {
-	deadline := now.add(b.limit)
-	switch {
-	case c.deadline != 0 && (b.limit == Off || c.deadline < deadline):
-		return c.deadline, timeBound{PhaseTotal, c.total(c.settings)}
-	case b.limit == Off:
-		return 0, b
-	}
-	return deadline, b
 }
 
 // bound derives a context that ends at b or at TotalTimeout, whichever is first. why is its cause then: the
@@ -54,13 +42,13 @@ func (c *call) bound(ctx context.Context, kind Kind, b timeBound) (bctx context.
 		}
 		bctx, cancel = context.WithDeadlineCause(ctx, c.time(deadline), why)
 	}
-	c.onKill(cancel)
+	c.ring.onKill(c, cancel)
 	return bctx, cancel, why
 }
 
 // ended returns why a context derived from ctx with cause why is over: one of our deadlines, the caller's
 // cancellation, or Close.
-func (c *call) ended(ctx, bctx context.Context, why *Error) error {
+func ended(ctx, bctx context.Context, why *Error) error {
 	if why != nil && context.Cause(bctx) == error(why) {
 		e := *why
 		return &e
@@ -75,12 +63,12 @@ func (c *call) ended(ctx, bctx context.Context, why *Error) error {
 func (c *call) sleep(ctx context.Context, d time.Duration) error {
 	sctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	c.onKill(cancel)
+	c.ring.onKill(c, cancel)
 	<-sctx.Done()
 	if ctx.Err() == nil && errors.Is(sctx.Err(), context.DeadlineExceeded) {
 		return nil
 	}
-	return c.ended(ctx, sctx, nil)
+	return ended(ctx, sctx, nil)
 }
 
 // notEcho returns err, or nil if err only reports that we canceled with cause why.
@@ -95,20 +83,27 @@ func notEcho(err error, why *Error) error {
 // only when fn needs them, because both would dominate the cost of a short call.
 type attemptContext struct {
 	context.Context // the caller's context
-	call            *call
+	clock           *clock
 	deadline        instant // 0: none
 
-	mu     sync.Mutex
-	armed  context.Context
-	cancel context.CancelFunc
-	why    *Error // cause when armed ends
-	over   bool
+	mu    sync.Mutex
+	call  *call // nil: the attempt is over, and the call may be reused
+	armed *armed
+	over  bool
 }
 
-func (a *attemptContext) begin(ctx context.Context, c *call) {
-	a.Context, a.call = ctx, c
+// armed is the part of an attemptContext that ends.
+type armed struct {
+	context.Context
+	cancel context.CancelFunc
+	why    *Error // cause at the deadline; nil: no deadline
+}
+
+func newAttemptContext(ctx context.Context, c *call) *attemptContext {
+	a := &attemptContext{Context: ctx, clock: &c.clock, call: c}
 	a.deadline, _ = c.attemptDeadline(PhaseCall)
 	c.encloses.Store(int64(a.deadline))
+	return a
 }
 
 // attemptDeadline returns when an attempt that was just admitted must be over, and by which limit; 0: never.
@@ -124,7 +119,7 @@ func (c *call) attemptDeadline(phase string) (instant, timeBound) {
 func (a *attemptContext) Deadline() (time.Time, bool) {
 	d, ok := a.Context.Deadline()
 	if a.deadline != 0 {
-		if own := a.call.time(a.deadline); !ok || own.Before(d) {
+		if own := a.clock.time(a.deadline); !ok || own.Before(d) {
 			return own, true
 		}
 	}
@@ -139,29 +134,43 @@ func (a *attemptContext) Err() error { return a.arm().Err() }
 // context, because package context looks there for the parent of a derived context.
 func (a *attemptContext) Value(key any) any {
 	if key == (callctx.Key{}) {
-		return a.call
+		if c := a.share(); c != nil {
+			return c
+		}
+		return a.Context.Value(key)
 	}
 	return a.arm().Value(key)
 }
 
-func (a *attemptContext) arm() context.Context {
+// share returns the call, which is then never reused; nil: the attempt is over.
+func (a *attemptContext) share() *call {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.call != nil && !a.over {
+		a.call.private = false
+	}
+	return a.call
+}
+
+func (a *attemptContext) arm() *armed {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.armed != nil {
 		return a.armed
 	}
+	a.armed = new(armed)
 	if a.over { // fn left a goroutine behind that still uses the context
-		a.armed, a.cancel = context.WithCancel(a.Context)
-		a.cancel()
+		a.armed.Context, a.armed.cancel = context.WithCancel(a.Context)
+		a.armed.cancel()
 		return a.armed
 	}
 	if deadline, b := a.call.attemptDeadline(PhaseCall); deadline == 0 {
-		a.armed, a.cancel = context.WithCancel(a.Context)
+		a.armed.Context, a.armed.cancel = context.WithCancel(a.Context)
 	} else {
-		a.why = a.call.timeoutError(b)
-		a.armed, a.cancel = context.WithDeadlineCause(a.Context, a.call.time(a.deadline), a.why)
+		a.armed.why = a.call.timeoutError(b)
+		a.armed.Context, a.armed.cancel = context.WithDeadlineCause(a.Context, a.clock.time(a.deadline), a.armed.why)
 	}
-	a.call.onKill(a.cancel)
+	a.call.ring.onKill(a.call, a.armed.cancel)
 	return a.armed
 }
 
@@ -174,31 +183,34 @@ func (a *attemptContext) end() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.over = true
-	if a.cancel != nil {
-		a.cancel()
+	if a.call.private {
+		a.call = nil
+	}
+	if a.armed != nil {
+		a.armed.cancel()
 	}
 }
 
 // explain classifies the error of fn: as the end of its context if the error reports that, else by its content.
 func (a *attemptContext) explain(err error) error {
 	a.mu.Lock()
-	armed, why := a.armed, a.why
+	c, armed := a.call, a.armed
 	a.mu.Unlock()
 	if armed == nil || armed.Err() == nil {
-		return a.call.explain(err)
+		return c.explain(err)
 	}
 	switch k := KindOf(err); {
 	case a.Context.Err() != nil:
 		if k == "" {
 			return err // the caller's own error, wrapped by fn
 		}
-		return a.call.explain(err)
+		return c.explain(err)
 	case k != "" && k != ErrTimeout && k != ErrTruncated && k != ErrUnavailable, k == "" && !aboutContext(err):
-		return a.call.explain(err) // failed for its own reason
+		return c.explain(err) // failed for its own reason
 	}
-	end := a.call.ended(a.Context, armed, why)
+	end := ended(a.Context, armed, armed.why)
 	if e, ok := end.(*Error); ok {
-		e.Err, e.MayBeBilled = notEcho(err, why), true
+		e.Err, e.MayBeBilled = notEcho(err, armed.why), true
 	}
 	return end
 }
@@ -217,27 +229,27 @@ func (g *Guard) RunTask(ctx context.Context, fn func(context.Context) error) err
 	if fn == nil {
 		panic("aiguard: RunTask: nil fn")
 	}
-	c := g.newCall(ctx, &g.call)
+	c := g.newCall(ctx, g.usual())
 	c.task, c.deadline = true, 0 // TotalTimeout applies to calls only
-	if !c.register() {
+	if !c.ring.add(c) {
 		return &Error{Kind: ErrClosed, Op: c.Op, Model: c.Model, Phase: PhaseTask}
 	}
-	defer c.unregister()
+	defer c.ring.remove(c)
 	limit := g.own.Timeout
 	if limit == 0 {
-		limit = g.cfg.TaskTimeout
+		limit = c.cfg.TaskTimeout
 	}
 	tctx, cancel, why := c.bound(ctx, ErrTimeout, timeBound{PhaseTask, limit})
 	defer cancel()
 	err := fn(context.WithValue(tctx, callctx.Key{}, c))
 	if tctx.Err() != nil && ctx.Err() == nil || why != nil && context.Cause(tctx) == error(why) {
-		if end, ok := c.ended(ctx, tctx, why).(*Error); ok && (err != nil || end.Kind == ErrTimeout) {
+		if end, ok := ended(ctx, tctx, why).(*Error); ok && (err != nil || end.Kind == ErrTimeout) {
 			end.InFlight = c.since(c.start)
 			end.Err = notEcho(err, why)
 			if end.Kind == ErrTimeout {
 				g.timeouts.Add(1)
 			}
-			g.log(ctx, EventTask, end, append(c.identity(), slog.Duration("elapsed", end.InFlight))...)
+			c.log(ctx, EventTask, end, append(c.identity(), slog.Duration("elapsed", end.InFlight))...)
 			err = end
 		}
 	}
@@ -259,11 +271,11 @@ type watch struct {
 	idle  *time.Timer
 }
 
-// watch starts the clock of an attempt that was just admitted.
-func (c *call) watch(ctx context.Context, phase string) *watch {
+// newWatch starts the clock of an attempt of c that was just admitted.
+func newWatch(ctx context.Context, c *call, phase string) *watch {
 	w := &watch{caller: ctx, call: c}
 	w.Context, w.cancel = context.WithCancelCause(ctx)
-	c.onKill(func() { w.cancel(&Error{Kind: ErrClosed}) })
+	c.ring.onKill(c, func() { w.cancel(&Error{Kind: ErrClosed}) })
 	if deadline, b := c.attemptDeadline(phase); deadline != 0 {
 		w.start(-c.since(deadline), b)
 	}
@@ -291,7 +303,7 @@ func (w *watch) limit(d time.Duration, b timeBound) (ranOut *Error) {
 
 // wait starts the idle limit while the caller waits for the next event; arrived stops it.
 func (w *watch) wait() {
-	d := w.call.idleTimeout(w.call.settings)
+	d := w.call.idleTimeout()
 	if d == Off {
 		return
 	}
@@ -338,17 +350,6 @@ func (w *watch) failure(err error) error {
 		return callctx.Err(w.caller)
 	}
 	return nil
-}
-
-// ends returns when the call must be over: the earlier of TotalTimeout and the caller's deadline; 0: neither is set.
-func (c *call) ends(ctx context.Context) instant {
-	end := c.deadline
-	if d, ok := ctx.Deadline(); ok {
-		if own := c.instant(d); end == 0 || own < end {
-			end = own
-		}
-	}
-	return end
 }
 
 // left returns the time left for the attempt; ok is false if it has no limit.

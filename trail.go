@@ -33,6 +33,7 @@ type trail struct {
 	attempt    int           // current attempt; 0: none
 	first      time.Duration // from the beginning of the attempt to the first event of its stream
 	heap       int64         // live bytes at the first attempt
+	used       Usage         // by the last attempt
 }
 
 // follow starts the call's trail.
@@ -55,32 +56,39 @@ func (c *call) follow() {
 // attemptBegun records that attempt n has started.
 func (c *call) attemptBegun(n int32, now instant) {
 	t := c.trail
-	t.attempt, t.first = int(n), 0
+	t.attempt, t.first, t.used = int(n), 0, Usage{}
 	if n == 1 {
 		t.heap = c.memory.sample(now, memorySample) // for leap
 	}
 }
 
 // attemptDone reports the end of the current attempt. Later calls for the same attempt have no effect.
-func (c *call) attemptDone(ctx context.Context, err error, u Usage) {
+func (c *call) attemptDone(ctx context.Context, err error) {
 	if c.trail != nil && c.trail.attempt != 0 {
-		c.emitAttemptDone(ctx, err, u)
+		c.emitAttemptDone(ctx, err)
 	}
 }
 
 // emitAttemptDone is the rest of attemptDone. Its frame is large, and most calls have no trail.
 //
 //go:noinline
-func (c *call) emitAttemptDone(ctx context.Context, err error, u Usage) {
+func (c *call) emitAttemptDone(ctx context.Context, err error) {
 	ev := c.event(EventAttemptDone, err)
 	c.trail.attempt = 0
-	if e := c.own(ctx, err); e != nil { // a copy, because the call keeps changing its own
+	if e := ownError(ctx, err); e != nil { // a copy, because the call keeps changing its own
 		copied := *e
 		c.fill(&copied)
 		ev.Err = &copied
 	}
-	if ev.Usage = u; c.cfg.OnEvent != nil {
+	if ev.Usage = c.trail.used; c.cfg.OnEvent != nil {
 		c.cfg.OnEvent(ctx, ev)
+	}
+}
+
+// note records what the attempt has used, if anything is known of it.
+func (t *trail) note(used Usage) {
+	if t != nil && used.Input+used.Output > 0 {
+		t.used = used
 	}
 }
 
@@ -94,6 +102,6 @@ func (c *call) firstEvent(ctx context.Context) {
 
 // unwound reports the end of a call after a panic or Goexit.
 func (c *call) unwound(ctx context.Context) {
-	c.attemptDone(ctx, ErrUnwound, Usage{})
+	c.attemptDone(ctx, ErrUnwound)
 	c.emit(ctx, EventDone, ErrUnwound)
 }

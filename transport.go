@@ -90,8 +90,8 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	bounded, stop := callctx.Heed(req)
-	x := t.newExchange(bounded)
-	x.original = req
+	x := &exchange{original: req}
+	x.init(t, bounded)
 	// Users of go-openai get errors, not responses. A cache may sit between the Client and this transport.
 	x.responses = t.eventLines && req.Context().Value(knownKey{}) == nil
 	defer x.closeUnsent()
@@ -125,7 +125,7 @@ func (x *exchange) wrapped(ctx context.Context) (*http.Response, error) {
 	if err := x.prepare(ctx); err != nil {
 		return nil, err
 	}
-	if len(x.guard.cfg.Middleware) == 0 {
+	if len(x.settings.cfg.Middleware) == 0 {
 		return x.run(ctx)
 	}
 	w := &wrappedExchange{x: x}
@@ -136,7 +136,7 @@ func (x *exchange) wrapped(ctx context.Context) (*http.Response, error) {
 			w.resp.Body.Close()
 		}
 	}()
-	err := x.guard.wrap(ctx, x.settings.Call, &w.once)
+	err := x.settings.wrap(ctx, &w.once)
 	if err == nil && w.resp == nil {
 		err = errors.New("aiguard: a Middleware returned nil without an answer")
 	}
@@ -161,34 +161,15 @@ func (w *wrappedExchange) run(ctx context.Context) (err error) {
 
 // exchange is the state of one request in the transport.
 type exchange struct {
-	*transport
-	settings settings
+	outgoing
 	call     *call // set by run
 	wire     wire
-	req      *http.Request
-	original *http.Request // req as the caller passed it
+	original *http.Request // as the caller passed it
 	said     *Error        // last error response of the provider
-	sent     bool          // base has received the body and closes it
-	seen     bool          // GetBody was called; some SDKs return the same body each time
 
-	endpoint   dialect.Endpoint
-	judged     bool           // the endpoint's dialect checks the answer
-	stream     bool           // the request seems to ask for a stream
-	json       bool           // the request seems to ask for a JSON answer
-	verdict    dialect.Stream // memory for the check of a stream
-	flaw       error          // why the request must not be sent
-	known      *known         // what Client has passed on
-	safe       bool           // a repeated request has no side effects
-	replayable bool
-	responses  bool       // return failures as responses
-	conn       *connTrace // of this attempt only, because hooks of the previous attempt may still run
-}
-
-// closeUnsent closes the body of a request that was never sent, as a RoundTripper must.
-func (x *exchange) closeUnsent() {
-	if !x.sent && x.req.Body != nil {
-		x.req.Body.Close()
-	}
+	verdict   dialect.Stream // memory for the check of an answer
+	responses bool           // return failures as responses
+	conn      *connTrace     // of this attempt only, because hooks of the previous attempt may still run
 }
 
 func (x *exchange) run(ctx context.Context) (*http.Response, error) {
@@ -200,6 +181,10 @@ func (x *exchange) run(ctx context.Context) (*http.Response, error) {
 	}
 	c := x.guard.newCall(ctx, &x.settings)
 	x.call = c
+	x.wire.estimate = x.cost
+	if x.known != nil && c.cfg.Budget == nil && c.cfg.OnEvent != nil {
+		x.wire.unread = &x.outgoing
+	}
 	c.wire = &x.wire
 	if c.trail != nil {
 		c.trail.endpoint = x.endpoint.Op()

@@ -14,18 +14,18 @@ type upgraded struct {
 }
 
 // upgrade returns the connection of a 101.
-func (x *exchange) upgrade(w *watch, resp *http.Response) error {
-	conn, ok := resp.Body.(io.ReadWriteCloser)
+func (r reply) upgrade() error {
+	conn, ok := r.resp.Body.(io.ReadWriteCloser)
 	if !ok {
-		return x.invalid(resp)
+		return r.invalid()
 	}
-	s := newStream(x, w, resp)
+	s := newStream(r)
 	s.events = nil
 	if err := s.open(); err != nil {
 		s.held.release()
 		return err
 	}
-	resp.Body = &upgraded{stream: s, conn: conn}
+	r.resp.Body = &upgraded{stream: s, conn: conn}
 	return nil
 }
 
@@ -35,7 +35,7 @@ func (u *upgraded) Read(p []byte) (int, error) {
 	}
 	n, err := u.conn.Read(p)
 	if err != nil && err != io.EOF {
-		err = u.failure(err)
+		err = u.stopped(err)
 	}
 	if err != nil {
 		err = u.finish(err)

@@ -7,18 +7,26 @@ import (
 	"github.com/aiguard-go/aiguard/internal/provider"
 )
 
-// askLimiter asks the user's Limiter to admit a call. The call's route must be open before, and still be open when
-// the Limiter admits the call.
-func (c *call) askLimiter(ctx context.Context) error {
+// userLimiter is Config.Limiter, which limits the capacity instead of the line. The line then has only calls that
+// wait for their routes.
+type userLimiter struct {
+	Limiter
+	limiter *limiter
+	asking  int // calls that wait in Acquire, guarded by the limiter's mutex
+}
+
+// admit asks the user's Limiter to admit a call. The call's route must be open before, and still be open when the
+// Limiter admits the call.
+func (u *userLimiter) admit(ctx context.Context, c *call) error {
 	for {
-		if err := c.passRoute(ctx); err != nil {
+		if err := u.passRoute(ctx, c); err != nil {
 			return err
 		}
-		if err := c.acquire(ctx); err != nil {
+		if err := u.acquire(ctx, c); err != nil {
 			c.free()
 			return err
 		}
-		if c.limiter.stillOpen(c) {
+		if c.permit.stillOpen() {
 			return nil
 		}
 		c.free()
@@ -26,34 +34,33 @@ func (c *call) askLimiter(ctx context.Context) error {
 }
 
 // passRoute waits until the call's route has room.
-func (c *call) passRoute(ctx context.Context) (err error) {
-	now := c.now()
-	if err = c.limiter.enter(ctx, c, now); err != errQueue {
+func (u *userLimiter) passRoute(ctx context.Context, c *call) (err error) {
+	if err = u.limiter.enter(ctx, c, c.now()); err != errQueue {
 		return err
 	}
-	if c.boundByTotal(now) {
-		err = c.waitWithinTotal(ctx)
+	if c.waiter.byTotal {
+		err = c.waiter.waitWithinTotal(ctx)
 	} else {
-		err = c.limiter.wait(ctx, c)
+		err = c.waiter.wait(ctx)
 	}
-	c.limiter.waiters.Put(c.waiter)
+	u.limiter.waiters.Put(c.waiter)
 	c.waiter = nil
 	return err
 }
 
 // acquire waits in the user's Limiter.
-func (c *call) acquire(ctx context.Context) error {
+func (u *userLimiter) acquire(ctx context.Context, c *call) error {
 	wctx, cancel, why := c.bound(ctx, ErrOverloaded, timeBound{PhaseQueue, c.cfg.QueueTimeout})
 	defer cancel()
-	release, err := c.limiter.ask(wctx, c)
+	release, err := u.ask(wctx, c)
 	switch {
 	case err == nil:
 		c.permit.release = release
 		return nil
 	case wctx.Err() != nil:
-		err = c.ended(ctx, wctx, why)
+		err = ended(ctx, wctx, why)
 		if e, ok := err.(*Error); ok && e.Kind == ErrOverloaded {
-			e.RetryAfter = c.limiter.retryAfterOf(c)
+			e.RetryAfter = u.retryAfter(c)
 		}
 		return err
 	case KindOf(err) != "":
@@ -63,44 +70,47 @@ func (c *call) acquire(ctx context.Context) error {
 }
 
 // ask calls the user's Limiter, unless too many calls already wait in it.
-func (l *limiter) ask(ctx context.Context, c *call) (release func(), err error) {
-	if e := l.beginAsking(c); e != nil {
+func (u *userLimiter) ask(ctx context.Context, c *call) (release func(), err error) {
+	if e := u.begin(c); e != nil {
 		return nil, e
 	}
-	defer l.endAsking(c)
-	return l.custom.Acquire(ctx, c.Call)
+	defer u.end(c)
+	return u.Acquire(ctx, c.Call)
 }
 
-func (l *limiter) beginAsking(c *call) *Error {
+func (u *userLimiter) begin(c *call) *Error {
+	l, p := u.limiter, &c.permit
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.maxQueue != Off && l.asking >= l.maxQueue {
-		return l.queueFull(c.permit.route, c.Weight, l.now(), c.permit.tenant, c.Priority)
+	if l.maxQueue != Off && u.asking >= l.maxQueue {
+		return p.route.queueFull(c.Weight, l.now(), p.tenant, c.Priority)
 	}
-	l.asking++
+	u.asking++
 	l.waiting.Add(1)
 	return nil
 }
 
-// endAsking starts the time for which a slot is held.
-func (l *limiter) endAsking(c *call) {
+// end starts the time for which a slot is held.
+func (u *userLimiter) end(c *call) {
+	l := u.limiter
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.asking--
+	u.asking--
 	l.waiting.Add(-1)
 	c.permit.sending.At = provider.Instant(l.now())
 }
 
-// stillOpen reports whether the call's route has stayed open since the call passed it.
-func (l *limiter) stillOpen(c *call) bool {
+func (u *userLimiter) retryAfter(c *call) time.Duration {
+	l, p := u.limiter, &c.permit
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s := &c.permit.route.state
-	return s.PausedUntil(provider.Instant(l.now())) == 0 && s.DownSince() == 0 || c.permit.sending.Probe
+	return p.route.retryAfter(c.Weight, l.now(), p.tenant, c.Priority)
 }
 
-func (l *limiter) retryAfterOf(c *call) (d time.Duration) {
+// stillOpen reports whether the permit's route has stayed open since the call passed it.
+func (p *permit) stillOpen() bool {
+	l, s := p.route.limiter, &p.route.state
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.retryAfter(c.permit.route, c.Weight, l.now(), c.permit.tenant, c.Priority)
+	return s.PausedUntil(provider.Instant(l.now())) == 0 && s.DownSince() == 0 || p.sending.Probe
 }

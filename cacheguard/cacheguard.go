@@ -77,6 +77,42 @@
 // can join it. Its callers then read within MaxEntryBytes of each other, at the pace of the slowest. A caller that
 // does not read for one second while another caller waits for it gets ErrTruncated.
 //
+// # Similar questions
+//
+// With Config.Similar, a question can also get the cached answer to a question that means the same:
+//
+//	embedder, err := cacheguard.NewEmbedder(guard.Client(oc), cacheguard.EmbedderConfig{})
+//	…
+//	cacheguard.Config{Similar: cacheguard.Similar{Embed: embedder.Embed, Threshold: 0.9}}
+//
+// Two questions are compared by the cosine similarity of their vectors. But a vector hardly shows a negation, another
+// number or another name. So questions are similar only if all their words are the same, in the same order, except for:
+//
+//   - words that change no meaning, such as "please", "the" and "can you explain"
+//   - a list of synonyms, such as "remove" and "delete", and of number words
+//   - the plural of words in lower case, spelling with capital letters at the start of a sentence, and punctuation
+//
+// The lists are English. In other languages only punctuation may differ, and capital letters. This misses many questions that mean the same, in
+// particular those in another word order. It does not see the difference between words that change no meaning in most
+// questions, such as "in" and "on"; those are left to the vectors.
+//
+// Only the text of the question may differ: the
+// URL, the headers with the account, the Scope, the tenant of aiguard.WithCall, the model, the system prompt, the tools
+// and all parameters must be equal. The cache compares only requests that it also caches, and of these only chats with a
+// single question: one user message of one text, after any system messages. It does not compare
+//
+//   - requests with earlier answers, results of tools, images or other parts
+//   - questions longer than MaxQuestionBytes, and those without a word
+//   - requests with the header ExactHeader, and those with Policy.Bypass or Policy.Refresh
+//
+// A similar answer has the value "similar" in Header, and the headers SimilarityHeader and SimilarToHeader. If it does not
+// fit the question, report that with Reject. The cache keeps the vector of each question, but not its text.
+//
+// A slow or failing Embed or Index never fails a call. A call waits for Embed for at most Similar.Timeout, and then for the
+// Index and the Store for at most LookupTimeout each. After that the question counts as a miss. Embed continues in the
+// background, so that the answer can be found by later questions. After a failure, Embed or Index is not used for one
+// second. At most 64 embeddings are computed at a time. Further questions are not compared. Close ends all of them.
+//
 // # Store failures
 //
 // Answers are kept in memory, or in a Store such as redisstore. A failing Store never fails a call:
@@ -113,8 +149,8 @@ const (
 )
 
 // Header is the response header that tells where an answer came from. "hit" is a cached answer, with its Age in
-// seconds. "shared" is the answer of an identical request in flight. "miss" is an answer from the provider. A
-// response without the header bypassed the cache.
+// seconds. "similar" is the cached answer to a similar question, also with its Age. "shared" is the answer of an
+// identical request in flight. "miss" is an answer from the provider. A response without the header bypassed the cache.
 const Header = "X-Aiguard-Cache"
 
 // Config configures a Transport. The zero value is valid. Zero means the default, and negative values are rejected.
@@ -130,6 +166,10 @@ type Config struct {
 	// request goes straight to the provider. Scope must be safe for concurrent use. Default: the request's own
 	// credentials; see "Separating accounts".
 	Scope func(req *http.Request) string
+
+	// Similar answers a question from the cached answer to a question that means the same. Default off; see "Similar
+	// questions".
+	Similar Similar
 
 	Store         Store         // keeps the answers instead of memory; MaxBytes then has no effect. Default none
 	LookupTimeout time.Duration // for one lookup in Store. Default 50ms
@@ -153,6 +193,9 @@ func (c *Config) validate() error {
 	nonNegative("MaxEntryBytes", c.MaxEntryBytes, c.MaxEntryBytes)
 	nonNegative("MaxRequestBytes", c.MaxRequestBytes, c.MaxRequestBytes)
 	nonNegative("LookupTimeout", int64(c.LookupTimeout), c.LookupTimeout)
+	if err := c.Similar.validate(); err != nil {
+		errs = append(errs, err)
+	}
 	for _, name := range c.IgnoreHeaders {
 		if c.Scope == nil && slices.Contains(credentials, http.CanonicalHeaderKey(name)) {
 			errs = append(errs, fmt.Errorf("cacheguard: Config.IgnoreHeaders has %q, which identifies an account; set Config.Scope to ignore it", name))
@@ -167,6 +210,7 @@ func (c *Config) setDefaults() {
 	setDefault(&c.MaxEntryBytes, min(DefaultMaxEntryBytes, c.MaxBytes))
 	setDefault(&c.MaxRequestBytes, DefaultMaxRequestBytes)
 	setDefault(&c.LookupTimeout, DefaultLookupTimeout)
+	setDefault(&c.Similar.Timeout, DefaultSimilarTimeout)
 }
 
 func setDefault[T int64 | time.Duration](v *T, d T) {
@@ -216,16 +260,21 @@ type Stats struct {
 	Stored               int64 // answers cached
 	Corrupt              int64 // invalid entries found in the store
 	StoreFailures        int64 // lookups and writes that failed or timed out
+
+	SimilarHits, SimilarMisses int64 // questions answered from a similar one, and questions without a similar one
+	Rejected                   int64 // similar answers that Reject has reported as wrong
+	SimilarFailures            int64 // uses of Similar.Embed and Similar.Index that failed, timed out or were left out
 }
 
 // Transport is an http.RoundTripper that caches and coalesces requests. It is safe for concurrent use. Create one per
 // guard with New, and call Close when done.
 type Transport struct {
-	next   http.RoundTripper
-	cfg    Config
-	ignore map[string]bool // canonical header names
-	store  Store
-	memory *memory // the default store; nil with Config.Store
+	next    http.RoundTripper
+	cfg     Config
+	ignore  map[string]bool // canonical header names
+	store   Store
+	memory  *memory  // the default store; nil with Config.Store
+	similar *similar // nil without Config.Similar
 
 	mu      sync.Mutex
 	closed  bool
@@ -244,7 +293,8 @@ func New(next http.RoundTripper, cfg Config) (*Transport, error) {
 	if next == nil {
 		return nil, errors.New("cacheguard: next is nil; want a RoundTripper such as guard.Transport(nil)")
 	}
-	if err := cfg.validate(); err != nil {
+	err := cfg.validate()
+	if err != nil {
 		return nil, err
 	}
 	cfg.setDefaults()
@@ -253,11 +303,16 @@ func New(next http.RoundTripper, cfg Config) (*Transport, error) {
 	}
 	t := &Transport{next: next, cfg: cfg, ignore: ignored(cfg.IgnoreHeaders),
 		flights: map[flightKey]*flight{}, running: map[*flight]struct{}{}}
+	if cfg.Similar.Embed != nil {
+		if t.similar, err = newSimilar(t, cfg.Similar); err != nil {
+			return nil, err
+		}
+	}
 	if cfg.Store != nil {
-		t.store = &bounded{born: time.Now(), store: cfg.Store, lookup: cfg.LookupTimeout, failures: &t.failures}
+		t.store = &bounded{store: cfg.Store, lookup: cfg.LookupTimeout, breaker: t.newBreaker(&t.failures)}
 		return t, nil
 	}
-	m, err := newMemory(cfg.MaxBytes)
+	m, err := newMemory(cfg.MaxBytes, t.forget)
 	if err != nil {
 		return nil, err
 	}
@@ -325,6 +380,9 @@ func (t *Transport) Stats() Stats {
 	if t.memory != nil {
 		s.Entries, s.Bytes = t.memory.size()
 	}
+	if t.similar != nil {
+		t.similar.report(&s)
+	}
 	return s
 }
 
@@ -342,6 +400,9 @@ func (t *Transport) Close() error {
 		f.end(errClosed())
 		f.cancel()
 	}
+	if t.similar != nil {
+		t.similar.cancel()
+	}
 	t.ended.Wait()
 	if first && t.memory != nil {
 		t.memory.close()
@@ -354,7 +415,7 @@ func errClosed() error { return &aiguard.Error{Kind: aiguard.ErrClosed} }
 // join finds or starts the flight for q and returns the caller's reader of it.
 func (t *Transport) join(ctx context.Context, q *request) (*reader, error) {
 	alone := callctx.HoldsSlot(ctx)
-	key := flightKey{q.key, q.mode}
+	key := q.flightKey()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
@@ -385,7 +446,7 @@ func (t *Transport) join(ctx context.Context, q *request) (*reader, error) {
 func (t *Transport) unlist(f *flight) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if key := (flightKey{f.q.key, f.q.mode}); t.flights[key] == f {
+	if key := f.q.flightKey(); t.flights[key] == f {
 		delete(t.flights, key)
 	}
 }

@@ -23,11 +23,15 @@ const patience = time.Second
 // errBehind is the cause of the error for a caller that falls out of the window of a large answer.
 var errBehind = errors.New("cacheguard: the caller stopped reading for too long while it shared an answer larger than MaxEntryBytes")
 
-// flightKey identifies a flight. Callers with different modes do not share a flight.
+// flightKey identifies a flight. Callers with different modes do not share a flight, and neither do callers of whom
+// only one accepts the answer to a similar question.
 type flightKey struct {
-	key  key
-	mode mode
+	key     key
+	mode    mode
+	similar bool
 }
+
+func (q *request) flightKey() flightKey { return flightKey{q.key, q.mode, q.question != nil} }
 
 // flight is one request in progress, with its lookup and its write. It runs in its own goroutine, and each caller is
 // only a reader. x/sync/singleflight does not fit, because a caller can neither leave a call nor join an answer that
@@ -47,7 +51,8 @@ type flight struct {
 	sealed  bool           // bytes before base are gone
 	head    *http.Response // without a body; nil until the response has started
 	facts   error          // the guard's error if head is a failure
-	hit     bool
+	cached  string         // "hit" or "similar" for an answer from the cache
+	match   Match          // the question whose answer it is, if cached is "similar"
 	buf     []byte
 	base    int64
 	err     error // end of the answer, io.EOF if complete; nil while in progress
@@ -76,13 +81,23 @@ func (f *flight) run(ctx context.Context) {
 		f.t.mu.Unlock()
 	}()
 	if f.q.mode == cached {
-		if e := f.t.lookup(ctx, f.q.key); e != nil {
-			f.serve(e)
+		if e, _ := f.t.lookup(ctx, f.q.key); e != nil {
+			f.serve(e, "hit", Match{})
 			return
 		}
-		if ctx.Err() != nil {
-			return // all callers have left
+	}
+	var v *embedding
+	if f.q.question != nil && ctx.Err() == nil {
+		v = f.t.similar.embed(ctx, f.q.question)
+		if f.q.mode == cached {
+			if e, m := f.t.seek(ctx, f.q.question, v); e != nil {
+				f.serve(e, "similar", m)
+				return
+			}
 		}
+	}
+	if f.q.mode == cached && ctx.Err() != nil {
+		return // all callers have left
 	}
 	f.t.misses.Add(1)
 	resp, err := f.t.next.RoundTrip(f.q.outgoing(ctx))
@@ -101,7 +116,7 @@ func (f *flight) run(ctx context.Context) {
 		resp.Header = http.Header{}
 	}
 	defer resp.Body.Close()
-	f.begin(resp, false)
+	f.begin(resp, "", Match{})
 	err = f.record(ctx, resp.Body)
 	whole := !f.sealed && complete(f.q, resp, f.buf, err == io.EOF)
 	if whole {
@@ -109,8 +124,9 @@ func (f *flight) run(ctx context.Context) {
 	}
 	keep := whole && f.q.mode != coalesced
 	answer := &entry{stored: time.Now(), header: resp.Header, body: f.buf}
+	kept := false
 	if keep && f.t.memory != nil { // memory is fast: the caller's next request should be a hit
-		f.t.keep(ctx, f.q, answer)
+		kept = f.t.keep(ctx, f.q, answer)
 		keep = false
 	}
 	if !keep || f.q.mode != cached {
@@ -118,12 +134,15 @@ func (f *flight) run(ctx context.Context) {
 	}
 	f.end(err)
 	if keep {
-		f.t.keep(ctx, f.q, answer)
+		kept = f.t.keep(ctx, f.q, answer)
+	}
+	if kept && v != nil {
+		f.t.similar.remember(f.q, v)
 	}
 }
 
 // serve serves the answer from a cache entry.
-func (f *flight) serve(e *entry) {
+func (f *flight) serve(e *entry, source string, m Match) {
 	e.header.Set("Age", strconv.FormatInt(max(0, int64(time.Since(e.stored).Seconds())), 10))
 	resp := &http.Response{Status: "200 OK", StatusCode: http.StatusOK, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: e.header, ContentLength: int64(len(e.body))}
@@ -133,12 +152,12 @@ func (f *flight) serve(e *entry) {
 	f.mu.Lock()
 	f.buf = e.body
 	f.mu.Unlock()
-	f.begin(resp, true)
+	f.begin(resp, source, m)
 	f.end(io.EOF)
 }
 
 // begin publishes the response before its body is complete.
-func (f *flight) begin(resp *http.Response, hit bool) {
+func (f *flight) begin(resp *http.Response, cached string, m Match) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.err != nil {
@@ -147,7 +166,7 @@ func (f *flight) begin(resp *http.Response, hit bool) {
 	head := *resp
 	f.facts, _ = callctx.Facts(resp).(error)
 	head.Body, head.Request, head.Trailer = nil, nil, nil
-	f.head, f.hit = &head, hit
+	f.head, f.cached, f.match = &head, cached, m
 	f.change()
 }
 
@@ -316,13 +335,13 @@ func (r *reader) response(req *http.Request) (*http.Response, error) {
 	f := r.f
 	for {
 		f.mu.Lock()
-		head, hit, err, changed := f.head, f.hit, f.err, f.changed
+		head, err, changed := f.head, f.err, f.changed
 		f.mu.Unlock()
 		switch {
 		case head != nil:
-			return r.wrap(head, hit, req), nil
+			return r.wrap(head, req), nil
 		case err != nil:
-			r.count(false)
+			r.count("")
 			r.Close()
 			return nil, r.own(err)
 		}
@@ -335,15 +354,18 @@ func (r *reader) response(req *http.Request) (*http.Response, error) {
 	}
 }
 
-// wrap returns the caller's own response, made from the shared one.
-func (r *reader) wrap(head *http.Response, hit bool, req *http.Request) *http.Response {
+// wrap returns the caller's own response, made from the shared one. What begin has set does not change any more.
+func (r *reader) wrap(head *http.Response, req *http.Request) *http.Response {
 	resp := *head
 	resp.Request, resp.Body = req, r
 	resp.Header = head.Header.Clone()
 	if facts := r.f.facts; facts != nil {
 		resp = *callctx.WithFacts(&resp, r.own(facts))
 	}
-	source := r.count(hit)
+	if r.f.cached == "similar" {
+		r.f.t.similar.mark(r.f.t, &resp, r.f.match)
+	}
+	source := r.count(r.f.cached)
 	if !r.first {
 		resp.Header.Del("Set-Cookie")
 	}
@@ -351,11 +373,14 @@ func (r *reader) wrap(head *http.Response, hit bool, req *http.Request) *http.Re
 	return &resp
 }
 
-func (r *reader) count(hit bool) (source string) {
+func (r *reader) count(cached string) (source string) {
 	switch {
-	case hit:
+	case cached == "hit":
 		r.f.t.hits.Add(1)
-		return "hit"
+		return cached
+	case cached == "similar":
+		r.f.t.similar.hits.Add(1)
+		return cached
 	case r.first:
 		return "miss" // already counted by run
 	}

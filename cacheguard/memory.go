@@ -22,12 +22,18 @@ type item struct {
 	ttl   time.Duration
 }
 
-func newMemory(maxBytes int64) (*memory, error) {
+// newMemory calls evicted with the name of each entry that it evicts. evicted must not use the memory.
+func newMemory(maxBytes int64, evicted func(name string)) (*memory, error) {
 	cache, err := otter.New(&otter.Options[string, item]{
 		MaximumWeight:    uint64(maxBytes),
 		Weigher:          func(_ string, v item) uint32 { return uint32(len(v.entry) + entryOverhead) },
 		ExpiryCalculator: otter.ExpiryWritingFunc(func(e otter.Entry[string, item]) time.Duration { return e.Value.ttl }),
 		Executor:         func(f func()) { f() }, // evicts within Set, without a goroutine
+		OnDeletion: func(e otter.DeletionEvent[string, item]) {
+			if e.WasEvicted() {
+				evicted(e.Key)
+			}
+		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("cacheguard: %w", err)

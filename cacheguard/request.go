@@ -39,6 +39,7 @@ type request struct {
 	endpoint dialect.Endpoint
 	stream   bool // the request asks for a stream
 	ttl      time.Duration
+	question *question // nil unless a similar question's answer may do
 }
 
 // key identifies identical requests. It is a SHA-256 sum.
@@ -46,6 +47,12 @@ type key [sha256.Size]byte
 
 // read decides how the cache handles req. Its error is a failure to read the body.
 func (t *Transport) read(req *http.Request, policy Policy) (*request, error) {
+	_, exact := req.Header[ExactHeader]
+	if exact {
+		req = withBody(req, req.Body)
+		req.Header = req.Header.Clone()
+		req.Header.Del(ExactHeader)
+	}
 	q := &request{send: req, ttl: policy.TTL}
 	if q.ttl == 0 {
 		q.ttl = t.cfg.TTL
@@ -87,7 +94,8 @@ func (t *Transport) read(req *http.Request, policy Policy) (*request, error) {
 		return q, nil
 	}
 	q.send.ContentLength = int64(len(body))
-	q.key = t.sum(req, scope, plain)
+	identity := t.identity(req, scope)
+	q.key = sha256.Sum256(append(identity, plain...))
 	switch {
 	case !policy.Sampled && !t.cfg.Sampled && samples(q.endpoint, plain):
 		q.mode = coalesced
@@ -95,6 +103,9 @@ func (t *Transport) read(req *http.Request, policy Policy) (*request, error) {
 		q.mode = refreshed
 	default:
 		q.mode = cached
+	}
+	if t.similar != nil && !exact && q.mode != coalesced {
+		q.question = newQuestion(req.Context(), q.endpoint.Op(), identity, plain)
 	}
 	return q, nil
 }
@@ -172,11 +183,11 @@ func ignored(more []string) map[string]bool {
 	return names
 }
 
-// sum returns the key of req with the canonical body plain. A length precedes each part, so that different requests
-// cannot give the same bytes.
-func (t *Transport) sum(req *http.Request, scope string, plain []byte) key {
-	b := make([]byte, 0, len(plain)+1024)
-	part := func(p string) { b = append(binary.AppendUvarint(b, uint64(len(p))), p...) }
+// identity returns the part of the key that the body does not determine. A length precedes each part, so that
+// different requests cannot give the same bytes.
+func (t *Transport) identity(req *http.Request, scope string) []byte {
+	b := make([]byte, 0, 1024)
+	part := func(p string) { b = appendText(b, p) }
 	part("cacheguard 2")
 	part(scope)
 	part(req.Method)
@@ -193,7 +204,12 @@ func (t *Transport) sum(req *http.Request, scope string, plain []byte) key {
 		}
 	}
 	part("") // ends the headers; no header has this name
-	return sha256.Sum256(append(b, plain...))
+	return b
+}
+
+// appendText appends p after its length.
+func appendText(b []byte, p string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(p))), p...)
 }
 
 func (t *Transport) ignores(name string) bool {

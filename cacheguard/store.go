@@ -3,6 +3,7 @@ package cacheguard
 import (
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -23,73 +24,98 @@ const (
 	storePause   = time.Second // pause after a failure
 )
 
-// lookup returns the answer cached under k, or nil. A store failure counts as a miss.
-func (t *Transport) lookup(ctx context.Context, k key) *entry {
+// lookup returns the answer cached under k, or nil. A store failure counts as a miss. absent reports that the store
+// has no valid answer.
+func (t *Transport) lookup(ctx context.Context, k key) (e *entry, absent bool) {
 	b, err := t.store.Get(ctx, k.name())
 	if err != nil || b == nil {
-		return nil
+		return nil, err == nil
 	}
 	e, ok := decode(b, k)
 	if !ok {
 		t.corrupt.Add(1)
-		return nil
+		return nil, true
 	}
-	return e
+	return e, false
 }
 
-// keep stores an answer unless it is too large. ctx may have ended, because the callers already have the answer.
-func (t *Transport) keep(ctx context.Context, q *request, e *entry) {
+// keep stores an answer unless it is too large, and reports whether it is stored. ctx may have ended, because the
+// callers already have the answer.
+func (t *Transport) keep(ctx context.Context, q *request, e *entry) bool {
 	b := e.encode(q.key)
-	if int64(len(b)) > t.cfg.MaxEntryBytes {
-		return
+	if int64(len(b)) > t.cfg.MaxEntryBytes || t.store.Set(context.WithoutCancel(ctx), q.key.name(), b, q.ttl) != nil {
+		return false
 	}
-	if t.store.Set(context.WithoutCancel(ctx), q.key.name(), b, q.ttl) == nil {
-		t.stored.Add(1)
-	}
+	t.stored.Add(1)
+	return true
 }
 
-// errPaused is the error of a use during the pause after a failure.
-var errPaused = errors.New("cacheguard: the store is paused after a failure")
-
-// bounded protects the cache from a slow or failing Store. Each use has a timeout. After a failure, all uses fail for
-// storePause. Then one probe uses the store.
+// bounded is a Store that cannot delay the cache for long.
 type bounded struct {
-	store    Store
-	lookup   time.Duration
-	failures *atomic.Int64
-	born     time.Time    // keeps the monotonic clock reading, in case the wall clock is set back
-	until    atomic.Int64 // end of the pause in nanoseconds since born; 0: no pause
+	store   Store
+	lookup  time.Duration
+	breaker breaker
 }
 
 func (b *bounded) Get(ctx context.Context, name string) ([]byte, error) {
-	return b.within(ctx, b.lookup, func(ctx context.Context) ([]byte, error) { return b.store.Get(ctx, name) })
+	return within(ctx, &b.breaker, b.lookup, func(ctx context.Context) ([]byte, error) { return b.store.Get(ctx, name) })
 }
 
 func (b *bounded) Set(ctx context.Context, name string, entry []byte, ttl time.Duration) error {
-	_, err := b.within(ctx, writeTimeout, func(ctx context.Context) ([]byte, error) {
+	_, err := within(ctx, &b.breaker, writeTimeout, func(ctx context.Context) ([]byte, error) {
 		return nil, b.store.Set(ctx, name, entry, ttl)
 	})
 	return err
 }
 
-// within runs use for at most limit. It does not wait longer for a use that ignores its context.
-func (b *bounded) within(ctx context.Context, limit time.Duration, use func(context.Context) ([]byte, error)) ([]byte, error) {
+// errPaused is the error of a use during the pause after a failure.
+var errPaused = errors.New("cacheguard: paused after a failure")
+
+// breaker protects the cache from a slow or failing Store, Embed or Index. After a failure, all uses fail for
+// storePause. Then one probe is allowed.
+type breaker struct {
+	failures *atomic.Int64
+	ended    *sync.WaitGroup // waits for all uses
+	born     time.Time       // keeps the monotonic clock reading, in case the wall clock is set back
+	until    atomic.Int64    // end of the pause in nanoseconds since born; 0: no pause
+}
+
+func (t *Transport) newBreaker(failures *atomic.Int64) breaker {
+	return breaker{failures: failures, ended: &t.ended, born: time.Now()}
+}
+
+// allows reports whether a use may begin now.
+func (b *breaker) allows() bool {
 	now := int64(time.Since(b.born))
-	if until := b.until.Load(); until != 0 && (now < until || !b.until.CompareAndSwap(until, now+int64(storePause))) {
-		return nil, errPaused
+	until := b.until.Load()
+	return until == 0 || now >= until && b.until.CompareAndSwap(until, now+int64(storePause))
+}
+
+func (b *breaker) succeeded() { b.until.Store(0) }
+
+func (b *breaker) failed() {
+	b.failures.Add(1)
+	b.until.Store(int64(time.Since(b.born) + storePause))
+}
+
+// within runs use for at most limit. It does not wait longer for a use that ignores its context. Its goroutine must be
+// one that Close waits for.
+func within[T any](ctx context.Context, b *breaker, limit time.Duration, use func(context.Context) (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	var r result
+	if !b.allows() {
+		return r.value, errPaused
 	}
 	bctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	type result struct {
-		entry []byte
-		err   error
-	}
 	used := make(chan result, 1)
-	go func() {
-		entry, err := use(bctx)
-		used <- result{entry, err}
-	}()
-	var r result
+	b.ended.Go(func() {
+		value, err := use(bctx)
+		used <- result{value, err}
+	})
 	select {
 	case r = <-used:
 	case <-bctx.Done():
@@ -97,10 +123,9 @@ func (b *bounded) within(ctx context.Context, limit time.Duration, use func(cont
 	}
 	switch {
 	case r.err == nil:
-		b.until.Store(0)
-	case ctx.Err() == nil: // a caller that leaves is not a store failure
-		b.failures.Add(1)
-		b.until.Store(int64(time.Since(b.born) + storePause))
+		b.succeeded()
+	case ctx.Err() == nil: // a caller that leaves is not a failure
+		b.failed()
 	}
-	return r.entry, r.err
+	return r.value, r.err
 }

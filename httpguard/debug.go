@@ -190,7 +190,7 @@ func newDebugReport(in aiguard.Inspection) debugReport {
 		priority aiguard.Priority
 		stats    aiguard.PriorityStats
 	}{{aiguard.Critical, in.Stats.Critical}, {aiguard.Normal, in.Stats.Normal}, {aiguard.Background, in.Stats.Background}} {
-		d.Classes = append(d.Classes, debugClass{priorityName(c.priority), c.stats.InFlight, c.stats.Waiting, c.stats.Refused})
+		d.Classes = append(d.Classes, debugClass{c.priority.String(), c.stats.InFlight, c.stats.Waiting, c.stats.Refused})
 	}
 	for _, t := range in.Stats.Tenants[:min(most, len(in.Stats.Tenants))] {
 		d.Tenants = append(d.Tenants, debugTenant{t.Tenant, t.InFlight, t.Waiting, t.Calls, t.Refused})
@@ -199,7 +199,7 @@ func newDebugReport(in aiguard.Inspection) debugReport {
 		d.Routes = append(d.Routes, newDebugRoute(r, in.Time))
 	}
 	for _, c := range in.Calls[:min(most, len(in.Calls))] {
-		d.Calls = append(d.Calls, debugCall{c.Op, c.Model, c.Host, c.Tenant, priorityName(c.Priority), string(c.State), c.Age.Seconds()})
+		d.Calls = append(d.Calls, debugCall{c.Op, c.Model, c.Host, c.Tenant, c.Priority.String(), string(c.State), c.Age.Seconds()})
 	}
 	for _, f := range in.Failures {
 		d.Failures = append(d.Failures, debugFailure{f.Time, f.Op, f.Model, f.Host, f.Tenant, f.Kind, f.Phase, f.StatusCode, f.Attempts,
@@ -218,14 +218,4 @@ func newDebugRoute(r aiguard.RouteStats, now time.Time) debugRoute {
 		d.State, d.DownSince = "down", &r.DownSince
 	}
 	return d
-}
-
-func priorityName(p aiguard.Priority) string {
-	switch {
-	case p < aiguard.Normal:
-		return "background"
-	case p > aiguard.Normal:
-		return "critical"
-	}
-	return "normal"
 }

@@ -168,6 +168,7 @@ type stats struct {
 	Timeouts      int64      `json:"timeouts"`
 	WaitCount     int64      `json:"wait_count"`
 	WaitTime      float64    `json:"wait_time"` // seconds
+	ConfigVersion int64      `json:"config_version"`
 }
 
 func newStats(st aiguard.Stats) *stats {
@@ -175,7 +176,7 @@ func newStats(st aiguard.Stats) *stats {
 		InFlight: st.InFlight, Waiting: st.Waiting, MaxConcurrent: max(st.MaxConcurrent, 0), Limit: max(st.Limit, 0),
 		HeapBytes: st.HeapBytes, MemoryLimit: st.MemoryLimit, BufferedBytes: st.BufferedBytes, OverMemory: st.OverMemory, Draining: st.Draining,
 		Calls: st.Calls, Succeeded: st.Succeeded, Failed: st.Failed, Refused: st.Refused,
-		Retries: st.Retries, Timeouts: st.Timeouts, WaitCount: st.WaitCount, WaitTime: st.WaitTime.Seconds(),
+		Retries: st.Retries, Timeouts: st.Timeouts, WaitCount: st.WaitCount, WaitTime: st.WaitTime.Seconds(), ConfigVersion: st.ConfigVersion,
 	}
 	if !st.PausedUntil.IsZero() {
 		s.PausedUntil = &st.PausedUntil

@@ -112,6 +112,8 @@ type Config struct {
 //
 // With Timeout Off the handler runs in the request's goroutine, with the server's own ResponseWriter.
 //
+// Defaults that come from the guard's settings are read once, so a later Guard.Update does not change them.
+//
 // Limit returns an error that names each invalid field of cfg, its value and what is allowed. The middleware panics
 // if the handler is nil.
 func Limit(g *aiguard.Guard, cfg Config) (func(http.Handler) http.Handler, error) {

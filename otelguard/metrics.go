@@ -62,7 +62,7 @@ func (t *Telemetry) ended(ctx context.Context, s *series, e *aiguard.Event, erro
 		return
 	case opEmbeddings:
 		m.embeddings.Record(ctx, took, options...)
-		if e.Usage.Input > 0 {
+		if e.Usage.Input > 0 && !e.Usage.Estimated {
 			m.embeddingsTokens.Record(ctx, e.Usage.Input, s.record...)
 		}
 		return
@@ -72,21 +72,32 @@ func (t *Telemetry) ended(ctx context.Context, s *series, e *aiguard.Event, erro
 		return
 	}
 	m.inference.Record(ctx, took, options...)
-	m.input.Add(ctx, e.Usage.Input, s.tokens...)
-	m.output.Add(ctx, e.Usage.Output, s.tokens...)
+}
+
+// used counts the tokens of an attempt.
+func (t *Telemetry) used(ctx context.Context, s *series, e *aiguard.Event) {
+	if s.operation == "" || s.operation == opEmbeddings || operations[e.Endpoint] == "" {
+		return
+	}
+	m, options := t.meters, s.tokens
+	if e.Usage.Estimated {
+		options = s.estimated
+	}
+	m.input.Add(ctx, e.Usage.Input, options...)
+	m.output.Add(ctx, e.Usage.Output, options...)
 	for _, part := range [...]struct {
 		counter metric.Int64Counter
 		tokens  int64
 	}{{m.read, e.Usage.CacheRead}, {m.write, e.Usage.CacheWrite}, {m.reasoning, e.Usage.Reasoning}} {
 		if part.tokens > 0 {
-			part.counter.Add(ctx, part.tokens, s.tokens...)
+			part.counter.Add(ctx, part.tokens, options...)
 		}
 	}
 }
 
 // refusal counts a call that was refused.
 func (t *Telemetry) refusal(ctx context.Context, s *series, e *aiguard.Event, errorType string) {
-	attrs := []attribute.KeyValue{attribute.String(attrErrorType, errorType), attribute.String(attrPriority, priority(e.Call.Priority))}
+	attrs := []attribute.KeyValue{attribute.String(attrErrorType, errorType), attribute.String(attrPriority, e.Call.Priority.String())}
 	if own := failure(e.Err); own != nil && own.Phase != "" {
 		attrs = append(attrs, attribute.String(attrPhase, t.series.phases.bound(own.Phase)))
 	}
@@ -100,17 +111,7 @@ func (t *Telemetry) timeout(ctx context.Context, s *series, phase string) {
 
 // waited records how long a call has waited.
 func (t *Telemetry) waited(ctx context.Context, s *series, d time.Duration, p aiguard.Priority) {
-	t.meters.queue.Record(ctx, d.Seconds(), recordOptions(s.attrs, attribute.String(attrPriority, priority(p)))...)
-}
-
-func priority(p aiguard.Priority) string {
-	switch {
-	case p < aiguard.Normal:
-		return "background"
-	case p > aiguard.Normal:
-		return "critical"
-	}
-	return "normal"
+	t.meters.queue.Record(ctx, d.Seconds(), recordOptions(s.attrs, attribute.String(attrPriority, p.String()))...)
 }
 
 // failure is err as the guard's own, or nil.

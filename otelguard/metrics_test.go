@@ -297,3 +297,28 @@ func TestObserveRefusesNil(t *testing.T) {
 	_, err = telemetry.Observe(nil)
 	require.ErrorContains(t, err, "nil Guard")
 }
+
+// Tokens that no answer has reported are counted apart from those that one has, for each attempt.
+func TestEstimatedTokensAreMarked(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{Retry: aiguard.Retry{Timeouts: true}}, otelguard.Config{}, func(t *testing.T, w *world) {
+		w.srv.Enqueue(aiguardtest.Hang(), aiguardtest.Events(hello, finished, "[DONE]"))
+		require.NoError(t, w.stream(t.Context()))
+		w.srv.SetDefault(aiguardtest.HangAfter(aiguardtest.Events(hello)))
+		require.Error(t, w.stream(t.Context()))
+		synctest.Wait() // a stream that its timeout has ended is told in another goroutine
+		all := w.collect(t)
+		for name, want := range map[string]map[string]float64{
+			"input_tokens": {"": 20, "true": 2 * 3}, "output_tokens": {"": 10, "true": 1000 + 10}, // nothing was known of the route, then one answer
+		} {
+			got := map[string]float64{}
+			for _, p := range pointsOf(all["gen_ai.client.inference.usage."+name]) {
+				got[p.attr("aiguard.usage.estimated")] = p.sum
+			}
+			require.Equal(t, want, got, name)
+		}
+		answered, cut := w.tree()[0], w.tree()[1]
+		require.Empty(t, answered.attr("aiguard.usage.estimated"))
+		require.Equal(t, "10", cut.attr("gen_ai.usage.output_tokens"))
+		require.Equal(t, "true", cut.attr("aiguard.usage.estimated"))
+	})
+}

@@ -24,21 +24,22 @@ const (
 	attrPort       = "server.port"
 	attrStatus     = "http.response.status_code"
 
-	attrGuard       = "aiguard.guard"         // Config.Name
-	attrCall        = "aiguard.call.id"       // of a call that failed, as in events and logs
-	attrOp          = "aiguard.op"            // Call.Op
-	attrTenant      = "aiguard.tenant"        // Call.Tenant
-	attrPriority    = "aiguard.priority"      // Call.Priority: background, normal or critical
-	attrAttempt     = "aiguard.attempt"       // the number of an attempt after the first
-	attrAttempts    = "aiguard.attempts"      // how many a call has made
-	attrAlternative = "aiguard.alternative"   // of Fallback, if it is not the first
-	attrRoute       = "aiguard.route"         // its name within the host
-	attrPhase       = "aiguard.phase"         // the limit or step that failed: Error.Phase
-	attrBilled      = "aiguard.may_be_billed" // the provider may charge for a call that failed
-	attrBudget      = "aiguard.budget.limit"  // the Name of a Limit of package budget
-	attrBudgetUnit  = "aiguard.budget.unit"   // what it limits: calls, tokens or cost
-	attrSource      = "aiguard.cache.source"  // hit, shared or miss
-	attrWait        = "aiguard.wait"          // seconds, of an event of a span
+	attrGuard       = "aiguard.guard"           // Config.Name
+	attrCall        = "aiguard.call.id"         // of a call that failed, as in events and logs
+	attrOp          = "aiguard.op"              // Call.Op
+	attrTenant      = "aiguard.tenant"          // Call.Tenant
+	attrPriority    = "aiguard.priority"        // Call.Priority: background, normal or critical
+	attrAttempt     = "aiguard.attempt"         // the number of an attempt after the first
+	attrAttempts    = "aiguard.attempts"        // how many a call has made
+	attrAlternative = "aiguard.alternative"     // of Fallback, if it is not the first
+	attrRoute       = "aiguard.route"           // its name within the host
+	attrPhase       = "aiguard.phase"           // the limit or step that failed: Error.Phase
+	attrBilled      = "aiguard.may_be_billed"   // the provider may charge for a call that failed
+	attrEstimated   = "aiguard.usage.estimated" // the tokens are an estimate: no answer reported them
+	attrBudget      = "aiguard.budget.limit"    // the Name of a Limit of package budget
+	attrBudgetUnit  = "aiguard.budget.unit"     // what it limits: calls, tokens or cost
+	attrSource      = "aiguard.cache.source"    // hit, shared or miss
+	attrWait        = "aiguard.wait"            // seconds, of an event of a span
 )
 
 // Names of spans and their events.

@@ -155,6 +155,7 @@ func (r *record) attemptDone(e *aiguard.Event) {
 		*a = attempt{}
 	}
 	r.countTimeout(e)
+	r.t.used(r.spanCtx, r.series, e)
 	r.enter(r.spanCtx)
 }
 
@@ -232,7 +233,7 @@ func facts(attrs []attribute.KeyValue, e *aiguard.Event) []attribute.KeyValue {
 		attrs = append(attrs, attribute.String(attrTenant, clean(e.Call.Tenant)))
 	}
 	if e.Call.Priority != aiguard.Normal {
-		attrs = append(attrs, attribute.String(attrPriority, priority(e.Call.Priority)))
+		attrs = append(attrs, attribute.String(attrPriority, e.Call.Priority.String()))
 	}
 	for _, n := range [...]struct {
 		name  string
@@ -242,6 +243,9 @@ func facts(attrs []attribute.KeyValue, e *aiguard.Event) []attribute.KeyValue {
 		if n.value != 0 {
 			attrs = append(attrs, attribute.Int64(n.name, n.value))
 		}
+	}
+	if e.Usage.Estimated {
+		attrs = append(attrs, attribute.Bool(attrEstimated, true))
 	}
 	if e.MayBeBilled {
 		attrs = append(attrs, attribute.Bool(attrBilled, true))

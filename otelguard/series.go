@@ -61,6 +61,8 @@ type series struct {
 	add    []metric.AddOption
 	tokens []metric.AddOption
 	failed sync.Map // error.type → []metric.RecordOption
+
+	estimated []metric.AddOption // as tokens, for an estimate
 }
 
 // maxSeries bounds the combinations that are kept; what comes later is other.
@@ -134,6 +136,7 @@ func (a *all) newSeries(s subject) *series {
 	}
 	made.record, made.add = recordOptions(attrs), addOptions(attrs)
 	made.tokens = addOptions(attrs, attribute.String(attrModality, modalityUnknown))
+	made.estimated = addOptions(attrs, attribute.String(attrModality, modalityUnknown), attribute.Bool(attrEstimated, true))
 	return made
 }
 

@@ -110,9 +110,13 @@ func (r *Runner) close() {
 	}
 }
 
-// interrupt ends the contexts of all active operations, including pending ones.
+// interrupt ends the contexts of all active operations. Those in the queue come first: a slot of a running operation
+// would otherwise start one of them when it becomes free.
 func (r *Runner) interrupt() {
-	for _, x := range r.snapshot() {
+	r.mu.Lock()
+	queue := slices.Clone(r.queue)
+	r.mu.Unlock()
+	for _, x := range append(queue, r.snapshot()...) {
 		x.end(KindInterrupted)
 	}
 	r.mu.Lock()

@@ -95,7 +95,8 @@ type Stats struct {
 }
 
 // NewRunner returns a Runner that keeps its operations in store and runs them under g's TaskTimeout. The zero Config
-// is valid. NewRunner returns an error that names each invalid field of cfg.
+// is valid. NewRunner returns an error that names each invalid field of cfg. Defaults that come from g's settings are
+// read once, so a later Guard.Update does not change them.
 func NewRunner(g *aiguard.Guard, store Store, cfg Config) (*Runner, error) {
 	if g == nil || store == nil {
 		return nil, errors.New("task: NewRunner: want a guard and a store, not nil")

@@ -38,6 +38,17 @@ func Err(ctx context.Context) error {
 	return fmt.Errorf("%w: %w", err, cause)
 }
 
+// ScopeKey is the context key of what aiguard.WithCall has set.
+type ScopeKey struct{}
+
+// Tenant returns the tenant that aiguard.WithCall has set, or "".
+func Tenant(ctx context.Context) string {
+	if scope, ok := ctx.Value(ScopeKey{}).(interface{ CallTenant() string }); ok {
+		return scope.CallTenant()
+	}
+	return ""
+}
+
 type factsKey struct{}
 
 // WithFacts returns a copy of resp that carries facts. The facts are stored in the context of the response's request,

@@ -2,8 +2,8 @@
 // answers and errors inside a success, the end of a stream, and the meaning of error codes. Its functions take bytes
 // and return verdicts. They perform no I/O and never block.
 //
-// Each file contains one dialect. To add a dialect, write its file and add its [route] and its [vocabulary] to the
-// lists.
+// Each API has a file; OpenAI's has one for each group of endpoints. To add a dialect, write its file and add its
+// [route] and its [vocabulary] to the lists.
 package dialect
 
 import (

@@ -80,6 +80,7 @@ func FuzzRequest(f *testing.F) {
 		r := e.Read(body, func(p Part) bool {
 			parts++
 			runes += p.Runes()
+			require.LessOrEqual(t, p.Runes(), p.Size())
 			require.True(t, p.IDs > 0 || len(p.Value) > 0)
 			return true
 		})

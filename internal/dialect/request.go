@@ -46,6 +46,17 @@ func (p Part) Runes() int {
 	return jsonscan.ValueRunes(p.Value)
 }
 
+// Size returns the number of bytes in a part, which is at least the number of characters.
+func (p Part) Size() int {
+	switch {
+	case p.Value == nil:
+		return p.IDs
+	case p.Value[0] == '"':
+		return len(p.Value) - len(`""`)
+	}
+	return len(p.Value)
+}
+
 // output defines the fields of a request that limit its output.
 type output struct {
 	within []string // path of names to the object with the limit; empty: the request itself
@@ -55,7 +66,7 @@ type output struct {
 
 // query is the state of reading a request.
 type query struct {
-	*Request
+	Request
 	api    *api
 	body   []byte
 	part   func(Part) bool
@@ -66,20 +77,22 @@ type query struct {
 // Read reads a request's JSON body once, front to back. It passes each part of the prompt to part until part returns
 // false. If the body is not valid JSON, Read stops early and reports no error.
 func (e Endpoint) Read(body []byte, part func(Part) bool) Request {
-	r := Request{Model: e.model, Stream: e.stream}
-	q := query{Request: &r, api: e.api, body: body, part: part, enough: part == nil}
+	q := query{Request: e.InPath(), api: e.api, body: body, part: part, enough: part == nil}
 	if e.api != nil && len(e.api.output.within) == 0 {
-		r.inside = opened(body, 0)
+		q.inside = opened(body, 0)
 	}
 	c := jsonscan.Read(body)
 	for key := range c.Members() {
 		q.top(key, &c)
 	}
-	for _, l := range r.limits[:r.nLimits] {
-		r.Output = min(max(r.Output, number(body[l.start:l.end])), maxOutput)
+	for _, l := range q.limits[:q.nLimits] {
+		q.Output = min(max(q.Output, number(body[l.start:l.end])), maxOutput)
 	}
-	return r
+	return q.Request
 }
+
+// InPath returns what a request's path says.
+func (e Endpoint) InPath() Request { return Request{Model: e.model, Stream: e.stream} }
 
 // LimitsOutput reports whether requests of this operation may limit their output tokens.
 func (e Endpoint) LimitsOutput() bool { return e.api != nil && len(e.api.output.names) > 0 }

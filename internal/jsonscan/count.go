@@ -11,8 +11,7 @@ func SkipString(data []byte, i int) (end int, ok bool) {
 	if i >= len(data) || data[i] != '"' {
 		return i, false
 	}
-	end, err := scanString(data, i+1)
-	return end, err == nil
+	return skipString(data, i+1)
 }
 
 // Skip returns the offset after the value that begins at i, after optional white space. ok is false if there is no

@@ -417,7 +417,7 @@ func (c *Cursor) Members() iter.Seq[[]byte] {
 }
 
 func (c *Cursor) members(yield func(key []byte) bool) {
-	v, i, ok := c.text, skipSpace(c.text, c.at), false
+	v, i := c.text, skipSpace(c.text, c.at)
 	if i == len(v) || v[i] != '{' {
 		return
 	}
@@ -426,8 +426,8 @@ func (c *Cursor) members(yield func(key []byte) bool) {
 		if i == len(v) || v[i] != '"' {
 			break
 		}
-		end, err := scanString(v, i+1)
-		if err != nil {
+		end, ok := skipString(v, i+1)
+		if !ok {
 			return
 		}
 		key := v[i+1 : end-1 : end-1]
@@ -510,8 +510,7 @@ func skipValue(v []byte, i int) (end int, ok bool) {
 	start, depth := i, 0
 	switch v[i] {
 	case '"':
-		end, err := scanString(v, i+1)
-		return end, err == nil
+		return skipString(v, i+1)
 	case '{', '[':
 	default:
 		for i < len(v) && v[i] > ' ' && v[i] != ',' && v[i] != ']' && v[i] != '}' {
@@ -522,11 +521,9 @@ func skipValue(v []byte, i int) (end int, ok bool) {
 	for i < len(v) {
 		switch v[i] {
 		case '"':
-			end, err := scanString(v, i+1)
-			if err != nil {
+			if i, ok = skipString(v, i+1); !ok {
 				return i, false
 			}
-			i = end
 			continue
 		case '{', '[':
 			depth++
@@ -539,6 +536,36 @@ func skipValue(v []byte, i int) (end int, ok bool) {
 		i++
 	}
 	return i, false
+}
+
+// skipString returns the offset after the string whose opening quote is before i. It only looks for the end, because
+// Check has checked the string.
+func skipString(data []byte, i int) (end int, ok bool) {
+	short := data[:min(i+32, len(data))] // most strings end in it; for them IndexByte would take longer
+	for ; len(short)-i >= 8; i += 8 {
+		w := binary.LittleEndian.Uint64(short[i:])
+		if m := ((w ^ '\\'*ones - ones) | (w ^ '"'*ones - ones)) &^ w & highs; m != 0 { // as in scanString
+			if i += bits.TrailingZeros64(m) / 8; data[i] == '"' {
+				return i + 1, true
+			}
+			break
+		}
+	}
+	for {
+		n := bytes.IndexByte(data[i:], '"')
+		if n < 0 {
+			return len(data), false
+		}
+		end = i + n
+		escapes := end
+		for escapes > i && data[escapes-1] == '\\' {
+			escapes--
+		}
+		i = end + 1
+		if (end-escapes)%2 == 0 {
+			return i, true
+		}
+	}
 }
 
 // Text returns the unescaped text of a JSON string, and whether value is a string.

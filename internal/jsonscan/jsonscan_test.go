@@ -469,3 +469,17 @@ func BenchmarkCheck(b *testing.B) {
 		})
 	}
 }
+
+// In text that Check accepts, the end of a string needs no second check.
+func FuzzSkipString(f *testing.F) {
+	for _, text := range []string{`a"`, `\""`, `\\"`, `\\\"b"`, strings.Repeat(`x`, 100) + `"`, strings.Repeat(`x`, 31) + `\"` + strings.Repeat(`\\`, 40) + `"`, `\u00e9 é"`, `a`} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		want, err := scanString(text, 0)
+		end, ok := skipString(text, 0)
+		if err == nil && (end != want || !ok) || err == ErrIncomplete && ok {
+			t.Fatalf("%q: %d, %t, want %d, %v", text, end, ok, want, err)
+		}
+	})
+}

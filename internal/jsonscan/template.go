@@ -39,31 +39,40 @@ func (t *Template) Forget() { t.text = t.text[:0] }
 
 // Fits reports whether text equals the known text, except for the free values.
 func (t *Template) Fits(text []byte) bool {
+	end := t.Match(text)
+	return end > 0 && end == len(text)
+}
+
+// Match returns the offset after a text at the start of data that equals the known text, except for the free values.
+// It returns 0 if there is no such text.
+func (t *Template) Match(data []byte) (end int) {
 	if len(t.text) == 0 {
-		return false
+		return 0
 	}
 	from := 0
-	for _, s := range t.free[:t.n] {
-		before := t.text[from : s.Start+1]
-		number := t.text[s.Start] != '"'
-		if number {
-			before = before[:len(before)-1]
+	for i := range t.free[:t.n] {
+		s := &t.free[i]
+		before := t.text[from:s.Start]
+		if !bytes.HasPrefix(data[end:], before) {
+			return 0
 		}
-		if !bytes.HasPrefix(text, before) {
-			return false
-		}
-		end, err := 0, error(nil)
-		if number {
-			end, err = scanNatural(text, len(before))
+		start, err := end+len(before), error(nil)
+		if t.text[s.Start] != '"' {
+			end, err = scanNatural(data, start)
+		} else if start < len(data) && data[start] == '"' {
+			end, err = scanString(data, start+1)
 		} else {
-			end, err = scanString(text, len(before))
+			return 0
 		}
-		if err != nil || s.Some && end == len(before)+1 {
-			return false
+		if err != nil || s.Some && end == start+len(`""`) {
+			return 0
 		}
-		text, from = text[end:], s.End
+		from = s.End
 	}
-	return bytes.Equal(text, t.text[from:])
+	if after := t.text[from:]; bytes.HasPrefix(data[end:], after) {
+		return end + len(after)
+	}
+	return 0
 }
 
 // maxDigits limits the digits of a free number, because a longer one may be out of a decoder's range.

@@ -20,9 +20,9 @@ type flow[T any] struct {
 }
 
 const (
-	calmDemand = 1.5  // an empty queue is calm if fewer calls arrive per admission
-	hope       = 0.03 // a waiter with a lower chance of being served should give up
-	crowdSpan  = 32   // admissions over which the demand is averaged
+	calm      = math.Ln2 // crowd at a demand of 1.5: an empty queue is calm if fewer calls arrive per admission
+	hope      = 0.03     // a waiter with a lower chance of being served should give up
+	crowdSpan = 32       // admissions over which the demand is averaged
 )
 
 // flow returns the tenant's flow at r with priority p, or nil.
@@ -42,15 +42,17 @@ func (f *flow[T]) lane() *lane[T] { return &f.route.lanes[f.priority] }
 // geometric mean is two thirds of the arithmetic mean, which the factor corrects.
 func (f *flow[T]) demand() float64 { return 1.5 * math.Expm1(f.crowd) }
 
-// pressing reports whether calls seem to arrive faster than they are admitted, judged by the admissions so far.
-func (f *flow[T]) pressing() bool {
-	return f.seen == 0 || 1.5*math.Expm1(f.crowd/f.seen) >= calmDemand
-}
+// crowded reports whether calls arrive faster than they are admitted. It compares logarithms, because demand takes
+// longer than the rest of an admission.
+func (f *flow[T]) crowded() bool { return f.crowd >= calm }
+
+// pressing is crowded, judged by the admissions so far.
+func (f *flow[T]) pressing() bool { return f.crowd >= calm*f.seen }
 
 // arrive counts a call, whether it has to wait or not.
 func (f *flow[T]) arrive(now, overload int64) {
 	if f.length == 0 {
-		if f.demand() < calmDemand {
+		if !f.crowded() {
 			f.calm = now
 		} else if now-f.last > overload {
 			f.calm, f.crowd, f.seen, f.arrived = now, 0, 0, 0
@@ -94,10 +96,10 @@ func (f *flow[T]) hopeless(now, overload, slots int64) int {
 // Probability Theory", vol. 1, XIV.2). At least half as many waiters as slots are kept, because slots may become free
 // together.
 func (f *flow[T]) depth(slots int64) int {
-	d := f.demand()
-	if d < calmDemand {
+	if !f.crowded() {
 		return math.MaxInt
 	}
+	d := f.demand()
 	return max(int(math.Ceil(math.Log(1/hope)/math.Log(d))), int(slots+1)/2)
 }
 
@@ -148,7 +150,7 @@ func (f *flow[T]) remove(w *Waiter[T]) {
 
 // forget removes an empty flow without a history worth keeping.
 func (f *flow[T]) forget() {
-	if f.length > 0 || f.demand() >= calmDemand {
+	if f.length > 0 || f.crowded() {
 		return
 	}
 	flows := f.tenant.flows

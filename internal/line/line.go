@@ -431,7 +431,7 @@ func (r *Route[T]) Reopened(now, closed int64) {
 	for p := range r.lanes {
 		for _, f := range r.lanes[p].byService.flows {
 			f.calm = min(f.calm+closed, now)
-			if f.demand() < calmDemand {
+			if !f.crowded() {
 				f.arrived = 0
 			}
 		}

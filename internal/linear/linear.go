@@ -13,6 +13,7 @@ var Sizes = [...]int{4 << 10, 16 << 10, 64 << 10, 256 << 10}
 // Generous bounds, for a machine that is busy: what is quadratic misses them by orders of magnitude.
 const (
 	rounds     = 5
+	mostRounds = 40   // while a bound is missed: others use the machine, and the race detector makes a sync.Pool forget
 	mostNanos  = 5000 // for a byte
 	mostGrowth = 8    // of the time for a byte, from the first size to the last; quadratic would be 64
 	freeNanos  = 50   // for a byte, whatever the growth
@@ -30,11 +31,15 @@ type T interface {
 // is how many bytes may be allocated for each byte of input, beside a fixed amount.
 func Check(t T, mostBytes float64, prepare func(size int) (length int, work func())) {
 	t.Helper()
-	var first, last float64
+	var first float64
 	for i, size := range Sizes {
 		best, least := time.Hour, uint64(1<<63)
 		var length int
-		for range rounds {
+		nanos := func() float64 { return float64(best) / float64(length) }
+		tooSlow := func() bool { return nanos() > mostNanos }
+		tooMany := func() bool { return float64(least) > mostBytes*float64(length)+fixedBytes }
+		growing := func() bool { return i == len(Sizes)-1 && nanos() > mostGrowth*first+freeNanos }
+		for n := 0; n < rounds || n < mostRounds && (tooSlow() || tooMany() || growing()); n++ {
 			var work func()
 			length, work = prepare(size)
 			before, start := allocated(), time.Now()
@@ -42,20 +47,19 @@ func Check(t T, mostBytes float64, prepare func(size int) (length int, work func
 			took := time.Since(start)
 			best, least = min(best, took), min(least, allocated()-before)
 		}
-		last = float64(best) / float64(length)
 		if i == 0 {
-			first = last
+			first = nanos()
 		}
-		t.Logf("%7d bytes: %6.1f ns and %4.1f bytes for each", length, last, float64(least)/float64(length))
-		if last > mostNanos {
-			t.Errorf("%.0f ns for each of %d bytes; want at most %d", last, length, mostNanos)
+		t.Logf("%7d bytes: %6.1f ns and %4.1f bytes for each", length, nanos(), float64(least)/float64(length))
+		if tooSlow() {
+			t.Errorf("%.0f ns for each of %d bytes; want at most %d", nanos(), length, mostNanos)
 		}
-		if float64(least) > mostBytes*float64(length)+fixedBytes {
+		if tooMany() {
 			t.Errorf("%d bytes allocated for %d; want at most %.0f for each, and %d", least, length, mostBytes, fixedBytes)
 		}
-	}
-	if last > mostGrowth*first+freeNanos {
-		t.Errorf("%.1f ns for each byte of the first size, %.1f of the last", first, last)
+		if growing() {
+			t.Errorf("%.1f ns for each byte of the first size, %.1f of the last", first, nanos())
+		}
 	}
 }
 

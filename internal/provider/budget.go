@@ -9,6 +9,7 @@ type Budget struct {
 	ratio  float64 // negative: no limit
 	floor  float64
 	tokens float64
+	spent  float64 // taken minus paid since Init
 	at     Instant
 }
 
@@ -18,18 +19,29 @@ const (
 	GuardFloor = 100
 )
 
-const budgetRefill = 10 * time.Second // one token
+// BudgetRefill is the time after which a budget gets one more token.
+const BudgetRefill = 10 * time.Second
 
 // Init fills the budget.
 func (b *Budget) Init(ratio, floor float64) { b.ratio, b.floor, b.tokens = ratio, floor, floor }
 
+// SetRatio changes the fraction of a token that each call adds.
+func (b *Budget) SetRatio(ratio float64) { b.ratio = ratio }
+
 // Pay counts a call.
-func (b *Budget) Pay() { b.tokens = min(b.tokens+max(b.ratio, 0), b.floor) }
+func (b *Budget) Pay() {
+	paid := max(min(max(b.ratio, 0), b.floor-b.tokens), 0)
+	b.tokens += paid
+	b.spent -= paid
+}
+
+// Set replaces the number of tokens.
+func (b *Budget) Set(now Instant, tokens float64) { b.tokens, b.at = min(tokens, b.floor), now }
 
 // Tokens returns the current number of tokens.
 func (b *Budget) Tokens(now Instant) float64 {
 	if b.at != 0 {
-		b.tokens = min(b.tokens+float64(now-b.at)/float64(budgetRefill), b.floor)
+		b.tokens = min(b.tokens+float64(now-b.at)/float64(BudgetRefill), b.floor)
 	}
 	b.at = now
 	return b.tokens
@@ -42,5 +54,6 @@ func (b *Budget) Has(now Instant) bool { return b.ratio < 0 || b.Tokens(now) >= 
 func (b *Budget) Take() {
 	if b.ratio >= 0 {
 		b.tokens--
+		b.spent++
 	}
 }

@@ -28,17 +28,23 @@ type bucket struct {
 // minute in shorter intervals.
 const burst = 0.1
 
-func (p *pace) configure(cfg *Config) {
-	p.requests = minutely(cfg.RequestsPerMinute)
-	p.tokens = minutely(cfg.TokensPerMinute)
+func (p *pace) configure(now Instant, cfg *Config) {
+	p.requests.limit(now, cfg.RequestsPerMinute)
+	p.tokens.limit(now, cfg.TokensPerMinute)
 }
 
-func minutely(n float64) bucket {
-	if n <= 0 {
-		return bucket{}
+// limit sets the limit per minute. A bucket that has a limit already keeps the fraction of its burst that is left, so
+// that a change does not allow a second burst.
+func (b *bucket) limit(now Instant, n float64) {
+	old := *b
+	if *b = (bucket{}); n <= 0 {
+		return
 	}
 	size := max(n*burst, 1)
-	return bucket{rate: n / float64(time.Minute), size: size, level: size}
+	*b = bucket{rate: n / float64(time.Minute), size: size, level: size}
+	if old.size != 0 {
+		b.level, b.at = old.levelAt(now)*size/old.size, now
+	}
 }
 
 // levelAt returns the level at a time.

@@ -72,9 +72,17 @@ type Outcome struct {
 func New(cfg *Config) *Route {
 	r := &Route{Config: cfg}
 	r.window.limit, r.window.threshold = cfg.Most, cfg.Most
-	r.pace.configure(cfg)
+	r.pace.configure(0, cfg)
 	r.Budget.Init(cfg.Retries, RouteFloor)
 	return r
+}
+
+// Reconfigure applies a change of the route's Config. old is the Config before the change. The route keeps what it has
+// learned about its provider.
+func (r *Route) Reconfigure(now Instant, old *Config) {
+	r.window.reconfigure(old, r.Config)
+	r.pace.configure(now, r.Config)
+	r.Budget.SetRatio(r.Retries)
 }
 
 // State is the reason why a route accepts no request.

@@ -378,9 +378,9 @@ func TestRetryBudgetIsAFractionOfCallsAboveAFloor(t *testing.T) {
 	}
 	b.at = 0 // no time has been told of yet
 	require.Equal(t, 3, spend())
-	now += Instant(budgetRefill)
+	now += Instant(BudgetRefill)
 	require.Equal(t, 1, spend(), "a quiet service may retry too")
-	now += 100 * Instant(budgetRefill)
+	now += 100 * Instant(BudgetRefill)
 	require.Equal(t, 3, spend())
 
 	b.Init(-1, 3)
@@ -529,4 +529,101 @@ func TestPaceIsNotLearnedFromRefusalsAtRandom(t *testing.T) {
 		b.pass(50 * time.Millisecond)
 	}
 	require.Greater(t, answers, 8000, "of 12,000 at the most")
+}
+
+// change sets new bounds and limits, as the guard does for all its routes.
+func (b *bench) change(set func(*Config)) {
+	old := *b.Config
+	set(b.Config)
+	b.Reconfigure(b.now, &old)
+}
+
+func TestChangedBoundsKeepWhatWasLearned(t *testing.T) {
+	dropped := Outcome{Dropped: true}
+	for name, tc := range map[string]struct {
+		before    []Outcome
+		change    func(*Config)
+		want, end float64 // limit after the change, and after many answers
+	}{
+		"at the maximum":          {nil, func(c *Config) { c.Most = 20 }, 20, 20},
+		"at the maximum, lowered": {nil, func(c *Config) { c.Most = 4 }, 4, 4},
+		"below it":                {[]Outcome{dropped}, func(c *Config) { c.Most = 20 }, 7, 20},
+		"above the new maximum":   {[]Outcome{dropped}, func(c *Config) { c.Most = 4 }, 4, 4},
+		"below the new minimum":   {[]Outcome{dropped}, func(c *Config) { c.Least, c.Most = 9, 20 }, 9, 20},
+		"no longer adaptive":      {[]Outcome{dropped}, func(c *Config) { c.Least = 10 }, 10, 10},
+		"no limit any more":       {[]Outcome{dropped}, func(c *Config) { c.Least, c.Most = math.Inf(1), math.Inf(1) }, math.Inf(1), math.Inf(1)},
+		"nothing changes":         {[]Outcome{dropped}, func(c *Config) { c.Quantile = 0.9 }, 7, 10},
+		"reopening":               {[]Outcome{{Limited: true, Pause: 1}}, func(c *Config) { c.Most = 20 }, 5, 20},
+		"reopening, lowered":      {[]Outcome{{Limited: true, Pause: 1}}, func(c *Config) { c.Most = 4 }, 4, 4},
+		"reopening without limit": {[]Outcome{{Limited: true, Pause: 1}}, func(c *Config) { c.Least, c.Most = math.Inf(1), math.Inf(1) }, 5, math.Inf(1)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(Config{Least: 1, Most: 10, Retries: -1})
+			for _, o := range tc.before {
+				b.ask(o)
+				b.pass(time.Second)
+			}
+			b.change(tc.change)
+			require.InDelta(t, tc.want, b.Limit(), 0.01)
+			for range 1000 {
+				s := b.send()
+				b.Judge(b.now, s, Outcome{Answered: true, Found: true}, true)
+				b.Done(b.now, s)
+				b.pass(time.Second)
+			}
+			require.InDelta(t, tc.end, b.Limit(), 0.01)
+		})
+	}
+}
+
+// A limit from before an outage must not come back above the maximum of today.
+func TestLoweredMaximumHoldsAfterAnOutage(t *testing.T) {
+	b := newBench(Config{Least: 1, Most: 10, Retries: -1})
+	for range outageAfter {
+		b.ask(Outcome{Lost: true, Dropped: true})
+	}
+	require.NotZero(t, b.DownSince())
+	b.change(func(c *Config) { c.Most = 4 })
+	b.pass(time.Minute)
+	for range 100 {
+		b.ask(Outcome{Answered: true, Found: true})
+		require.LessOrEqual(t, b.Limit(), 4.)
+	}
+	require.EqualValues(t, 4, b.Limit())
+}
+
+// Each Update would be a burst of its own otherwise.
+func TestChangedPaceIsNoSecondBurst(t *testing.T) {
+	b := newBench(Config{Least: math.Inf(1), Most: math.Inf(1), RequestsPerMinute: 600})
+	sent := func() (n int) {
+		for b.state() == Open {
+			b.ask(Outcome{Answered: true, Found: true})
+			n++
+		}
+		return n
+	}
+	require.Equal(t, 60, sent())
+	b.change(func(c *Config) { c.RequestsPerMinute = 1200 })
+	require.Zero(t, sent())
+	b.pass(time.Second)
+	require.Equal(t, 20, sent())
+	b.pass(time.Minute)
+	b.change(func(c *Config) { c.RequestsPerMinute = 60 })
+	require.Equal(t, 6, sent())
+	b.change(func(c *Config) { c.RequestsPerMinute = -1 })
+	require.Equal(t, Open, b.state())
+	b.change(func(c *Config) { c.RequestsPerMinute = 60 })
+	require.Equal(t, 6, sent(), "nothing was counted without a limit")
+}
+
+func TestChangedRatioKeepsTheTokens(t *testing.T) {
+	b := newBench(Config{Least: 1, Most: 1, Retries: 0.5})
+	for range 4 {
+		b.Budget.Take()
+	}
+	b.change(func(c *Config) { c.Retries = -1 })
+	require.True(t, b.Budget.Has(b.now))
+	b.change(func(c *Config) { c.Retries = 0.25 })
+	b.Budget.Pay()
+	require.InDelta(t, RouteFloor-4+0.25, b.Budget.Tokens(b.now), 1e-9)
 }

@@ -38,6 +38,31 @@ func (w *window) room() int64 {
 	return int64(w.limit) - w.inFlight
 }
 
+// reconfigure applies new bounds. A limit at the old maximum follows the maximum. A lower one stays as it is, within
+// the new bounds.
+func (w *window) reconfigure(old, cfg *Config) {
+	if cfg.Least == old.Least && cfg.Most == old.Most {
+		return
+	}
+	follow := func(limit float64) float64 {
+		if limit >= old.Most || cfg.Least >= cfg.Most {
+			return cfg.Most
+		}
+		return cfg.bound(limit)
+	}
+	reopening := w.limit < w.threshold
+	w.threshold = follow(w.threshold)
+	if reopening { // it grows to the threshold
+		w.limit = min(w.limit, w.threshold)
+	} else {
+		w.limit = follow(w.limit)
+	}
+	if w.before != 0 {
+		w.before = follow(w.before)
+	}
+	w.knee = knee{} // what it has measured may be out of bounds
+}
+
 func (w *window) answered(now Instant, weight int64, busy bool, cfg *Config) {
 	w.before = 0
 	w.answers++
@@ -59,9 +84,11 @@ func (w *window) answered(now Instant, weight int64, busy bool, cfg *Config) {
 
 // set sets the limit, within its bounds.
 func (w *window) set(limit float64, cfg *Config) {
-	w.limit = min(max(limit, cfg.Least), cfg.Most)
+	w.limit = cfg.bound(limit)
 	w.threshold = w.limit
 }
+
+func (c *Config) bound(limit float64) float64 { return min(max(limit, c.Least), c.Most) }
 
 // drop lowers the limit after a request that was sent at the given time has failed. limited is true for a 429, which
 // does not show how many concurrent requests the provider can serve.

@@ -215,6 +215,10 @@ func TestEventsThatAreAlikeAreToldFromThoseThatOnlyLookIt(t *testing.T) {
 		want string
 	}{
 		{"data: {\"a\":\"x\"}\n\ndata: {\"a\":\"\"}\n\ndata: {\"a\":\"y\\\"\"}\n", "nyy", `{"a":"x"} /9; {"a":""} /8; {"a":"y\""} /11; EOF`},
+		{"event: e\nid: 1\ndata: {\"a\":\"x\"}\n\nevent: e\nid: 1\ndata: {\"a\":\"yz\"}\n\nevent: e\nid: 2\ndata: {\"a\":\"\"}\n\n: c\nevent: f\nid: 1\ndata: {\"a\":\"y\"}\n\n", "nyyn",
+			`e: {"a":"x"} /9; e: {"a":"yz"} /10; e: {"a":""} /8; f: {"a":"y"} /9; EOF`},
+		{"data: {\"a\":\"x\"}\n\ndata: {\"a\":\"\n\ndata: {\"a\":\"y\"}\n\ndata: {\"a\":\"z\"}\nid: 3\n\n\ndata: {\"a\":\"z\"}", "nnnyy",
+			`{"a":"x"} /9; {"a":" incomplete; {"a":"y"} /9; {"a":"z"} /9; {"a":"z"} /9; EOF`},
 		{"data: {\"a\":\"x\"}\ndata:  {\"a\":\"y\"} \r\nevent: e\ndata:{\"a\":\"z\"}\n", "nyn", `{"a":"x"} /9; {"a":"y"} /9; e: {"a":"z"} /9; EOF`},
 		{"data: {\"a\":\"x\"}\n{\"a\":\"y\"}\n", "ny", `{"a":"x"} /9; {"a":"y"} /9; EOF`},
 		{"data: {\"a\":\"x\"}\ndata: {\"a\":\"\\x\"}\n\n", "nn", `{"a":"x"} /9; {"a":"\x"} syntax; EOF`},
@@ -242,6 +246,22 @@ func TestEventsThatAreAlikeAreToldFromThoseThatOnlyLookIt(t *testing.T) {
 		require.Equal(t, c.like, like, c.in)
 		require.Equal(t, c.want, describeLearning(t, NewReader(strings.NewReader(c.in), testMax, testLim), lastString), c.in)
 		require.Equal(t, c.want, describe(t, NewReader(strings.NewReader(c.in), testMax, testLim)), c.in)
+		require.Equal(t, raw(strings.NewReader(c.in), testMax, nil), raw(strings.NewReader(c.in), testMax, lastString))
+	}
+}
+
+// raw returns what Raw has of all events of a stream. free finds what the Reader learns.
+func raw(stream io.Reader, maxLine int, free func(Event) []jsonscan.Span) (all string) {
+	r := NewReader(stream, maxLine, testLim)
+	for {
+		ev, err := r.Next()
+		if err != nil {
+			return all
+		}
+		all += string(ev.Raw) + "|"
+		if free != nil && !ev.Like {
+			r.Learn(ev, free(ev))
+		}
 	}
 }
 
@@ -395,6 +415,7 @@ func FuzzReader(f *testing.F) {
 		}
 	}
 	f.Add([]byte("data: {\"a\":\"x\"}\ndata: {\"a\":\"y\\\"\"}\ndata: {\"a\":\"\\x\"}\n\n"), uint64(1), 100)
+	f.Add([]byte("event: e\ndata: {\"a\":\"x\"}\n\nevent: e\ndata: {\"a\":\"y\\\"\"}\n\nevent: e\ndata: {\"a\":\"\\x\"}\n\n"), uint64(1), 100)
 	f.Fuzz(func(t *testing.T, in []byte, splits uint64, maxLine int) {
 		maxLine = 1 + (maxLine&0xFFFF)%300
 		want := describe(t, NewReader(bytes.NewReader(in), maxLine, testLim))
@@ -406,12 +427,18 @@ func FuzzReader(f *testing.F) {
 			parts = append(parts, rest[:n])
 			rest = rest[n:]
 		}
-		r := NewReader(&pieces{parts, io.EOF, splits%2 == 0}, maxLine, testLim)
+		r := NewReader(&pieces{slices.Clone(parts), io.EOF, splits%2 == 0}, maxLine, testLim)
 		if got := describe(t, r); got != want {
 			t.Fatalf("in pieces: %s\nat once: %s", got, want)
 		}
 		if got := describeLearning(t, NewReader(bytes.NewReader(in), maxLine, testLim), lastString); got != want {
 			t.Fatalf("learning: %s\nnot: %s", got, want)
+		}
+		if got := describeLearning(t, NewReader(&pieces{slices.Clone(parts), io.EOF, false}, maxLine, testLim), lastString); got != want {
+			t.Fatalf("learning in pieces: %s\nnot: %s", got, want)
+		}
+		if got, want := raw(bytes.NewReader(in), maxLine, lastString), raw(bytes.NewReader(in), maxLine, nil); got != want {
+			t.Fatalf("raw, learning: %q\nnot: %q", got, want)
 		}
 		if held(r) > 2*maxLine+64<<10 {
 			t.Fatalf("%d bytes held", held(r))

@@ -31,6 +31,9 @@ var (
 	grey      = color.NRGBA{0x66, 0x6e, 0x78, 0xff}
 )
 
+// VectorsAlone names a cache that compares questions by vectors only, which is the contender in one chart.
+const VectorsAlone = "vectors alone"
+
 // StyleOf returns the style of the contender called name.
 func StyleOf(name string) Style {
 	switch name {
@@ -38,7 +41,7 @@ func StyleOf(name string) Style {
 		return Style{blue, draw.CircleGlyph{}, broad}
 	case contender.Naive:
 		return Style{grey, draw.CrossGlyph{}, thin}
-	case contender.OpenAI:
+	case contender.OpenAI, VectorsAlone:
 		return Style{vermilion, draw.TriangleGlyph{}, thin}
 	case contender.FailsafeBreaker:
 		return Style{orange, draw.SquareGlyph{}, thin}

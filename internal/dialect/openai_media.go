@@ -1,0 +1,109 @@
+package dialect
+
+import "github.com/aiguard-go/aiguard/internal/jsonscan"
+
+// Embeddings, moderations, images and audio of OpenAI's API.
+
+func embeddingMember(q *query, key []byte, c *jsonscan.Cursor) {
+	switch string(key) {
+	case "input":
+		q.inputs(c)
+	case "user", "encoding_format", "dimensions":
+	default:
+		q.next = true
+		q.strings(c)
+	}
+}
+
+func imageMember(q *query, key []byte, c *jsonscan.Cursor) {
+	if string(key) == "prompt" {
+		q.text(c)
+	}
+}
+
+func audioMember(q *query, key []byte, c *jsonscan.Cursor) {
+	switch string(key) {
+	case "input", "instructions", "prompt":
+		q.text(c)
+	}
+}
+
+// listEvent returns a reader for answers with a list in the member called name. Such answers are never streamed.
+func listEvent(name string) func(s *Stream, _, data []byte) {
+	return func(s *Stream, _, data []byte) {
+		c := jsonscan.Read(data)
+		for key := range c.Members() {
+			switch {
+			case string(key) == name:
+				s.any = hasElement(c.Value())
+			case string(key) == "usage":
+				s.openaiUsage(&c)
+			default:
+				s.disguise(key, &c)
+			}
+		}
+		s.progress = s.any
+		s.cut = !s.answer
+	}
+}
+
+// imageEvent reads an event of a streamed image or a list of images.
+func imageEvent(s *Stream, _, data []byte) {
+	c := jsonscan.Read(data)
+	for key := range c.Members() {
+		switch string(key) {
+		case "type":
+			switch string(c.Value()) {
+			case `"error"`:
+				s.err = true
+			case `"image_generation.completed"`, `"image_edit.completed"`: // another image may follow
+				s.choice(0, true)
+			case `"keepalive"`, `"ping"`:
+				return
+			default:
+				s.choice(0, false)
+			}
+			s.any, s.progress = true, true
+		case "data", "created":
+			if s.answer {
+				s.any = true
+				s.choice(0, true)
+			}
+			c.Value()
+		case "usage":
+			s.openaiUsage(&c)
+		default:
+			s.disguise(key, &c)
+		}
+	}
+}
+
+// audioEvent reads an event of a streamed transcript or speech, or a whole transcript.
+func audioEvent(s *Stream, _, data []byte) {
+	c := jsonscan.Read(data)
+	for key := range c.Members() {
+		switch string(key) {
+		case "type":
+			switch string(c.Value()) {
+			case `"error"`:
+				s.err = true
+			case `"transcript.text.done"`, `"speech.audio.done"`:
+				s.any, s.done = true, true
+			case `"keepalive"`, `"ping"`:
+				return
+			default:
+				s.any = true
+			}
+		case "text": // text of a transcript; silence has none
+			s.any = true
+			s.some(&c)
+		case "delta", "audio":
+			s.any = true
+			s.some(&c)
+		case "usage":
+			s.openaiUsage(&c)
+		default:
+			s.disguise(key, &c)
+		}
+	}
+}

@@ -1,0 +1,367 @@
+package redisguard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/internal/line"
+)
+
+// Limiter is an aiguard.Limiter whose capacity all processes with the same Key share. It is safe for concurrent use.
+//
+// Waiting calls are served by priority, then by fair share between tenants, then by arrival, across all processes.
+// Calls without a tenant are shared fairly between processes. One of ten admissions goes to the call that has waited
+// longest.
+type Limiter struct {
+	client  redis.UniversalClient
+	cfg     Config
+	member  string
+	keys    []string
+	channel string
+	waker   chan struct{} // flush and sync as needed
+	stop    chan struct{}
+	running sync.WaitGroup
+
+	mu       sync.Mutex
+	held     map[uint64]*waiter // calls that have a slot
+	waiting  map[uint64]*waiter // calls that wait for one
+	last     uint64             // number of the newest call
+	epoch    string             // of the state in Redis; "": not seen yet
+	members  int64              // processes last seen, at least 1
+	busy     bool               // calls of any process wait in Redis
+	released []release          // not yet sent
+	syncing  bool               // a sync is in flight, which repeats what was held before
+	syncNow  bool
+	flushing *time.Timer // calls lateFlush; it is set while armed is true
+	armed    bool
+	oldest   time.Time // of released
+	down     error     // why Redis does not answer; nil: it does
+	local    local
+	closed   bool
+
+	commands, messages atomic.Int64
+}
+
+// release is a lease to be given back.
+type release struct {
+	number uint64
+	took   time.Duration // negative: it was never used
+}
+
+// waiter is a call that waits for a slot or has one.
+type waiter struct {
+	number   uint64
+	weight   int64
+	priority line.Priority
+	tenant   string     // key in Redis
+	over     chan error // receives the outcome
+	queued   bool       // it is in Redis's queue, or the next sync puts it there
+	since    time.Time  // when it was admitted
+
+	line.Waiter[*waiter] // in the local line
+	flow                 *line.Tenant[*waiter]
+	inLine               bool
+	local                bool // admitted by the local line
+}
+
+// Stats describes a Limiter.
+type Stats struct {
+	Shared   bool  // Redis answers
+	Members  int64 // processes that share the limit, when Redis last answered
+	InFlight int64 // weight of this process
+	Waiting  int64 // calls of this process that wait for a slot
+	Commands int64 // commands sent to Redis
+	Messages int64 // messages received from other processes, each with slots for calls that wait
+}
+
+// releaseDelay is how long a release may wait for the next acquire, which takes it along, while no call waits.
+const releaseDelay = 5 * time.Millisecond
+
+// New returns a Limiter and starts its goroutines, which Close ends. It does not wait for Redis. The client must have
+// ContextTimeoutEnabled. The caller closes it after the Limiter.
+func New(client redis.UniversalClient, cfg Config) (*Limiter, error) {
+	if err := checkClient(client); err != nil {
+		return nil, err
+	}
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	l := &Limiter{client: client, cfg: cfg, member: newMember(), waker: make(chan struct{}, 1), stop: make(chan struct{}),
+		held: make(map[uint64]*waiter), waiting: make(map[uint64]*waiter), members: 1}
+	l.keys = limiterKeys(cfg.Key)
+	l.channel = l.keys[0] + ":" + l.member
+	l.local.init()
+	l.flushing = time.AfterFunc(time.Hour, l.lateFlush)
+	l.flushing.Stop()
+	sub := client.Subscribe(context.Background(), l.channel)
+	l.running.Go(l.loop)
+	l.running.Go(func() { l.listen(sub) })
+	return l, nil
+}
+
+// Acquire implements aiguard.Limiter. If there is room it takes one round trip to Redis.
+func (l *Limiter) Acquire(ctx context.Context, call aiguard.Call) (release func(), err error) {
+	w := &waiter{weight: max(call.Weight, 1), priority: line.Priority(call.Priority - aiguard.Background),
+		tenant: tenantKey(call.Tenant, l.member), over: make(chan error, 1)}
+	if w.weight > l.cfg.Limit {
+		return nil, &aiguard.Error{Kind: aiguard.ErrOverloaded, Phase: aiguard.PhaseWeight, Size: w.weight, Max: l.cfg.Limit}
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	along, epoch, ask, err := l.begin(w)
+	if err != nil {
+		return nil, err
+	}
+	if ask {
+		l.ask(ctx, w, along, epoch)
+	}
+	select {
+	case err = <-w.over:
+	case <-ctx.Done():
+		if l.abandon(w) {
+			return nil, ctx.Err()
+		}
+		err = <-w.over // it was admitted at the same moment
+	}
+	if err != nil {
+		return nil, err
+	}
+	var once atomic.Bool
+	return func() {
+		if !once.Swap(true) {
+			l.release(w)
+		}
+	}, nil
+}
+
+// begin registers a call. It returns the releases that its command takes along, and whether to ask Redis. epoch is
+// set if acquire.lua is worth trying.
+func (l *Limiter) begin(w *waiter) (along []release, epoch string, ask bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, "", false, &aiguard.Error{Kind: aiguard.ErrClosed}
+	}
+	if l.down != nil && l.cfg.OnFailure == FailClosed {
+		return nil, "", false, l.failure()
+	}
+	l.last++
+	w.number = l.last
+	l.waiting[w.number] = w
+	if l.down != nil {
+		l.joinLocal(w)
+		return nil, "", false, nil
+	}
+	along = l.unsent()
+	if !l.busy && len(along) <= maxAlong {
+		epoch = l.epoch
+	}
+	return along, epoch, true, nil
+}
+
+// unsent returns the releases to be sent. A sync in flight repeats what it saw, so releases wait for its end.
+func (l *Limiter) unsent() []release {
+	if l.syncing || len(l.released) == 0 {
+		return nil
+	}
+	along := l.released
+	l.released = nil
+	return along
+}
+
+// ask asks Redis for a slot.
+func (l *Limiter) ask(ctx context.Context, w *waiter, along []release, epoch string) {
+	cctx, cancel := context.WithTimeout(ctx, l.cfg.Timeout)
+	defer cancel()
+	var got answer
+	var err error
+	if epoch != "" {
+		var granted bool
+		if granted, err = l.take(cctx, w, along, epoch); granted {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if l.waiting[w.number] == w {
+				l.admit(w)
+			}
+			return
+		}
+	}
+	if err == nil {
+		got, err = l.run(cctx, along, "acquire", id(l.member, w.number), w.weight, int(w.priority), w.tenant)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil {
+		l.released = append(along, l.released...)
+		if ctx.Err() == nil {
+			l.fail(err)
+			if l.waiting[w.number] == w && !w.inLine {
+				l.joinLocal(w)
+			}
+		}
+		return
+	}
+	l.learn(got)
+	switch {
+	case l.waiting[w.number] != w: // admitted by a message, or the caller has left
+	case got.status == statusGranted:
+		l.admit(w)
+	case l.down != nil:
+		l.joinLocal(w)
+	default:
+		w.queued = true
+		if got.status == statusStranger {
+			l.syncNow = true
+			l.wake()
+		}
+	}
+}
+
+// learn records what every answer tells.
+func (l *Limiter) learn(got answer) {
+	l.members, l.busy = max(got.members, 1), got.queued > 0
+	if l.epoch == "" {
+		l.epoch = got.epoch
+	}
+}
+
+// admit gives a waiting call its slot.
+func (l *Limiter) admit(w *waiter) {
+	delete(l.waiting, w.number)
+	l.leaveLocal(w)
+	l.held[w.number] = w
+	l.resize()
+	w.since = time.Now()
+	w.over <- nil
+}
+
+// reject ends a wait without a slot.
+func (l *Limiter) reject(w *waiter, err error) {
+	delete(l.waiting, w.number)
+	l.leaveLocal(w)
+	w.over <- err
+}
+
+// abandon ends the wait of a canceled call. It reports false if the wait was already over.
+func (l *Limiter) abandon(w *waiter) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.waiting[w.number] != w {
+		return false
+	}
+	delete(l.waiting, w.number)
+	l.leaveLocal(w)
+	l.giveBack(release{w.number, -1})
+	return true
+}
+
+// release gives a slot back. It does not wait for Redis.
+func (l *Limiter) release(w *waiter) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.held[w.number] != w {
+		return // after Close
+	}
+	delete(l.held, w.number)
+	l.releaseLocal(w)
+	now := time.Now()
+	if len(l.released) == 0 {
+		l.oldest = now
+	}
+	l.giveBack(release{w.number, now.Sub(w.since)})
+}
+
+// giveBack sends a release soon. While Redis is down it does not, because the next sync tells what is held.
+func (l *Limiter) giveBack(r release) {
+	if l.down != nil || l.closed {
+		return
+	}
+	l.released = append(l.released, r)
+	switch {
+	case l.busy || len(l.waiting) > 0:
+		l.wake()
+	case !l.armed:
+		l.armed = true
+		l.flushing.Reset(releaseDelay)
+	}
+}
+
+// lateFlush sends releases that no other command has taken along. It sets the timer again if they are younger than
+// releaseDelay, because setting it for each release would be expensive.
+func (l *Limiter) lateFlush() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.armed = false
+	if len(l.released) == 0 || l.closed {
+		return
+	}
+	if left := releaseDelay - time.Since(l.oldest); left > 0 {
+		l.armed = true
+		l.flushing.Reset(left)
+		return
+	}
+	l.wake()
+}
+
+// failure returns the error of a call that Redis's failure rejects.
+func (l *Limiter) failure() error {
+	return &aiguard.Error{Kind: aiguard.ErrOverloaded, Phase: aiguard.PhaseQueue, RetryAfter: retryEvery,
+		Err: fmt.Errorf("redisguard: Redis does not answer: %w", l.down)}
+}
+
+// wake makes the loop look for work.
+func (l *Limiter) wake() {
+	select {
+	case l.waker <- struct{}{}:
+	default:
+	}
+}
+
+// Stats returns the current state.
+func (l *Limiter) Stats() Stats {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return Stats{Shared: l.down == nil, Members: l.members, InFlight: l.weight(), Waiting: int64(len(l.waiting)), Commands: l.commands.Load(), Messages: l.messages.Load()}
+}
+
+// weight returns the weight that this process holds.
+func (l *Limiter) weight() (sum int64) {
+	for _, w := range l.held {
+		sum += w.weight
+	}
+	return sum
+}
+
+// Close gives all slots back, rejects waiting and new calls with aiguard.ErrClosed, and waits for the Limiter's
+// goroutines. Close the Guard first. It returns the error of Redis if the slots could not be given back; they then
+// come back after Config.Lease. It may be called more than once.
+func (l *Limiter) Close() error {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return nil
+	}
+	l.closed = true
+	for _, w := range l.waiting {
+		l.reject(w, &aiguard.Error{Kind: aiguard.ErrClosed})
+	}
+	clear(l.held)
+	l.flushing.Stop()
+	l.mu.Unlock()
+	close(l.stop)
+	l.running.Wait()
+	ctx, cancel := command(l.cfg.Timeout)
+	defer cancel()
+	if _, err := l.run(ctx, nil, "leave"); err != nil {
+		return errors.Join(errors.New("redisguard: the slots come back at the end of the lease"), err)
+	}
+	return nil
+}

@@ -1,0 +1,57 @@
+package redisguard_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/redisguard"
+)
+
+var _ aiguard.Limiter = (*redisguard.Limiter)(nil)
+
+func TestWeightIsSharedByTheProcessesOfAKey(t *testing.T) {
+	onEach(t, func(t *testing.T, s *server) {
+		c := s.client(t)
+		one, two := newLimiter(t, c, redisguard.Config{Limit: 3}), newLimiter(t, s.client(t), redisguard.Config{Limit: 3})
+		other := newLimiter(t, c, redisguard.Config{Key: "other", Limit: 3})
+
+		releaseTwo, err := one.Acquire(t.Context(), aiguard.Call{Weight: 2})
+		require.NoError(t, err)
+		releaseOne, err := two.Acquire(t.Context(), aiguard.Call{Weight: 1})
+		require.NoError(t, err)
+		releaseOther, err := other.Acquire(t.Context(), aiguard.Call{Weight: 3})
+		require.NoError(t, err)
+		releaseOther()
+
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		_, err = two.Acquire(ctx, aiguard.Call{Weight: 1})
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+
+		got := make(chan func())
+		go func() {
+			release, err := two.Acquire(t.Context(), aiguard.Call{Weight: 2})
+			assert.NoError(t, err)
+			got <- release
+		}()
+		eventually(t, func() bool { return two.Stats().Waiting == 1 }, "the call waits")
+		start := time.Now()
+		releaseTwo()
+		releaseTwo()
+		release := <-got
+		assert.Less(t, time.Since(start), 500*time.Millisecond, "the call is told at once")
+		release()
+		releaseOne()
+		eventually(t, func() bool { return inFlight(t.Context(), c, "test") == 0 }, "all slots are back")
+
+		_, err = one.Acquire(t.Context(), aiguard.Call{Weight: 4})
+		e := aiguard.Explain(err)
+		require.NotNil(t, e)
+		require.Equal(t, aiguard.PhaseWeight, e.Phase)
+	})
+}

@@ -1,0 +1,173 @@
+package redisguard_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/redisguard"
+)
+
+var _ aiguard.Budget = (*redisguard.Pace)(nil)
+
+func newPace(t *testing.T, addr string, cfg redisguard.PaceConfig) *redisguard.Pace {
+	t.Helper()
+	if cfg.Key == "" {
+		cfg.Key = "test"
+	}
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 5 * time.Second
+	}
+	p, err := redisguard.NewPace(newClient(t, addr), cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, p.Close())
+		require.NoError(t, p.Close())
+	})
+	return p
+}
+
+func within(t *testing.T, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestProcessesShareARequestRate(t *testing.T) {
+	s := startRedis(t)
+	cfg := redisguard.PaceConfig{RequestsPerMinute: 600} // 10 a second, 60 at once
+	one, two := newPace(t, s.addr, cfg), newPace(t, s.addr, cfg)
+	start := time.Now()
+	var all sync.WaitGroup
+	const calls = 75
+	for i := range calls {
+		p := one
+		if i%3 == 0 {
+			p = two
+		}
+		all.Go(func() {
+			_, err := p.Reserve(t.Context(), aiguard.Call{Model: "m"}, aiguard.Usage{})
+			assert.NoError(t, err)
+		})
+	}
+	all.Wait()
+	took := time.Since(start)
+	assert.GreaterOrEqual(t, took, 1300*time.Millisecond, "15 calls wait for their turn")
+	assert.Less(t, took, 5*time.Second)
+
+	_, err := one.Reserve(within(t, 50*time.Millisecond), aiguard.Call{Model: "m"}, aiguard.Usage{})
+	e := aiguard.Explain(err)
+	require.NotNil(t, e, "%v", err)
+	require.ErrorIs(t, err, aiguard.ErrRateLimited)
+	require.Positive(t, e.RetryAfter)
+	_, err = one.Reserve(within(t, time.Second), aiguard.Call{Model: "another"}, aiguard.Usage{})
+	require.NoError(t, err, "each model has its own pace")
+}
+
+func TestUnusedTokensComeBack(t *testing.T) {
+	s := startRedis(t)
+	cfg := redisguard.PaceConfig{TokensPerMinute: 10_000} // 1,000 at once
+	one, two := newPace(t, s.addr, cfg), newPace(t, s.addr, cfg)
+	most := aiguard.Usage{Input: 200, Output: 800, Estimated: true}
+	settle, err := one.Reserve(t.Context(), aiguard.Call{Model: "m"}, most)
+	require.NoError(t, err)
+	ctx := within(t, 20*time.Second)
+	_, err = two.Reserve(within(t, 100*time.Millisecond), aiguard.Call{Model: "m"}, most)
+	require.ErrorIs(t, err, aiguard.ErrRateLimited)
+	settle(aiguard.Usage{Input: 200, Output: 100})
+	settle(aiguard.Usage{})
+	eventually(t, func() bool {
+		_, err := two.Reserve(within(t, 100*time.Millisecond), aiguard.Call{Model: "m"}, aiguard.Usage{Input: 600})
+		return err == nil
+	}, "700 of the tokens are back")
+	_, err = two.Reserve(within(t, 100*time.Millisecond), aiguard.Call{Model: "m"}, aiguard.Usage{Input: 600})
+	require.ErrorIs(t, err, aiguard.ErrRateLimited, "and no more")
+	require.NoError(t, ctx.Err())
+}
+
+func TestCanceledWaitGivesItsTurnBack(t *testing.T) {
+	s := startRedis(t)
+	p := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 6}) // one each 10 s
+	_, err := p.Reserve(t.Context(), aiguard.Call{}, aiguard.Usage{})
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	_, err = p.Reserve(ctx, aiguard.Call{}, aiguard.Usage{})
+	require.ErrorIs(t, err, context.Canceled)
+	eventually(t, func() bool {
+		_, err := p.Reserve(within(t, 10*time.Millisecond), aiguard.Call{}, aiguard.Usage{})
+		e := aiguard.Explain(err)
+		return e != nil && e.RetryAfter < 10*time.Second
+	}, "its turn is free again")
+}
+
+type refusing struct{ settled []aiguard.Usage }
+
+func (r *refusing) Reserve(_ context.Context, call aiguard.Call, _ aiguard.Usage) (func(aiguard.Usage), error) {
+	if call.Tenant == "poor" {
+		return nil, errors.New("no money")
+	}
+	return func(u aiguard.Usage) { r.settled = append(r.settled, u) }, nil
+}
+
+func TestPaceAsksTheBudgetFirst(t *testing.T) {
+	s := startRedis(t)
+	inner := &refusing{}
+	p := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 10, Budget: inner})
+	_, err := p.Reserve(t.Context(), aiguard.Call{Tenant: "poor"}, aiguard.Usage{})
+	require.ErrorContains(t, err, "no money")
+	settle, err := p.Reserve(t.Context(), aiguard.Call{}, aiguard.Usage{})
+	require.NoError(t, err)
+	settle(aiguard.Usage{Input: 3})
+	require.Equal(t, []aiguard.Usage{{Input: 3}}, inner.settled)
+	_, err = p.Reserve(within(t, 10*time.Millisecond), aiguard.Call{}, aiguard.Usage{})
+	require.ErrorIs(t, err, aiguard.ErrRateLimited)
+	require.Equal(t, aiguard.Usage{}, inner.settled[1], "what is too late costs nothing")
+}
+
+func TestPaceWithoutRedis(t *testing.T) {
+	s := startRedis(t)
+	var lg log
+	share := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 1200, Logger: lg.logger(), Timeout: 300 * time.Millisecond})
+	closed := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 1200, OnFailure: redisguard.FailClosed, Timeout: 300 * time.Millisecond})
+	for _, p := range []*redisguard.Pace{share, closed, share} {
+		_, err := p.Reserve(t.Context(), aiguard.Call{}, aiguard.Usage{})
+		require.NoError(t, err)
+	}
+	s.kill()
+	start := time.Now()
+	for range 5 {
+		_, err := share.Reserve(t.Context(), aiguard.Call{}, aiguard.Usage{})
+		require.NoError(t, err)
+	}
+	assert.GreaterOrEqual(t, time.Since(start), 300*time.Millisecond, "half of 20 a second, for two processes")
+	_, err := closed.Reserve(t.Context(), aiguard.Call{}, aiguard.Usage{})
+	require.ErrorIs(t, err, aiguard.ErrOverloaded)
+	assert.Equal(t, 1, lg.count("Redis does not answer"))
+	s.restart(t)
+	eventually(t, func() bool {
+		_, err := closed.Reserve(t.Context(), aiguard.Call{}, aiguard.Usage{})
+		return err == nil && lg.count("Redis answers again") == 1
+	}, "it is back by itself")
+}
+
+func TestMistakesAreReportedByNewPace(t *testing.T) {
+	c := newClient(t, "127.0.0.1:1")
+	for want, cfg := range map[string]redisguard.PaceConfig{
+		"neither RequestsPerMinute nor TokensPerMinute": {Key: "k"},
+		"PaceConfig.RequestsPerMinute = -1":             {Key: "k", RequestsPerMinute: -1},
+		"PaceConfig.TokensPerMinute = -1":               {Key: "k", TokensPerMinute: -1},
+		"PaceConfig.Key":                                {RequestsPerMinute: 1},
+		"PaceConfig.Timeout = 1h0m0s":                   {Key: "k", RequestsPerMinute: 1, Timeout: time.Hour},
+		"PaceConfig.OnFailure = 5":                      {Key: "k", RequestsPerMinute: 1, OnFailure: 5},
+	} {
+		_, err := redisguard.NewPace(c, cfg)
+		require.ErrorContains(t, err, want)
+	}
+}
