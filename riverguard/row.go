@@ -149,7 +149,8 @@ func (r *Runner) List(ctx context.Context, q task.Query) (found []task.Operation
 	return found, stepFailed("list", err)
 }
 
-// places returns how many operations of the queue wait and run. It stops counting where Submit no longer needs more.
+// places returns how many operations of the queue wait and run. It counts at most MaxRunning that run, because those of
+// other processes take no slot of this one, and no more that wait than Submit needs.
 func (r *Runner) places(ctx context.Context, db querier) (waiting, running int, err error) {
 	err = db.QueryRow(ctx, `SELECT
 		(SELECT count(*) FROM (SELECT FROM `+r.table+` WHERE queue = $1 AND state IN ('available', 'pending', 'retryable', 'scheduled') LIMIT $2) w),

@@ -109,7 +109,7 @@ func (r *Runner) admit(ctx context.Context, db querier, name string) error {
 	case err != nil:
 		r.StoreFailed("count", task.Operation{Name: name}, err)
 		return fmt.Errorf("riverguard: the waiting operations could not be counted: %w", err)
-	case waiting < r.cfg.MaxPending || waiting+running < r.cfg.MaxRunning+r.cfg.MaxPending: // operations for free slots do not wait long
+	case waiting+running < r.cfg.MaxRunning+r.cfg.MaxPending: // operations that wait for free slots do not wait long
 		return nil
 	}
 	r.count(func(s *task.Stats) { s.Refused++ })
