@@ -26,6 +26,7 @@ type Client struct {
 	*openai.Client
 	guard  *Guard
 	config openai.ClientConfig
+	host   string // of the provider
 }
 
 // NewClient makes a Guard with New and returns its Client.
@@ -55,7 +56,11 @@ func (g *Guard) Client(oc openai.ClientConfig) *Client {
 	}
 	bounded := oc
 	bounded.HTTPClient = hc
-	return &Client{Client: openai.NewClientWithConfig(bounded), guard: g, config: oc}
+	c := &Client{Client: openai.NewClientWithConfig(bounded), guard: g, config: oc}
+	if u, err := url.Parse(oc.BaseURL); err == nil {
+		c.host = u.Host
+	}
+	return c
 }
 
 type doerTransport struct{ openai.HTTPDoer }
@@ -99,7 +104,7 @@ func (c *Client) CreateChatCompletionStream(ctx context.Context, request openai.
 }
 
 func (c *Client) chat(ctx context.Context, r *openai.ChatCompletionRequest, stream bool) (context.Context, error) {
-	k := known{op: "chat.completions", Request: dialect.Request{Model: r.Model, Stream: stream, Creates: r.Store}}
+	k := known{op: "chat.completions", Facts: dialect.Facts{Model: r.Model, Stream: stream, Creates: r.Store}}
 	s := c.settings(ctx, &k)
 	capChat(r, s.outputLimit())
 	p := newPrompt()
@@ -132,7 +137,7 @@ func (c *Client) CreateCompletionStream(ctx context.Context, request openai.Comp
 }
 
 func (c *Client) completion(ctx context.Context, r *openai.CompletionRequest, stream bool) (context.Context, error) {
-	k := known{op: "completions", Request: dialect.Request{Model: r.Model, Stream: stream, Creates: r.Store}}
+	k := known{op: "completions", Facts: dialect.Facts{Model: r.Model, Stream: stream, Creates: r.Store}}
 	s := c.settings(ctx, &k)
 	r.MaxTokens = capped(r.MaxTokens, s.outputLimit())
 	p := newPrompt()
@@ -165,7 +170,7 @@ func (c *Client) CreateResponseStream(ctx context.Context, request openai.Create
 }
 
 func (c *Client) response(ctx context.Context, r *openai.CreateResponseRequest, stream bool) (context.Context, error) {
-	k := known{op: "responses", Request: dialect.Request{Model: r.Model, Stream: stream,
+	k := known{op: "responses", Facts: dialect.Facts{Model: r.Model, Stream: stream,
 		Forgets: r.Store != nil && !*r.Store || r.ExtraBody["store"] == false,
 		Creates: r.Background || r.Conversation != nil || r.Store != nil && *r.Store ||
 			r.ExtraBody["background"] == true || r.ExtraBody["conversation"] != nil || r.ExtraBody["store"] == true}}
@@ -182,7 +187,7 @@ func (c *Client) CreateEmbeddings(ctx context.Context, conv openai.EmbeddingRequ
 		panic("aiguard: CreateEmbeddings: nil request")
 	}
 	r := conv.Convert()
-	k := known{op: "embeddings", Request: dialect.Request{Model: string(r.Model)}}
+	k := known{op: "embeddings", Facts: dialect.Facts{Model: string(r.Model)}}
 	s := c.settings(ctx, &k)
 	ctx, err := c.prepare(ctx, &k, &s, embeddings(&r)...)
 	if err != nil {
@@ -196,7 +201,7 @@ func (c *Client) CreateEmbeddings(ctx context.Context, conv openai.EmbeddingRequ
 func (c *Client) settings(ctx context.Context, k *known) settings {
 	mustContext("Client", ctx)
 	k.live = c.guard.current.Load()
-	return c.guard.request(ctx, k.live, k.op, k.Model, "", "")
+	return c.guard.request(ctx, k.live, k.op, k.Model, c.host, "")
 }
 
 // prepare checks the prompts of a request and passes what is known of the request to the transport.
