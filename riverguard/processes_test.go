@@ -204,11 +204,15 @@ func TestProcessesShareTheWorkAndRunEachOperationOnce(t *testing.T) {
 		ids[op.ID] = n
 	}
 	require.Len(t, ids, count, "IDs are unique")
+	owners := map[string]bool{}
 	for id, n := range ids {
-		got, err := task.Result[int](ends(t, runners[0], id))
+		op := ends(t, runners[0], id)
+		got, err := task.Result[int](op)
 		require.NoError(t, err)
 		require.Equal(t, n, got)
+		owners[op.Owner] = true
 	}
+	require.Len(t, owners, len(runners), "the IDs of River's clients are unique")
 	mu.Lock()
 	defer mu.Unlock()
 	require.Len(t, ran, count)
