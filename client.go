@@ -26,6 +26,7 @@ type Client struct {
 	*openai.Client
 	guard  *Guard
 	config openai.ClientConfig
+	host   string // of the provider
 }
 
 // NewClient makes a Guard with New and returns its Client.
@@ -55,7 +56,11 @@ func (g *Guard) Client(oc openai.ClientConfig) *Client {
 	}
 	bounded := oc
 	bounded.HTTPClient = hc
-	return &Client{Client: openai.NewClientWithConfig(bounded), guard: g, config: oc}
+	c := &Client{Client: openai.NewClientWithConfig(bounded), guard: g, config: oc}
+	if u, err := url.Parse(oc.BaseURL); err == nil {
+		c.host = u.Host
+	}
+	return c
 }
 
 type doerTransport struct{ openai.HTTPDoer }
@@ -196,7 +201,7 @@ func (c *Client) CreateEmbeddings(ctx context.Context, conv openai.EmbeddingRequ
 func (c *Client) settings(ctx context.Context, k *known) settings {
 	mustContext("Client", ctx)
 	k.live = c.guard.current.Load()
-	return c.guard.request(ctx, k.live, k.op, k.Model, "", "")
+	return c.guard.request(ctx, k.live, k.op, k.Model, c.host, "")
 }
 
 // prepare checks the prompts of a request and passes what is known of the request to the transport.

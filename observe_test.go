@@ -229,3 +229,36 @@ func TestConfigTellsTheSettingsInForce(t *testing.T) {
 	require.EqualValues(t, aiguard.Off, cfg.MemoryLimit)
 	require.Equal(t, aiguard.DefaultTaskTimeout, cfg.TaskTimeout)
 }
+
+// The host is known before the request is sent, from the base URL.
+func TestPromptThatTheClientRefusesHasItsHost(t *testing.T) {
+	rec := &recorder{}
+	inVirtualTime(t, aiguard.Config{OnEvent: rec.OnEvent, MaxPromptChars: 1}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		_, err := chat(t.Context(), c)
+		refused := rec.all(aiguard.EventRefused)[0]
+		require.Equal(t, strings.Split(srv.URL, "/")[2], refused.Host)
+		require.Equal(t, refused.Host, facts(t, err, aiguard.ErrPromptTooLarge).Host)
+		require.Equal(t, chatRequest.Model, refused.Route)
+	})
+}
+
+// However many layers a failure passes on its way up, it is one line.
+func TestOneFailureIsLoggedOnce(t *testing.T) {
+	var log logged
+	inVirtualTime(t, aiguard.Config{Logger: log.logger()}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.SetDefault(aiguardtest.Error(401, "invalid_api_key"))
+		err := c.Guard().RunTask(t.Context(), func(ctx context.Context) error {
+			return do(ctx, c.Guard().With(aiguard.Call{Op: "outer"}), func(ctx context.Context) error {
+				return do(ctx, c.Guard().With(aiguard.Call{Op: "inner"}), func(ctx context.Context) error {
+					_, err := chat(ctx, c)
+					return err
+				})
+			})
+		})
+		require.ErrorIs(t, err, aiguard.ErrUnauthorized)
+		lines := log.lines(t)
+		require.Len(t, lines, 1)
+		require.Equal(t, "outer", lines[0]["op"])
+		require.NotEmpty(t, lines[0]["host"])
+	})
+}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"slices"
 	"strings"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/aiguardtest"
+	"github.com/aiguard-go/aiguard/httpguard"
 	"github.com/aiguard-go/aiguard/internal/syncbuf"
 )
 
@@ -109,7 +111,8 @@ func TestControlCharactersReachNoText(t *testing.T) {
 	}
 }
 
-// Every fault that aiguardtest plays, as a program sees it: in the error, in the events and in the log.
+// Every fault that aiguardtest plays, as a program sees it: in the error, in the events, in the log of all levels, and on
+// the debug page.
 func TestNoFaultShowsASecretInAnyForm(t *testing.T) {
 	const prompt, key = "PROMPT-SECRET", "sk-secret-key"
 	for _, f := range aiguardtest.Faults() {
@@ -121,12 +124,22 @@ func TestNoFaultShowsASecretInAnyForm(t *testing.T) {
 			srv := aiguardtest.NewServer(t)
 			srv.Play(f)
 			var text, lines syncbuf.Buffer
+			all := &slog.HandlerOptions{Level: slog.LevelDebug}
 			rec := &recorder{}
 			c := newClient(t, srv, aiguard.Config{
 				CallTimeout: 200 * time.Millisecond, StreamIdleTimeout: 200 * time.Millisecond, StreamTimeout: 400 * time.Millisecond, TotalTimeout: 2 * time.Second,
 				MaxResponseBytes: 1 << 20, Retry: aiguard.Retry{MaxAttempts: 2, BaseDelay: time.Millisecond}, OnEvent: rec.OnEvent,
-				Logger: slog.New(both{slog.NewTextHandler(&text, nil), slog.NewJSONHandler(&lines, nil)}),
+				Logger: slog.New(both{slog.NewTextHandler(&text, all), slog.NewJSONHandler(&lines, all)}),
 			})
+			debug, err := httpguard.Debug(c.Guard(), func(*http.Request) bool { return true })
+			require.NoError(t, err)
+			page := func(accept string) string {
+				r, w := httptest.NewRequest(http.MethodGet, "/", nil), httptest.NewRecorder()
+				r.Header.Set("Accept", accept)
+				debug.ServeHTTP(w, r)
+				return w.Body.String()
+			}
+			page("application/json") // from now on failures are recorded
 			request := openai.ChatCompletionRequest{Model: "m", Messages: []openai.ChatCompletionMessage{{Role: "user", Content: prompt}}}
 			_, chatErr := c.CreateChatCompletion(t.Context(), request)
 			s, streamErr := c.CreateChatCompletionStream(t.Context(), request)
@@ -160,6 +173,12 @@ func TestNoFaultShowsASecretInAnyForm(t *testing.T) {
 			}
 			for form, text := range printed(c) {
 				check("client", form, text)
+			}
+			for _, form := range []string{"application/json", "text/html"} {
+				check("debug page", form, page(form))
+			}
+			if chatErr != nil {
+				require.Contains(t, page("application/json"), `"kind":`, "the failure is on the page")
 			}
 			check("log", "text", text.String())
 			check("log", "JSON", lines.String())

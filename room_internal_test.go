@@ -105,8 +105,8 @@ func TestLargerRoomAdmitsThoseWhoWait(t *testing.T) {
 	w := r.ask(second, 1<<20)
 	require.False(t, w.granted)
 	r.resize(3 << 20)
-	<-w.done
 	require.True(t, w.granted)
+	<-w.done
 	require.EqualValues(t, 3<<20, r.bytes())
 }
 
@@ -116,6 +116,7 @@ func TestSmallerRoomRefusesWhatCanNeverFit(t *testing.T) {
 	require.True(t, first.grow(t.Context(), 8<<20))
 	tooLarge, fits := r.ask(large, 4<<20), r.ask(small, 1<<20)
 	r.resize(2 << 20)
+	require.NotContains(t, r.waiting, tooLarge)
 	<-tooLarge.done
 	require.False(t, tooLarge.granted)
 	require.EqualValues(t, 8<<20, r.bytes(), "what is held is kept")

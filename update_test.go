@@ -126,7 +126,7 @@ func TestWaiterThatNoLongerFitsIsRefusedAndHoldsNobodyUp(t *testing.T) {
 func TestRetryThatNoLongerFitsEndsWithItsFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(t, aiguard.Config{})
-		tries := 0
+		tries, start := 0, time.Now()
 		err := do(t.Context(), g.With(aiguard.Call{Weight: 5}), func(context.Context) error {
 			tries++
 			update(t, g, func(c *aiguard.Config) { c.MaxConcurrent = 4 })
@@ -134,6 +134,7 @@ func TestRetryThatNoLongerFitsEndsWithItsFailure(t *testing.T) {
 		})
 		require.Equal(t, 1, facts(t, err, aiguard.ErrUnavailable).Attempts)
 		require.Equal(t, 1, tries)
+		require.Less(t, time.Since(start), time.Second, "it backs off and does not wait for a slot")
 	})
 }
 
@@ -284,7 +285,7 @@ func TestRetryBudgetChangesAtOnce(t *testing.T) {
 		for facts(t, do(t.Context(), g, fails), aiguard.ErrInvalidResponse).Attempts == 2 { // until the budget is empty
 		}
 		update(t, g, func(c *aiguard.Config) { c.Retry.Budget = aiguard.Off })
-		for range 50 {
+		for range 150 { // more than the whole guard has tokens for
 			require.Equal(t, 2, facts(t, do(t.Context(), g, fails), aiguard.ErrInvalidResponse).Attempts)
 		}
 		update(t, g, func(c *aiguard.Config) { c.Retry.MaxAttempts = 1 })

@@ -120,8 +120,6 @@ func (a *all) newSeries(s subject) *series {
 		address, port := splitHost(s.host)
 		attrs = append(attrs, attribute.String(attrOperation, name), attribute.String(attrProvider, providerOf(address, s.endpoint)),
 			attribute.String(attrAddress, address), attribute.Int(attrPort, port))
-	} else if operations[s.op] != "" { // Client refuses a prompt before it knows the host
-		attrs = append(attrs, attribute.String(attrOperation, name))
 	} else {
 		attrs = append(attrs, attribute.String(attrOp, name))
 	}
