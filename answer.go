@@ -147,7 +147,7 @@ func usageOf(u dialect.Usage) Usage {
 }
 
 func mediaType(h http.Header) string {
-	value := h.Get("Content-Type")
+	value := field(h, "Content-Type")
 	if value == "application/json" { // most common; saves parsing
 		return value
 	}

@@ -97,8 +97,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 
 // request returns the request for this attempt, with its own body.
 func (x *exchange) request(w *watch) (*http.Request, error) {
-	x.conn = new(connTrace)
-	req := x.req.WithContext(httptrace.WithClientTrace(w, x.conn.hooks()))
+	req := x.req.WithContext(httptrace.WithClientTrace(w, w.conn.hooks()))
 	if x.req.GetBody != nil && (x.sent || x.seen) {
 		x.closeUnsent()
 		body, err := x.req.GetBody()
@@ -115,7 +114,7 @@ func (x *exchange) request(w *watch) (*http.Request, error) {
 	if len(x.settings.cfg.Middleware) > 0 { // which alone can have put it into the context
 		more = callctx.HeadersOf(w.caller)
 	}
-	if name := x.settings.cfg.DeadlineHeader; name != "" || more != nil || !x.keepsRequests() || req.Header.Get("Accept-Encoding") != "" {
+	if name := x.settings.cfg.DeadlineHeader; name != "" || more != nil || !x.keepsRequests() || field(req.Header, "Accept-Encoding") != "" {
 		// Each attempt gets its own URL and header, because a base may modify its request although a RoundTripper
 		// must not.
 		url := *req.URL

@@ -194,10 +194,20 @@ func (c *call) free() { c.giveBack(false) }
 // did.
 func (c *call) giveBack(last bool) bool {
 	if c.reserved.Load() != nil || c.wire != nil && c.billed && c.cfg.OnEvent != nil {
-		used := c.used()
-		c.trail.note(used)
-		defer c.pay(used)
+		return c.giveBackAndAccount(last)
 	}
+	return c.release(last)
+}
+
+// giveBackAndAccount is giveBack for an attempt with a reservation or an observer. It settles the reservation when the
+// slot is free. It is not inlined into giveBack, because the frame of giveBack is on the stack while the next call is
+// admitted, and the 2 KiB with which a goroutine starts should suffice.
+//
+//go:noinline
+func (c *call) giveBackAndAccount(last bool) bool {
+	used := c.used()
+	c.trail.note(used)
+	defer c.pay(used)
 	return c.release(last)
 }
 

@@ -104,7 +104,7 @@ func (c *Client) CreateChatCompletionStream(ctx context.Context, request openai.
 }
 
 func (c *Client) chat(ctx context.Context, r *openai.ChatCompletionRequest, stream bool) (context.Context, error) {
-	k := known{op: "chat.completions", Request: dialect.Request{Model: r.Model, Stream: stream, Creates: r.Store}}
+	k := known{op: "chat.completions", Facts: dialect.Facts{Model: r.Model, Stream: stream, Creates: r.Store}}
 	s := c.settings(ctx, &k)
 	capChat(r, s.outputLimit())
 	p := newPrompt()
@@ -137,7 +137,7 @@ func (c *Client) CreateCompletionStream(ctx context.Context, request openai.Comp
 }
 
 func (c *Client) completion(ctx context.Context, r *openai.CompletionRequest, stream bool) (context.Context, error) {
-	k := known{op: "completions", Request: dialect.Request{Model: r.Model, Stream: stream, Creates: r.Store}}
+	k := known{op: "completions", Facts: dialect.Facts{Model: r.Model, Stream: stream, Creates: r.Store}}
 	s := c.settings(ctx, &k)
 	r.MaxTokens = capped(r.MaxTokens, s.outputLimit())
 	p := newPrompt()
@@ -170,7 +170,7 @@ func (c *Client) CreateResponseStream(ctx context.Context, request openai.Create
 }
 
 func (c *Client) response(ctx context.Context, r *openai.CreateResponseRequest, stream bool) (context.Context, error) {
-	k := known{op: "responses", Request: dialect.Request{Model: r.Model, Stream: stream,
+	k := known{op: "responses", Facts: dialect.Facts{Model: r.Model, Stream: stream,
 		Forgets: r.Store != nil && !*r.Store || r.ExtraBody["store"] == false,
 		Creates: r.Background || r.Conversation != nil || r.Store != nil && *r.Store ||
 			r.ExtraBody["background"] == true || r.ExtraBody["conversation"] != nil || r.ExtraBody["store"] == true}}
@@ -187,7 +187,7 @@ func (c *Client) CreateEmbeddings(ctx context.Context, conv openai.EmbeddingRequ
 		panic("aiguard: CreateEmbeddings: nil request")
 	}
 	r := conv.Convert()
-	k := known{op: "embeddings", Request: dialect.Request{Model: string(r.Model)}}
+	k := known{op: "embeddings", Facts: dialect.Facts{Model: string(r.Model)}}
 	s := c.settings(ctx, &k)
 	ctx, err := c.prepare(ctx, &k, &s, embeddings(&r)...)
 	if err != nil {

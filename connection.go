@@ -16,7 +16,7 @@ import (
 	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
-// connTrace records how far a request got. Its hooks may run in net/http's goroutines.
+// connTrace records how far the request of an attempt got. Its hooks may run in net/http's goroutines.
 type connTrace struct {
 	trace                       httptrace.ClientTrace
 	asked, got, reused, replied atomic.Bool
@@ -43,7 +43,7 @@ func (t *connTrace) hooks() *httptrace.ClientTrace {
 
 // unanswered classifies an attempt that received no response.
 func (x *exchange) unanswered(w *watch, err error) error {
-	connected := x.conn.got.Load() || !x.conn.asked.Load() && !isDial(err)
+	connected := w.conn.got.Load() || !w.conn.asked.Load() && !isDial(err)
 	x.call.billed = connected
 	if end := w.failure(err); end != nil {
 		if e := ownError(w.caller, end); e != nil {
@@ -57,7 +57,7 @@ func (x *exchange) unanswered(w *watch, err error) error {
 		copied := *own
 		x.call.billed = false
 		return &copied
-	case !x.conn.asked.Load() && !sendable(x.req.URL), refusedBeforehand(err):
+	case !w.conn.asked.Load() && !sendable(x.req.URL), refusedBeforehand(err):
 		x.call.billed = false
 		return &Error{Kind: ErrMisconfigured, Phase: PhaseConnect, Err: err, retry: neverAsk}
 	case ne != nil && timedOut(ne):
@@ -66,13 +66,13 @@ func (x *exchange) unanswered(w *watch, err error) error {
 			e.Phase, e.Limit = PhaseCall, x.call.since(x.call.admitted)
 		}
 		return x.repeatable(e, connected)
-	case x.conn.replied.Load() && !isConnectionLoss(err) && !x.conn.ended(), isProtocolError(err):
+	case w.conn.replied.Load() && !isConnectionLoss(err) && !w.conn.ended(), isProtocolError(err):
 		return &Error{Kind: ErrInvalidResponse, Phase: PhaseHeaders, Err: err, retry: neverAsk} // not HTTP, or over a limit
 	}
 	e := &Error{Kind: ErrUnavailable, Err: err}
 	if !connected {
 		e.Phase = PhaseConnect
-	} else if x.conn.reused.Load() && !x.conn.replied.Load() {
+	} else if w.conn.reused.Load() && !w.conn.replied.Load() {
 		e.retry = retryAtOnce // the server closed a pooled connection just as we used it
 	}
 	return x.repeatable(e, connected)

@@ -21,7 +21,7 @@ const maxKept = 1 << 20
 type known struct {
 	op   string
 	live *live // the configuration that the prompt was checked with
-	dialect.Request
+	dialect.Facts
 	taken    atomic.Bool // by the request that it describes
 	answered bool        // set by the transport: a good answer has come, even if go-openai cannot use it
 }
@@ -32,6 +32,8 @@ type knownKey struct{}
 type outgoing struct {
 	*transport
 	settings settings
+	model    string // the model of settings
+	settled  bool   // settings are set
 	req      *http.Request
 	sent     bool // base has received the body and closes it
 	seen     bool // GetBody was called; some SDKs return the same body each time
@@ -61,14 +63,15 @@ func (o *outgoing) init(t *transport, req *http.Request) {
 // rejections come first, so that a guard under overload does not copy or read bodies.
 func (o *outgoing) prepare(ctx context.Context) error {
 	req := o.req
-	var asked dialect.Request
-	if k, ok := req.Context().Value(knownKey{}).(*known); ok && k.taken.CompareAndSwap(false, true) { // a request made in a callback with the same context is a separate one
+	var asked dialect.Facts
+	k, ok := req.Context().Value(knownKey{}).(*known)
+	if ok && k.taken.CompareAndSwap(false, true) { // a request made in a callback with the same context is a separate one
 		o.known, o.settings.live = k, k.live
 		if o.settings.cfg.Budget != nil {
 			o.read() // for the estimate of its tokens
 		}
 		o.settings = o.guard.request(req.Context(), k.live, k.op, k.Model, req.URL.Host, req.URL.Path)
-		asked = k.Request
+		asked = k.Facts
 	} else {
 		o.settle(o.endpoint.Model())
 		if cfg := &o.settings.cfg; len(cfg.Middleware) == 0 && cfg.MaxQueue != Off && o.guard.limiter.waiting.Load() >= int64(cfg.MaxQueue) {
@@ -115,6 +118,10 @@ func (o *outgoing) glance() string {
 
 // settle sets the settings to those of a model.
 func (o *outgoing) settle(model string) {
+	if o.settled && o.model == model {
+		return
+	}
+	o.settled, o.model = true, model
 	op := o.endpoint.Op()
 	if op == "" {
 		op = dialect.NameOf(o.req.URL.Path)
@@ -143,8 +150,8 @@ func accepts(h http.Header, media string) bool {
 
 // read reads the request body with the endpoint's dialect. It sets flaw if the request is over a limit, and replaces
 // the body if the output limit is lowered.
-func (o *outgoing) read() (r dialect.Request) {
-	r = o.endpoint.InPath()
+func (o *outgoing) read() dialect.Facts {
+	r := o.endpoint.InPath()
 	limit := o.settings.cfg.MaxRequestBytes
 	if o.req.Body == nil || o.req.Body == http.NoBody || limit != Off && o.req.ContentLength > limit {
 		return r
@@ -156,7 +163,7 @@ func (o *outgoing) read() (r dialect.Request) {
 
 // withBody calls use with the request body, if that can be read without harm.
 func (o *outgoing) withBody(use func(data []byte)) {
-	if o.req.GetBody == nil || o.req.Header.Get("Content-Encoding") != "" || strings.HasPrefix(mediaType(o.req.Header), "multipart/") {
+	if o.req.GetBody == nil || field(o.req.Header, "Content-Encoding") != "" || strings.HasPrefix(mediaType(o.req.Header), "multipart/") {
 		return
 	}
 	body, err := o.req.GetBody()
@@ -258,7 +265,7 @@ func (o *outgoing) closeUnsent() {
 }
 
 // understand reads data, the body of the request.
-func (o *outgoing) understand(data []byte) dialect.Request {
+func (o *outgoing) understand(data []byte) dialect.Facts {
 	if o.settings.models.exact != nil { // limits may depend on the model, which may be named at the end
 		o.settle(o.endpoint.Read(data, nil).Model)
 	}
@@ -279,9 +286,9 @@ func (o *outgoing) understand(data []byte) dialect.Request {
 		o.lower(data, &r, limits.output)
 	}
 	if t.count {
-		o.cost = o.estimateRead(&r, t.all, len(data), limits.output)
+		o.cost = o.estimateRead(&r.Facts, t.all, len(data), limits.output)
 	}
-	return r
+	return r.Facts
 }
 
 // estimateLate estimates a request whose attempt is over, because its answer does not report its usage. otherwise is
@@ -291,7 +298,7 @@ func (o *outgoing) estimateLate(otherwise estimate) estimate {
 	o.withBody(func(data []byte) {
 		t := tally{count: true}
 		r := o.endpoint.Read(data, t.part())
-		e = o.estimateRead(&r, t.all, len(data), o.settings.outputLimit())
+		e = o.estimateRead(&r.Facts, t.all, len(data), o.settings.outputLimit())
 		e.complete, e.whole = otherwise.complete, otherwise.whole
 	})
 	return e
@@ -299,7 +306,7 @@ func (o *outgoing) estimateLate(otherwise estimate) estimate {
 
 // estimateRead returns how many tokens a request with that size of prompts can use. limit is the output limit of the
 // settings.
-func (o *outgoing) estimateRead(r *dialect.Request, prompts int64, size, limit int) (e estimate) {
+func (o *outgoing) estimateRead(r *dialect.Facts, prompts int64, size, limit int) (e estimate) {
 	e.input = prompts / bytesPerToken
 	limited := o.endpoint.LimitsOutput()
 	if !o.endpoint.Inference() && r.Model != "" { // whose prompts may be unknown

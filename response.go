@@ -183,8 +183,17 @@ func onlyIf(ok bool, v verdict) verdict {
 // decoded reports whether the body has plain bytes, which size limits can count. A base decompresses only what it
 // asked for.
 func decoded(resp *http.Response) bool {
-	e := resp.Header.Get("Content-Encoding")
+	e := field(resp.Header, "Content-Encoding")
 	return e == "" || strings.EqualFold(e, "identity") || strings.EqualFold(e, "none")
+}
+
+// field returns the first value of a header. Unlike Header.Get it needs the canonical form of the name, and does not
+// check that.
+func field(h http.Header, name string) string {
+	if values := h[name]; len(values) > 0 {
+		return values[0]
+	}
+	return ""
 }
 
 func headerSize(h http.Header) (n int) {

@@ -40,11 +40,11 @@ const (
 // sdkAttempt returns the number of an SDK's attempt, from 0, and how to turn the SDK's retries off. ok is false if
 // the request does not have a count.
 func sdkAttempt(h http.Header) (n int, off string, ok bool) {
-	if count := h.Get("X-Stainless-Retry-Count"); count != "" { // openai-go, anthropic-sdk-go and related SDKs
+	if count := field(h, "X-Stainless-Retry-Count"); count != "" { // openai-go, anthropic-sdk-go and related SDKs
 		n, err := strconv.Atoi(count)
 		return n, "option.WithMaxRetries(0)", err == nil && n >= 0
 	}
-	attempt, _, _ := strings.Cut(h.Get("Amz-Sdk-Request"), ";") // "attempt=1; max=3"
+	attempt, _, _ := strings.Cut(field(h, "Amz-Sdk-Request"), ";") // "attempt=1; max=3"
 	if n, err := strconv.Atoi(strings.TrimPrefix(strings.TrimSpace(attempt), "attempt=")); err == nil && n > 0 {
 		return n - 1, "aws.Config.Retryer: aws.NopRetryer{}", true
 	}

@@ -269,6 +269,8 @@ type watch struct {
 	timer *time.Timer
 	bound timeBound // of timer
 	idle  *time.Timer
+
+	conn connTrace
 }
 
 // newWatch starts the clock of an attempt of c that was just admitted.

@@ -169,7 +169,6 @@ type exchange struct {
 
 	verdict   dialect.Stream // memory for the check of an answer
 	responses bool           // return failures as responses
-	conn      *connTrace     // of this attempt only, because hooks of the previous attempt may still run
 }
 
 func (x *exchange) run(ctx context.Context) (*http.Response, error) {

@@ -90,6 +90,7 @@ func TestSimilarQuestionGetsTheCachedAnswer(t *testing.T) {
 		st := w.cache.Stats()
 		assert.Equal(t, []int64{1, 1, 2, 2}, []int64{st.SimilarHits, st.Hits, st.SimilarMisses, st.Misses})
 		assert.Zero(t, st.SimilarFailures)
+		assert.Equal(t, 2, st.Questions)
 	})
 }
 

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -18,31 +17,31 @@ import (
 	"github.com/aiguard-go/aiguard/redisguard"
 )
 
-// log collects a log, one record a line.
-type log struct {
+// record collects what is logged.
+type record struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
 }
 
-func (l *log) Write(p []byte) (int, error) {
+func (l *record) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.buf.Write(p)
 }
 
-func (l *log) count(text string) int {
+func (l *record) count(text string) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return strings.Count(l.buf.String(), text)
 }
 
-func (l *log) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+func (l *record) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
 
 const away, again = "Redis does not answer", "Redis answers again"
 
 func acquire(t *testing.T, l *redisguard.Limiter) func() {
 	t.Helper()
-	release, err := l.Acquire(t.Context(), aiguard.Call{Weight: 1})
+	release, err := l.Acquire(within(t, 20*time.Second), aiguard.Call{Weight: 1})
 	require.NoError(t, err)
 	return release
 }
@@ -50,8 +49,8 @@ func acquire(t *testing.T, l *redisguard.Limiter) func() {
 func TestCallsWithoutRedis(t *testing.T) {
 	for name, hurt := range map[string]func(t *testing.T, s *server) (mend func()){
 		"frozen": func(t *testing.T, s *server) func() {
-			s.signal(t, syscall.SIGSTOP)
-			return func() { s.signal(t, syscall.SIGCONT) }
+			s.freeze(t)
+			return func() { s.thaw(t) }
 		},
 		"gone": func(t *testing.T, s *server) func() {
 			s.kill()
@@ -65,7 +64,7 @@ func TestCallsWithoutRedis(t *testing.T) {
 	} {
 		t.Run("KeepShare/"+name, func(t *testing.T) {
 			s := startRedis(t)
-			var lg log
+			var lg record
 			cfg := redisguard.Config{Limit: 6, Lease: 3 * time.Second, Logger: lg.logger()}
 			one := newLimiter(t, s.client(t), cfg)
 			cfg.Logger = nil
@@ -88,7 +87,7 @@ func TestCallsWithoutRedis(t *testing.T) {
 			held()
 			fourth := acquire(t, one)
 			assert.False(t, one.Stats().Shared)
-			assert.Equal(t, 1, lg.count(away))
+			eventually(t, func() bool { return lg.count(away) == 1 }, "it is logged")
 
 			mend()
 			eventually(t, func() bool { return one.Stats().Shared && two.Stats().Shared }, "it is back by itself")
@@ -102,7 +101,7 @@ func TestCallsWithoutRedis(t *testing.T) {
 		})
 		t.Run("FailClosed/"+name, func(t *testing.T) {
 			s := startRedis(t)
-			var lg log
+			var lg record
 			l := newLimiter(t, s.client(t), redisguard.Config{Limit: 1, Lease: 3 * time.Second, Logger: lg.logger(), OnFailure: redisguard.FailClosed})
 			held := acquire(t, l)
 			waiter := make(chan error, 1)
@@ -122,7 +121,7 @@ func TestCallsWithoutRedis(t *testing.T) {
 			mend()
 			eventually(t, func() bool { return l.Stats().Shared }, "it is back by itself")
 			acquire(t, l)()
-			assert.Equal(t, 1, lg.count(away))
+			eventually(t, func() bool { return lg.count(away) == 1 }, "it is logged")
 		})
 	}
 }
@@ -131,14 +130,14 @@ func TestWaitForRedisEndsWithTheCallersContext(t *testing.T) {
 	s := startRedis(t)
 	l := newLimiter(t, s.client(t), redisguard.Config{Limit: 1, Lease: time.Minute, Timeout: 20 * time.Second})
 	acquire(t, l)()
-	s.signal(t, syscall.SIGSTOP)
+	s.freeze(t)
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	_, err := l.Acquire(ctx, aiguard.Call{})
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.Less(t, time.Since(start), time.Second)
-	s.signal(t, syscall.SIGCONT)
+	s.thaw(t)
 	c := s.client(t)
 	eventually(t, func() bool { return inFlight(t.Context(), c, "test") == 0 }, "a slot that nobody uses is given back")
 }
@@ -193,6 +192,22 @@ func TestSlotsOfADeadProcessComeBackAtTheEndOfItsLease(t *testing.T) {
 	release()
 }
 
+func TestLossOfDataAdmitsNobodyUntilAllProcessesHaveReported(t *testing.T) {
+	s := startRedis(t)
+	c := s.client(t)
+	cfg := redisguard.Config{Limit: 2, Lease: 6 * time.Second}
+	one, two := newLimiter(t, s.client(t), cfg), newLimiter(t, s.client(t), cfg)
+	eventually(t, func() bool { return one.Stats().Members == 2 }, "it knows the other")
+	first, second := acquire(t, one), acquire(t, two)
+	require.NoError(t, c.FlushAll(t.Context()).Err())
+	_, err := one.Acquire(within(t, 3*time.Second), aiguard.Call{})
+	require.ErrorIs(t, err, context.DeadlineExceeded, "the slot of the other process is still in use")
+	eventually(t, func() bool { return inFlight(t.Context(), c, "test") == 2 }, "Redis knows what is held")
+	first()
+	acquire(t, one)()
+	second()
+}
+
 func TestCloseRejectsCallsAndGivesSlotsBack(t *testing.T) {
 	s := startRedis(t)
 	c := s.client(t)
@@ -215,11 +230,13 @@ func TestCloseRejectsCallsAndGivesSlotsBack(t *testing.T) {
 	acquire(t, newLimiter(t, c, redisguard.Config{Limit: 1}))()
 }
 
-func TestLimiterWithoutRedisFromTheStart(t *testing.T) {
-	l := newLimiter(t, newClient(t, "127.0.0.1:1"), redisguard.Config{Limit: 2})
-	one, two := acquire(t, l), acquire(t, l)
-	one()
-	two()
+func TestProcessThatHasNeverSeenRedisHasOneSlot(t *testing.T) {
+	l := newLimiter(t, newClient(t, "127.0.0.1:1"), redisguard.Config{Limit: 20, Lease: 3 * time.Second})
+	release := acquire(t, l)
+	_, err := l.Acquire(within(t, 50*time.Millisecond), aiguard.Call{})
+	require.ErrorIs(t, err, context.DeadlineExceeded, "there may be 20 such processes")
+	release()
+	acquire(t, l)()
 }
 
 func TestMistakesAreReportedByNew(t *testing.T) {
@@ -253,4 +270,21 @@ func TestMistakesAreReportedByNew(t *testing.T) {
 	} {
 		require.ErrorContains(t, f(), want)
 	}
+}
+
+func TestNewDoesNotWaitForRedis(t *testing.T) {
+	s := startRedis(t)
+	s.freeze(t)
+	start := time.Now()
+	l := newLimiter(t, s.client(t), redisguard.Config{Limit: 1})
+	g, err := aiguard.New(aiguard.Config{Limiter: l})
+	require.NoError(t, err)
+	r, err := redisguard.ShareRoutes(s.client(t), g, redisguard.RoutesConfig{Key: "test"})
+	require.NoError(t, err)
+	p := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 1, Timeout: time.Second})
+	require.Less(t, time.Since(start), time.Second)
+	s.thaw(t)
+	require.NoError(t, r.Close())
+	require.NoError(t, g.Close())
+	require.NoError(t, p.Close())
 }

@@ -3,6 +3,7 @@ package redisguard_test
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -169,4 +170,35 @@ func TestTenantAtTwentyTimesItsShareDoesNotStarveATenantOnAnotherProcess(t *test
 	t.Logf("%d calls of the modest tenant in %v, the slowest took %v", served, took, slowest)
 	// It waits for one of the four calls in flight. The queue of the greedy tenant takes 400 ms.
 	assert.Less(t, took/time.Duration(served), 4*work)
+}
+
+func TestTenantWithLongCallsGetsNoMoreTimeThanOneWithShortCalls(t *testing.T) {
+	inVirtualTime(t, func(t *testing.T, connect func() *redis.Client) {
+		cfg := redisguard.Config{Limit: 4}
+		one, two := newLimiter(t, connect(), cfg), newLimiter(t, connect(), cfg)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		var all sync.WaitGroup
+		var long, short atomic.Int64 // slot time
+		use := func(l *redisguard.Limiter, tenant string, work time.Duration, sum *atomic.Int64) {
+			for range 8 {
+				all.Go(func() {
+					for {
+						release, err := l.Acquire(ctx, aiguard.Call{Tenant: tenant})
+						if err != nil {
+							return
+						}
+						time.Sleep(work)
+						sum.Add(int64(work))
+						release()
+					}
+				})
+			}
+		}
+		use(one, "long", time.Second, &long)
+		use(two, "short", 100*time.Millisecond, &short)
+		all.Wait()
+		share := float64(long.Load()) / float64(long.Load()+short.Load())
+		assert.InDelta(t, 0.5, share, 0.1, "share of the tenant with long calls")
+	})
 }

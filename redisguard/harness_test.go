@@ -91,9 +91,15 @@ func (s *server) restart(t testing.TB) {
 	s.start(t, s.cmd.Path)
 }
 
-func (s *server) signal(t testing.TB, sig syscall.Signal) {
+// freeze stops the server without closing its connections.
+func (s *server) freeze(t testing.TB) {
 	t.Helper()
-	require.NoError(t, s.cmd.Process.Signal(sig))
+	require.NoError(t, s.cmd.Process.Signal(syscall.SIGSTOP))
+}
+
+func (s *server) thaw(t testing.TB) {
+	t.Helper()
+	require.NoError(t, s.cmd.Process.Signal(syscall.SIGCONT))
 }
 
 func (s *server) client(t testing.TB) *redis.Client { return newClient(t, s.addr) }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,8 +26,10 @@ type Limiter struct {
 	member  string
 	keys    []string
 	channel string
+	field   string // of the member in Redis
+	limit   string
 	waker   chan struct{} // flush and sync as needed
-	stop    chan struct{}
+	stop    context.CancelFunc
 	running sync.WaitGroup
 
 	mu       sync.Mutex
@@ -43,6 +46,7 @@ type Limiter struct {
 	armed    bool
 	oldest   time.Time // of released
 	down     error     // why Redis does not answer; nil: it does
+	reported bool      // it is in the log
 	local    local
 	closed   bool
 
@@ -51,8 +55,9 @@ type Limiter struct {
 
 // release is a lease to be given back.
 type release struct {
-	number uint64
-	took   time.Duration // negative: it was never used
+	number     uint64
+	took       time.Duration // negative: it was never used
+	background bool
 }
 
 // waiter is a call that waits for a slot or has one.
@@ -93,16 +98,17 @@ func New(client redis.UniversalClient, cfg Config) (*Limiter, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	l := &Limiter{client: client, cfg: cfg, member: newMember(), waker: make(chan struct{}, 1), stop: make(chan struct{}),
+	l := &Limiter{client: client, cfg: cfg, member: newMember(), waker: make(chan struct{}, 1),
 		held: make(map[uint64]*waiter), waiting: make(map[uint64]*waiter), members: 1}
 	l.keys = limiterKeys(cfg.Key)
-	l.channel = l.keys[0] + ":" + l.member
+	l.channel, l.field, l.limit = l.keys[0]+":"+l.member, "m:"+l.member, strconv.FormatInt(cfg.Limit, 10)
 	l.local.init()
 	l.flushing = time.AfterFunc(time.Hour, l.lateFlush)
 	l.flushing.Stop()
-	sub := client.Subscribe(context.Background(), l.channel)
-	l.running.Go(l.loop)
-	l.running.Go(func() { l.listen(sub) })
+	ctx, stop := context.WithCancel(context.Background())
+	l.stop = stop
+	l.running.Go(func() { l.loop(ctx) })
+	l.running.Go(func() { listen(ctx, client, l.channel, l.hear) })
 	return l, nil
 }
 
@@ -161,7 +167,7 @@ func (l *Limiter) begin(w *waiter) (along []release, epoch string, ask bool, err
 		return nil, "", false, nil
 	}
 	along = l.unsent()
-	if !l.busy && len(along) <= maxAlong {
+	if !l.busy && short(w, along) {
 		epoch = l.epoch
 	}
 	return along, epoch, true, nil
@@ -203,7 +209,7 @@ func (l *Limiter) ask(ctx context.Context, w *waiter, along []release, epoch str
 		l.released = append(along, l.released...)
 		if ctx.Err() == nil {
 			l.fail(err)
-			if l.waiting[w.number] == w && !w.inLine {
+			if l.waiting[w.number] == w {
 				l.joinLocal(w)
 			}
 		}
@@ -227,6 +233,9 @@ func (l *Limiter) ask(ctx context.Context, w *waiter, along []release, epoch str
 
 // learn records what every answer tells.
 func (l *Limiter) learn(got answer) {
+	if got.status == statusStranger {
+		return // Redis has forgotten the members too
+	}
 	l.members, l.busy = max(got.members, 1), got.queued > 0
 	if l.epoch == "" {
 		l.epoch = got.epoch
@@ -259,7 +268,7 @@ func (l *Limiter) abandon(w *waiter) bool {
 	}
 	delete(l.waiting, w.number)
 	l.leaveLocal(w)
-	l.giveBack(release{w.number, -1})
+	l.giveBack(release{w.number, -1, w.priority == line.Background})
 	return true
 }
 
@@ -276,7 +285,7 @@ func (l *Limiter) release(w *waiter) {
 	if len(l.released) == 0 {
 		l.oldest = now
 	}
-	l.giveBack(release{w.number, now.Sub(w.since)})
+	l.giveBack(release{w.number, now.Sub(w.since), w.priority == line.Background})
 }
 
 // giveBack sends a release soon. While Redis is down it does not, because the next sync tells what is held.
@@ -356,7 +365,7 @@ func (l *Limiter) Close() error {
 	clear(l.held)
 	l.flushing.Stop()
 	l.mu.Unlock()
-	close(l.stop)
+	l.stop()
 	l.running.Wait()
 	ctx, cancel := command(l.cfg.Timeout)
 	defer cancel()

@@ -3,10 +3,11 @@
 -- held      hash: "member:n" -> a lease as "weight priority cost tenant", "m:member" -> the end of a member's lease,
 --             and
 --             e epoch of this state     u weight in flight       b part of u with background priority
---             q waiters                 n last arrival number    s admissions since the longest waiter's turn
+--             n last arrival number     s admissions since the longest waiter's turn
 --             v service of the tenant served last                h average milliseconds that a lease is held
 --             c members                 x no member's lease ends before
 --             r end of the recovery, 0: none                     k members that the recovery waits for, 0: there was none
+--             g the epoch if nobody waits and there is no recovery: acquire.lua may be used
 -- queue     zset: all waiters, ordered by priority, tenant, arrival
 -- waiting   hash: "member:n" -> its entry in queue
 -- arrivals  zset: "member:n" -> arrival number
@@ -270,8 +271,9 @@ else
 end
 
 local queued = call('ZCARD', queue)
-call('HSET', held, 'u', used, 'b', used_background, 'q', queued, 's', since, 'v', string.format('%.3f', virtual),
-  'h', string.format('%.3f', average), 'c', members, 'x', earliest, 'r', recovery, 'k', expected)
+call('HSET', held, 'u', used, 'b', used_background, 's', since, 'v', string.format('%.3f', virtual),
+  'h', string.format('%.3f', average), 'c', members, 'x', earliest, 'r', recovery, 'k', expected,
+  'g', queued == 0 and recovery == 0 and epoch or '')
 for member, ids in pairs(granted) do
   if #ids > 0 then call('PUBLISH', held .. ':' .. member, table.concat(ids, ' ')) end
 end

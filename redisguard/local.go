@@ -2,7 +2,9 @@ package redisguard
 
 import (
 	"log/slog"
+	"maps"
 	"math"
+	"slices"
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/internal/line"
@@ -31,26 +33,42 @@ func (l *Limiter) fail(err error) {
 		return
 	}
 	l.down = err
-	l.released = nil // the next sync tells what is held
-	l.local.share = max(l.cfg.Limit/l.members, 1)
-	what := "this process goes on with its share of the limit"
-	if l.cfg.OnFailure == FailClosed {
-		what = "calls are rejected"
+	l.released = nil  // the next sync tells what is held
+	l.local.share = 1 // of how many is unknown, if Redis has never answered
+	if l.epoch != "" {
+		l.local.share = max(l.cfg.Limit/l.members, 1)
 	}
-	l.cfg.Logger.Warn("redisguard: Redis does not answer; "+what,
-		slog.String("key", l.cfg.Key), slog.Int64("share", l.local.share), slog.Any("error", err))
 	l.resize()
-	for _, w := range l.waiting {
-		if w.queued {
+	for _, number := range slices.Sorted(maps.Keys(l.waiting)) {
+		if w := l.waiting[number]; w != nil && w.queued {
 			l.joinLocal(w)
 		}
+	}
+	l.wake() // to report it
+}
+
+// report logs when Redis fails and when it is back.
+func (l *Limiter) report() {
+	l.mu.Lock()
+	down, members, share, changed := l.down, l.members, l.local.share, (l.down != nil) != l.reported
+	l.reported = l.down != nil
+	l.mu.Unlock()
+	key := slog.String("key", l.cfg.Key)
+	switch {
+	case !changed:
+	case down == nil:
+		l.cfg.Logger.Info("redisguard: Redis answers again", key, slog.Int64("members", members))
+	case l.cfg.OnFailure == FailClosed:
+		l.cfg.Logger.Warn("redisguard: Redis does not answer; calls are rejected", key, slog.Any("error", down))
+	default:
+		l.cfg.Logger.Warn("redisguard: Redis does not answer; this process goes on with its share of the limit", key,
+			slog.Int64("share", share), slog.Any("error", down))
 	}
 }
 
 // back ends the time without Redis. The sync has put all waiting calls in Redis's queue.
 func (l *Limiter) back() {
 	l.down = nil
-	l.cfg.Logger.Info("redisguard: Redis answers again", slog.String("key", l.cfg.Key), slog.Int64("members", l.members))
 	for _, w := range l.waiting {
 		l.leaveLocal(w)
 	}
@@ -63,6 +81,9 @@ func (l *Limiter) back() {
 func (l *Limiter) joinLocal(w *waiter) {
 	if l.cfg.OnFailure == FailClosed {
 		l.reject(w, l.failure())
+		return
+	}
+	if w.inLine {
 		return
 	}
 	lo := &l.local

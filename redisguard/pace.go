@@ -267,9 +267,9 @@ func (p *Pace) probe() {
 		return
 	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.down = nil
 	clear(p.local)
+	p.mu.Unlock()
 	p.cfg.Logger.Info("redisguard: Redis answers again; the pace is shared", slog.String("key", p.cfg.Key))
 }
 
@@ -281,12 +281,14 @@ func (p *Pace) isDown() bool {
 
 func (p *Pace) fail(err error) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.down != nil || p.closed {
-		return
+	first := p.down == nil && !p.closed
+	if first {
+		p.down = err
 	}
-	p.down = err
-	p.cfg.Logger.Warn("redisguard: Redis does not answer; the pace is not shared", slog.String("key", p.cfg.Key), slog.Any("error", err))
+	p.mu.Unlock()
+	if first {
+		p.cfg.Logger.Warn("redisguard: Redis does not answer; the pace is not shared", slog.String("key", p.cfg.Key), slog.Any("error", err))
+	}
 }
 
 // share returns the limits of this process while Redis does not answer, per nanosecond.

@@ -7,10 +7,12 @@ import (
 	"testing"
 	"time"
 
+	openai "github.com/sashabaranov/go-openai"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/aiguardtest"
 	"github.com/aiguard-go/aiguard/redisguard"
 )
 
@@ -133,7 +135,7 @@ func TestPaceAsksTheBudgetFirst(t *testing.T) {
 
 func TestPaceWithoutRedis(t *testing.T) {
 	s := startRedis(t)
-	var lg log
+	var lg record
 	share := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 1200, Logger: lg.logger(), Timeout: 300 * time.Millisecond})
 	closed := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 1200, OnFailure: redisguard.FailClosed, Timeout: 300 * time.Millisecond})
 	for _, p := range []*redisguard.Pace{share, closed, share} {
@@ -170,4 +172,27 @@ func TestMistakesAreReportedByNewPace(t *testing.T) {
 		_, err := redisguard.NewPace(c, cfg)
 		require.ErrorContains(t, err, want)
 	}
+}
+
+func TestGuardSendsNoRequestBeforeItsTurn(t *testing.T) {
+	s, srv := startRedis(t), aiguardtest.NewServer(t)
+	pace := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 6}) // one each 10 s
+	g, err := aiguard.New(aiguard.Config{Budget: pace, QueueTimeout: 5 * time.Second})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, g.Close()) }()
+	oc := openai.DefaultConfig("any key")
+	oc.BaseURL = srv.URL
+	client := g.Client(oc)
+	ask := func() error {
+		_, err := client.CreateChatCompletion(t.Context(), openai.ChatCompletionRequest{Model: "m",
+			Messages: []openai.ChatCompletionMessage{{Role: openai.ChatMessageRoleUser, Content: "Say hello."}}})
+		return err
+	}
+	require.NoError(t, ask())
+	start := time.Now()
+	err = ask()
+	require.ErrorIs(t, err, aiguard.ErrRateLimited)
+	assert.Less(t, time.Since(start), 3*time.Second, "it is rejected at once")
+	assert.InDelta(t, 10, aiguard.Explain(err).RetryAfter.Seconds(), 5)
+	assert.Equal(t, 1, srv.Count())
 }

@@ -10,16 +10,16 @@ import (
 
 // proxy passes TCP connections on to a server. While it is cut, no byte passes, and no connection is closed.
 type proxy struct {
-	addr   string
-	target string
-	ln     net.Listener
+	addr string
+	ln   net.Listener
 
-	mu    sync.Mutex
-	open  sync.Cond
-	cut   bool
-	ended bool
-	conns []net.Conn
-	all   sync.WaitGroup
+	mu     sync.Mutex
+	open   sync.Cond
+	target string
+	cut    bool
+	ended  bool
+	conns  []net.Conn
+	all    sync.WaitGroup
 }
 
 func newProxy(t *testing.T, target string) *proxy {
@@ -39,7 +39,10 @@ func (p *proxy) accept() {
 		if err != nil {
 			return
 		}
-		out, err := net.Dial("tcp", p.target)
+		p.mu.Lock()
+		target := p.target
+		p.mu.Unlock()
+		out, err := net.Dial("tcp", target)
 		if err != nil {
 			_ = in.Close()
 			continue
@@ -79,6 +82,13 @@ func (p *proxy) setCut(cut bool) {
 	defer p.mu.Unlock()
 	p.cut = cut
 	p.open.Broadcast()
+}
+
+// redirect sends new connections to another server.
+func (p *proxy) redirect(target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = target
 }
 
 func (p *proxy) close() {

@@ -19,7 +19,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
-	"math"
+	mathrand "math/rand/v2"
 	"strings"
 	"time"
 
@@ -32,8 +32,8 @@ import (
 type Failure int8
 
 const (
-	// KeepShare goes on with the limit divided by the number of processes last seen, at least 1 per process. It is
-	// the default.
+	// KeepShare goes on with the limit divided by the number of processes last seen, at least 1 per process. A process
+	// that Redis has never answered has 1. It is the default.
 	KeepShare Failure = iota
 	// FailClosed rejects calls with aiguard.ErrOverloaded.
 	FailClosed
@@ -133,12 +133,9 @@ func tenantKey(tenant, member string) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// within returns the part of an interval that jitter leaves: 75% to 125% of it.
+// jittered returns 75% to 125% of d.
 func jittered(d time.Duration) time.Duration {
-	var b [8]byte
-	_, _ = rand.Read(b[:])
-	unit := float64(b[0]) / math.MaxUint8
-	return time.Duration(float64(d) * (0.75 + unit/2))
+	return d*3/4 + time.Duration(mathrand.Int64N(int64(d)/2+1))
 }
 
 // command bounds a command that no caller waits for.

@@ -82,21 +82,27 @@ func ShareRoutes(client redis.UniversalClient, guard *aiguard.Guard, cfg RoutesC
 	ctx, stop := context.WithCancel(context.Background())
 	r := &Routes{client: client, guard: guard, cfg: cfg, key: "aiguard:{" + cfg.Key + "}:routes", stop: stop, unsent: make(map[routeName]*unsent)}
 	_, more := guard.RouteChanges() // from here on the guard records changes
-	sub := client.Subscribe(ctx, r.key)
-	r.running.Go(func() { r.loop(ctx, sub, more) })
+	messages := make(chan any)
+	r.running.Go(func() { r.loop(ctx, messages, more) })
+	r.running.Go(func() {
+		listen(ctx, client, r.key, func(m any) {
+			select {
+			case messages <- m:
+			case <-ctx.Done():
+			}
+		})
+	})
 	return r, nil
 }
 
-// Close ends the sharing and waits for its goroutine. It may be called more than once.
+// Close ends the sharing and waits for its goroutines. It may be called more than once.
 func (r *Routes) Close() error {
 	r.stop()
 	r.running.Wait()
 	return nil
 }
 
-func (r *Routes) loop(ctx context.Context, sub *redis.PubSub, more <-chan struct{}) {
-	defer sub.Close()
-	messages := sub.ChannelWithSubscriptions()
+func (r *Routes) loop(ctx context.Context, messages <-chan any, more <-chan struct{}) {
 	ask := time.NewTimer(jittered(askEvery))
 	defer ask.Stop()
 	send := time.NewTimer(0)

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/aiguard-go/aiguard/internal/line"
 )
 
 //go:embed acquire.lua
@@ -59,13 +61,27 @@ const maxAlong = 100
 // take runs acquire.lua. It reports false if the call must ask limiter.lua.
 func (l *Limiter) take(ctx context.Context, w *waiter, along []release, epoch string) (bool, error) {
 	l.commands.Add(1)
-	args := make([]any, 0, 8+len(along))
-	args = append(args, "m:"+l.member, epoch, l.cfg.Limit, l.cfg.MaxBackground, id(l.member, w.number), w.weight, int(w.priority), w.tenant)
+	weight := strconv.FormatInt(w.weight, 10)
+	args := make([]any, 0, 6+len(along))
+	args = append(args, l.field, epoch, l.limit, weight, id(l.member, w.number), weight+" "+strconv.Itoa(int(w.priority))+" 0 "+w.tenant)
 	for _, r := range along {
 		args = append(args, id(l.member, r.number))
 	}
 	took, err := acquireScript.Run(ctx, l.client, l.keys[:1], args...).Int()
 	return took == 1, err
+}
+
+// short reports whether acquire.lua may help: it knows no background calls.
+func short(w *waiter, along []release) bool {
+	if w.priority == line.Background || len(along) > maxAlong {
+		return false
+	}
+	for _, r := range along {
+		if r.background {
+			return false
+		}
+	}
+	return true
 }
 
 // run runs one step of limiter.lua.

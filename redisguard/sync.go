@@ -1,6 +1,9 @@
 package redisguard
 
 import (
+	"context"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,14 +16,14 @@ const (
 )
 
 // loop sends releases and renews the leases of this process.
-func (l *Limiter) loop() {
+func (l *Limiter) loop(ctx context.Context) {
 	timer := time.NewTimer(jittered(pollEvery))
 	defer timer.Stop()
 	synced := time.Now()
 	for {
 		due := false
 		select {
-		case <-l.stop:
+		case <-ctx.Done():
 			return
 		case <-l.waker:
 		case <-timer.C:
@@ -32,6 +35,7 @@ func (l *Limiter) loop() {
 			synced = time.Now()
 		}
 		l.flush()
+		l.report()
 	}
 }
 
@@ -109,8 +113,8 @@ func (l *Limiter) snapshot() []any {
 		add(w)
 	}
 	args = append(args, waits)
-	for _, w := range l.waiting {
-		if w.queued || l.down != nil {
+	for _, number := range slices.Sorted(maps.Keys(l.waiting)) { // in order of arrival
+		if w := l.waiting[number]; w.queued || l.down != nil {
 			w.queued = true
 			add(w)
 		}
@@ -127,27 +131,30 @@ func (l *Limiter) grant(id string) {
 	if w := l.waiting[number]; w != nil {
 		l.admit(w)
 	} else if l.held[number] == nil { // the caller has left
-		l.giveBack(release{number, -1})
+		l.giveBack(release{number, -1, true})
 	}
 }
 
-// listen receives the messages of other processes that have given slots to this one.
-func (l *Limiter) listen(sub *redis.PubSub) {
+// listen calls hear with each message of a channel, and with a *redis.Subscription each time it has connected, until
+// ctx ends.
+func listen(ctx context.Context, client redis.UniversalClient, channel string, hear func(any)) {
+	sub := client.Subscribe(ctx, channel) // waits for Redis
 	defer sub.Close()
 	messages := sub.ChannelWithSubscriptions()
 	for {
 		select {
-		case <-l.stop:
+		case <-ctx.Done():
 			return
 		case m, ok := <-messages:
 			if !ok {
 				return
 			}
-			l.hear(m)
+			hear(m)
 		}
 	}
 }
 
+// hear admits the calls to which other processes have given slots.
 func (l *Limiter) hear(m any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

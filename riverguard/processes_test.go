@@ -205,11 +205,15 @@ func TestProcessesShareTheWorkAndRunEachOperationOnce(t *testing.T) {
 	}
 	require.Len(t, ids, count, "IDs are unique")
 	for id, n := range ids {
-		op := ends(t, runners[0], id)
-		got, err := task.Result[int](op)
+		got, err := task.Result[int](ends(t, runners[0], id))
 		require.NoError(t, err)
 		require.Equal(t, n, got)
-		require.Equal(t, 1, ran[n])
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	require.Len(t, ran, count)
+	for n, times := range ran {
+		require.Equal(t, 1, times, "%d", n)
 	}
 	for _, n := range byRunner {
 		require.Positive(t, n, "%v", byRunner)

@@ -8,8 +8,8 @@ import (
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
-// Request holds the facts that Read finds in a request's JSON body.
-type Request struct {
+// Facts are what a request asks for.
+type Facts struct {
 	Model   string
 	Stream  bool
 	Creates bool  // stores something at the provider, so a repeat does the work twice
@@ -17,7 +17,11 @@ type Request struct {
 	Later   bool  // requests a ticket instead of the answer; the response is not judged
 	Output  int64 // limit of tokens per choice, at most 1e9; 0: no limit
 	Choices int64 // number requested, at most 1,000; 0: not specified
+}
 
+// Request is what Read finds in a request's JSON body.
+type Request struct {
+	Facts
 	limits  [8]limitSpan // positions of the output limits
 	nLimits int
 	inside  int // offset after the brace of the object for the output limit; 0: no such object
@@ -77,7 +81,7 @@ type query struct {
 // Read reads a request's JSON body once, front to back. It passes each part of the prompt to part until part returns
 // false. If the body is not valid JSON, Read stops early and reports no error.
 func (e Endpoint) Read(body []byte, part func(Part) bool) Request {
-	q := query{Request: e.InPath(), api: e.api, body: body, part: part, enough: part == nil}
+	q := query{Request: Request{Facts: e.InPath()}, api: e.api, body: body, part: part, enough: part == nil}
 	if e.api != nil && len(e.api.output.within) == 0 {
 		q.inside = opened(body, 0)
 	}
@@ -92,15 +96,15 @@ func (e Endpoint) Read(body []byte, part func(Part) bool) Request {
 }
 
 // InPath returns what a request's path says.
-func (e Endpoint) InPath() Request { return Request{Model: e.model, Stream: e.stream} }
+func (e Endpoint) InPath() Facts { return Facts{Model: e.model, Stream: e.stream} }
 
 // LimitsOutput reports whether requests of this operation may limit their output tokens.
 func (e Endpoint) LimitsOutput() bool { return e.api != nil && len(e.api.output.names) > 0 }
 
 // Repeatable reports whether a repeat of the request does no work twice. The responses API stores an answer unless the
 // request disables storage.
-func (e Endpoint) Repeatable(r *Request) bool {
-	return e.Inference() && !r.Creates && (e.Op() != "responses" || r.Forgets)
+func (e Endpoint) Repeatable(f *Facts) bool {
+	return e.Inference() && !f.Creates && (e.Op() != "responses" || f.Forgets)
 }
 
 // opened skips white space at i and returns the offset after the opening brace of an object. Without an object it returns 0.

@@ -49,7 +49,7 @@ func TestRepositoryPublishesItsLibraries(t *testing.T) {
 		published[m.Dir] = m.Published
 	}
 	for dir, want := range map[string]bool{
-		".": true, "cacheguard": true, "riverguard": true, "sqlstore": true, "tokenguard": true,
+		".": true, "cacheguard": true, "redisguard": true, "riverguard": true, "sqlstore": true, "tokenguard": true,
 		"benchmarks": false, "browser": false, "examples/fallback": false, "examples/questions/river": false, "integration": false, "sdktest": false,
 	} {
 		got, ok := published[dir]

@@ -50,6 +50,12 @@ var pieces = map[string]piece{
 		given:   "var ctx context.Context\n",
 		used:    "limits, ctx",
 	},
+	"redisguard:": {
+		module:  "redisguard",
+		imports: []string{"github.com/redis/go-redis/v9", aiguardImport, aiguardImport + "/redisguard"},
+		given:   guardGiven + "var rdb redis.UniversalClient\n",
+		used:    "guard, err",
+	},
 	"cacheguard:": {
 		module:  "cacheguard",
 		imports: []string{"net/http", aiguardImport, aiguardImport + "/cacheguard"},
