@@ -50,7 +50,7 @@ mutants: ## Disable each bound in turn and see a test fail
 .PHONY: bench
 bench: ## Measure what a guard costs, ROUNDS (6) times, and what users get under overload: 7 minutes; BENCH=^Do: rows of the former
 	cd benchmarks && go run . -rounds $(ROUNDS) -bench '$(BENCH)'
-	$(if $(filter .,$(BENCH)),cd benchmarks && go run ./overload -rounds $(ROUNDS))
+	$(if $(filter .,$(BENCH)),cd benchmarks && go run ./overload -rounds $(ROUNDS) && go run ./similar)
 
 .PHONY: lint
 lint: ## Check formatting, vet, staticcheck, that go.mod files are tidy, and that no file is over 1 MB

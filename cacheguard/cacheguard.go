@@ -85,21 +85,21 @@
 //	…
 //	cacheguard.Config{Similar: cacheguard.Similar{Embed: embedder.Embed, Threshold: 0.9}}
 //
-// Two questions are compared by the cosine similarity of their vectors. But a vector hardly shows a negation, another
-// number or another name. So questions are similar only if all their words are the same, in the same order, except for:
+// The cache compares the vectors of two questions by their cosine similarity. A vector hardly shows a negation, another
+// number or another name. So a guard checks the words first. All words must be the same, in the same order, except for:
 //
-//   - words that change no meaning, such as "please", "the" and "can you explain"
-//   - a list of synonyms, such as "remove" and "delete", and of number words
-//   - the plural of words in lower case, spelling with capital letters at the start of a sentence, and punctuation
+//   - a list of words that change no meaning in a question, such as "please", "the" and "can you explain"
+//   - a list of synonyms and number words, such as "remove" and "delete"
+//   - plurals, capital letters at the start of a sentence, and punctuation
 //
-// The lists are English. In other languages only punctuation may differ, and capital letters. This misses many questions that mean the same, in
-// particular those in another word order. It does not see the difference between words that change no meaning in most
-// questions, such as "in" and "on"; those are left to the vectors.
+// A word that is on no list counts as a name. The lists are English. In other languages only plurals in s, capital
+// letters and punctuation may differ. The guard misses many questions that mean the same, in particular those with another
+// word order. It ignores small words that rarely change a meaning, such as "in" and "on". Only the vectors show those.
 //
-// Only the text of the question may differ: the
-// URL, the headers with the account, the Scope, the tenant of aiguard.WithCall, the model, the system prompt, the tools
-// and all parameters must be equal. The cache compares only requests that it also caches, and of these only chats with a
-// single question: one user message of one text, after any system messages. It does not compare
+// Only the text of the question may differ. The URL, the headers, the Scope, the tenant of aiguard.WithCall, the model,
+// the system prompt, the tools and all parameters must be equal. The cache compares only requests that it may answer from
+// the cache, and of these only chats with a single question: one user message of one text, after any system messages. It
+// does not compare
 //
 //   - requests with earlier answers, results of tools, images or other parts
 //   - questions longer than MaxQuestionBytes, and those without a word
@@ -255,6 +255,7 @@ type Stats struct {
 	Entries  int   // approximate number of answers in memory; 0 with a Store
 	Bytes    int64 // approximate size of those answers
 
+	Questions            int   // questions in the default index of Similar
 	Hits, Shared, Misses int64 // callers served from the cache, callers that shared a request, and requests sent to the provider
 	Passed               int64 // requests that bypassed the cache
 	Stored               int64 // answers cached

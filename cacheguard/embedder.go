@@ -39,7 +39,7 @@ const (
 )
 
 // Embedder makes vectors with the embeddings API of a guarded client. Texts that come at the same time share a request.
-// An Embedder keeps the vectors of recent texts, and no text longer than its request takes. It is safe for concurrent use.
+// An Embedder keeps the vectors of recent texts, but not the texts. It is safe for concurrent use.
 type Embedder struct {
 	client *aiguard.Client
 	cfg    EmbedderConfig
@@ -58,9 +58,11 @@ func NewEmbedder(client *aiguard.Client, cfg EmbedderConfig) (*Embedder, error) 
 	case client == nil:
 		return nil, errors.New("cacheguard: NewEmbedder: client is nil; want a client such as guard.Client(config)")
 	case cfg.Dimensions < -1:
-		return nil, fmt.Errorf("cacheguard: EmbedderConfig.Dimensions is %d; want -1 (the model's own), 0 (the default, %d) or more", cfg.Dimensions, DefaultEmbeddingDimensions)
+		return nil, fmt.Errorf("cacheguard: EmbedderConfig.Dimensions is %d; want -1 (the model's own), 0 (the default, %d) or more",
+			cfg.Dimensions, DefaultEmbeddingDimensions)
 	case cfg.CacheSize < 0:
-		return nil, fmt.Errorf("cacheguard: EmbedderConfig.CacheSize is %d; want 0 (the default, %d) or more", cfg.CacheSize, DefaultEmbeddingCache)
+		return nil, fmt.Errorf("cacheguard: EmbedderConfig.CacheSize is %d; want 0 (the default, %d) or more",
+			cfg.CacheSize, DefaultEmbeddingCache)
 	}
 	if cfg.Model == "" {
 		cfg.Model = DefaultEmbeddingModel
@@ -185,7 +187,9 @@ func (e *Embedder) run(ctx context.Context, b *batch) {
 	if b.err = ctx.Err(); b.err != nil {
 		return
 	}
-	request := openai.EmbeddingRequestStrings{Input: texts, Model: e.cfg.Model, EncodingFormat: openai.EmbeddingEncodingFormatFloat}
+	request := openai.EmbeddingRequestStrings{
+		Input: texts, Model: e.cfg.Model, EncodingFormat: openai.EmbeddingEncodingFormatFloat,
+	}
 	if e.cfg.Dimensions > 0 {
 		request.Dimensions = e.cfg.Dimensions
 	}

@@ -57,3 +57,51 @@ func ExampleWithPolicy() {
 	fmt.Println(req.Method, err) // an SDK passes its context to the request
 	// Output: POST <nil>
 }
+
+func ExampleSimilar() {
+	provider := aiguardtest.Start() // a fake provider, whose vectors say nothing about meaning
+	defer provider.Close()
+
+	guard, err := aiguard.New(aiguard.Config{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer guard.Close()
+	oc := openai.DefaultConfig("any key")
+	oc.BaseURL = provider.URL
+	embedder, err := cacheguard.NewEmbedder(guard.Client(oc), cacheguard.EmbedderConfig{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	cache, err := cacheguard.New(guard.Transport(nil), cacheguard.Config{
+		Similar: cacheguard.Similar{Embed: embedder.Embed, Threshold: 0.001}, // with a real model, such as 0.9
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer cache.Close()
+	oc.HTTPClient = &http.Client{Transport: cache}
+	client := openai.NewClientWithConfig(oc)
+
+	for _, question := range []string{
+		"How do I reset my password?",
+		"What is the best way to reset the password?",
+		"How do I change my password?",
+		"How do I not reset my password?",
+	} {
+		answer, err := client.CreateChatCompletion(context.Background(), openai.ChatCompletionRequest{
+			Model:       openai.GPT4oMini,
+			Temperature: math.SmallestNonzeroFloat32, // go-openai leaves a 0 out
+			Messages:    []openai.ChatCompletionMessage{{Role: "user", Content: question}},
+		})
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(answer.Header().Get(cacheguard.Header), question)
+	}
+	// Output:
+	// miss How do I reset my password?
+	// similar What is the best way to reset the password?
+	// miss How do I change my password?
+	// miss How do I not reset my password?
+}

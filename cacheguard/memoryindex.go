@@ -11,10 +11,14 @@ import (
 // MemoryIndex is an Index in the memory of the process. When it is full, it removes the item that was added first. It is
 // safe for concurrent use.
 //
-// A search reads a sketch of 64 bytes of each item in the partition, and the vectors of the few items with a similar
-// sketch. Its cost is linear in the partition. It misses one in three million of the items that it should find. There is
-// no graph, as in HNSW, because the guards make most partitions small, because an item is removed without a trace, and
-// because a search in a graph misses more.
+// An item takes up to 600 bytes and 4 bytes per dimension: 16 MB for 10,000 items of 256 dimensions, and 67 MB for 10,000
+// items of 1,536 dimensions.
+//
+// A search reads a sketch of each item in the partition, which is 64 bytes long, and the vectors of the few items with a
+// similar sketch. Its cost is linear in the partition, about 0.3 ms for 100,000 items of 256 or 1,536 dimensions. It misses
+// one in three million of the items that it should find. A graph such as HNSW would be faster for millions of items in
+// one partition. But the words of the questions make partitions small, items are removed all the time, and a search in a
+// graph misses more.
 type MemoryIndex struct {
 	most int
 
@@ -43,7 +47,8 @@ type indexed struct {
 // NewMemoryIndex returns an index of up to most items, of which 0 means DefaultMaxQuestions.
 func NewMemoryIndex(most int) (*MemoryIndex, error) {
 	if most < 0 {
-		return nil, fmt.Errorf("cacheguard: NewMemoryIndex: most is %d; want 0 (the default, %d) or more", most, DefaultMaxQuestions)
+		return nil, fmt.Errorf("cacheguard: NewMemoryIndex: most is %d; want 0 (the default, %d) or more",
+			most, DefaultMaxQuestions)
 	}
 	if most == 0 {
 		most = DefaultMaxQuestions

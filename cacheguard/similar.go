@@ -50,7 +50,8 @@ type Similar struct {
 func (s *Similar) validate() error {
 	switch {
 	case s.Embed == nil && (s.Threshold != 0 || s.Timeout != 0 || s.Index != nil):
-		return errors.New("cacheguard: Config.Similar.Embed is nil, but other fields of Config.Similar are set; want a function such as the Embed method of NewEmbedder")
+		return errors.New("cacheguard: Config.Similar.Embed is nil, but other fields of Config.Similar are set; " +
+			"want a function such as the Embed method of NewEmbedder")
 	case s.Timeout < 0:
 		return fmt.Errorf("cacheguard: Config.Similar.Timeout is %v; want 0 (the default) or more", s.Timeout)
 	case s.Embed != nil && !(s.Threshold > 0 && s.Threshold <= 1):
@@ -93,6 +94,9 @@ func newSimilar(t *Transport, cfg Similar) (*similar, error) {
 
 func (s *similar) report(stats *Stats) {
 	stats.SimilarHits, stats.SimilarMisses = s.hits.Load(), s.misses.Load()
+	if s.own != nil {
+		stats.Questions = s.own.Len()
+	}
 	stats.Rejected, stats.SimilarFailures = s.rejected.Load(), s.failures.Load()
 }
 
@@ -273,7 +277,8 @@ func (t *Transport) Reject(ctx context.Context, similarTo string) error {
 		return errors.New("cacheguard: Reject: Config.Similar is not set")
 	}
 	if _, ok := parseKey(similarTo); !ok {
-		return fmt.Errorf("cacheguard: Reject: similarTo has %d characters; want 64 hexadecimal digits, the value of the header %s", len(similarTo), SimilarToHeader)
+		return fmt.Errorf("cacheguard: Reject: similarTo has %d characters; want 64 hexadecimal digits, the value of the header %s",
+			len(similarTo), SimilarToHeader)
 	}
 	t.mu.Lock()
 	closed := t.closed

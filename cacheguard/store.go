@@ -69,7 +69,7 @@ func (b *bounded) Set(ctx context.Context, name string, entry []byte, ttl time.D
 }
 
 // errPaused is the error of a use during the pause after a failure.
-var errPaused = errors.New("cacheguard: paused after a failure")
+var errPaused = errors.New("not used for a second after a failure")
 
 // breaker protects the cache from a slow or failing Store, Embed or Index. After a failure, all uses fail for
 // storePause. Then one probe is allowed.

@@ -38,7 +38,7 @@ const (
 	attrEstimated   = "aiguard.usage.estimated" // the tokens are an estimate: no answer reported them
 	attrBudget      = "aiguard.budget.limit"    // the Name of a Limit of package budget
 	attrBudgetUnit  = "aiguard.budget.unit"     // what it limits: calls, tokens or cost
-	attrSource      = "aiguard.cache.source"    // hit, shared or miss
+	attrSource      = "aiguard.cache.source"    // hit, similar, shared or miss
 	attrWait        = "aiguard.wait"            // seconds, of an event of a span
 )
 
@@ -110,7 +110,7 @@ var (
 	timeouts  = instrument{"aiguard.timeouts", "{timeout}", "Deadlines of the guard that ran out.", nil}
 	hedges    = instrument{"aiguard.hedges", "{attempt}", "Second attempts beside a slow first one.", nil}
 	fallbacks = instrument{"aiguard.fallbacks", "{call}", "Calls made by a later alternative of a Fallback.", nil}
-	cached    = instrument{"aiguard.cache.answers", "{answer}", "Answers by where they came from: hit, shared or miss.", nil}
+	cached    = instrument{"aiguard.cache.answers", "{answer}", "Answers by where they came from: hit, similar, shared or miss.", nil}
 	outages   = instrument{"aiguard.outages", "{outage}", "Times that a route has gone down.", nil}
 )
 

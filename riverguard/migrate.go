@@ -14,9 +14,9 @@ import (
 // migrationLock is the key of the advisory lock that a process holds while it migrates. River itself takes no lock.
 const migrationLock int64 = 0x6169_6775_6172_6401
 
-// migrate makes River's tables, or migrates them to the version of this module. It needs no rights if nothing is to do.
-func migrate(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger) (err error) {
-	m, err := rivermigrate.New(riverpgxv5.New(pool), &rivermigrate.Config{Logger: logger})
+// migrate makes River's tables in the schema, or migrates them to the version of this module. It needs no rights if nothing is to do.
+func migrate(ctx context.Context, pool *pgxpool.Pool, schema string, logger *slog.Logger) (err error) {
+	m, err := rivermigrate.New(riverpgxv5.New(pool), &rivermigrate.Config{Logger: logger, Schema: schema})
 	if err != nil {
 		return err
 	}
@@ -32,6 +32,11 @@ func migrate(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger) (err 
 	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
 	if _, err := conn.Exec(ctx, "SELECT pg_advisory_lock($1)", migrationLock); err != nil {
 		return err
+	}
+	if schema != "" {
+		if _, err := conn.Exec(ctx, "CREATE SCHEMA IF NOT EXISTS "+schema); err != nil {
+			return err
+		}
 	}
 	_, err = m.Migrate(ctx, rivermigrate.DirectionUp, nil)
 	return err

@@ -204,12 +204,20 @@ func TestProcessesShareTheWorkAndRunEachOperationOnce(t *testing.T) {
 		ids[op.ID] = n
 	}
 	require.Len(t, ids, count, "IDs are unique")
+	owners := map[string]bool{}
 	for id, n := range ids {
 		op := ends(t, runners[0], id)
 		got, err := task.Result[int](op)
 		require.NoError(t, err)
 		require.Equal(t, n, got)
-		require.Equal(t, 1, ran[n])
+		owners[op.Owner] = true
+	}
+	require.Len(t, owners, len(runners), "the IDs of River's clients are unique")
+	mu.Lock()
+	defer mu.Unlock()
+	require.Len(t, ran, count)
+	for n, times := range ran {
+		require.Equal(t, 1, times, "%d", n)
 	}
 	for _, n := range byRunner {
 		require.Positive(t, n, "%v", byRunner)

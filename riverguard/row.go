@@ -121,7 +121,7 @@ func (r *Runner) get(ctx context.Context, id string) (row, error) {
 	if !ok {
 		return row{}, task.ErrNotFound
 	}
-	w, err := scan(r.pool.QueryRow(ctx, `SELECT `+columns+` FROM river_job
+	w, err := scan(r.pool.QueryRow(ctx, `SELECT `+columns+` FROM `+r.table+`
 		WHERE id = $1 AND kind = $2 AND queue = $3 AND metadata->'aiguard'->>'secret' = $4`, job, kind, r.cfg.Queue, secret))
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = task.ErrNotFound
@@ -135,7 +135,7 @@ func (r *Runner) List(ctx context.Context, q task.Query) (found []task.Operation
 	for i, s := range q.Statuses {
 		statuses[i] = string(s)
 	}
-	rows, err := r.pool.Query(ctx, `SELECT `+columns+` FROM river_job
+	rows, err := r.pool.Query(ctx, `SELECT `+columns+` FROM `+r.table+`
 		WHERE kind = $1 AND queue = $2 AND ($3 = '' OR metadata->'aiguard'->>'name' = $3) AND ($4 = '' OR metadata->'aiguard'->>'owner' = $4)
 			AND (cardinality($5::text[]) = 0 OR `+status+` = ANY ($5))
 		ORDER BY id DESC LIMIT $6`, kind, r.cfg.Queue, q.Name, q.Owner, statuses, cmp.Or(max(q.Limit, 0), task.DefaultLimit))
@@ -149,11 +149,12 @@ func (r *Runner) List(ctx context.Context, q task.Query) (found []task.Operation
 	return found, stepFailed("list", err)
 }
 
-// places returns how many operations of the queue wait and run. It stops counting where Submit no longer needs more.
-func (r *Runner) places(ctx context.Context) (waiting, running int, err error) {
-	err = r.pool.QueryRow(ctx, `SELECT
-		(SELECT count(*) FROM (SELECT FROM river_job WHERE queue = $1 AND state IN ('available', 'pending', 'retryable', 'scheduled') LIMIT $2) w),
-		(SELECT count(*) FROM (SELECT FROM river_job WHERE queue = $1 AND state = 'running' LIMIT $3) r)`,
+// places returns how many operations of the queue wait and run. It counts at most MaxRunning that run, because those of
+// other processes take no slot of this one, and no more that wait than Submit needs.
+func (r *Runner) places(ctx context.Context, db querier) (waiting, running int, err error) {
+	err = db.QueryRow(ctx, `SELECT
+		(SELECT count(*) FROM (SELECT FROM `+r.table+` WHERE queue = $1 AND state IN ('available', 'pending', 'retryable', 'scheduled') LIMIT $2) w),
+		(SELECT count(*) FROM (SELECT FROM `+r.table+` WHERE queue = $1 AND state = 'running' LIMIT $3) r)`,
 		r.cfg.Queue, r.cfg.MaxRunning+r.cfg.MaxPending, r.cfg.MaxRunning).Scan(&waiting, &running)
 	return waiting, running, err
 }
@@ -165,7 +166,7 @@ func (r *Runner) save(ctx context.Context, job *rivertype.JobRow, rec record) (m
 	if err != nil {
 		return false, err
 	}
-	tag, err := r.pool.Exec(ctx, `UPDATE river_job SET metadata = metadata || jsonb_build_object('aiguard', $3::jsonb)
+	tag, err := r.pool.Exec(ctx, `UPDATE `+r.table+` SET metadata = metadata || jsonb_build_object('aiguard', $3::jsonb)
 		WHERE id = $1 AND attempted_at = $2 AND finalized_at IS NULL AND (metadata->'aiguard'->>'finished_at' IS NULL OR metadata->'aiguard'->>'run' = $4)`,
 		job.ID, job.AttemptedAt, string(text), rec.Run)
 	return tag.RowsAffected() == 1, err
@@ -173,7 +174,7 @@ func (r *Runner) save(ctx context.Context, job *rivertype.JobRow, rec record) (m
 
 // running reports whether a run of the job is active.
 func (r *Runner) running(ctx context.Context, job int64) (running bool, err error) {
-	err = r.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM river_job WHERE id = $1 AND state = 'running')`, job).Scan(&running)
+	err = r.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+r.table+` WHERE id = $1 AND state = 'running')`, job).Scan(&running)
 	return running, err
 }
 

@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	mathrand "math/rand/v2"
+	"regexp"
+	"strconv"
 	"sync"
 	"time"
 
@@ -27,6 +30,7 @@ type Config struct {
 	Patience    time.Duration // time after its start in which a rate limited operation is repeated. Default 10m; aiguard.Off: it fails at once
 	Grace       time.Duration // wait for a function to return after its context ended; then its operation ends as stuck. Default 5s
 	Queue       string        // River's queue. Services that share a database need different queues. Default "aiguard"
+	Schema      string        // of River's tables. It is created if necessary. Default: the first schema of the search_path
 	SubmitOnly  bool          // leave the operations to other processes. Default false
 	Logger      *slog.Logger  // logs failures, never an input or a result. Default: the guard's
 }
@@ -55,6 +59,7 @@ type Runner struct {
 	pool      *pgxpool.Pool
 	cfg       Config
 	client    *river.Client[pgx.Tx]
+	table     string // of River's jobs
 	taskLimit time.Duration
 	ctx       context.Context // of the store's calls, until Shutdown has given up
 	stop      context.CancelFunc
@@ -73,8 +78,10 @@ var _ task.Engine = (*Runner)(nil)
 
 // NewRunner returns a Runner that keeps its operations in the PostgreSQL database of pool and runs them under g's
 // TaskTimeout, which must not be off. It creates or migrates River's tables if necessary, and starts to work. The first
-// use needs the right to create tables. The tables are in the first schema of the search_path. ctx limits only
-// NewRunner itself. The caller closes pool after Shutdown.
+// use needs the right to create tables. Give the Runner a Schema of its own if the service has other River clients in the
+// database: River elects one leader for all clients of a schema, and a leader that does not know the Runner's kind of job
+// discards the jobs of dead processes. Runners of one schema need the same TaskTimeout and Grace. The connections of pool must be sessions of PostgreSQL, because River listens for notifications; PgBouncer's transaction mode does not work.
+// ctx limits only NewRunner itself. The caller closes pool after Shutdown.
 //
 // The zero Config is valid. NewRunner returns an error that names each invalid field of cfg.
 func NewRunner(ctx context.Context, g *aiguard.Guard, pool *pgxpool.Pool, cfg Config) (*Runner, error) {
@@ -85,7 +92,10 @@ func NewRunner(ctx context.Context, g *aiguard.Guard, pool *pgxpool.Pool, cfg Co
 	if err != nil {
 		return nil, err
 	}
-	r := &Runner{guard: g, pool: pool, cfg: cfg, taskLimit: limit, submitting: make(chan struct{}, 1), handlers: make(map[string]task.Handle)}
+	r := &Runner{guard: g, pool: pool, cfg: cfg, table: "river_job", taskLimit: limit, submitting: make(chan struct{}, 1), handlers: make(map[string]task.Handle)}
+	if cfg.Schema != "" {
+		r.table = cfg.Schema + ".river_job"
+	}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	if err := r.start(ctx); err != nil {
 		r.stop()
@@ -93,6 +103,8 @@ func NewRunner(ctx context.Context, g *aiguard.Guard, pool *pgxpool.Pool, cfg Co
 	}
 	return r, nil
 }
+
+var schemaNames = regexp.MustCompile(`^([a-z_][a-z0-9_]{0,39})?$`)
 
 // complete replaces zero fields by their defaults and returns the guard's TaskTimeout.
 func (cfg *Config) complete(g *aiguard.Guard) (limit time.Duration, err error) {
@@ -107,6 +119,7 @@ func (cfg *Config) complete(g *aiguard.Guard) (limit time.Duration, err error) {
 	check(cfg.MaxPending >= aiguard.Off, "MaxPending", cfg.MaxPending, "a positive number, 0 for the guard's, or Off")
 	check(cfg.MaxAttempts >= 0 && cfg.MaxAttempts <= 1000, "MaxAttempts", cfg.MaxAttempts, "1 to 1,000, or 0 for the default")
 	check(cfg.Patience >= aiguard.Off, "Patience", cfg.Patience, "a positive duration, 0 for the default, or Off")
+	check(schemaNames.MatchString(cfg.Schema), "Schema", strconv.Quote(cfg.Schema), "1 to 40 lower-case letters, digits and underscores, or nothing")
 	check(cfg.Grace >= 0, "Grace", cfg.Grace, "a positive duration, or 0 for the default")
 	limit, ok := taskTimeout(g)
 	if !ok {
@@ -129,16 +142,19 @@ func (cfg *Config) complete(g *aiguard.Guard) (limit time.Duration, err error) {
 
 // start makes the tables and starts River's client.
 func (r *Runner) start(ctx context.Context) error {
-	if err := migrate(ctx, r.pool, r.cfg.Logger); err != nil {
+	if err := migrate(ctx, r.pool, r.cfg.Schema, slog.New(warnings{r.cfg.Logger.Handler()})); err != nil {
 		return err
 	}
 	cfg := &river.Config{
 		ID:     "aiguard-" + rand.Text(), // River's default is a time and may not be unique
-		Logger: r.cfg.Logger,
+		Logger: slog.New(warnings{r.cfg.Logger.Handler()}),
+		Schema: r.cfg.Schema,
 		// River measures these from the start of a job. It never rescues a job that has no timeout.
 		JobTimeout:           r.jobTimeout(),
 		RescueStuckJobsAfter: r.jobTimeout() + margin,
 		MaxAttempts:          r.cfg.MaxAttempts,
+		// With different intervals, no process is always the first to see a job that another has put back.
+		FetchPollInterval: 750*time.Millisecond + mathrand.N(500*time.Millisecond),
 	}
 	if !r.cfg.SubmitOnly {
 		cfg.Queues = map[string]river.QueueConfig{r.cfg.Queue: {MaxWorkers: r.cfg.MaxRunning}}
@@ -153,6 +169,21 @@ func (r *Runner) start(ctx context.Context) error {
 	}
 	return r.client.Start(r.ctx)
 }
+
+// warnings passes on warnings and errors, as River's own default does. River logs its statistics as information.
+type warnings struct{ slog.Handler }
+
+func (w warnings) Enabled(ctx context.Context, level slog.Level) bool {
+	return level >= slog.LevelWarn && w.Handler.Enabled(ctx, level)
+}
+
+// WithAttrs implements slog.Handler.
+func (w warnings) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return warnings{w.Handler.WithAttrs(attrs)}
+}
+
+// WithGroup implements slog.Handler.
+func (w warnings) WithGroup(name string) slog.Handler { return warnings{w.Handler.WithGroup(name)} }
 
 // jobTimeout is later than the end of any function that still has a place in the Runner.
 func (r *Runner) jobTimeout() time.Duration { return r.taskLimit + r.cfg.Grace + margin }

@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/riverqueue/river"
 	"github.com/stretchr/testify/require"
 
 	"github.com/aiguard-go/aiguard"
@@ -75,6 +78,10 @@ func TestInvalidConfigNamesTheField(t *testing.T) {
 		_, err := riverguard.NewRunner(t.Context(), g, pool, cfg)
 		require.ErrorContains(t, err, "Config."+field)
 	}
+	for _, schema := range []string{"A", "a-b", "a; DROP TABLE x", strings.Repeat("x", 41)} {
+		_, err = riverguard.NewRunner(t.Context(), g, pool, riverguard.Config{Schema: schema})
+		require.ErrorContains(t, err, "Config.Schema is "+strconv.Quote(schema))
+	}
 	_, err = riverguard.NewRunner(t.Context(), g, pool, riverguard.Config{MaxRunning: 10_001})
 	require.ErrorContains(t, err, "MaxRunning is 10001")
 	_, err = riverguard.NewRunner(t.Context(), newGuard(t, aiguard.Config{TaskTimeout: aiguard.Off}), pool, riverguard.Config{})
@@ -136,6 +143,23 @@ func TestSubmitTxStartsWithItsTransaction(t *testing.T) {
 	require.NoError(t, pool.QueryRow(t.Context(), "SELECT array_agg(operation) FROM orders").Scan(&stored))
 	require.Equal(t, []string{kept}, stored)
 	require.EqualValues(t, 1, r.Stats().Started)
+}
+
+func TestSubmitTxNeedsNoOtherConnection(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t, newDatabase(t)+" pool_max_conns=1")
+	r, err := riverguard.NewRunner(t.Context(), newGuard(t, aiguard.Config{}), pool, riverguard.Config{SubmitOnly: true, MaxPending: 1, MaxRunning: 1})
+	require.NoError(t, err)
+	register(r, "work", untilEnd)
+	tx, err := pool.Begin(t.Context()) // the only connection
+	require.NoError(t, err)
+	defer tx.Rollback(context.Background())
+	for range 2 {
+		_, err = r.SubmitTx(t.Context(), tx, "work", nil)
+		require.NoError(t, err)
+	}
+	_, err = r.SubmitTx(t.Context(), tx, "work", nil)
+	require.ErrorIs(t, err, aiguard.ErrOverloaded)
 }
 
 func TestRateLimitedOperationRunsAgainWithoutSpendingAnAttempt(t *testing.T) {
@@ -257,9 +281,54 @@ func TestUnregisteredNamesWaitForAProcessThatKnowsThem(t *testing.T) {
 	require.Equal(t, op, get(t, s, op.ID), "a process that does not know the name changes nothing")
 	r := newRunner(t, dsn, aiguard.Config{}, riverguard.Config{})
 	register(r, "work", func(context.Context) (any, error) { return "done", nil })
-	op = ends(t, s, op.ID)
+	op = await(t, s, op.ID, 2*time.Minute) // the other process may win the job several times
 	require.Equal(t, task.Succeeded, op.Status)
 	require.Equal(t, 1, op.Attempts)
+}
+
+func TestSchemaSeparatesTheRunnerFromOtherRiverClients(t *testing.T) {
+	t.Parallel()
+	j := newJobs(t, newGuard(t, aiguard.Config{}), 0, river.Config{}, func(context.Context) error { return nil })
+	schema := fmt.Sprintf("own%d", schemas.Add(1))
+	r, err := riverguard.NewRunner(t.Context(), newGuard(t, aiguard.Config{}), j.pool, riverguard.Config{Schema: schema})
+	require.NoError(t, err)
+	t.Cleanup(func() { shutdown(t, r) })
+	register(r, "work", func(context.Context) (any, error) { return "done", nil })
+	tx, err := j.pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer tx.Rollback(context.Background())
+	_, err = j.InsertTx(t.Context(), tx, jobArgs{}, nil)
+	require.NoError(t, err)
+	op, err := r.SubmitTx(t.Context(), tx, "work", nil)
+	require.NoError(t, err)
+	require.NoError(t, tx.Commit(t.Context()))
+	require.Equal(t, river.EventKindJobCompleted, j.next().Kind)
+	require.Equal(t, task.Succeeded, ends(t, r, op.ID).Status)
+	found, err := r.List(t.Context(), task.Query{})
+	require.NoError(t, err)
+	require.Len(t, found, 1)
+	running := until(t, r, submitUntilEnd(t, r), task.Running)
+	_, err = r.Cancel(t.Context(), running.ID)
+	require.NoError(t, err)
+	require.Equal(t, task.Cancelled, ends(t, r, running.ID).Status)
+}
+
+func submitUntilEnd(t *testing.T, r *riverguard.Runner) string {
+	register(r, "until end", untilEnd)
+	return submit(t, r, "until end").ID
+}
+
+// River's default for the timeout of a job is one minute.
+func TestFunctionHasTheTimeOfTheTaskTimeout(t *testing.T) {
+	t.Parallel()
+	r := newRunner(t, newDatabase(t), aiguard.Config{TaskTimeout: 3 * time.Minute}, riverguard.Config{})
+	register(r, "work", func(ctx context.Context) (any, error) {
+		deadline, _ := ctx.Deadline()
+		return time.Until(deadline), nil
+	})
+	left, err := task.Result[time.Duration](ends(t, r, submit(t, r, "work").ID))
+	require.NoError(t, err)
+	require.InDelta(t, 3*time.Minute, left, float64(patience))
 }
 
 func TestQueuesAreSeparate(t *testing.T) {

@@ -38,22 +38,33 @@ func (args) Kind() string { return kind }
 //
 // If Submit returns an error of the database, the operation may have been stored all the same.
 func (r *Runner) Submit(ctx context.Context, name string, input any) (task.Operation, error) {
-	return r.submit(ctx, name, input, func(ctx context.Context, a args, opts *river.InsertOpts) (*rivertype.JobInsertResult, error) {
-		return r.client.Insert(ctx, a, opts)
-	})
+	// One at a time, so that this process does not exceed MaxPending.
+	select {
+	case r.submitting <- struct{}{}:
+		defer func() { <-r.submitting }()
+	case <-ctx.Done():
+		return task.Operation{}, ctx.Err()
+	}
+	return r.submit(ctx, r.pool, name, input, r.client.Insert)
 }
 
 // SubmitTx is like Submit, but stores the operation with tx. The operation becomes visible and starts when tx commits,
-// and never existed if tx rolls back. Until then Get does not find it. MaxPending does not see operations of
+// and never existed if tx rolls back. Until then Get does not find it. MaxPending does not count the operations of other
 // transactions that have not committed. After an error, roll tx back.
 func (r *Runner) SubmitTx(ctx context.Context, tx pgx.Tx, name string, input any) (task.Operation, error) {
-	return r.submit(ctx, name, input, func(ctx context.Context, a args, opts *river.InsertOpts) (*rivertype.JobInsertResult, error) {
+	return r.submit(ctx, tx, name, input, func(ctx context.Context, a river.JobArgs, opts *river.InsertOpts) (*rivertype.JobInsertResult, error) {
 		return r.client.InsertTx(ctx, tx, a, opts)
 	})
 }
 
-func (r *Runner) submit(ctx context.Context, name string, input any,
-	insert func(context.Context, args, *river.InsertOpts) (*rivertype.JobInsertResult, error)) (task.Operation, error) {
+// querier is a pool or a transaction.
+type querier interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// submit uses no connection but db's, because a transaction may hold the last one of the pool.
+func (r *Runner) submit(ctx context.Context, db querier, name string, input any,
+	insert func(context.Context, river.JobArgs, *river.InsertOpts) (*rivertype.JobInsertResult, error)) (task.Operation, error) {
 	if r.handler(name) == nil {
 		return task.Operation{}, fmt.Errorf("riverguard: Submit: no handler is registered for %q", name)
 	}
@@ -69,18 +80,14 @@ func (r *Runner) submit(ctx context.Context, name string, input any,
 	if err != nil {
 		return task.Operation{}, err
 	}
-	// One at a time, so that this process does not exceed MaxPending.
-	select {
-	case r.submitting <- struct{}{}:
-		defer func() { <-r.submitting }()
-	case <-ctx.Done():
-		return task.Operation{}, ctx.Err()
-	}
-	if err := r.admit(ctx, name); err != nil {
+	if err := ctx.Err(); err != nil {
 		return task.Operation{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
+	if err := r.admit(ctx, db, name); err != nil {
+		return task.Operation{}, err
+	}
 	inserted, err := insert(ctx, args{name, string(in)}, &river.InsertOpts{Queue: r.cfg.Queue, MaxAttempts: r.cfg.MaxAttempts, Metadata: metadata})
 	if err != nil {
 		r.StoreFailed("create", task.Operation{Name: name}, err)
@@ -90,19 +97,19 @@ func (r *Runner) submit(ctx context.Context, name string, input any,
 }
 
 // admit returns an error if no operation may be added to the queue.
-func (r *Runner) admit(ctx context.Context, name string) error {
+func (r *Runner) admit(ctx context.Context, db querier, name string) error {
 	if r.closed() {
 		return &aiguard.Error{Kind: aiguard.ErrClosed, Op: name, Phase: "task"}
 	}
 	if r.cfg.MaxPending == aiguard.Off {
-		return ctx.Err()
+		return nil
 	}
-	waiting, running, err := r.places(ctx)
+	waiting, running, err := r.places(ctx, db)
 	switch {
 	case err != nil:
 		r.StoreFailed("count", task.Operation{Name: name}, err)
 		return fmt.Errorf("riverguard: the waiting operations could not be counted: %w", err)
-	case waiting < r.cfg.MaxPending || waiting+running < r.cfg.MaxRunning+r.cfg.MaxPending: // operations for free slots do not wait long
+	case waiting+running < r.cfg.MaxRunning+r.cfg.MaxPending: // operations that wait for free slots do not wait long
 		return nil
 	}
 	r.count(func(s *task.Stats) { s.Refused++ })

@@ -41,12 +41,16 @@ func (w *worker) Work(ctx context.Context, job *river.Job[args]) error {
 	return newRun(w.r, job.JobRow, rec).work(ctx, func(ctx context.Context) (any, error) { return fn(ctx, json.RawMessage(job.Args.Input)) })
 }
 
-// unknownDelay returns how long a job waits for another process. It grows, because there may be no such process.
+// unknownDelay returns how long a job waits for another process. At first it is short, because this process may win the
+// job again. It grows, because there may be no process that knows the name.
 func unknownDelay(job *rivertype.JobRow) time.Duration {
-	const first, most = time.Second, time.Minute
+	const first, most, quick = time.Second, time.Minute, 5
 	var metadata struct{ Snoozes int }
 	_ = json.Unmarshal(job.Metadata, &metadata) // River's own data
-	delay := first << min(metadata.Snoozes, 10)
+	delay := first
+	for n := quick; n < metadata.Snoozes && delay < most; n++ {
+		delay += delay / 2
+	}
 	return min(delay, most) + rand.N(first)
 }
 
@@ -120,8 +124,8 @@ func (x *run) call(ctx context.Context, fn func(context.Context) (any, error), r
 	err := x.r.guard.With(aiguard.Call{Op: x.name}).RunTask(ctx, func(ctx context.Context) (err error) {
 		stop := context.AfterFunc(ctx, func() { x.await(ctx, over, overdue) })
 		defer stop()
-		ctx = context.WithValue(ctx, operation.ProgressKey{}, x)
-		value, err = operation.Call(func() (any, error) { return fn(ctx) }, func(what, stack string) {
+		own := context.WithValue(ctx, operation.ProgressKey{}, x)
+		value, err = operation.Call(func() (any, error) { return fn(own) }, func(what, stack string) {
 			x.log(slog.LevelError, "riverguard: panic", slog.String("panic", what), slog.String("stack", stack))
 		})
 		return err

@@ -126,8 +126,8 @@ func drawPicture(path string) error {
 		}
 	}
 	alone, guarded := pairs.Measure(named, false), pairs.Measure(named, true)
-	heading := fmt.Sprintf("Guards lift the precision from %s to %s\nand lower the recall from %s to %s",
-		percent(alone.Precision), percent(guarded.Precision), percent(alone.Recall), percent(guarded.Recall))
+	heading := fmt.Sprintf("At %.1f, guards lift the precision from %s to %s\nand lower the recall from %s to %s",
+		named, percent(alone.Precision), percent(guarded.Precision), percent(alone.Recall), percent(guarded.Recall))
 	return chart.Save(path, heading, []string{contender.Aiguard, chart.VectorsAlone}, 185, []*plot.Plot{precision, recall})
 }
 

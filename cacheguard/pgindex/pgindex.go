@@ -68,9 +68,11 @@ func New(ctx context.Context, db *sql.DB, cfg Config) (*Index, error) {
 	case db == nil:
 		return nil, errors.New("pgindex: New: db is nil; want a database")
 	case !tableName.MatchString(cfg.Table):
-		return nil, fmt.Errorf("pgindex: Config.Table is %q; want up to 40 characters of a to z, 0 to 9 and _, and no digit at the start", cfg.Table)
+		return nil, fmt.Errorf("pgindex: Config.Table is %q; want up to 40 characters of a to z, 0 to 9 and _, "+
+			"and no digit at the start", cfg.Table)
 	case cfg.Dimensions < 0 || cfg.Dimensions > maxDimensions:
-		return nil, fmt.Errorf("pgindex: Config.Dimensions is %d; want 0 (the default, %d) to %d", cfg.Dimensions, DefaultDimensions, maxDimensions)
+		return nil, fmt.Errorf("pgindex: Config.Dimensions is %d; want 0 (the default, %d) to %d",
+			cfg.Dimensions, DefaultDimensions, maxDimensions)
 	}
 	x := &Index{
 		db: db, dimensions: cfg.Dimensions,
@@ -90,7 +92,8 @@ func New(ctx context.Context, db *sql.DB, cfg Config) (*Index, error) {
 			)
 			INSERT INTO ` + cfg.Table + ` (id, partition, embedding, expires_at)
 			SELECT id, partition, embedding::vector, clock_timestamp() + ttl * interval '1 microsecond' FROM item
-			ON CONFLICT (id) DO UPDATE SET partition = EXCLUDED.partition, embedding = EXCLUDED.embedding, expires_at = EXCLUDED.expires_at`,
+			ON CONFLICT (id) DO UPDATE
+				SET partition = EXCLUDED.partition, embedding = EXCLUDED.embedding, expires_at = EXCLUDED.expires_at`,
 	}
 	if err := x.prepare(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("pgindex: prepare the table %s: %w", cfg.Table, err)
@@ -126,9 +129,11 @@ func (x *Index) prepare(ctx context.Context, cfg Config) (err error) {
 		}
 	}
 	var dimensions int
-	err = tx.QueryRowContext(ctx, `SELECT atttypmod FROM pg_attribute WHERE attrelid = $1::text::regclass AND attname = 'embedding'`, cfg.Table).Scan(&dimensions)
+	const typeOfColumn = `SELECT atttypmod FROM pg_attribute WHERE attrelid = $1::text::regclass AND attname = 'embedding'`
+	err = tx.QueryRowContext(ctx, typeOfColumn, cfg.Table).Scan(&dimensions)
 	if err == nil && dimensions != cfg.Dimensions {
-		err = fmt.Errorf("it has vectors of %d dimensions, and Config.Dimensions is %d; want the same number, or another Config.Table", dimensions, cfg.Dimensions)
+		err = fmt.Errorf("it has vectors of %d dimensions, and Config.Dimensions is %d; want the same number, or another Config.Table",
+			dimensions, cfg.Dimensions)
 	}
 	if err != nil {
 		return err

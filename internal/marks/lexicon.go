@@ -18,8 +18,11 @@ type words struct {
 }
 
 var lexicon = sync.OnceValue(func() *words {
-	w := &words{words: map[string]string{}, phrases: map[string]string{}, inPhrases: map[string]bool{}, beginPhrases: map[string]bool{},
-		auxiliaries: set(auxiliaries), greetings: set(greetings)}
+	w := &words{
+		words: map[string]string{}, phrases: map[string]string{},
+		inPhrases: map[string]bool{}, beginPhrases: map[string]bool{},
+		auxiliaries: set(auxiliaries), greetings: set(greetings),
+	}
 	for _, free := range strings.Fields(meaningless + greetings) {
 		w.words[free] = ""
 	}
@@ -81,17 +84,23 @@ const synonyms = `
 -: i have a question, i am curious, help me understand, let me know, explain, explain to me, describe, define, describe to me
 -: what do you know about, i want to understand, thank you, thanks a lot, for me, to me, any idea, i am trying to find out
 -: does anyone know, what does the term, what exactly, the following
-how: how do i, how can i, how do you, how can you, how do we, how can we, how does one, how could i, how would i, how to, how would one
+how: how do i, how can i, how do you, how can you, how do we, how can we, how does one, how could i, how would i
+how: how to, how would one
 how: how can one, how should i, how do people, how am i supposed to, how are you supposed to
-how: what is the best way to, what's the best way to, what is a good way to, what is the way to, the best way to, best way to
-how: what are the steps to, what steps do i take to, the steps to, steps to, the right way to, the proper way to, what is the right way to
-how: what do i do to, what should i do to, what do i have to do to, show me how to, tell me how to, explain how to, help me
-how: can you help me, could you help me, i want to, i would like to, i'd like to, i am trying to, how might i, what would i do to
+how: what is the best way to, what's the best way to, what is a good way to, what is the way to, the best way to
+how: best way to
+how: what are the steps to, what steps do i take to, the steps to, steps to, the right way to, the proper way to
+how: what is the right way to
+how: what do i do to, what should i do to, what do i have to do to, show me how to, tell me how to, explain how to
+how: help me
+how: can you help me, could you help me, i want to, i would like to, i'd like to, i am trying to, how might i
+how: what would i do to
 how: how
 ?: is it possible to, am i able to, are we able to, is it possible for me to, is it ok to, is it okay to, am i allowed to
 when: when, what time, at what time, what date, on what date, on which date, on which day, on what day
 where: where, in what place, at what place, in which place, what location, in what location
-why: why, how come, what is the reason, what's the reason, the reason why, the reason, for what reason, what is the reason why, what are the reasons
+why: why, how come, what is the reason, what's the reason, the reason why, the reason, for what reason
+why: what is the reason why, what are the reasons
 who: who, whom, which person, what person
 many: many, what number of, what is the number of
 mean: mean, meaning of, the meaning of, definition of, the definition of, stand for, signify

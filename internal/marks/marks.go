@@ -12,6 +12,7 @@
 package marks
 
 import (
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -117,14 +118,18 @@ func (m *marker) emit(mark string) {
 // singular removes the ending of a plural from a word in lower case.
 func singular(w string) string {
 	switch {
-	case len(w) < 4 || !strings.HasSuffix(w, "s"), strings.HasSuffix(w, "ss"), strings.HasSuffix(w, "us"), strings.HasSuffix(w, "is"):
+	case len(w) < 4 || !strings.HasSuffix(w, "s") || hasEnding(w, "ss", "us", "is"):
 		return w
 	case strings.HasSuffix(w, "ies") && len(w) > 4:
 		return w[:len(w)-3] + "y"
-	case strings.HasSuffix(w, "sses"), strings.HasSuffix(w, "shes"), strings.HasSuffix(w, "ches"), strings.HasSuffix(w, "xes"), strings.HasSuffix(w, "oes"):
+	case hasEnding(w, "sses", "shes", "ches", "xes", "oes"):
 		return w[:len(w)-2]
 	}
 	return w[:len(w)-1]
+}
+
+func hasEnding(w string, endings ...string) bool {
+	return slices.ContainsFunc(endings, func(ending string) bool { return strings.HasSuffix(w, ending) })
 }
 
 type kind int8
@@ -185,7 +190,8 @@ func isWord(r rune) bool {
 // means reports whether the rune outside of words has a meaning. Punctuation has none, but for a minus sign.
 func (t *tokenizer) means(r rune, size int) bool {
 	switch r {
-	case ' ', '\t', '\r', ',', ';', ':', '\'', '’', '‘', '(', ')', '[', ']', '{', '}', '、', '，', '：', '；', '（', '）', '–', '—', '…', '¿', '¡':
+	case ' ', '\t', '\r', ',', ';', ':', '\'', '’', '‘', '(', ')', '[', ']', '{', '}', '–', '—', '…', '¿', '¡',
+		'、', '，', '：', '；', '（', '）':
 		return false
 	case '-':
 		after, _ := utf8.DecodeRuneInString(t.text[t.at+size:])
@@ -295,9 +301,10 @@ func digit(r rune) (rune, bool) {
 
 // splitWord separates the parts of a compound and of a contraction.
 func (t *tokenizer) splitWord(text string) {
-	if strings.IndexFunc(text, func(r rune) bool {
-		return unicode.IsNumber(r) || r != '-' && r != '\'' && r != '’' && !unicode.IsLetter(r) && !unicode.IsMark(r)
-	}) >= 0 {
+	odd := func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsMark(r) && r != '-' && r != '\'' && r != '’'
+	}
+	if strings.ContainsFunc(text, odd) {
 		t.pending = append(t.pending, token{text: strings.ToLower(text), name: true}) // a file, an address, a version
 		t.inside = true
 		return

@@ -1,5 +1,5 @@
-// Command mutants disables the limits of package aiguard, one at a time, in a copy of the module. It checks that at
-// least one test fails for each:
+// Command mutants disables the limits of package aiguard and of some nested modules, one at a time, in a copy. It checks
+// that at least one test fails for each:
 //
 //	go run ./internal/mutants                # all of table.go
 //	go run ./internal/mutants 'stream|slot'  # those whose name matches
@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -135,7 +136,7 @@ func withoutPasses(out []byte) string {
 
 func since(start time.Time) string { return fmt.Sprintf("%.1fs", time.Since(start).Seconds()) }
 
-// copyModule copies the root module from the work tree, without nested modules.
+// copyModule copies the root module from the work tree, and of the nested modules those with mutations.
 func copyModule(ctx context.Context, dir string) error {
 	gomod, err := output(ctx, "", "go", "env", "GOMOD")
 	if err != nil {
@@ -149,7 +150,7 @@ func copyModule(ctx context.Context, dir string) error {
 	files := strings.Split(strings.TrimRight(list, "\x00"), "\x00")
 	var nested []string
 	for _, f := range files {
-		if sub, ok := strings.CutSuffix(f, "/go.mod"); ok {
+		if sub, ok := strings.CutSuffix(f, "/go.mod"); ok && !slices.ContainsFunc(mutations, func(m mutation) bool { return moduleIs(sub, m.in) }) {
 			nested = append(nested, sub+"/")
 		}
 	}
@@ -164,6 +165,14 @@ func copyModule(ctx context.Context, dir string) error {
 		}
 	}
 	return nil
+}
+
+// moduleIs reports whether the package is in the nested module.
+func moduleIs(module, pkg string) bool { return pkg == module || strings.HasPrefix(pkg, module+"/") }
+
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
 }
 
 func output(ctx context.Context, dir, name string, args ...string) (string, error) {
@@ -216,15 +225,15 @@ func checkTable(dir string, table []mutation) error {
 // try applies m, runs the tests and reverts m.
 func try(ctx context.Context, dir string, m *mutation) (result, error) {
 	for _, e := range m.edits() {
-		path := filepath.Join(dir, e.file)
-		data, err := os.ReadFile(path)
+		file := filepath.Join(dir, e.file)
+		data, err := os.ReadFile(file)
 		if err != nil {
 			return result{}, err
 		}
-		if err := os.WriteFile(path, bytes.Replace(data, []byte(e.old), []byte(e.new), 1), 0o644); err != nil {
+		if err := os.WriteFile(file, bytes.Replace(data, []byte(e.old), []byte(e.new), 1), 0o644); err != nil {
 			return result{}, err
 		}
-		defer func() { _ = os.WriteFile(path, data, 0o644) }()
+		defer func() { _ = os.WriteFile(file, data, 0o644) }()
 	}
 	r := test(ctx, dir, m.in, m.run)
 	if r.outcome == survived && m.run != "" {
@@ -254,8 +263,12 @@ func test(ctx context.Context, dir, pkg, pattern string) result {
 	if pattern != "" {
 		args = append(args, "-run", pattern)
 	}
-	cmd := exec.CommandContext(ctx, "go", append(args, "./"+pkg)...)
-	cmd.Dir = dir
+	module := pkg
+	for module != "." && module != "" && !exists(filepath.Join(dir, module, "go.mod")) {
+		module = path.Dir(module)
+	}
+	cmd := exec.CommandContext(ctx, "go", append(args, "./"+strings.TrimPrefix(strings.TrimPrefix(pkg, module), "/"))...)
+	cmd.Dir = filepath.Join(dir, module)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
 	out, err := cmd.CombinedOutput()

@@ -72,7 +72,8 @@ func Vector(text string) []float32 {
 		}
 		v[sum%Dimension] += weight
 	}
-	for _, word := range strings.FieldsFunc(strings.ToLower(text), func(r rune) bool { return strings.ContainsRune(" \t\n?!.,;:¿？", r) }) {
+	between := func(r rune) bool { return strings.ContainsRune(" \t\n?!.,;:¿？", r) }
+	for _, word := range strings.FieldsFunc(strings.ToLower(text), between) {
 		count(word, 2)
 		padded := "^" + word + "$"
 		for i := range padded {

@@ -45,6 +45,12 @@ var pieces = map[string]piece{
 		given:   guardGiven + "var ctx context.Context\nvar mux *http.ServeMux\nvar report func(context.Context) (string, error)\n",
 		used:    "op, err",
 	},
+	"riverguard:": {
+		module:  "riverguard",
+		imports: []string{"context", "github.com/jackc/pgx/v5/pgxpool", aiguardImport, aiguardImport + "/riverguard"},
+		given:   guardGiven + "var ctx context.Context\nvar pool *pgxpool.Pool\n",
+		used:    "runner, err",
+	},
 	"budget:": {
 		imports: []string{"context", "time", aiguardImport + "/budget"},
 		given:   "var ctx context.Context\n",

@@ -289,13 +289,20 @@ func cancelledOperationEnds(c *check) {
 }
 
 func functionThatSucceedsAfterCancelSucceeds(c *check) {
-	c.register("obstinate", func(ctx context.Context, _ json.RawMessage) (any, error) { <-ctx.Done(); return "done", nil })
+	release := make(chan struct{})
+	c.register("obstinate", func(ctx context.Context, _ json.RawMessage) (any, error) {
+		<-ctx.Done()
+		<-release
+		return "done", nil
+	})
 	op := c.submit("obstinate", nil)
 	c.until(op.ID, task.Running)
-	_, err := c.Cancel(c.Context(), op.ID)
-	c.want(err == nil, "Cancel: %v", err)
+	cancelled, err := c.Cancel(c.Context(), op.ID)
+	close(release)
+	c.want(err == nil && cancelled.Status == task.Running, "Cancel returned %+v, %v", cancelled, err)
 	op = c.ends(op.ID)
 	c.want(op.Status == task.Succeeded && string(op.Result) == `"done"`, "%+v", op)
+	c.want(op.Revision > cancelled.Revision, "the end has revision %d after %d", op.Revision, cancelled.Revision)
 }
 
 func progressIsReported(c *check) {
