@@ -27,7 +27,8 @@ func allocs(t *testing.T, want float64, f func()) {
 	require.Equal(t, want, testing.AllocsPerRun(1000, f))
 }
 
-func TestDoAllocatesItsCall(t *testing.T) {
+// The call itself is reused.
+func TestDoAllocatesTheContextOfFnAlone(t *testing.T) {
 	g := newGuard(t, aiguard.Config{})
 	allocs(t, 1, func() {
 		_, _ = aiguard.Do(t.Context(), g, func(context.Context) (int, error) { return 1, nil })

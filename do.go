@@ -27,7 +27,7 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 		c = new(call)
 	}
 	c.init(ctx, g.core, s)
-	c.private = c.trail == nil
+	c.private = c.trail == nil // the calls in an observed Do refer to it, even late ones
 	if err := c.begin(ctx); err != nil {
 		return v, err
 	}

@@ -39,7 +39,8 @@ type events interface {
 type stream struct {
 	reply
 	source source
-	events events // of source; nil: plain bytes
+	events events      // of source; nil: plain bytes
+	lines  *sse.Reader // events, if they are lines
 	held   hold
 	sized  int // room asked for so far
 
@@ -116,7 +117,8 @@ func (s *stream) frame() error {
 	case first == '<', media == "text/html" && !eventsIn(s.source.peeked):
 		return s.invalid()
 	}
-	s.events = sse.NewReader(body, maxEvent, dialect.MaxShape)
+	s.lines = sse.NewReader(body, maxEvent, dialect.MaxShape)
+	s.events = s.lines
 	return nil
 }
 

@@ -27,9 +27,11 @@ type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-func TestOnlyAWaitForTheProviderArmsTheIdleTimer(t *testing.T) {
-	event := `data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":"stop"}]}` + "\n\n"
-	body := &pieces{[]string{event + event + event, ": ping\n\n", event, "data: [DONE]\n\n"}}
+const finishedEvent = `data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":"stop"}]}` + "\n\n"
+
+// openStream returns a stream of three events that arrive together, and of one that arrives later.
+func openStream(t *testing.T) *stream {
+	body := &pieces{[]string{strings.Repeat(finishedEvent, 3), ": ping\n\n", finishedEvent, "data: [DONE]\n\n"}}
 	g, err := New(Config{})
 	require.NoError(t, err)
 	base := roundTripper(func(r *http.Request) (*http.Response, error) {
@@ -40,13 +42,33 @@ func TestOnlyAWaitForTheProviderArmsTheIdleTimer(t *testing.T) {
 	r.Header.Set("Content-Type", "application/json")
 	resp, err := g.Transport(base).RoundTrip(r)
 	require.NoError(t, err)
-	defer resp.Body.Close()
-	s := resp.Body.(*stream)
-	buf := make([]byte, 1024)
+	t.Cleanup(func() { resp.Body.Close() })
+	return resp.Body.(*stream)
+}
+
+func TestReadReturnsAllEventsThatHaveArrivedAndFit(t *testing.T) {
+	for size, want := range map[int][]string{
+		1 << 10:                   {strings.Repeat(finishedEvent, 3), finishedEvent},
+		2*len(finishedEvent) + 10: {finishedEvent + finishedEvent + finishedEvent[:10], finishedEvent[10:], finishedEvent},
+		len(finishedEvent):        {finishedEvent, finishedEvent, finishedEvent, finishedEvent},
+	} {
+		s := openStream(t)
+		for _, want := range want {
+			buf := make([]byte, size)
+			n, err := s.Read(buf)
+			require.NoError(t, err)
+			require.Equal(t, want, string(buf[:n]), size)
+		}
+	}
+}
+
+func TestOnlyAWaitForTheProviderArmsTheIdleTimer(t *testing.T) {
+	s := openStream(t)
+	buf := make([]byte, len(finishedEvent))
 	for i, armed := range []bool{false, false, false, true} {
 		n, err := s.Read(buf)
 		require.NoError(t, err)
-		require.Equal(t, event, string(buf[:n]))
+		require.Equal(t, finishedEvent, string(buf[:n]))
 		require.Equal(t, armed, s.w.idle != nil, "event %d", i)
 		require.False(t, s.source.reading.Load())
 	}

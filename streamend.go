@@ -80,7 +80,7 @@ func (s *stream) Close() error {
 // ends.
 func (s *stream) forget() {
 	if s.closed.Load() && s.using.TryLock() {
-		s.events, s.buf, s.out = nil, nil, nil
+		s.events, s.lines, s.buf, s.out = nil, nil, nil, nil
 		s.using.Unlock()
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/aiguard-go/aiguard/internal/sse"
 )
 
-// Read returns whole events, or bytes. The idle limit runs while Read waits for the next event. An event that arrived
-// together with earlier ones needs no wait.
+// Read returns the next event and those after it that have already arrived, or bytes. The idle limit runs while Read
+// waits for the next event. An event that arrived together with earlier ones needs no wait.
 func (s *stream) Read(p []byte) (int, error) {
 	defer s.forget()
 	s.using.Lock()
@@ -34,6 +34,18 @@ func (s *stream) Read(p []byte) (int, error) {
 	}
 	n := copy(p, s.out)
 	s.out = s.out[n:]
+	for s.lines != nil && s.err == nil && n > 0 && n < len(p) { // with as many more as have arrived
+		ev, ok := s.lines.NextLike()
+		if !ok {
+			break
+		}
+		if err := s.deliver(&ev); err != nil {
+			s.err = s.finish(err)
+			break
+		}
+		more := copy(p[n:], s.out)
+		n, s.out = n+more, s.out[more:]
+	}
 	if n == 0 && len(p) > 0 {
 		return 0, s.err
 	}
@@ -93,14 +105,8 @@ func (s *stream) next() {
 			}
 			continue
 		}
-		if s.out, s.err = s.bytes(ev); s.err != nil {
+		if s.err = s.deliver(&ev); s.err != nil {
 			return
-		}
-		if s.x.settings.measured() {
-			s.used.count(&ev, s.progress.Free())
-		}
-		if s.watcher != nil && !ev.Done {
-			s.progressed()
 		}
 		if len(s.behind) > 0 {
 			s.behind = append(s.behind, s.out...)
@@ -111,6 +117,20 @@ func (s *stream) next() {
 		}
 		return
 	}
+}
+
+// deliver sets out to an event with content.
+func (s *stream) deliver(ev *sse.Event) (err error) {
+	if s.out, err = s.bytes(*ev); err != nil {
+		return err
+	}
+	if s.x.settings.measured() {
+		s.used.count(ev, s.progress.Free())
+	}
+	if s.watcher != nil && !ev.Done {
+		s.progressed()
+	}
+	return nil
 }
 
 // hold keeps an event without content for the next event with content.

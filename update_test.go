@@ -122,7 +122,7 @@ func TestWaiterThatNoLongerFitsIsRefusedAndHoldsNobodyUp(t *testing.T) {
 	})
 }
 
-// The weight is checked again whenever a call asks for a slot: while it backs off the capacity may have been lowered.
+// The weight is checked before each attempt, because the capacity may be lowered while the call backs off.
 func TestRetryThatNoLongerFitsEndsWithItsFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(t, aiguard.Config{})
@@ -185,7 +185,7 @@ func TestShorterQueueTimeoutEndsWaitsThatHaveBegun(t *testing.T) {
 	})
 }
 
-// A call that retries waits under the QueueTimeout that is in effect then, and still within its own TotalTimeout.
+// A call that retries waits within the current QueueTimeout and its own TotalTimeout.
 func TestTotalTimeoutHoldsUnderALongerQueueTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(t, aiguard.Config{MaxConcurrent: 1, QueueTimeout: time.Second, TotalTimeout: 40 * time.Second})
@@ -358,8 +358,8 @@ func TestNextCallHasTheNewSettings(t *testing.T) {
 }
 
 func TestCallKeepsTheSettingsItBeganWith(t *testing.T) {
-	old, new := &recorder{}, &recorder{}
-	cfg := aiguard.Config{OnEvent: old.OnEvent, StreamIdleTimeout: 9 * time.Second}
+	before, after := &recorder{}, &recorder{}
+	cfg := aiguard.Config{OnEvent: before.OnEvent, StreamIdleTimeout: 9 * time.Second}
 	inVirtualTime(t, cfg, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
 		srv.SetDefault(aiguardtest.HangAfter(aiguardtest.Events(hello)))
 		s, err := c.CreateChatCompletionStream(t.Context(), chatRequest)
@@ -372,18 +372,18 @@ func TestCallKeepsTheSettingsItBeganWith(t *testing.T) {
 		}()
 		synctest.Wait()
 		update(t, c.Guard(), func(c *aiguard.Config) {
-			c.OnEvent, c.StreamIdleTimeout, c.CallTimeout, c.Retry.MaxAttempts = new.OnEvent, time.Second, 2*time.Second, 1
+			c.OnEvent, c.StreamIdleTimeout, c.CallTimeout, c.Retry.MaxAttempts = after.OnEvent, time.Second, 2*time.Second, 1
 		})
 		_, err = recvAll(s)
 		require.Equal(t, 9*time.Second, facts(t, err, aiguard.ErrTimeout).Limit)
 		require.Equal(t, 30*time.Second, facts(t, <-hanging, aiguard.ErrTimeout).Limit)
 		took(t, start, 30*time.Second)
-		require.Len(t, old.all(aiguard.EventDone), 2)
-		require.Empty(t, new.all(aiguard.EventDone))
+		require.Len(t, before.all(aiguard.EventDone), 2)
+		require.Empty(t, after.all(aiguard.EventDone))
 	})
 }
 
-// What New rejects, Update rejects with the same words, and nothing has changed.
+// Update rejects what New rejects, with the same error, and changes nothing.
 func TestUpdateIsRefusedWhole(t *testing.T) {
 	g := newGuard(t, aiguard.Config{MaxConcurrent: 3})
 	before := g.Config()
@@ -424,12 +424,12 @@ func (f limiterFunc) Acquire(ctx context.Context, call aiguard.Call) (func(), er
 
 func TestLimiterCannotBeReplaced(t *testing.T) {
 	admit := limiterFunc(func(context.Context, aiguard.Call) (func(), error) { return func() {}, nil })
-	for name, l := range map[string]aiguard.Limiter{"pointer": &counted2{}, "function": admit} {
+	for name, l := range map[string]aiguard.Limiter{"pointer": &pointedLimiter{}, "function": admit} {
 		t.Run(name, func(t *testing.T) {
 			g := newGuard(t, aiguard.Config{Limiter: l})
 			update(t, g, func(c *aiguard.Config) { c.CallTimeout = time.Second })
 			require.NoError(t, do(t.Context(), g, func(context.Context) error { return nil }))
-			for _, other := range []aiguard.Limiter{nil, &counted2{}, noLimit{}, limiterFunc(admit)} {
+			for _, other := range []aiguard.Limiter{nil, &pointedLimiter{}, noLimit{}, limiterFunc(admit)} {
 				cfg := g.Config()
 				cfg.Limiter = other
 				require.ErrorContains(t, g.Update(cfg), "Config.Limiter")
@@ -439,10 +439,10 @@ func TestLimiterCannotBeReplaced(t *testing.T) {
 	}
 }
 
-// counted2 is a Limiter that is told apart by its address.
-type counted2 struct{ asked atomic.Int64 }
+// pointedLimiter is a Limiter that is compared by its address.
+type pointedLimiter struct{ asked atomic.Int64 }
 
-func (l *counted2) Acquire(context.Context, aiguard.Call) (func(), error) {
+func (l *pointedLimiter) Acquire(context.Context, aiguard.Call) (func(), error) {
 	l.asked.Add(1)
 	return func() {}, nil
 }
@@ -461,7 +461,7 @@ func TestConfigIsAcceptedAsItIs(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			g := newGuard(t, cfg)
 			comparableConfig := func() aiguard.Config {
-				cfg := aiguard.Config(g.Config())
+				cfg := g.Config()
 				cfg.CountTokens = nil // functions cannot be compared
 				return aiguard.WithoutOrigin(cfg)
 			}
@@ -521,7 +521,7 @@ func TestUpdateAfterCloseIsRefused(t *testing.T) {
 	}
 }
 
-// The Config may be updated from everywhere that the guard calls.
+// Update may be called from every callback.
 func TestUpdateFromACallback(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g *aiguard.Guard
@@ -559,8 +559,8 @@ func (f budgetFunc) Reserve(context.Context, aiguard.Call, aiguard.Usage) (func(
 	return func(aiguard.Usage) { f() }, nil
 }
 
-// Whatever comes together: each call ends, no more weight is in flight than the largest capacity that was in effect
-// while it was admitted, and when nothing changes any more the last capacity holds.
+// In any order of calls, cancellations and updates, each call ends. The weight in flight is never above the largest
+// capacity so far. After the last update and the end of the calls in flight, it is never above the last capacity.
 func TestUpdatesInAnyOrderLoseNobody(t *testing.T) {
 	for seed := range uint64(60) {
 		synctest.Test(t, func(t *testing.T) {
@@ -615,7 +615,7 @@ func TestUpdatesInAnyOrderLoseNobody(t *testing.T) {
 	}
 }
 
-// Under the race detector: calls of every kind while the configuration changes all the time.
+// For the race detector: calls of every kind while the configuration changes all the time.
 func TestUpdateUnderLoad(t *testing.T) {
 	srv := aiguardtest.NewServer(t)
 	srv.SetDefault(aiguardtest.Text("hello"))

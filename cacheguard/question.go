@@ -13,8 +13,8 @@ import (
 	"github.com/aiguard-go/aiguard/internal/marks"
 )
 
-// MaxQuestionBytes is the length of the longest question that Similar compares. In a longer text a small difference
-// changes the meaning, but hardly the vector.
+// MaxQuestionBytes is the size of the longest question that Similar compares, as a JSON string. In a longer text a small
+// difference changes the meaning, but hardly the vector.
 const MaxQuestionBytes = 2048
 
 // question is the last user message of a chat with a single question.

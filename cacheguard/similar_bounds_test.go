@@ -335,3 +335,48 @@ func TestNothingOfAQuestionIsInTheHeaders(t *testing.T) {
 		}
 	})
 }
+
+// Many callers, accounts, evictions, reports and failures at once: every answer is one for the caller's own account and
+// subject, and nothing is left.
+func TestSimilarQuestionsUnderLoad(t *testing.T) {
+	subjects := []string{"password", "username", "address"}
+	var n atomic.Int64
+	cfg := cacheguard.Config{MaxBytes: 16 << 10, TTL: 10 * time.Second}
+	cfg.Similar = cacheguard.Similar{Threshold: 0.9, Embed: func(ctx context.Context, texts []string) ([][]float32, error) {
+		i := n.Add(1)
+		time.Sleep(time.Duration(i%7) * 60 * time.Millisecond)
+		if i%31 == 0 {
+			return broken(ctx, texts)
+		}
+		return [][]float32{{1, float32(i%3) / 10}}, nil
+	}}
+	synctest.Test(t, func(t *testing.T) {
+		w := newGuardedWorld(t, aiguardtest.NewServer(t, aiguardtest.Pipe()), cfg, aiguard.Config{MaxConcurrent: 50})
+		w.srv.Handle(func(r *aiguardtest.Request) aiguardtest.Reply {
+			for _, subject := range subjects {
+				if strings.Contains(string(r.Body), subject) {
+					return aiguardtest.After(20*time.Millisecond, aiguardtest.Text(subject+" of "+r.Header.Get("Authorization")))
+				}
+			}
+			return aiguardtest.Text("what?")
+		})
+		all(40, func(i int) answer {
+			account := fmt.Sprint("Bearer ", i%3)
+			for j := range 40 {
+				subject := subjects[(i+j)%len(subjects)]
+				question := strings.Replace(ways[(i*7+j*3)%len(ways)], "password", subject, 1)
+				resp, err := w.open(t.Context(), "/chat/completions", chatOf(question), "Authorization", account)
+				a := read(resp, err)
+				if assert.NoError(t, a.err) && assert.Contains(t, a.body, subject+" of "+account) && a.source == "similar" && j%10 == 0 {
+					assert.NoError(t, cacheguard.Reject(resp))
+				}
+				time.Sleep(time.Duration(i*j%50) * time.Millisecond)
+			}
+			return answer{}
+		})
+		synctest.Wait()
+		st := w.cache.Stats()
+		assert.Positive(t, st.SimilarHits)
+		assert.Positive(t, st.Rejected)
+	})
+}

@@ -195,14 +195,18 @@ func TestSlotsOfADeadProcessComeBackAtTheEndOfItsLease(t *testing.T) {
 func TestLossOfDataAdmitsNobodyUntilAllProcessesHaveReported(t *testing.T) {
 	s := startRedis(t)
 	c := s.client(t)
-	cfg := redisguard.Config{Limit: 2, Lease: 6 * time.Second}
-	one, two := newLimiter(t, s.client(t), cfg), newLimiter(t, s.client(t), cfg)
+	cfg := redisguard.Config{Limit: 2, Lease: 30 * time.Second, Timeout: 5 * time.Second}
+	two := newLimiter(t, s.client(t), cfg)
+	second := acquire(t, two)
+	one := newLimiter(t, s.client(t), cfg)
 	eventually(t, func() bool { return one.Stats().Members == 2 }, "it knows the other")
-	first, second := acquire(t, one), acquire(t, two)
+	first := acquire(t, one)
 	require.NoError(t, c.FlushAll(t.Context()).Err())
-	_, err := one.Acquire(within(t, 3*time.Second), aiguard.Call{})
+	start := time.Now()
+	_, err := one.Acquire(within(t, 2*time.Second), aiguard.Call{})
 	require.ErrorIs(t, err, context.DeadlineExceeded, "the slot of the other process is still in use")
 	eventually(t, func() bool { return inFlight(t.Context(), c, "test") == 2 }, "Redis knows what is held")
+	require.Less(t, time.Since(start), 6*time.Second, "all are asked to report; otherwise they would do so every 10 s")
 	first()
 	acquire(t, one)()
 	second()

@@ -108,7 +108,7 @@ func New(client redis.UniversalClient, cfg Config) (*Limiter, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	l.stop = stop
 	l.running.Go(func() { l.loop(ctx) })
-	l.running.Go(func() { listen(ctx, client, l.channel, l.hear) })
+	l.running.Go(func() { listen(ctx, client, l.hear, l.channel, l.keys[0]) })
 	return l, nil
 }
 

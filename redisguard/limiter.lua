@@ -229,6 +229,7 @@ if op == 'acquire' and status == 0 then
 elseif op == 'sync' then
   if known_epoch ~= '' and known_epoch ~= epoch and expected == 0 then -- the state was lost
     recovery, expected = now + ttl, members + known_members
+    call('PUBLISH', held, 'sync') -- so that all report now
   end
   join()
   if members >= expected or now >= recovery then recovery = 0 end

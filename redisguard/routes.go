@@ -85,12 +85,12 @@ func ShareRoutes(client redis.UniversalClient, guard *aiguard.Guard, cfg RoutesC
 	messages := make(chan any)
 	r.running.Go(func() { r.loop(ctx, messages, more) })
 	r.running.Go(func() {
-		listen(ctx, client, r.key, func(m any) {
+		listen(ctx, client, func(m any) {
 			select {
 			case messages <- m:
 			case <-ctx.Done():
 			}
-		})
+		}, r.key)
 	})
 	return r, nil
 }

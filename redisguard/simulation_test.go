@@ -125,6 +125,9 @@ func traffic(t testing.TB, clients []redis.UniversalClient, load float64, work, 
 	o.took = time.Since(start)
 	all.Wait()
 	o.sent, o.peak, o.busy = sent()-before, peak.Load(), time.Duration(busy.Load())
+	for _, l := range limiters {
+		require.NoError(t, l.Close())
+	}
 	return o
 }
 
@@ -199,7 +202,6 @@ func TestRealServerConfirmsTheSimulation(t *testing.T) {
 	}
 	for _, processes := range []int{1, 10} {
 		for _, load := range loads {
-			require.NoError(t, s.client(t).FlushAll(t.Context()).Err())
 			clients := make([]redis.UniversalClient, processes)
 			for i := range clients {
 				clients[i] = s.client(t)

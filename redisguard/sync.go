@@ -135,10 +135,10 @@ func (l *Limiter) grant(id string) {
 	}
 }
 
-// listen calls hear with each message of a channel, and with a *redis.Subscription each time it has connected, until
+// listen calls hear with each message of the channels, and with a *redis.Subscription each time it has connected, until
 // ctx ends.
-func listen(ctx context.Context, client redis.UniversalClient, channel string, hear func(any)) {
-	sub := client.Subscribe(ctx, channel) // waits for Redis
+func listen(ctx context.Context, client redis.UniversalClient, hear func(any), channels ...string) {
+	sub := client.Subscribe(ctx, channels...) // waits for Redis
 	defer sub.Close()
 	messages := sub.ChannelWithSubscriptions()
 	for {
@@ -160,7 +160,12 @@ func (l *Limiter) hear(m any) {
 	defer l.mu.Unlock()
 	switch m := m.(type) {
 	case *redis.Message:
-		if l.closed {
+		switch {
+		case l.closed:
+			return
+		case m.Channel == l.keys[0]: // Redis has lost its data
+			l.syncNow = true
+			l.wake()
 			return
 		}
 		l.messages.Add(1)

@@ -106,11 +106,11 @@ func expect(ctx context.Context, x cacheguard.Index, partition int, v []float32,
 	got, err := x.Nearest(ctx, part(partition), v, least)
 	switch {
 	case err != nil:
-		return fmt.Errorf("Nearest: %w", err)
+		return fmt.Errorf("search: %w", err)
 	case got.ID != want.ID:
-		return fmt.Errorf("Nearest found %q with the similarity %v; want %q with %v", got.ID, got.Similarity, want.ID, want.Similarity)
+		return fmt.Errorf("found %q with the similarity %v; want %q with %v", got.ID, got.Similarity, want.ID, want.Similarity)
 	case math.Abs(got.Similarity-want.Similarity) > 1e-4 || got.Similarity > 1:
-		return fmt.Errorf("Nearest returned the similarity %v; want %v", got.Similarity, want.Similarity)
+		return fmt.Errorf("returned the similarity %v; want %v", got.Similarity, want.Similarity)
 	}
 	return nil
 }
@@ -118,10 +118,10 @@ func expect(ctx context.Context, x cacheguard.Index, partition int, v []float32,
 func emptyIndexHasNoMatch(ctx context.Context, x cacheguard.Index) error {
 	r := rand.New(rand.NewPCG(1, 1))
 	if err := x.Update(ctx, nil, []string{id(1)}); err != nil {
-		return fmt.Errorf("Update with an unknown ID: %w", err)
+		return fmt.Errorf("update with an unknown ID: %w", err)
 	}
 	if err := x.Update(ctx, nil, nil); err != nil {
-		return fmt.Errorf("Update with nothing: %w", err)
+		return fmt.Errorf("update with nothing: %w", err)
 	}
 	return expect(ctx, x, 0, direction(r, Dimension), 0.1, cacheguard.Match{})
 }
@@ -194,7 +194,7 @@ func dimensionsAreApart(ctx context.Context, x cacheguard.Index) error {
 	}
 	short := unit(slices.Clone(v[:Dimension/2]))
 	if got, err := x.Nearest(ctx, part(0), short, 0.1); err == nil && got != (cacheguard.Match{}) {
-		return fmt.Errorf("Nearest matched vectors of different dimensions: %v", got)
+		return fmt.Errorf("matched vectors of different dimensions: %v", got)
 	}
 	_ = x.Update(ctx, []cacheguard.Item{item(2, 0, short)}, nil) // may fail
 	return expect(ctx, x, 0, v, 0.1, cacheguard.Match{ID: id(1), Similarity: 1})

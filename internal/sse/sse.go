@@ -80,7 +80,7 @@ type Reader struct {
 	jsonEnd  int
 	known    jsonscan.Template
 	likeName []byte // name of the event in known
-	likeHead []byte // its bytes before the data; empty: like does not apply
+	likeHead []byte // its bytes before the data; empty: NextLike returns nothing
 	wasted   int    // events in a row that were learned in vain
 	unlike   bool   // the next data line is not like known
 }
@@ -114,7 +114,10 @@ func (r *Reader) mayGrow(more int) bool { return r.ask == nil || r.ask(r.Size()+
 // io.EOF. At any other read error an incomplete event is dropped. ErrLineTooLong and errors of r are final: Next
 // returns them again.
 func (r *Reader) Next() (Event, error) {
-	if ev, ok := r.like(); ok {
+	if r.pos == r.end && r.err == nil && r.mayBeLike() {
+		r.fill()
+	}
+	if ev, ok := r.NextLike(); ok {
 		return ev, nil
 	}
 	for {
@@ -134,14 +137,17 @@ func (r *Reader) Next() (Event, error) {
 	}
 }
 
-// like returns the next event if all its bytes are in the buffer and equal those of the event given to Learn, except
-// for the free values. Most events of an answer are like that, and need no search for lines and fields.
-func (r *Reader) like() (ev Event, ok bool) {
-	if len(r.likeHead) == 0 || r.from >= 0 || len(r.raw)+len(r.name)+r.other > 0 || r.open || r.comment {
-		return ev, false // in the middle of an event
-	}
-	if r.pos == r.end && r.err == nil {
-		r.fill()
+// mayBeLike reports whether the next bytes begin an event and may equal those of the event given to Learn.
+func (r *Reader) mayBeLike() bool {
+	return len(r.likeHead) > 0 && r.from < 0 && len(r.raw)+len(r.name)+r.other == 0 && !r.open && !r.comment
+}
+
+// NextLike returns the next event if all its bytes have been read and equal those of the event given to Learn, except
+// for the free values. Most events of an answer are like that, and need no search for lines and fields. NextLike never
+// reads.
+func (r *Reader) NextLike() (ev Event, ok bool) {
+	if !r.mayBeLike() {
+		return ev, false
 	}
 	b := r.buf[r.pos:r.end]
 	if !bytes.HasPrefix(b, r.likeHead) {
