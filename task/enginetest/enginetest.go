@@ -231,6 +231,7 @@ func failuresHaveCodesAndMessages(c *check) {
 		{func(context.Context) (any, error) { return nil, fmt.Errorf("%s: %w", Secret, aiguard.ErrTruncated) }, aiguard.ErrTruncated,
 			"The AI service's answer was cut short. Please try again."},
 		{func(context.Context) (any, error) { return nil, aiguard.ErrRejected }, aiguard.ErrRejected, ""},
+		{func(context.Context) (any, error) { return nil, aiguard.Kind("own\x00\xff") }, "own", ""}, // no database accepts such a text
 		{func(context.Context) (any, error) {
 			return nil, &aiguard.Error{Kind: aiguard.ErrRateLimited, RetryAfter: time.Second, Err: errors.New(Secret)}
 		}, aiguard.ErrRateLimited, "The AI service is receiving too many requests. Please try again in a second."},
