@@ -306,7 +306,7 @@ var mutations = []mutation{
 	{name: "a minute's requests at once", in: "internal/provider", run: "^TestConfiguredPaceIsKept$",
 		file: "internal/provider/pace.go", old: "size := max(n*burst, 1)", new: "size := max(n, 1)"},
 	{name: "tokens not settled", in: "internal/provider", run: "^TestConfiguredPaceIsKept$",
-		file: "internal/provider/pace.go", old: "r.pace.tokens.take(now, more)", new: "_ = more"},
+		file: "internal/provider/pace.go", old: "p.tokens.take(now, more)", new: "_ = more"},
 	{name: "rate limit headers ignored", in: "internal/provider", run: "^TestPaceOfHeadersIsKept$",
 		file: "internal/provider/pace.go", old: "p.toldRequests.told(now, s, requests, float64(r.sent-s.number), float64(s.beside))", new: "_ = requests"},
 	{name: "token headers ignored", in: "internal/provider", run: "^TestPaceOfHeadersIsKept$",
@@ -322,7 +322,7 @@ var mutations = []mutation{
 	{name: "headers not read", run: "^TestPaceOfTheProvidersHeadersIsKept$",
 		file: "route.go", old: "if !ok {\n\t\treturn\n\t}\n\tl := p.route", new: "if ok {\n\t\treturn\n\t}\n\tl := p.route"},
 	{name: "no pace learned from 429s", in: "internal/provider", run: "^TestPaceIsLearnedFromRefusalsWithoutHeaders$",
-		file: "internal/provider/provider.go", old: "r.pace.learned.refused(now)", new: "_ = now"},
+		file: "internal/provider/provider.go", old: "r.Pace.learned.refused(now)", new: "_ = now"},
 	{name: "learned pace dropped when it is met again", in: "internal/provider", run: "^TestPaceIsLearnedFromRefusalsWithoutHeaders$",
 		file: "internal/provider/pace.go", old: "least := learnedLeast * l.early; rate >= least {", new: "least := l.rate; rate >= least {"},
 	{name: "pace learned from refusals at random", in: "internal/provider", run: "^TestPaceIsNotLearnedFromRefusalsAtRandom$",
@@ -506,7 +506,7 @@ var mutations = []mutation{
 	{name: "both of two attempts win", run: "^TestAttemptsThatAnswerTogetherHaveOneWinner$",
 		file: "hedge.go", old: "if !r.winner.CompareAndSwap(nil, c) {", new: "if r.winner.CompareAndSwap(nil, c); false {"},
 	{name: "hedges make the usual time shorter", run: "^TestHedgesAreAsRareAsTheQuantileSays$",
-		file: "internal/provider/times.go", old: "if late := r.late(f); !answered && (late == 0 || took <= late) {", new: "if !answered {"},
+		file: "internal/provider/times.go", old: "if late := r.times.late(f, r.Quantile); !answered && (late == 0 || took <= late) {", new: "if !answered {"},
 
 	// Errors and events.
 	{name: "provider's text in Error()", run: "^TestErrorTextAndLogsHaveNoWordOfProviderPromptOrKey$",
