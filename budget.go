@@ -156,7 +156,7 @@ func (c *call) used() Usage {
 func (l *limiter) usualOutput(s *settings) int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.routes.peek(s).state.Output(outputQuantile)
+	return l.routes.peek(s).state.Output.Quantile(outputQuantile)
 }
 
 // learnOutput records the output tokens of an answer.
@@ -168,7 +168,7 @@ func (r *route) learnOutput(tokens int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if r != &l.routes.nameless {
-		r.state.NoteOutput(tokens)
+		r.state.Output.Add(tokens)
 	}
 }
 

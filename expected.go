@@ -33,7 +33,7 @@ func (r *route) expected(weight int64, now instant, t *tenant, p Priority) (wait
 	if until := r.state.PausedUntil(provider.Instant(now)); until != 0 {
 		seconds, known = max(seconds, time.Duration(until-provider.Instant(now)).Seconds()), true
 	}
-	if pace := r.state.RequestsPace(); pace > 0 && r.line.Room() <= 0 {
+	if pace := r.state.Pace.Requests(); pace > 0 && r.line.Room() <= 0 {
 		seconds, known = max(seconds, 60/pace*float64(r.line.Waiting()+1)), true
 	}
 	return time.Duration(min(seconds, 1e9) * float64(time.Second)), known

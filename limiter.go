@@ -427,7 +427,7 @@ func (l *limiter) finish(c *call, tokens int64, more float64, last bool) (took t
 	}
 	r.state.Hold(took)
 	if more != 0 {
-		r.state.Settle(provider.Instant(now), more)
+		r.state.Pace.Settle(provider.Instant(now), more)
 	}
 	if !p.nested {
 		l.held = provider.Average(l.held, took.Seconds())

@@ -405,7 +405,7 @@ func (r *route) stats(c *clock, now instant) RouteStats {
 		Host: short(r.key.host), Name: short(r.key.text()),
 		InFlight: s.InFlight(), Waiting: int64(r.line.Waiting() + r.lingering), Limit: Off,
 		RetryTokens:       s.Budget.Tokens(provider.Instant(now)),
-		RequestsPerMinute: s.RequestsPace(), TokensPerMinute: s.TokensPace(),
+		RequestsPerMinute: s.Pace.Requests(), TokensPerMinute: s.Pace.Tokens(),
 		Held: time.Duration(s.Held() * float64(time.Second)),
 	}
 	if limit := s.Limit(); !math.IsInf(limit, 1) {

@@ -17,12 +17,12 @@ func anthropicOf(r *Request) (dialect, bool) {
 		known:     true,
 		respond:   (*answer).generate,
 		whole: func(a *answer) object {
-			return a.message([]object{{"type", "text", "text", a.text}}, "end_turn", tokens(a.text))
+			return anthropicMessage(a, []object{{"type", "text", "text", a.text}}, "end_turn", tokens(a.text))
 		},
-		failed: func(a *answer) object { return a.message([]object{}, "error", 0) },
+		failed: func(a *answer) object { return anthropicMessage(a, []object{}, "error", 0) },
 		begin: func(a *answer) []string {
 			return []string{
-				encode(object{"type", "message_start", "message", a.message([]object{}, nil, 1)}),
+				encode(object{"type", "message_start", "message", anthropicMessage(a, []object{}, nil, 1)}),
 				encode(object{"type", "content_block_start", "index", 0, "content_block", object{"type", "text", "text", ""}}),
 			}
 		},
@@ -63,7 +63,7 @@ func anthropicOf(r *Request) (dialect, bool) {
 	}, true
 }
 
-func (a *answer) message(content []object, stop any, out int) object {
+func anthropicMessage(a *answer, content []object, stop any, out int) object {
 	return object{
 		"id", a.id("msg"), "type", "message", "role", "assistant", "model", a.model,
 		"content", content, "stop_reason", stop, "stop_sequence", nil,

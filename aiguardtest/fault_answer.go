@@ -29,7 +29,7 @@ func answerFaults() []faultRow {
 	// Replies that insert a long text into a good answer or into an error.
 	inside := func(reply func(status int, before, after string) Reply) func(*answer) Reply {
 		return func(a *answer) Reply {
-			before, after := a.cutAtText()
+			before, after := cutAtText(a)
 			return reply(ok, before, after)
 		}
 	}
@@ -85,7 +85,7 @@ func answerFaults() []faultRow {
 }
 
 // cutAtText returns a good answer in two pieces, so that text can be inserted.
-func (a *answer) cutAtText() (before, after string) {
+func cutAtText(a *answer) (before, after string) {
 	a.text = gap
 	before, after, _ = strings.Cut(encode(a.whole(a)), gap)
 	return before, after

@@ -86,39 +86,37 @@ func withHugeHeaders(good *answer) Reply {
 }
 
 func withManyHeaders(good *answer) Reply {
-	return func(w http.ResponseWriter, r *Request) { good.manyHeaders(w, r) }
-}
-
-func (a *answer) manyHeaders(w http.ResponseWriter, r *Request) {
-	body := encode(a.whole(a))
-	if r.Proto == "HTTP/2.0" {
-		// After the first one, each header takes a single byte.
-		w.Header()["X"] = make([]string, manyHeadersH2)
-		JSON(http.StatusOK, body)(w, r)
-		return
-	}
-	// The response is written raw, because a map with so many names would cost the server as much as the client.
-	nc, _, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		panic("aiguardtest: " + err.Error())
-	}
-	defer nc.Close()
-	if r.ex != nil {
-		// A failed write counts as a disconnect, because the connection is hijacked.
-		defer func() { r.ex.failed.Store(err != nil) }()
-	}
-	buf := bufio.NewWriterSize(nc, blockSize)
-	_, _ = io.WriteString(buf, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\n"+
-		"Content-Length: "+strconv.Itoa(len(body))+"\r\n")
-	var line []byte
-	for i := range manyHeaders {
-		line = append(strconv.AppendInt(append(line[:0], 'x'), int64(i), 10), ":\r\n"...)
-		if _, err = buf.Write(line); err != nil {
+	return func(w http.ResponseWriter, r *Request) {
+		body := encode(good.whole(good))
+		if r.Proto == "HTTP/2.0" {
+			// After the first one, each header takes a single byte.
+			w.Header()["X"] = make([]string, manyHeadersH2)
+			JSON(http.StatusOK, body)(w, r)
 			return
 		}
+		// The response is written raw, because a map with so many names would cost the server as much as the client.
+		nc, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			panic("aiguardtest: " + err.Error())
+		}
+		defer nc.Close()
+		if r.ex != nil {
+			// A failed write counts as a disconnect, because the connection is hijacked.
+			defer func() { r.ex.failed.Store(err != nil) }()
+		}
+		buf := bufio.NewWriterSize(nc, blockSize)
+		_, _ = io.WriteString(buf, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\n"+
+			"Content-Length: "+strconv.Itoa(len(body))+"\r\n")
+		var line []byte
+		for i := range manyHeaders {
+			line = append(strconv.AppendInt(append(line[:0], 'x'), int64(i), 10), ":\r\n"...)
+			if _, err = buf.Write(line); err != nil {
+				return
+			}
+		}
+		_, _ = io.WriteString(buf, "\r\n"+body)
+		err = buf.Flush()
 	}
-	_, _ = io.WriteString(buf, "\r\n"+body)
-	err = buf.Flush()
 }
 
 func endlessEarlyHints(w http.ResponseWriter, r *Request) {

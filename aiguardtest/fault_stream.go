@@ -35,16 +35,16 @@ func streamFaults() []faultRow {
 	return []faultRow{
 		{FaultStreamNoEvent, always(HangAfter(Bytes())), "headers, then silence"},
 		{FaultStreamSilence, heldOpen(streamed(two)), "two events, then silence"},
-		{FaultStreamOnlyPings, func(a *answer) Reply { return a.forEver(pingPause, func(s *stream) { s.pings(1) }) },
+		{FaultStreamOnlyPings, func(a *answer) Reply { return forEver(a, pingPause, func(s *stream) { s.pings(1) }) },
 			"comments for ever, and no event"},
 		{FaultStreamManyPings, streamed(func(s *stream) *stream { return two(s.pings(manyPings)).ends() }),
 			"200 comments, then a good answer"},
-		{FaultStreamNeverEnds, func(a *answer) Reply { return a.forEver(eventPause, func(s *stream) { s.says("Hel") }) },
+		{FaultStreamNeverEnds, func(a *answer) Reply { return forEver(a, eventPause, func(s *stream) { s.says("Hel") }) },
 			"events for ever, one a millisecond"},
-		{FaultStreamLong, func(a *answer) Reply { return Slowly(longPause, a.long().reply()) },
+		{FaultStreamLong, func(a *answer) Reply { return Slowly(longPause, longStream(a).reply()) },
 			"a good answer of 20 events, 100 ms apart"},
-		{FaultStreamHugeLine, func(a *answer) Reply { return a.oneLine(hugeLine) }, "an event of 50 MB in one line"},
-		{FaultStreamEndlessLine, func(a *answer) Reply { return a.oneLine(-1) }, "an event that never ends, in one line"},
+		{FaultStreamHugeLine, func(a *answer) Reply { return oneLine(a, hugeLine) }, "an event of 50 MB in one line"},
+		{FaultStreamEndlessLine, func(a *answer) Reply { return oneLine(a, -1) }, "an event that never ends, in one line"},
 		{FaultStreamHugeComments, commented, "200 good events, each after a comment of 64 KiB"},
 		{FaultStreamNoFinish, streamed(two), "two events, then the end: no finish_reason, no [DONE]"},
 		{FaultStreamNoFinishNoLF, streamed(func(s *stream) *stream {
@@ -110,13 +110,13 @@ func filling(text string, times int) Reply {
 }
 
 // oneLine sends an event of about size bytes. A negative size stands for an endless event.
-func (a *answer) oneLine(size int) Reply {
+func oneLine(a *answer, size int) Reply {
 	before, after := a.stream().says(gap).ends().around()
 	return inTurn(Bytes(before), filling("a", size), Bytes(after))
 }
 
 // forEver sends events without end.
-func (a *answer) forEver(pause time.Duration, more func(*stream)) Reply {
+func forEver(a *answer, pause time.Duration, more func(*stream)) Reply {
 	return func(w http.ResponseWriter, r *Request) {
 		startStream(w, r)
 		for s := a.stream(); flush(w) == nil && wait(r.Context(), pause) == nil; {
@@ -127,8 +127,8 @@ func (a *answer) forEver(pause time.Duration, more func(*stream)) Reply {
 	}
 }
 
-// long returns a healthy stream.
-func (a *answer) long() *stream {
+// longStream returns a healthy stream.
+func longStream(a *answer) *stream {
 	return a.stream().says(slices.Repeat([]string{"Hi "}, longTexts)...).ends()
 }
 

@@ -36,10 +36,10 @@ func geminiOf(r *Request) (dialect, bool) {
 		requestID: "X-Request-Id",
 		known:     verb == "generateContent" || verb == "streamGenerateContent",
 		respond:   (*answer).generate,
-		whole:     func(a *answer) object { return a.candidate(a.text, "STOP") },
-		failed:    func(a *answer) object { return a.candidate("", "ERROR") },
-		delta:     func(a *answer, text string) string { return encode(a.candidate(text, "")) },
-		finish:    func(a *answer) []string { return []string{encode(a.candidate("", "STOP"))} },
+		whole:     func(a *answer) object { return geminiCandidate(a, a.text, "STOP") },
+		failed:    func(a *answer) object { return geminiCandidate(a, "", "ERROR") },
+		delta:     func(a *answer, text string) string { return encode(geminiCandidate(a, text, "")) },
+		finish:    func(a *answer) []string { return []string{encode(geminiCandidate(a, "", "STOP"))} },
 		framing:   f,
 		failure:   geminiError,
 		listed:    array,
@@ -58,8 +58,8 @@ func geminiOf(r *Request) (dialect, bool) {
 	}, true
 }
 
-// candidate returns a whole answer or an event, which have the same form.
-func (a *answer) candidate(text, finish string) object {
+// geminiCandidate returns a whole answer or an event, which have the same form.
+func geminiCandidate(a *answer, text, finish string) object {
 	c := object{"content", object{"parts", []object{{"text", text}}, "role", "model"}}
 	in, out := tokens(a.ask.Contents), 0
 	if finish != "" {

@@ -10,10 +10,10 @@ func ollamaOf(r *Request) (dialect, bool) {
 		return dialect{}, false
 	}
 	says := func(a *answer, text string) object {
-		return a.line("message", object{"role", "assistant", "content", text})
+		return ollamaLine(a, "message", object{"role", "assistant", "content", text})
 	}
 	if last == "generate" {
-		says = func(a *answer, text string) object { return a.line("response", text) }
+		says = func(a *answer, text string) object { return ollamaLine(a, "response", text) }
 	}
 	done := func(a *answer, text, reason string) object {
 		return append(says(a, text), "done", true, "done_reason", reason, "total_duration", 2_000_000, "load_duration", 1_000_000,
@@ -49,6 +49,6 @@ func ollamaOf(r *Request) (dialect, bool) {
 	}, true
 }
 
-func (a *answer) line(name string, value any) object {
+func ollamaLine(a *answer, name string, value any) object {
 	return object{"model", a.model, "created_at", a.r.Time.UTC().Format("2006-01-02T15:04:05.000000Z"), name, value}
 }

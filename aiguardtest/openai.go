@@ -27,13 +27,13 @@ func openai() dialect {
 	return dialect{
 		requestID: "X-Request-Id",
 		known:     true,
-		respond:   (*answer).openai,
-		whole:     func(a *answer) object { return a.chatCompletion(1) },
+		respond:   answerOpenAI,
+		whole:     func(a *answer) object { return chatCompletion(a, 1) },
 		failed: func(a *answer) object {
-			return a.responseObject("failed", object{"code", "server_error", "message", ProviderText}, nil)
+			return responseObject(a, "failed", object{"code", "server_error", "message", ProviderText}, nil)
 		},
-		delta:   func(a *answer, text string) string { return a.chunk(0, object{"content", text}, nil) },
-		finish:  func(a *answer) []string { return []string{a.chunk(0, object{}, "stop")} },
+		delta:   func(a *answer, text string) string { return chatChunk(a, 0, object{"content", text}, nil) },
+		finish:  func(a *answer) []string { return []string{chatChunk(a, 0, object{}, "stop")} },
 		framing: f,
 		failure: openaiError,
 		limited: refusal{http.StatusTooManyRequests, "rate_limit_exceeded", ""},
@@ -71,35 +71,35 @@ func openaiError(status int, code, message string) string {
 	return encode(object{"error", object{"message", message, "type", typ, "param", nil, "code", codeOrNull}})
 }
 
-// openai answers on the endpoint named in the path.
-func (a *answer) openai() {
+// answerOpenAI answers on the endpoint named in the path.
+func answerOpenAI(a *answer) {
 	endpoint, ok := strings.CutPrefix(endpointOf(a.r.Path), "/")
 	method := http.MethodPost
-	var answer func()
+	var reply func(*answer)
 	switch {
 	case !ok:
 	case endpoint == "chat/completions":
-		answer = a.chat
+		reply = answerChat
 	case endpoint == "completions":
-		answer = a.completion
+		reply = answerCompletion
 	case endpoint == "responses":
-		answer = a.response
+		reply = answerResponse
 	case endpoint == "embeddings":
-		answer = a.embeddings
+		reply = answerEmbeddings
 	case endpoint == "moderations":
-		answer = a.moderation
+		reply = answerModeration
 	case endpoint == "models":
-		method, answer = http.MethodGet, a.models
+		method, reply = http.MethodGet, answerModels
 	case strings.HasPrefix(endpoint, "models/"):
-		method, answer = http.MethodGet, func() { a.json(model(strings.TrimPrefix(endpoint, "models/"))) }
+		method, reply = http.MethodGet, func(a *answer) { a.json(model(strings.TrimPrefix(endpoint, "models/"))) }
 	}
 	switch {
-	case answer == nil:
+	case reply == nil:
 		Error(http.StatusNotFound, "unknown_url")(a.w, a.r)
 	case a.r.Method != method:
 		Error(http.StatusMethodNotAllowed, "method_not_supported", "Allow", method)(a.w, a.r)
 	default:
-		answer()
+		reply(a)
 	}
 }
 
@@ -131,40 +131,41 @@ func named(name, data string) string {
 }
 
 // choices returns the number of answers requested.
-func (a *answer) choices() int { return min(max(a.ask.N, 1), maxChoices) }
+func (a *ask) choices() int { return min(max(a.N, 1), maxChoices) }
 
-func (a *answer) usage(prompt json.RawMessage, answers int) object {
+func openaiUsage(a *answer, prompt json.RawMessage, answers int) object {
 	in, out := tokens(prompt), answers*tokens(a.text)
 	return object{"prompt_tokens", in, "completion_tokens", out, "total_tokens", in + out}
 }
 
-func (a *answer) chat() {
+func answerChat(a *answer) {
 	if !a.r.Stream {
-		a.json(a.chatCompletion(a.choices()))
+		a.json(chatCompletion(a, a.ask.choices()))
 		return
 	}
-	for i := range a.choices() {
+	for i := range a.ask.choices() {
 		for j, text := range a.chunks {
 			delta := object{"content", text}
 			if j == 0 {
 				delta = object{"role", "assistant", "content", text}
 			}
-			a.event("", a.chunk(i, delta, nil))
+			a.event("", chatChunk(a, i, delta, nil))
 		}
-		a.event("", a.chunk(i, object{}, "stop"))
+		a.event("", chatChunk(a, i, object{}, "stop"))
 	}
 	if a.ask.StreamOptions.IncludeUsage {
-		a.event("", encode(append(a.chatHead("chat.completion.chunk", []object{}), "usage", a.usage(a.ask.Messages, a.choices()))))
+		usage := openaiUsage(a, a.ask.Messages, a.ask.choices())
+		a.event("", encode(append(chatHead(a, "chat.completion.chunk", []object{}), "usage", usage)))
 	}
 	a.last("", "[DONE]")
 }
 
-func (a *answer) chatHead(kind string, choices []object) object {
+func chatHead(a *answer, kind string, choices []object) object {
 	return object{"id", a.id("chatcmpl"), "object", kind, "created", a.created(), "model", a.model, "choices", choices}
 }
 
 // chatCompletion returns a whole answer with n choices.
-func (a *answer) chatCompletion(n int) object {
+func chatCompletion(a *answer, n int) object {
 	var choices []object
 	for i := range n {
 		choices = append(choices, object{
@@ -174,19 +175,20 @@ func (a *answer) chatCompletion(n int) object {
 			"finish_reason", "stop",
 		})
 	}
-	return append(a.chatHead("chat.completion", choices), "system_fingerprint", "fp_fake", "usage", a.usage(a.ask.Messages, n))
+	usage := openaiUsage(a, a.ask.Messages, n)
+	return append(chatHead(a, "chat.completion", choices), "system_fingerprint", "fp_fake", "usage", usage)
 }
 
-// chunk returns an event of a chat stream.
-func (a *answer) chunk(i int, delta object, finish any) string {
-	c := a.chatHead("chat.completion.chunk", []object{{"index", i, "delta", delta, "logprobs", nil, "finish_reason", finish}})
+// chatChunk returns an event of a chat stream.
+func chatChunk(a *answer, i int, delta object, finish any) string {
+	c := chatHead(a, "chat.completion.chunk", []object{{"index", i, "delta", delta, "logprobs", nil, "finish_reason", finish}})
 	if a.ask.StreamOptions.IncludeUsage {
 		c = append(c, "usage", nil)
 	}
 	return encode(c)
 }
 
-func (a *answer) completion() {
+func answerCompletion(a *answer) {
 	head := func(choices []object) object {
 		return object{"id", a.id("cmpl"), "object", "text_completion", "created", a.created(), "model", a.model, "choices", choices}
 	}
@@ -194,8 +196,8 @@ func (a *answer) completion() {
 		return object{"text", text, "index", i, "logprobs", nil, "finish_reason", finish}
 	}
 	// There are n answers for each prompt.
-	n := min(max(len(inputs(a.ask.Prompt)), 1)*a.choices(), maxChoices)
-	usage := a.usage(a.ask.Prompt, n)
+	n := min(max(len(inputs(a.ask.Prompt)), 1)*a.ask.choices(), maxChoices)
+	usage := openaiUsage(a, a.ask.Prompt, n)
 
 	if !a.r.Stream {
 		var choices []object
@@ -218,7 +220,7 @@ func (a *answer) completion() {
 	a.last("", "[DONE]")
 }
 
-func (a *answer) response() {
+func answerResponse(a *answer) {
 	itemID := a.id("msg")
 	part := func(text string) object {
 		return object{"type", "output_text", "text", text, "annotations", []any{}}
@@ -228,7 +230,7 @@ func (a *answer) response() {
 	}
 	in, out := tokens(a.ask.Input), tokens(a.text)
 	response := func(status string, usage any, output ...object) object {
-		return a.responseObject(status, nil, usage, output...)
+		return responseObject(a, status, nil, usage, output...)
 	}
 	whole := response("completed", object{
 		"input_tokens", in, "input_tokens_details", object{"cached_tokens", 0},
@@ -262,7 +264,7 @@ func (a *answer) response() {
 	event(a.last, "response.completed", "response", whole)
 }
 
-func (a *answer) responseObject(status string, failure, usage any, output ...object) object {
+func responseObject(a *answer, status string, failure, usage any, output ...object) object {
 	return object{
 		"id", a.id("resp"), "object", "response", "created_at", a.created(),
 		"status", status, "error", failure, "incomplete_details", nil,
@@ -271,7 +273,7 @@ func (a *answer) responseObject(status string, failure, usage any, output ...obj
 	}
 }
 
-func (a *answer) embeddings() {
+func answerEmbeddings(a *answer) {
 	dimensions := defaultDimensions
 	if a.ask.Dimensions > 0 {
 		dimensions = min(a.ask.Dimensions, maxDimensions)
@@ -329,7 +331,7 @@ func embed(input json.RawMessage, dimensions int) []float32 {
 	return vector
 }
 
-func (a *answer) moderation() {
+func answerModeration(a *answer) {
 	categories, scores := object{}, object{}
 	for _, name := range []string{
 		"harassment", "harassment/threatening", "hate", "hate/threatening", "illicit", "illicit/violent",
@@ -345,7 +347,7 @@ func (a *answer) moderation() {
 	a.json(object{"id", a.id("modr"), "model", a.model, "results", results})
 }
 
-func (a *answer) models() {
+func answerModels(a *answer) {
 	a.json(object{"object", "list", "data", []object{model("gpt-4o-mini"), model("text-embedding-3-small"), model(defaultModel)}})
 }
 

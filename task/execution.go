@@ -24,7 +24,8 @@ type execution struct {
 	submitted bool // another process can run it
 	end       context.CancelCauseFunc
 
-	turn, stuck, left bool      // takes a running slot, counts in Stats.Stuck, has released its place; guarded by r.mu
+	// The scheduler's mutex guards turn, stuck and left.
+	turn, stuck, left bool      // takes a running slot, counts in Stats.Stuck, has released its place
 	since             time.Time // start of its turn
 
 	writing chan struct{} // has capacity 1: a lock around store writes
@@ -61,9 +62,7 @@ func (x *execution) changes() <-chan struct{} {
 func (x *execution) cancel(ctx context.Context) (Operation, error) {
 	before := x.operation()
 	x.end(KindCancelled)
-	x.r.mu.Lock()
-	x.r.dispatch()
-	x.r.mu.Unlock()
+	x.r.scheduler.dispatch()
 	if before.Status == Pending {
 		return x.r.Next(ctx, before.ID, before.Revision)
 	}
@@ -74,7 +73,7 @@ func (x *execution) cancel(ctx context.Context) (Operation, error) {
 func (x *execution) run() {
 	defer x.end(nil)
 	x.since = time.Now()
-	defer x.r.leave(x)
+	defer x.r.scheduler.leave(x)
 	if !x.begin() {
 		return
 	}
@@ -90,7 +89,7 @@ func (x *execution) begin() bool {
 	case cause == KindInterrupted && x.submitted:
 		x.decide()
 		x.write("release", func(op *Operation) bool {
-			mine := op.Owner == x.r.owner
+			mine := op.Owner == x.r.lease.owner
 			op.Owner = ""
 			return mine
 		})
@@ -101,14 +100,14 @@ func (x *execution) begin() bool {
 		return false
 	}
 	x.write("begin", func(op *Operation) bool {
-		if op.Status != Pending || op.Owner != x.r.owner {
+		if op.Status != Pending || op.Owner != x.r.lease.owner {
 			return false
 		}
 		op.Status, op.StartedAt = Running, now()
 		op.Attempts++
 		return true
 	})
-	if op := x.operation(); op.Status != Running || op.Owner != x.r.owner {
+	if op := x.operation(); op.Status != Running || op.Owner != x.r.lease.owner {
 		x.decide()
 		x.settle() // cancelled or taken over by another process, or the store never accepted the start
 		return false
@@ -154,7 +153,7 @@ func (x *execution) await(ctx context.Context, returned <-chan struct{}) {
 	if !x.decide() {
 		return
 	}
-	x.r.stuck(x)
+	x.r.scheduler.stuck(x)
 	x.log(slog.LevelError, "task: stuck: the function still runs after its context ended")
 	x.conclude(end)
 }
@@ -198,7 +197,7 @@ func (x *execution) finish(end func(*Operation)) {
 
 func (x *execution) conclude(end func(*Operation)) {
 	x.write("finish", func(op *Operation) bool {
-		if op.Owner != x.r.owner {
+		if op.Owner != x.r.lease.owner {
 			return false
 		}
 		op.Progress, op.ProgressNote = x.latest()
@@ -212,8 +211,8 @@ func (x *execution) conclude(end func(*Operation)) {
 func (x *execution) settle() {
 	op := x.operation()
 	var count *int64
-	switch s := &x.r.stats; {
-	case op.Owner != x.r.owner:
+	switch s := &x.r.scheduler.counts; {
+	case op.Owner != x.r.lease.owner:
 		count = &s.Released
 		x.log(slog.LevelInfo, "task: released to another process")
 	case op.Status == Succeeded:
@@ -232,10 +231,8 @@ func (x *execution) settle() {
 		count = &s.Lost
 		x.log(slog.LevelError, "task: lost: the store did not accept the final state")
 	}
-	x.r.mu.Lock()
-	*count++
-	x.r.mu.Unlock()
-	x.r.settle(x)
+	x.r.scheduler.count(count)
+	x.r.scheduler.settle(x)
 }
 
 // write changes the operation in the store and wakes its waiters. It gives up only after Shutdown has given up, or if
@@ -245,7 +242,7 @@ func (x *execution) write(what string, f func(*Operation) bool) {
 	defer func() { <-x.writing }()
 	op := x.operation()
 	err := x.r.persist(x.r.ctx, 0, what, op, func(ctx context.Context) (err error) {
-		op, err = x.r.change(ctx, op, f)
+		op, err = change(ctx, x.r.store, op, f)
 		return err
 	})
 	if err == nil {
@@ -310,9 +307,9 @@ func (x *execution) saveProgress() {
 	}
 	ctx, cancel := context.WithTimeout(x.r.ctx, storeTimeout)
 	defer cancel()
-	changed, err := x.r.change(ctx, op, func(op *Operation) bool {
+	changed, err := change(ctx, x.r.store, op, func(op *Operation) bool {
 		percent, note := x.latest()
-		if op.Owner != x.r.owner || op.Progress == percent && op.ProgressNote == note {
+		if op.Owner != x.r.lease.owner || op.Progress == percent && op.ProgressNote == note {
 			return false
 		}
 		op.Progress, op.ProgressNote = percent, note

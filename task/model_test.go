@@ -165,14 +165,14 @@ func TestEveryOrderOfEventsEndsInOneFinalState(t *testing.T) {
 			require.NoError(t, err)
 			w := &world{t: t, memory: memory, done: make(chan struct{})}
 			owner, canceller, reaper := w.process(), w.process(), w.process()
-			op := Operation{ID: "1", Name: "test", Status: Pending, Owner: owner.owner, Revision: 1, CreatedAt: now()}
+			op := Operation{ID: "1", Name: "test", Status: Pending, Owner: owner.lease.owner, Revision: 1, CreatedAt: now()}
 			require.NoError(t, memory.Create(t.Context(), op))
 			x := newExecution(context.Background(), owner, op, func(context.Context) (any, error) {
 				w.ran++
 				return "result", nil
 			})
-			require.NoError(t, owner.enter(x))
-			x.turn, owner.running = true, 1
+			require.NoError(t, owner.scheduler.enter(x))
+			x.turn, owner.scheduler.running = true, 1
 
 			w.act(x.run)
 			w.act(func() {

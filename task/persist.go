@@ -10,17 +10,17 @@ import (
 	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
-// change applies f to op and stores the result. If another process has changed the operation, change applies f to the
+// change applies f to op and stores the result in store. If another process has changed the operation, change applies f to the
 // stored version. f reports whether it changed anything. A final operation never changes. change returns the stored
 // operation.
-func (r *Runner) change(ctx context.Context, op Operation, f func(*Operation) bool) (Operation, error) {
+func change(ctx context.Context, store Store, op Operation, f func(*Operation) bool) (Operation, error) {
 	for {
 		next := op
 		if op.Status.Final() || !f(&next) {
 			return op, nil
 		}
 		next.Revision++
-		err := r.store.Update(ctx, next)
+		err := store.Update(ctx, next)
 		if err == nil {
 			return next, nil
 		}
@@ -29,7 +29,7 @@ func (r *Runner) change(ctx context.Context, op Operation, f func(*Operation) bo
 		}
 		// Another writer was first, or an earlier attempt was stored although it returned an error. f checks the
 		// stored version.
-		stored, err := r.store.Get(ctx, op.ID)
+		stored, err := store.Get(ctx, op.ID)
 		if err != nil {
 			return op, err
 		}
@@ -45,7 +45,7 @@ func (r *Runner) change(ctx context.Context, op Operation, f func(*Operation) bo
 func (r *Runner) persist(ctx context.Context, tries int, what string, op Operation, f func(context.Context) error) error {
 	const first, most = 50 * time.Millisecond, 5 * time.Second
 	for try, wait := 1, first; ; try, wait = try+1, min(2*wait, most) {
-		err := r.once(ctx, f)
+		err := once(ctx, f)
 		if err == nil || errtree.Is(err, ErrExists) {
 			return err
 		}
@@ -63,7 +63,8 @@ func (r *Runner) persist(ctx context.Context, tries int, what string, op Operati
 	}
 }
 
-func (r *Runner) once(ctx context.Context, f func(context.Context) error) error {
+// once calls f with the timeout of one call of the Store.
+func once(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	return f(ctx)
@@ -71,9 +72,7 @@ func (r *Runner) once(ctx context.Context, f func(context.Context) error) error 
 
 // StoreFailed counts and logs a failure of the store. what is the step that failed.
 func (r *Runner) StoreFailed(what string, op Operation, err error) {
-	r.mu.Lock()
-	r.stats.StoreErrors++
-	r.mu.Unlock()
+	r.scheduler.count(&r.scheduler.counts.StoreErrors)
 	r.cfg.Logger.LogAttrs(r.ctx, slog.LevelWarn, "task: the store failed", slog.String("step", what),
 		slog.String("name", op.Name), slog.String("id", op.ID), slog.Any("error", err))
 }

@@ -24,6 +24,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -57,10 +59,11 @@ type Config struct {
 // Runner runs operations. It is safe for concurrent use. Create it with NewRunner and call Shutdown before you close
 // its guard and its store. A goroutine renews the Runner's lease three times per Lease until Shutdown.
 type Runner struct {
-	guard *aiguard.Guard
-	store Store
-	cfg   Config
-	owner string
+	guard     *aiguard.Guard
+	store     Store
+	cfg       Config
+	scheduler *scheduler
+	lease     *lease
 
 	ctx  context.Context // for the store's calls and the lease
 	stop context.CancelFunc
@@ -68,15 +71,6 @@ type Runner struct {
 
 	mu       sync.Mutex
 	handlers map[string]Handle
-	active   map[string]*execution // by ID, until final in the store
-	queue    []*execution
-	places   int // taken by running, waiting and starting operations
-	running  int
-	leased   bool
-	closing  bool
-	idle     chan struct{} // closed when closing is set and active is empty
-	held     time.Duration // moving average of how long operations run
-	stats    Stats
 }
 
 // Stats is a snapshot of a Runner: gauges first, then counters. When no operation is pending or running, Started is
@@ -120,10 +114,10 @@ func NewRunner(g *aiguard.Guard, store Store, cfg Config) (*Runner, error) {
 	cfg.Grace = cmp.Or(cfg.Grace, DefaultGrace)
 	cfg.Lease = cmp.Or(cfg.Lease, DefaultLease)
 	cfg.Logger = cmp.Or(cfg.Logger, limits.Logger, slog.New(slog.DiscardHandler))
-	r := &Runner{guard: g, store: store, cfg: cfg, owner: rand.Text(),
-		handlers: make(map[string]Handle), active: make(map[string]*execution), idle: make(chan struct{})}
+	r := &Runner{guard: g, store: store, cfg: cfg, scheduler: newScheduler(cfg.MaxRunning, cfg.MaxPending),
+		lease: &lease{store: store, owner: rand.Text(), length: cfg.Lease}, handlers: make(map[string]Handle)}
 	r.ctx, r.stop = context.WithCancel(context.Background())
-	r.beat.Go(r.keepLease)
+	r.beat.Go(r.upkeep)
 	return r, nil
 }
 
@@ -177,6 +171,13 @@ func (r *Runner) handler(name string) Handle {
 	return r.handlers[name]
 }
 
+// names returns the names that have a function.
+func (r *Runner) names() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Keys(r.handlers))
+}
+
 func (h Handle) with(input json.RawMessage) func(context.Context) (any, error) {
 	return func(ctx context.Context) (any, error) { return h(ctx, input) }
 }
@@ -188,24 +189,24 @@ func (r *Runner) start(ctx context.Context, op Operation, fn func(context.Contex
 	if err := ctx.Err(); err != nil {
 		return Operation{}, err
 	}
-	op.ID, op.Status, op.Owner, op.CreatedAt, op.Revision = rand.Text(), Pending, r.owner, now(), 1
+	op.ID, op.Status, op.Owner, op.CreatedAt, op.Revision = rand.Text(), Pending, r.lease.owner, now(), 1
 	x := newExecution(callctx.Detach(ctx), r, op, fn)
-	if err := r.enter(x); err != nil {
+	if err := r.scheduler.enter(x); err != nil {
 		return Operation{}, err
 	}
 	// The store's calls ignore the client's cancellation, so that no operation is left half created.
 	err := r.persist(callctx.Detach(ctx), creationTries, "create", op, func(ctx context.Context) error {
-		if err := r.takeLease(ctx); err != nil {
+		if err := r.lease.take(ctx); err != nil {
 			return err
 		}
 		return r.store.Create(ctx, op)
 	})
 	if err != nil && !errtree.Is(err, ErrExists) { // ErrExists: an earlier attempt was stored although it returned an error
-		r.settle(x)
-		r.leave(x)
+		r.scheduler.settle(x)
+		r.scheduler.leave(x)
 		return Operation{}, fmt.Errorf("task: the operation could not be stored: %w", err)
 	}
-	r.enqueue(x)
+	r.scheduler.enqueue(x)
 	return op, nil
 }
 
@@ -240,7 +241,7 @@ func (r *Runner) Wait(ctx context.Context, id string) (Operation, error) {
 func (r *Runner) Next(ctx context.Context, id string, revision int64) (Operation, error) {
 	for {
 		var changed <-chan struct{} // nil: another process runs it
-		if x := r.find(id); x != nil {
+		if x := r.scheduler.find(id); x != nil {
 			changed = x.changes()
 		}
 		op, err := r.Get(ctx, id)
@@ -264,14 +265,14 @@ func (r *Runner) Next(ctx context.Context, id string, revision int64) (Operation
 // Grace. If another process runs the operation, that process sees the request at its next lease renewal. A finished
 // operation does not change. An operation whose function still succeeds becomes Succeeded.
 func (r *Runner) Cancel(ctx context.Context, id string) (Operation, error) {
-	if x := r.find(id); x != nil {
+	if x := r.scheduler.find(id); x != nil {
 		return x.cancel(ctx)
 	}
 	op, err := r.Get(ctx, id)
 	if err != nil {
 		return Operation{}, err
 	}
-	return r.change(ctx, op, requestCancel)
+	return change(ctx, r.store, op, requestCancel)
 }
 
 func requestCancel(op *Operation) bool {
@@ -285,37 +286,31 @@ func requestCancel(op *Operation) bool {
 }
 
 // Stats returns a snapshot.
-func (r *Runner) Stats() Stats {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	s := r.stats
-	s.Running, s.Pending = r.running, r.places-r.running
-	return s
-}
+func (r *Runner) Stats() Stats { return r.scheduler.stats() }
 
 // Shutdown rejects new operations with aiguard.ErrClosed and waits for running and pending operations. If ctx ends
 // first, Shutdown releases Pending operations of Submit, so that another process can take them over. It then ends the
 // contexts of all other operations, and after Grace it marks the unfinished ones as interrupted. In this case it
 // returns ctx's error, and functions that ignore their context may still run. Shutdown may be called more than once.
 func (r *Runner) Shutdown(ctx context.Context) error {
-	r.close()
+	r.scheduler.close()
 	defer func() {
 		r.stop()
 		r.beat.Wait()
 	}()
 	select {
-	case <-r.idle:
+	case <-r.scheduler.idle:
 		return nil
 	case <-ctx.Done():
 	}
-	r.interrupt()
+	r.scheduler.interrupt()
 	patience := time.NewTimer(r.cfg.Grace + storeTimeout)
 	defer patience.Stop()
 	select {
-	case <-r.idle:
+	case <-r.scheduler.idle:
 	case <-patience.C:
 		r.stop() // the store still rejects the final states
-		<-r.idle
+		<-r.scheduler.idle
 	}
 	return ctx.Err()
 }

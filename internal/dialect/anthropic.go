@@ -38,7 +38,7 @@ func messagesMember(q *query, key []byte, c *jsonscan.Cursor) {
 		for range c.Elements() {
 			for key := range c.Members() {
 				if string(key) == "content" {
-					q.blocks(c, 0)
+					anthropicBlocks(q, c, 0)
 				}
 			}
 		}
@@ -56,8 +56,8 @@ func messagesMember(q *query, key []byte, c *jsonscan.Cursor) {
 	}
 }
 
-// blocks reads a text or a list of content blocks. Blocks may be nested, for example in a tool result.
-func (q *query) blocks(c *jsonscan.Cursor, depth int) {
+// anthropicBlocks reads a text or a list of content blocks. Blocks may be nested, for example in a tool result.
+func anthropicBlocks(q *query, c *jsonscan.Cursor, depth int) {
 	if depth > 8 {
 		q.strings(c)
 		return
@@ -72,7 +72,7 @@ func (q *query) blocks(c *jsonscan.Cursor, depth int) {
 			case "input":
 				q.json(c)
 			case "content":
-				q.blocks(c, depth+1)
+				anthropicBlocks(q, c, depth+1)
 			case "source": // source of an image or a document; a document may be plain text
 				q.strings(c)
 			}
@@ -85,7 +85,7 @@ func (q *query) blocks(c *jsonscan.Cursor, depth int) {
 
 func messagesEvent(s *Stream, name, data []byte) {
 	if s.answer {
-		s.message(data, true)
+		anthropicMessage(s, data, true)
 		return
 	}
 	c := jsonscan.Read(data)
@@ -104,13 +104,13 @@ func messagesEvent(s *Stream, name, data []byte) {
 				case "text", "thinking", "partial_json", "signature":
 					s.text(&c)
 				case "stop_reason":
-					s.stop(c.Value())
+					anthropicStop(s, c.Value())
 				case "citation":
 					s.some(&c)
 				}
 			}
 		case "usage":
-			s.anthropicUsage(&c)
+			s.usage.readAnthropic(&c)
 		case "error":
 			s.err = s.err || !empty(c.Value())
 		}
@@ -120,7 +120,7 @@ func messagesEvent(s *Stream, name, data []byte) {
 		s.err = true
 	case `"message_start"`:
 		s.any = true
-		s.message(message, false)
+		anthropicMessage(s, message, false)
 	case `"content_block_start"`:
 		switch kind := member(block, "type"); string(kind) {
 		case `"text"`:
@@ -139,8 +139,8 @@ func messagesEvent(s *Stream, name, data []byte) {
 	s.any = s.any || s.progress
 }
 
-// message reads a message object: a whole answer, or the first event of a stream.
-func (s *Stream) message(object []byte, whole bool) {
+// anthropicMessage reads a message object: a whole answer, or the first event of a stream.
+func anthropicMessage(s *Stream, object []byte, whole bool) {
 	c := jsonscan.Read(object)
 	for key := range c.Members() {
 		switch string(key) {
@@ -148,11 +148,11 @@ func (s *Stream) message(object []byte, whole bool) {
 			s.any = first(c.Value()) == '[' // it may have nothing to say
 		case "stop_reason":
 			if value := c.Value(); whole {
-				s.stop(value)
+				anthropicStop(s, value)
 				s.cut = s.cut || !said(value)
 			}
 		case "usage":
-			s.anthropicUsage(&c)
+			s.usage.readAnthropic(&c)
 		case "error":
 			s.err = s.err || !empty(c.Value())
 		case "type":
@@ -161,7 +161,7 @@ func (s *Stream) message(object []byte, whole bool) {
 	}
 }
 
-func (s *Stream) stop(reason []byte) {
+func anthropicStop(s *Stream, reason []byte) {
 	switch string(reason) {
 	case `"refusal"`, `"pause_turn"`:
 		s.cut = true
@@ -170,10 +170,10 @@ func (s *Stream) stop(reason []byte) {
 	}
 }
 
-// anthropicUsage adds cached input to the input, because the API counts it separately. A later event repeats the
+// readAnthropic adds cached input to the input, because the API counts it separately. A later event repeats the
 // totals.
-func (s *Stream) anthropicUsage(c *jsonscan.Cursor) {
-	plain := s.usage.Input - s.usage.CacheRead - s.usage.CacheWrite
+func (u *Usage) readAnthropic(c *jsonscan.Cursor) {
+	plain := u.Input - u.CacheRead - u.CacheWrite
 	for key := range c.Members() {
 		value := c.Value()
 		if first(value) < '0' || first(value) > '9' {
@@ -183,14 +183,14 @@ func (s *Stream) anthropicUsage(c *jsonscan.Cursor) {
 		case "input_tokens":
 			plain = number(value)
 		case "output_tokens":
-			s.usage.Output = number(value)
+			u.Output = number(value)
 		case "cache_read_input_tokens":
-			s.usage.CacheRead = number(value)
+			u.CacheRead = number(value)
 		case "cache_creation_input_tokens":
-			s.usage.CacheWrite = number(value)
+			u.CacheWrite = number(value)
 		}
 	}
-	s.usage.Input = plain + s.usage.CacheRead + s.usage.CacheWrite
+	u.Input = plain + u.CacheRead + u.CacheWrite
 }
 
 // anthropicErrors maps Anthropic's error types to classes. It leaves out invalid_request_error, which stands for

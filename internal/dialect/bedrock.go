@@ -56,7 +56,7 @@ func converseMember(q *query, key []byte, c *jsonscan.Cursor) {
 			for key := range c.Members() {
 				if string(key) == "content" {
 					for range c.Elements() {
-						q.converseBlock(c)
+						converseBlock(q, c)
 					}
 				}
 			}
@@ -69,7 +69,7 @@ func converseMember(q *query, key []byte, c *jsonscan.Cursor) {
 			for range c.Elements() {
 				for key := range c.Members() {
 					if string(key) == "toolSpec" {
-						q.toolSpec(c)
+						converseTool(q, c)
 					}
 				}
 			}
@@ -77,7 +77,7 @@ func converseMember(q *query, key []byte, c *jsonscan.Cursor) {
 	}
 }
 
-func (q *query) toolSpec(c *jsonscan.Cursor) {
+func converseTool(q *query, c *jsonscan.Cursor) {
 	for key := range c.Members() {
 		switch string(key) {
 		case "name", "description":
@@ -88,7 +88,7 @@ func (q *query) toolSpec(c *jsonscan.Cursor) {
 	}
 }
 
-func (q *query) converseBlock(c *jsonscan.Cursor) {
+func converseBlock(q *query, c *jsonscan.Cursor) {
 	for key := range c.Members() {
 		switch string(key) {
 		case "text":
@@ -174,7 +174,7 @@ func converseEvent(s *Stream, name, data []byte) {
 		case "start":
 			s.some(&c)
 		case "usage":
-			s.converseUsage(&c)
+			s.usage.readConverse(&c)
 		}
 	}
 	switch {
@@ -183,14 +183,14 @@ func converseEvent(s *Stream, name, data []byte) {
 		return
 	case s.answer:
 		s.any = s.any || ended
-		s.choice(0, ended)
+		s.choices.note(0, ended)
 		return
 	case string(name) == "messageStop":
 		s.progress = true
-		s.choice(0, ended)
+		s.choices.note(0, ended)
 	case string(name) == "messageStart":
 		s.any = true
-		s.choice(0, false)
+		s.choices.note(0, false)
 	}
 	s.any = s.any || s.progress
 }
@@ -200,37 +200,38 @@ func exception(name []byte) bool {
 	return string(name) == "error" || bytes.HasSuffix(name, []byte("Exception")) || bytes.HasSuffix(name, []byte("exception"))
 }
 
-func (s *Stream) converseUsage(c *jsonscan.Cursor) {
+func (u *Usage) readConverse(c *jsonscan.Cursor) {
 	var plain int64
 	for key := range c.Members() {
 		switch string(key) {
 		case "inputTokens":
 			plain = number(c.Value())
 		case "outputTokens":
-			s.usage.Output = number(c.Value())
+			u.Output = number(c.Value())
 		case "cacheReadInputTokens", "cacheReadInputTokenCount": // Nova
-			s.usage.CacheRead = number(c.Value())
+			u.CacheRead = number(c.Value())
 		case "cacheWriteInputTokens", "cacheWriteInputTokenCount":
-			s.usage.CacheWrite = number(c.Value())
+			u.CacheWrite = number(c.Value())
 		}
 	}
-	s.usage.Input = plain + s.usage.CacheRead + s.usage.CacheWrite
+	u.Input = plain + u.CacheRead + u.CacheWrite
 }
 
-// payload returns the decoded base64 payload of a frame of InvokeModelWithResponseStream.
-func (s *Stream) payload(data []byte) []byte {
+// payload decodes the base64 payload of a frame of InvokeModelWithResponseStream into buf. The result is empty if the
+// payload is not JSON.
+func payload(buf, data []byte) []byte {
 	coded := member(data, "bytes")
 	if len(coded) < 2 || coded[0] != '"' {
-		return nil
+		return buf[:0]
 	}
-	var err error
-	if s.scratch, err = base64.StdEncoding.AppendDecode(s.scratch[:0], coded[1:len(coded)-1]); err != nil {
-		return nil
+	buf, err := base64.StdEncoding.AppendDecode(buf[:0], coded[1:len(coded)-1])
+	if err == nil {
+		_, err = jsonscan.Check(buf, MaxShape)
 	}
-	if _, err := jsonscan.Check(s.scratch, MaxShape); err != nil {
-		return nil
+	if err != nil {
+		return buf[:0]
 	}
-	return s.scratch
+	return buf
 }
 
 func invokeMessagesEvent(s *Stream, name, data []byte) {
@@ -240,8 +241,9 @@ func invokeMessagesEvent(s *Stream, name, data []byte) {
 	case exception(name):
 		s.err = true
 	default:
-		messagesEvent(s, nil, s.payload(data))
-		s.nFree = 0 // the spans refer to the payload, not to data
+		s.scratch = payload(s.scratch, data)
+		messagesEvent(s, nil, s.scratch)
+		s.free.n = 0 // the spans refer to the payload, not to data
 	}
 }
 
@@ -250,24 +252,25 @@ func invokeEvent(s *Stream, name, data []byte) {
 	s.any, s.progress = !s.err, !s.err
 	s.cut = true // completeness is unknown
 	if !s.answer {
-		data = s.payload(data)
+		s.scratch = payload(s.scratch, data)
+		data = s.scratch
 	}
 	c := jsonscan.Read(data)
-	s.invokeUsage(&c)
+	s.usage.readInvoke(&c)
 }
 
-// invokeUsage reads the usage that model makers report and that Bedrock adds at the end of a stream.
-func (s *Stream) invokeUsage(c *jsonscan.Cursor) {
+// readInvoke reads the usage that model makers report and that Bedrock adds at the end of a stream.
+func (u *Usage) readInvoke(c *jsonscan.Cursor) {
 	for key := range c.Members() {
 		switch string(key) {
 		case "usage":
-			s.converseUsage(c)
+			u.readConverse(c)
 		case "metadata", "amazon-bedrock-invocationMetrics":
-			s.invokeUsage(c)
+			u.readInvoke(c)
 		case "prompt_token_count", "inputTextTokenCount", "inputTokenCount":
-			s.usage.Input = max(s.usage.Input, number(c.Value()))
+			u.Input = max(u.Input, number(c.Value()))
 		case "generation_token_count", "outputTokenCount":
-			s.usage.Output = max(s.usage.Output, number(c.Value()))
+			u.Output = max(u.Output, number(c.Value()))
 		}
 	}
 }

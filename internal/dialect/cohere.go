@@ -61,14 +61,14 @@ func cohereEvent(s *Stream, _, data []byte) {
 		case "type":
 			kind = c.Value()
 		case "delta":
-			s.cohereDelta(&c)
+			cohereDelta(s, &c)
 		case "message": // message of a whole answer, or text of an error
 			value := c.Value()
 			s.any = s.any || first(value) == '{'
 		case "finish_reason":
-			s.cohereFinish(c.Value())
+			cohereFinish(s, c.Value())
 		case "usage":
-			s.cohereUsage(&c)
+			s.usage.readCohere(&c)
 		case "error":
 			s.err = s.err || !empty(c.Value())
 		}
@@ -88,13 +88,13 @@ func cohereEvent(s *Stream, _, data []byte) {
 	s.any = s.any || s.progress
 }
 
-func (s *Stream) cohereDelta(c *jsonscan.Cursor) {
+func cohereDelta(s *Stream, c *jsonscan.Cursor) {
 	for key := range c.Members() {
 		switch string(key) {
 		case "finish_reason":
-			s.cohereFinish(c.Value())
+			cohereFinish(s, c.Value())
 		case "usage":
-			s.cohereUsage(c)
+			s.usage.readCohere(c)
 		case "error":
 			if value := c.Value(); !empty(value) {
 				s.fail(failureIn(value))
@@ -119,7 +119,7 @@ func (s *Stream) cohereDelta(c *jsonscan.Cursor) {
 	}
 }
 
-func (s *Stream) cohereFinish(reason []byte) {
+func cohereFinish(s *Stream, reason []byte) {
 	switch string(reason) {
 	case `"ERROR"`, `"TIMEOUT"`, `"ERROR_LIMIT"`:
 		if !s.failed {
@@ -130,19 +130,19 @@ func (s *Stream) cohereFinish(reason []byte) {
 	}
 }
 
-func (s *Stream) cohereUsage(c *jsonscan.Cursor) {
+func (u *Usage) readCohere(c *jsonscan.Cursor) {
 	counted := false
 	for key := range c.Members() {
 		switch string(key) {
 		case "tokens":
-			s.openaiUsage(c)
+			u.readOpenAI(c)
 			counted = true
 		case "billed_units": // fewer than all tokens
 			if !counted {
-				s.openaiUsage(c)
+				u.readOpenAI(c)
 			}
 		case "cached_tokens":
-			s.usage.CacheRead = number(c.Value())
+			u.CacheRead = number(c.Value())
 		}
 	}
 }

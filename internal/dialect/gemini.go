@@ -36,21 +36,21 @@ func geminiMember(q *query, key []byte, c *jsonscan.Cursor) {
 	switch string(key) {
 	case "contents":
 		if first(q.body[c.Offset():]) == '{' { // a single object without a list is allowed
-			q.geminiContent(c)
+			geminiContent(q, c)
 			return
 		}
 		for range c.Elements() {
-			q.geminiContent(c)
+			geminiContent(q, c)
 		}
 	case "systemInstruction", "system_instruction":
-		q.geminiContent(c)
+		geminiContent(q, c)
 	case "tools":
 		for range c.Elements() {
 			for key := range c.Members() {
 				switch string(key) {
 				case "functionDeclarations", "function_declarations":
 					for range c.Elements() {
-						q.declaration(c)
+						geminiDeclaration(q, c)
 					}
 				}
 			}
@@ -60,7 +60,7 @@ func geminiMember(q *query, key []byte, c *jsonscan.Cursor) {
 	}
 }
 
-func (q *query) declaration(c *jsonscan.Cursor) {
+func geminiDeclaration(q *query, c *jsonscan.Cursor) {
 	for key := range c.Members() {
 		switch string(key) {
 		case "name", "description":
@@ -71,22 +71,22 @@ func (q *query) declaration(c *jsonscan.Cursor) {
 	}
 }
 
-func (q *query) geminiContent(c *jsonscan.Cursor) {
+func geminiContent(q *query, c *jsonscan.Cursor) {
 	for key := range c.Members() {
 		if string(key) != "parts" {
 			continue
 		}
 		if first(q.body[c.Offset():]) == '{' {
-			q.geminiPart(c)
+			geminiPart(q, c)
 			continue
 		}
 		for range c.Elements() {
-			q.geminiPart(c)
+			geminiPart(q, c)
 		}
 	}
 }
 
-func (q *query) geminiPart(c *jsonscan.Cursor) {
+func geminiPart(q *query, c *jsonscan.Cursor) {
 	for key := range c.Members() {
 		switch string(key) {
 		case "text":
@@ -107,13 +107,13 @@ func geminiEmbedMember(q *query, key []byte, c *jsonscan.Cursor) {
 	switch string(key) {
 	case "content":
 		q.next = true
-		q.geminiContent(c)
+		geminiContent(q, c)
 	case "requests":
 		for range c.Elements() {
 			q.next = true
 			for key := range c.Members() {
 				if string(key) == "content" {
-					q.geminiContent(c)
+					geminiContent(q, c)
 				}
 			}
 		}
@@ -127,24 +127,24 @@ func geminiEvent(s *Stream, _, data []byte) {
 		case "candidates":
 			for range c.Elements() {
 				s.any = true
-				s.candidate(&c)
+				geminiCandidate(s, &c)
 			}
 		case "promptFeedback":
 			for key := range c.Members() {
 				if string(key) == "blockReason" && said(c.Value()) { // a declined prompt counts as an answer
 					s.any, s.progress, s.cut = true, true, true
-					s.choice(0, true)
+					s.choices.note(0, true)
 				}
 			}
 		case "usageMetadata":
-			s.geminiUsage(&c)
+			s.usage.readGemini(&c)
 		case "error":
 			s.err = s.err || !empty(c.Value())
 		}
 	}
 }
 
-func (s *Stream) candidate(c *jsonscan.Cursor) {
+func geminiCandidate(s *Stream, c *jsonscan.Cursor) {
 	at, ended := uint64(0), false
 	for key := range c.Members() {
 		switch string(key) {
@@ -180,10 +180,10 @@ func (s *Stream) candidate(c *jsonscan.Cursor) {
 		}
 	}
 	s.progress = s.progress || ended
-	s.choice(at, ended)
+	s.choices.note(at, ended)
 }
 
-func (s *Stream) geminiUsage(c *jsonscan.Cursor) {
+func (u *Usage) readGemini(c *jsonscan.Cursor) {
 	var prompt, results, answer int64
 	for key := range c.Members() {
 		switch string(key) {
@@ -194,12 +194,12 @@ func (s *Stream) geminiUsage(c *jsonscan.Cursor) {
 		case "candidatesTokenCount":
 			answer = number(c.Value())
 		case "cachedContentTokenCount":
-			s.usage.CacheRead = number(c.Value())
+			u.CacheRead = number(c.Value())
 		case "thoughtsTokenCount":
-			s.usage.Reasoning = number(c.Value())
+			u.Reasoning = number(c.Value())
 		}
 	}
-	s.usage.Input, s.usage.Output = prompt+results, answer+s.usage.Reasoning
+	u.Input, u.Output = prompt+results, answer+u.Reasoning
 }
 
 func geminiEmbedEvent(s *Stream, _, data []byte) {

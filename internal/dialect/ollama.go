@@ -75,7 +75,7 @@ func ollamaEvent(s *Stream, _, data []byte) {
 			s.any = true
 			s.text(&c)
 		case "created_at":
-			s.varies(&c)
+			s.free.vary(&c)
 		case "done":
 			s.done = s.done || isTrue(c.Value())
 			s.cut = s.answer && !s.done
@@ -92,8 +92,8 @@ func ollamaEvent(s *Stream, _, data []byte) {
 			s.err = s.err || !empty(c.Value())
 		}
 	}
-	if s.nFree > 0 && s.done {
-		s.nFree = 0
+	if s.free.n > 0 && s.done {
+		s.free.n = 0
 	}
 	s.any = s.any || s.done
 }

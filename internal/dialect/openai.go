@@ -78,36 +78,36 @@ func openaiRoute(method, path, query string) (e Endpoint, ok bool) {
 	return e, e.api != nil
 }
 
-func (s *Stream) openaiUsage(c *jsonscan.Cursor) {
+func (u *Usage) readOpenAI(c *jsonscan.Cursor) {
 	for key := range c.Members() {
 		switch string(key) {
 		case "prompt_tokens", "input_tokens":
-			s.usage.Input = number(c.Value())
+			u.Input = number(c.Value())
 		case "completion_tokens", "output_tokens":
-			s.usage.Output = number(c.Value())
+			u.Output = number(c.Value())
 		case "prompt_cache_hit_tokens", "cached_tokens": // DeepSeek, Moonshot
-			s.usage.CacheRead = number(c.Value())
+			u.CacheRead = number(c.Value())
 		case "prompt_tokens_details", "input_tokens_details":
 			for key := range c.Members() {
 				switch string(key) {
 				case "cached_tokens":
-					s.usage.CacheRead = number(c.Value())
+					u.CacheRead = number(c.Value())
 				case "cache_write_tokens", "cache_creation_tokens":
-					s.usage.CacheWrite = number(c.Value())
+					u.CacheWrite = number(c.Value())
 				}
 			}
 		case "completion_tokens_details", "output_tokens_details":
 			for key := range c.Members() {
 				if string(key) == "reasoning_tokens" {
-					s.usage.Reasoning = number(c.Value())
+					u.Reasoning = number(c.Value())
 				}
 			}
 		}
 	}
 }
 
-// disguise reads a member that may mark the object as an error.
-func (s *Stream) disguise(key []byte, c *jsonscan.Cursor) {
+// errorMember reads a member that may mark the object as an error.
+func errorMember(s *Stream, key []byte, c *jsonscan.Cursor) {
 	switch string(key) {
 	case "error":
 		s.err = s.err || !empty(c.Value())
@@ -122,7 +122,7 @@ func runEvent(s *Stream, name, data []byte) {
 	s.any, s.progress = true, !empty(data)
 	if usage := member(data, "usage"); first(usage) == '{' {
 		c := jsonscan.Read(usage)
-		s.openaiUsage(&c)
+		s.usage.readOpenAI(&c)
 	}
 	f, failed := ErrorIn(data)
 	s.err = string(name) == "error" || failed && s.answer && member(data, "object") == nil && f != Failure{}

@@ -13,7 +13,7 @@ func chatMember(q *query, key []byte, c *jsonscan.Cursor) {
 	case "messages":
 		for range c.Elements() {
 			for key := range c.Members() {
-				q.messageMember(key, c)
+				messageMember(q, key, c)
 			}
 		}
 	case "functions":
@@ -41,7 +41,7 @@ func chatMember(q *query, key []byte, c *jsonscan.Cursor) {
 	}
 }
 
-func (q *query) messageMember(key []byte, c *jsonscan.Cursor) {
+func messageMember(q *query, key []byte, c *jsonscan.Cursor) {
 	switch string(key) {
 	case "content":
 		q.content(c)
@@ -160,32 +160,30 @@ func needsMaxCompletionTokens(model string) bool {
 // MaxTokensName returns the name of the output limit of a chat for model.
 func MaxTokensName(model string) string { return maxTokensName(model) }
 
-func chatEvent(s *Stream, _, data []byte) { s.choices(data) }
-
 func completionEvent(s *Stream, _, data []byte) {
-	s.choices(data)
+	chatEvent(s, nil, data)
 	// Other APIs have completions at this path in a different form.
 	if !s.answer && !s.any && !s.err && !s.failed && !empty(data) && member(data, "choices") == nil && member(data, "object") == nil {
 		s.foreign, s.any, s.progress = true, true, true
 	}
 }
 
-// choices reads a chunk or a whole answer, which have the same members.
-func (s *Stream) choices(data []byte) {
+// chatEvent reads a chunk or a whole answer, which have the same members.
+func chatEvent(s *Stream, _, data []byte) {
 	c := jsonscan.Read(data)
 	for key := range c.Members() {
 		switch string(key) {
 		case "choices":
 			for range c.Elements() {
 				s.any = true
-				s.chatChoice(&c)
+				chatChoice(s, &c)
 			}
 		case "id", "created", "obfuscation":
-			s.varies(&c)
+			s.free.vary(&c)
 		case "usage":
-			s.openaiUsage(&c)
+			s.usage.readOpenAI(&c)
 		case "x_groq":
-			s.groq(&c)
+			groqMember(s, &c)
 		case "error":
 			s.err = s.err || !empty(c.Value())
 		case "type", "object":
@@ -201,7 +199,7 @@ func (s *Stream) choices(data []byte) {
 	}
 }
 
-func (s *Stream) chatChoice(c *jsonscan.Cursor) {
+func chatChoice(s *Stream, c *jsonscan.Cursor) {
 	at, ended := uint64(0), s.answer // a whole answer is complete without a finish reason
 	for key := range c.Members() {
 		switch string(key) {
@@ -212,12 +210,12 @@ func (s *Stream) chatChoice(c *jsonscan.Cursor) {
 				ended = false
 			} else {
 				ended = true
-				s.finish(reason)
+				chatFinish(s, reason)
 			}
 		case "text": // text of a completion
 			s.text(c)
 		case "usage": // Moonshot
-			s.openaiUsage(c)
+			s.usage.readOpenAI(c)
 		case "error":
 			if value := c.Value(); !empty(value) {
 				s.fail(failureIn(value))
@@ -226,7 +224,7 @@ func (s *Stream) chatChoice(c *jsonscan.Cursor) {
 			for key := range c.Members() {
 				switch string(key) {
 				case "content", "reasoning_content", "reasoning", "refusal":
-					s.delta(c)
+					chatDelta(s, c)
 				case "role", "name":
 				default: // tool calls, audio, images
 					s.some(c)
@@ -235,15 +233,15 @@ func (s *Stream) chatChoice(c *jsonscan.Cursor) {
 		}
 	}
 	s.progress = s.progress || ended
-	s.choice(at, ended)
+	s.choices.note(at, ended)
 }
 
-// groq reads the extension that Groq adds to the last chunk: the usage, or the reason for an early stop.
-func (s *Stream) groq(c *jsonscan.Cursor) {
+// groqMember reads the extension that Groq adds to the last chunk: the usage, or the reason for an early stop.
+func groqMember(s *Stream, c *jsonscan.Cursor) {
 	for key := range c.Members() {
 		switch string(key) {
 		case "usage":
-			s.openaiUsage(c)
+			s.usage.readOpenAI(c)
 		case "error":
 			if value := c.Value(); !empty(value) {
 				s.fail(failureIn(value))
@@ -252,16 +250,16 @@ func (s *Stream) groq(c *jsonscan.Cursor) {
 	}
 }
 
-// delta reads a text or a list of parts.
-func (s *Stream) delta(c *jsonscan.Cursor) {
+// chatDelta reads a text or a list of parts.
+func chatDelta(s *Stream, c *jsonscan.Cursor) {
 	for range c.Elements() {
 		s.progress = true
 	}
 	s.text(c)
 }
 
-// finish reads a finish reason. An unknown reason counts as a good end.
-func (s *Stream) finish(reason []byte) {
+// chatFinish reads a finish reason. An unknown reason counts as a good end.
+func chatFinish(s *Stream, reason []byte) {
 	switch string(reason) {
 	case `"error"`, `"abort"`, `"aborted"`, `"network_error"`, `"engine_overloaded"`, `"insufficient_system_resource"`,
 		`"server_error"`, `"internal_error"`, `"overloaded"`, `"timeout"`:

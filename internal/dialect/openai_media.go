@@ -37,9 +37,9 @@ func listEvent(name string) func(s *Stream, _, data []byte) {
 			case string(key) == name:
 				s.any = hasElement(c.Value())
 			case string(key) == "usage":
-				s.openaiUsage(&c)
+				s.usage.readOpenAI(&c)
 			default:
-				s.disguise(key, &c)
+				errorMember(s, key, &c)
 			}
 		}
 		s.progress = s.any
@@ -57,23 +57,23 @@ func imageEvent(s *Stream, _, data []byte) {
 			case `"error"`:
 				s.err = true
 			case `"image_generation.completed"`, `"image_edit.completed"`: // another image may follow
-				s.choice(0, true)
+				s.choices.note(0, true)
 			case `"keepalive"`, `"ping"`:
 				return
 			default:
-				s.choice(0, false)
+				s.choices.note(0, false)
 			}
 			s.any, s.progress = true, true
 		case "data", "created":
 			if s.answer {
 				s.any = true
-				s.choice(0, true)
+				s.choices.note(0, true)
 			}
 			c.Value()
 		case "usage":
-			s.openaiUsage(&c)
+			s.usage.readOpenAI(&c)
 		default:
-			s.disguise(key, &c)
+			errorMember(s, key, &c)
 		}
 	}
 }
@@ -101,9 +101,9 @@ func audioEvent(s *Stream, _, data []byte) {
 			s.any = true
 			s.some(&c)
 		case "usage":
-			s.openaiUsage(&c)
+			s.usage.readOpenAI(&c)
 		default:
-			s.disguise(key, &c)
+			errorMember(s, key, &c)
 		}
 	}
 }

@@ -35,7 +35,7 @@ func responseMember(q *query, key []byte, c *jsonscan.Cursor) {
 // responseEvent reads an event of a Responses stream or a whole response.
 func responseEvent(s *Stream, name, data []byte) {
 	if s.answer {
-		s.response(data)
+		responseObject(s, data)
 		return
 	}
 	c := jsonscan.Read(data)
@@ -46,10 +46,10 @@ func responseEvent(s *Stream, name, data []byte) {
 			kind = c.Value()
 		case "delta", "obfuscation":
 			if value := c.Value(); said(value) {
-				s.span(&c, value, string(key) == "delta")
+				s.free.add(&c, value, string(key) == "delta")
 			}
 		case "sequence_number":
-			s.varies(&c)
+			s.free.vary(&c)
 		case "item":
 			item = c.Value()
 		case "error":
@@ -57,7 +57,7 @@ func responseEvent(s *Stream, name, data []byte) {
 		}
 	}
 	if len(kind) < 2 {
-		s.nFree = 0
+		s.free.n = 0
 		return
 	}
 	switch s.any = true; string(kind[1 : len(kind)-1]) {
@@ -65,10 +65,10 @@ func responseEvent(s *Stream, name, data []byte) {
 		s.err = true
 	case "response.created", "response.in_progress", "response.queued", "keepalive", "ping":
 	case "response.completed", "response.incomplete":
-		s.response(member(data, "response"))
+		responseObject(s, member(data, "response"))
 		s.done = true
 	case "response.failed", "response.cancelled":
-		s.response(member(data, "response"))
+		responseObject(s, member(data, "response"))
 		if !s.failed {
 			s.fail(Failure{})
 		}
@@ -77,15 +77,15 @@ func responseEvent(s *Stream, name, data []byte) {
 	case "response.output_item.done":
 		s.progress, s.thinking = true, false
 	default:
-		s.progress = s.nFree > 0 || member(data, "delta") == nil
+		s.progress = s.free.n > 0 || member(data, "delta") == nil
 		if !s.progress {
-			s.nFree = 0
+			s.free.n = 0
 		}
 	}
 }
 
-// response reads a response object.
-func (s *Stream) response(object []byte) {
+// responseObject reads a response object.
+func responseObject(s *Stream, object []byte) {
 	c := jsonscan.Read(object)
 	for key := range c.Members() {
 		switch string(key) {
@@ -108,7 +108,7 @@ func (s *Stream) response(object []byte) {
 				s.fail(failureIn(value))
 			}
 		case "usage":
-			s.openaiUsage(&c)
+			s.usage.readOpenAI(&c)
 		}
 	}
 }

@@ -1,10 +1,6 @@
 package dialect
 
-import (
-	"strconv"
-
-	"github.com/aiguard-go/aiguard/internal/jsonscan"
-)
+import "github.com/aiguard-go/aiguard/internal/jsonscan"
 
 // Stream follows a stream event by event and tells a complete answer from a truncated one. Follow creates it.
 type Stream struct {
@@ -22,12 +18,9 @@ type Stream struct {
 	failure Failure
 	err     bool // the last event is an error instead of a part of the answer
 
-	seen, finished [2]uint64 // choices, by index
-	overflow       bool      // a choice number too large for seen: only [DONE] ends the stream
-
+	choices choices
 	usage   Usage
-	free    [jsonscan.MaxFree]jsonscan.Span
-	nFree   int
+	free    free   // in the data of the last event
 	scratch []byte // buffer of a decoded payload
 }
 
@@ -37,19 +30,19 @@ func (e Endpoint) Follow() Stream { return Stream{api: e.api} }
 // Event reads the name and the JSON data of one event. The data must have passed jsonscan.Check. If the event is a
 // provider failure instead of a part of the answer, Event returns it in f and sets failed.
 func (s *Stream) Event(name, data []byte) (f Failure, failed bool) {
-	s.nFree, s.progress, s.err = 0, false, false
+	s.free.n, s.progress, s.err = 0, false, false
 	if s.api == nil || s.foreign {
 		s.any, s.progress = true, true
 		return f, false
 	}
 	s.api.event(s, name, data)
 	if s.err || string(name) == "error" && !s.failed {
-		return s.failureOf(name, data), true
+		return failureOf(name, data), true
 	}
 	return f, false
 }
 
-func (s *Stream) failureOf(name, data []byte) Failure {
+func failureOf(name, data []byte) Failure {
 	f, ok := ErrorIn(data)
 	if !ok {
 		f, _ = Refusal(data)
@@ -87,7 +80,7 @@ func (s *Stream) Usage() Usage { return s.usage }
 
 // Free returns the positions of free values in the data of the last event: the answer's text, its number, and OpenAI's
 // padding. Another event that differs only in these values has the same effect on the Stream.
-func (s *Stream) Free() []jsonscan.Span { return s.free[:s.nFree] }
+func (s *Stream) Free() []jsonscan.Span { return s.free.spans[:s.free.n] }
 
 // Complete reports whether the answer is complete if the stream ends here. clean means that the body ended without an
 // error. lenient means that a clean end needs no finish reason.
@@ -107,7 +100,7 @@ func (s *Stream) Complete(clean, lenient bool) bool {
 
 // complete reports whether each choice that has begun has a finish reason.
 func (s *Stream) complete() bool {
-	return !s.overflow && s.seen != [2]uint64{} && s.seen == s.finished && (s.api.final == nil || s.api.final(s))
+	return s.choices.complete() && (s.api.final == nil || s.api.final(s))
 }
 
 // Whole reports whether the answer is complete, neither cut nor filtered, and can be cached.
@@ -125,64 +118,15 @@ func (s *Stream) whole() bool {
 	return true
 }
 
-// choice records that a choice has begun and, if ended, that it has ended.
-func (s *Stream) choice(index uint64, ended bool) {
-	if index >= 128 {
-		s.overflow = true
-		return
-	}
-	word, bit := index/64, uint64(1)<<(index%64)
-	s.seen[word] |= bit
-	if ended {
-		s.finished[word] |= bit
-	}
-}
-
 // fail records a failure that the answer itself reports.
 func (s *Stream) fail(f Failure) { s.failed, s.failure, s.done = true, f, true }
-
-// index reads the number of a choice.
-func index(value []byte) uint64 {
-	if len(value) == 1 && value[0] >= '0' && value[0] <= '9' {
-		return uint64(value[0] - '0')
-	}
-	n, err := strconv.ParseUint(string(value), 10, 64)
-	if err != nil {
-		return 0
-	}
-	return n
-}
 
 // text reads a text of the answer. A text that is not empty counts as progress and as a free value.
 func (s *Stream) text(c *jsonscan.Cursor) {
 	value := c.Value()
 	if said(value) {
 		s.progress = true
-		s.span(c, value, true)
-	}
-}
-
-// varies reads a value. A string or a whole number counts as a free value.
-func (s *Stream) varies(c *jsonscan.Cursor) {
-	value := c.Value()
-	if len(value) > 0 && (value[0] == '"' || natural(value)) {
-		s.span(c, value, false)
-	}
-}
-
-func natural(value []byte) bool {
-	for _, d := range value {
-		if d < '0' || d > '9' {
-			return false
-		}
-	}
-	return true
-}
-
-func (s *Stream) span(c *jsonscan.Cursor, value []byte, some bool) {
-	if s.nFree < len(s.free) {
-		s.free[s.nFree] = jsonscan.Span{Start: c.Offset() - len(value), End: c.Offset(), Some: some}
-		s.nFree++
+		s.free.add(c, value, true)
 	}
 }
 

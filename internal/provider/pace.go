@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// pace spaces requests to stay within a rate limit for requests or tokens per minute. The limit comes from the
+// Pace spaces requests to stay within a rate limit for requests or tokens per minute. The limit comes from the
 // guard's configuration or from the provider's headers. A request over the limit waits.
-type pace struct {
+type Pace struct {
 	requests, tokens         bucket // from the configuration
 	toldRequests, toldTokens bucket // from headers
 	learned                  learned
@@ -28,7 +28,7 @@ type bucket struct {
 // minute in shorter intervals.
 const burst = 0.1
 
-func (p *pace) configure(now Instant, cfg *Config) {
+func (p *Pace) configure(now Instant, cfg *Config) {
 	p.requests.limit(now, cfg.RequestsPerMinute)
 	p.tokens.limit(now, cfg.TokensPerMinute)
 }
@@ -72,13 +72,13 @@ func (b *bucket) take(now Instant, n float64) {
 }
 
 // next returns when a request of that many tokens may be sent.
-func (p *pace) next(now Instant, tokens float64) Instant {
+func (p *Pace) next(now Instant, tokens float64) Instant {
 	return max(p.requests.next(now, 1), p.tokens.next(now, tokens), p.toldRequests.next(now, 1), p.toldTokens.next(now, tokens),
 		p.learned.next(now, 1))
 }
 
 // send counts a request and returns the tokens sent so far.
-func (p *pace) send(now Instant, tokens float64) float64 {
+func (p *Pace) send(now Instant, tokens float64) float64 {
 	p.requests.take(now, 1)
 	p.tokens.take(now, tokens)
 	p.toldRequests.take(now, 1)
@@ -91,7 +91,7 @@ func (p *pace) send(now Instant, tokens float64) float64 {
 }
 
 // landed counts the end of a request of that many tokens.
-func (p *pace) landed(tokens float64) {
+func (p *Pace) landed(tokens float64) {
 	p.flying--
 	p.flyingTokens -= tokens
 }
@@ -176,7 +176,7 @@ var Unknown = Told{-1, -1, -1}
 // Tell updates the pace with the headers of the answer to s. The headers describe the moment when the provider
 // counted s. So Tell subtracts what was sent since then and adds what was refilled.
 func (r *Route) Tell(now Instant, s *Sending, requests, tokens Told) {
-	p := &r.pace
+	p := &r.Pace
 	p.toldRequests.told(now, s, requests, float64(r.sent-s.number), float64(s.beside))
 	p.toldTokens.told(now, s, tokens, p.sentTokens-s.tokens, float64(s.besideTokens))
 }
@@ -206,18 +206,18 @@ func (b *bucket) told(now Instant, s *Sending, t Told, sentSince, beside float64
 }
 
 // Settle corrects the estimate of a request's tokens.
-func (r *Route) Settle(now Instant, more float64) {
-	r.pace.tokens.take(now, more)
+func (p *Pace) Settle(now Instant, more float64) {
+	p.tokens.take(now, more)
 }
 
-// RequestsPace returns the lowest known limit of requests per minute; 0: none is known.
-func (r *Route) RequestsPace() float64 {
-	return perMinute(slowest(slowest(r.pace.requests.rate, r.pace.toldRequests.rate), r.pace.learned.rate))
+// Requests returns the lowest known limit of requests per minute; 0: none is known.
+func (p *Pace) Requests() float64 {
+	return perMinute(slowest(slowest(p.requests.rate, p.toldRequests.rate), p.learned.rate))
 }
 
-// TokensPace returns the lowest known limit of tokens per minute; 0: none is known.
-func (r *Route) TokensPace() float64 {
-	return perMinute(slowest(r.pace.tokens.rate, r.pace.toldTokens.rate))
+// Tokens returns the lowest known limit of tokens per minute; 0: none is known.
+func (p *Pace) Tokens() float64 {
+	return perMinute(slowest(p.tokens.rate, p.toldTokens.rate))
 }
 
 func slowest(a, b float64) float64 {

@@ -33,10 +33,10 @@ type Route struct {
 	window window
 	outage outage
 	pause  pause
-	pace   pace
+	Pace   Pace
 	Budget Budget
-	times  [2]*recent[time.Duration] // by form; nil: none
-	output *recent[int64]            // tokens of answers; nil: none
+	times  times
+	Output Sizes // tokens of answers
 
 	sent int64 // number of requests so far
 	held float64
@@ -72,7 +72,7 @@ type Outcome struct {
 func New(cfg *Config) *Route {
 	r := &Route{Config: cfg}
 	r.window.limit, r.window.threshold = cfg.Most, cfg.Most
-	r.pace.configure(0, cfg)
+	r.Pace.configure(0, cfg)
 	r.Budget.Init(cfg.Retries, RouteFloor)
 	return r
 }
@@ -81,7 +81,7 @@ func New(cfg *Config) *Route {
 // learned about its provider.
 func (r *Route) Reconfigure(now Instant, old *Config) {
 	r.window.reconfigure(old, r.Config)
-	r.pace.configure(now, r.Config)
+	r.Pace.configure(now, r.Config)
 	r.Budget.SetRatio(r.Retries)
 }
 
@@ -111,7 +111,7 @@ func (r *Route) State(now Instant, tokens float64) (State, Instant) {
 		}
 		return Paused, r.pause.until
 	}
-	if at := r.pace.next(now, tokens); at > now {
+	if at := r.Pace.next(now, tokens); at > now {
 		return Paced, at
 	}
 	if r.window.room() <= 0 {
@@ -153,8 +153,8 @@ func (r *Route) Send(now Instant, weight int64, tokens float64, first bool) Send
 	}
 	r.sent++
 	r.window.inFlight += weight
-	s.beside, s.besideTokens, s.own = int32(r.pace.flying), float32(r.pace.flyingTokens), float32(tokens)
-	s.tokens = r.pace.send(now, tokens)
+	s.beside, s.besideTokens, s.own = int32(r.Pace.flying), float32(r.Pace.flyingTokens), float32(tokens)
+	s.tokens = r.Pace.send(now, tokens)
 	s.number = r.sent
 	if first {
 		r.Budget.Pay()
@@ -184,7 +184,7 @@ func (r *Route) Judge(now Instant, s *Sending, o Outcome, busy bool) {
 		}
 	case o.Limited:
 		if now >= r.pause.until { // the first of those that were in flight together
-			r.pace.learned.refused(now)
+			r.Pace.learned.refused(now)
 		}
 		r.pause.begin(now, o.Pause)
 		s.Probe = false // the pause goes on; the probe has its result
@@ -195,7 +195,7 @@ func (r *Route) Judge(now Instant, s *Sending, o Outcome, busy bool) {
 			r.pause.end(now)
 		}
 		r.pause.refusals = 0
-		r.pace.learned.answered(now)
+		r.Pace.learned.answered(now)
 		r.window.answered(now, s.Weight, busy, r.Config)
 	}
 }
@@ -206,7 +206,7 @@ func (r *Route) Done(now Instant, s *Sending) {
 		return
 	}
 	s.done = true
-	r.pace.landed(float64(s.own))
+	r.Pace.landed(float64(s.own))
 	r.timed(now, s, false)
 	r.window.inFlight -= s.Weight
 	if s.Probe { // the probe has no result

@@ -424,14 +424,14 @@ func TestConfiguredPaceIsKept(t *testing.T) {
 	b := newBench(Config{Least: 1, Most: 10, RequestsPerMinute: 60})
 	assert.Equal(t, 6, b.sendAll(t, 0, 0), "a tenth at once")
 	assert.Equal(t, 120, b.sendAll(t, 2*time.Minute, 0))
-	assert.InDelta(t, 60, b.RequestsPace(), 1e-6)
+	assert.InDelta(t, 60, b.Pace.Requests(), 1e-6)
 
 	b = newBench(Config{Least: 1, Most: 10, TokensPerMinute: 60_000})
 	assert.Equal(t, 6, b.sendAll(t, 0, 1000))
 	assert.Equal(t, 60, b.sendAll(t, time.Minute, 1000))
-	b.Settle(b.now, 5000)
+	b.Pace.Settle(b.now, 5000)
 	assert.Equal(t, 55, b.sendAll(t, time.Minute, 1000), "the answers took more than expected")
-	assert.InDelta(t, 60_000, b.TokensPace(), 1)
+	assert.InDelta(t, 60_000, b.Pace.Tokens(), 1)
 }
 
 func TestPaceOfHeadersIsKept(t *testing.T) {

@@ -228,7 +228,7 @@ func TestLearnedPaceKeepsToWhatIsLetIn(t *testing.T) {
 	}
 	require.Greater(t, sent-refused, 590)
 	require.Less(t, float64(refused), 0.05*float64(sent))
-	require.InDelta(t, 300, r.RequestsPace(), 60)
+	require.InDelta(t, 300, r.Pace.Requests(), 60)
 }
 
 // Whoever refuses at random is not asked less and less.

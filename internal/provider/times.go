@@ -49,18 +49,30 @@ func (r *recent[T]) quantile(q float64, least int) T {
 	return r.sorted[max(int(math.Ceil(q*float64(n)))-1, 0)]
 }
 
+// times holds the response times of each form.
+type times [2]*recent[time.Duration] // by form; nil: none
+
+func (t *times) add(f Form, took time.Duration) {
+	of := &t[f-1]
+	if *of == nil {
+		*of = new(recent[time.Duration])
+	}
+	(*of).add(took)
+}
+
+// late returns the quantile q of the times of this form; 0: unknown.
+func (t *times) late(f Form, q float64) time.Duration {
+	if of := t[f-1]; of != nil {
+		return of.quantile(q, timesNeeded)
+	}
+	return 0
+}
+
 // Late returns the time after which a request is late: Config.Quantile of the times of this form; 0: unknown. From
 // now on the request's own time counts too.
 func (r *Route) Late(s *Sending, f Form) time.Duration {
 	s.form = f
-	return r.late(f)
-}
-
-func (r *Route) late(f Form) time.Duration {
-	if t := r.times[f-1]; t != nil {
-		return t.quantile(r.Quantile, timesNeeded)
-	}
-	return 0
+	return r.times.late(f, r.Quantile)
 }
 
 // timed records the time of a request, once. A request that ends late without an answer, for example because it was
@@ -73,14 +85,10 @@ func (r *Route) timed(now Instant, s *Sending, answered bool) {
 	}
 	s.form = Untimed
 	took := time.Duration(now - s.At)
-	if late := r.late(f); !answered && (late == 0 || took <= late) {
+	if late := r.times.late(f, r.Quantile); !answered && (late == 0 || took <= late) {
 		return
 	}
-	t := &r.times[f-1]
-	if *t == nil {
-		*t = new(recent[time.Duration])
-	}
-	(*t).add(took)
+	r.times.add(f, took)
 }
 
 // Healthy reports whether the provider seems to work: no outage, no pause, and no lost request or 429 since the last
@@ -89,18 +97,21 @@ func (r *Route) Healthy(now Instant) bool {
 	return r.outage.since == 0 && r.outage.failures == 0 && now >= r.pause.until && r.pause.refusals == 0
 }
 
-// NoteOutput records the tokens of an answer.
-func (r *Route) NoteOutput(tokens int64) {
-	if r.output == nil {
-		r.output = new(recent[int64])
+// Sizes holds the sizes of the last answers, in tokens.
+type Sizes struct{ recent *recent[int64] } // nil: none
+
+// Add records the tokens of an answer.
+func (s *Sizes) Add(tokens int64) {
+	if s.recent == nil {
+		s.recent = new(recent[int64])
 	}
-	r.output.add(tokens)
+	s.recent.add(tokens)
 }
 
-// Output returns the number of tokens that a fraction q of the last answers did not exceed; 0: unknown.
-func (r *Route) Output(q float64) int64 {
-	if r.output == nil {
+// Quantile returns the number of tokens that a fraction q of the last answers did not exceed; 0: unknown.
+func (s *Sizes) Quantile(q float64) int64 {
+	if s.recent == nil {
 		return 0
 	}
-	return r.output.quantile(q, 1)
+	return s.recent.quantile(q, 1)
 }

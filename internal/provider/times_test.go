@@ -91,7 +91,7 @@ func TestTimesOfRequestsThatNobodyAsksAboutAreNotKept(t *testing.T) {
 		r.Judge(2, &s, Outcome{Answered: true}, false)
 		r.Done(3, &s)
 	}
-	if r.times != [2]*recent[time.Duration]{} {
+	if r.times != (times{}) {
 		t.Fatal("times are kept")
 	}
 }
