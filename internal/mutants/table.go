@@ -92,7 +92,7 @@ var mutations = []mutation{
 	{name: "memory spike not reported", run: "^TestMemorySpikeNamesTheCallAndItsSizes$",
 		file: "memory.go", old: "growth < m.leap.Load() ||", new: "growth > 0 ||"},
 	{name: "memory spike blamed on any call", run: "^TestMemorySpikeIsNotLaidAtTheDoorOfASmallCall$",
-		file: "memory.go", old: "(c.wire.prompt+c.wire.answer)*leapFactor < m.leap.Load():", new: "false:"},
+		file: "memory.go", old: "(w.prompt+w.answer)*leapFactor < m.leap.Load():", new: "false:"},
 	{name: "buffered answers without a bound", run: "^TestBufferedAnswerWaitsUntilOthersMakeRoom$",
 		file: "room.go", old: "case size <= roomFree ||", new: "case size > 0 ||"},
 	{name: "buffered answers not counted", run: "^TestBufferedAnswersCountUntilTheirCallerHasDoneWithThem$",
@@ -540,7 +540,7 @@ var mutations = []mutation{
 
 	// Events.
 	{name: "the end of an attempt is told twice", run: "^TestEachMomentIsToldExactlyOnceOnEveryPath$",
-		file: "trail.go", old: "\tc.trail.attempt = 0\n\tif e :=", new: "\tif e :="},
+		file: "trail.go", old: "\th.trail.attempt = 0\n\tif e :=", new: "\tif e :="},
 	{name: "a panic ends a call without an event", run: "^TestEachMomentIsToldExactlyOnceOnEveryPath$",
 		file: "call.go", old: "c.unwound(ctx)", new: "_ = ctx"},
 	{name: "the end of a hedge is not told", run: "^TestBothAttemptsOfAHedgedCallAreToldToTheirEnd$",
