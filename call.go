@@ -27,10 +27,10 @@ type call struct {
 	verdict provider.Outcome // what the attempt says about its provider
 	waiter  *inLine          // the place in line
 
-	encloses atomic.Int64                // latest end of the attempt of a Do; 0: never
-	reserved atomic.Pointer[reservation] // by the attempt, in Config.Budget
-	last     *Error                      // why the previous attempt failed
-	wire     *wire                       // nil for a Do
+	encloses atomic.Int64 // latest end of the attempt of a Do; 0: never
+	reserved reserved     // by the attempt, in Config.Budget
+	last     *Error       // why the previous attempt failed
+	wire     *wire        // nil for a Do
 
 	skipped int32 // attempts that failed without being sent, because the route was closed
 	denied  bool  // the attempt was not admitted
@@ -194,9 +194,12 @@ func (c *call) giveBack(last bool) bool {
 //
 //go:noinline
 func (c *call) giveBackAndAccount(last bool) bool {
-	used := c.used()
+	var used Usage
+	if c.billed {
+		used = c.wire.used(c.permit.route, c.reserved.Load(), c.settings)
+	}
 	c.trail.note(used)
-	defer c.pay(used)
+	defer c.reserved.pay(used)
 	return c.release(last)
 }
 

@@ -231,12 +231,12 @@ func (r *race) rethrow() {
 
 // claim is called by an attempt that makes progress. If another attempt has claimed the request before, it returns an
 // error. Otherwise it cancels the other attempt.
-func (c *call) claim() error {
-	r := c.wire.race
+func (x *exchange) claim() error {
+	c, r := x.call, x.wire.race
 	if r == nil {
 		return nil
 	}
-	c.wire.race = nil
+	x.wire.race = nil
 	if !r.winner.CompareAndSwap(nil, c) {
 		return &Error{Kind: ErrClosed}
 	}
