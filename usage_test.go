@@ -100,11 +100,11 @@ func TestEventsTellNoUsageWhereNothingWasUsed(t *testing.T) {
 func TestEachAttemptTellsItsOwnUsage(t *testing.T) {
 	rec := &recorder{}
 	inVirtualTime(t, aiguard.Config{OnEvent: rec.OnEvent}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
-		srv.Enqueue(aiguardtest.Error(500, ""), aiguardtest.Drop(), withUsage(7, 11))
+		srv.Enqueue(aiguardtest.Drop(), aiguardtest.Error(500, ""), withUsage(7, 11))
 		_, err := chat(t.Context(), c)
 		require.NoError(t, err)
 		told := aiguard.Usage{Input: 7, Output: 11}
-		require.Equal(t, []aiguard.Usage{nothing, estimated, told}, rec.usages(aiguard.EventAttemptDone))
+		require.Equal(t, []aiguard.Usage{estimated, nothing, told}, rec.usages(aiguard.EventAttemptDone))
 		require.Equal(t, []aiguard.Usage{told}, rec.usages(aiguard.EventDone))
 
 		srv.SetDefault(aiguardtest.Drop())

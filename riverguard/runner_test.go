@@ -378,3 +378,30 @@ func TestGetDoesNotReadTheInput(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []task.Operation{op}, found)
 }
+
+func TestEndIsStoredWhenTheDatabaseIsBack(t *testing.T) {
+	t.Parallel()
+	dsn := newDatabase(t)
+	r := newRunner(t, dsn, aiguard.Config{}, riverguard.Config{})
+	release := make(chan struct{})
+	register(r, "work", func(context.Context) (any, error) { <-release; return "done", nil })
+	op := until(t, r, submit(t, r, "work").ID, task.Running)
+	pool := newPool(t, dsn)
+	_, err := pool.Exec(t.Context(), "ALTER TABLE river_job RENAME TO away") // as if the database failed
+	require.NoError(t, err)
+	_, err = r.Get(t.Context(), op.ID)
+	require.ErrorContains(t, err, "riverguard: get")
+	_, err = r.Submit(t.Context(), "work", nil)
+	require.ErrorContains(t, err, "river_job")
+	_, err = r.Cancel(t.Context(), op.ID)
+	require.Error(t, err)
+	close(release)
+	before := r.Stats().StoreErrors
+	require.Eventually(t, func() bool { return r.Stats().StoreErrors > before+1 }, patience, 10*time.Millisecond)
+	_, err = pool.Exec(t.Context(), "ALTER TABLE away RENAME TO river_job")
+	require.NoError(t, err)
+	op = ends(t, r, op.ID)
+	require.Equal(t, task.Succeeded, op.Status)
+	require.JSONEq(t, `"done"`, string(op.Result))
+	require.Equal(t, 1, op.Attempts)
+}

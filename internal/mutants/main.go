@@ -72,7 +72,7 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if err := copyModule(ctx, dir); err != nil {
+	if err := copyTree(ctx, dir); err != nil {
 		return err
 	}
 	if err := checkTable(dir, mutations); err != nil {
@@ -136,8 +136,8 @@ func withoutPasses(out []byte) string {
 
 func since(start time.Time) string { return fmt.Sprintf("%.1fs", time.Since(start).Seconds()) }
 
-// copyModule copies the root module from the work tree, and of the nested modules those with mutations.
-func copyModule(ctx context.Context, dir string) error {
+// copyTree copies the files of the work tree.
+func copyTree(ctx context.Context, dir string) error {
 	gomod, err := output(ctx, "", "go", "env", "GOMOD")
 	if err != nil {
 		return err
@@ -147,17 +147,7 @@ func copyModule(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	files := strings.Split(strings.TrimRight(list, "\x00"), "\x00")
-	var nested []string
-	for _, f := range files {
-		if sub, ok := strings.CutSuffix(f, "/go.mod"); ok && !slices.ContainsFunc(mutations, func(m mutation) bool { return moduleIs(sub, m.in) }) {
-			nested = append(nested, sub+"/")
-		}
-	}
-	for _, f := range files {
-		if slices.ContainsFunc(nested, func(sub string) bool { return strings.HasPrefix(f, sub) }) {
-			continue
-		}
+	for f := range strings.SplitSeq(strings.TrimRight(list, "\x00"), "\x00") {
 		switch err := copyFile(filepath.Join(root, f), filepath.Join(dir, f)); {
 		case errors.Is(err, fs.ErrNotExist): // deleted in the work tree
 		case err != nil:
@@ -166,9 +156,6 @@ func copyModule(ctx context.Context, dir string) error {
 	}
 	return nil
 }
-
-// moduleIs reports whether the package is in the nested module.
-func moduleIs(module, pkg string) bool { return pkg == module || strings.HasPrefix(pkg, module+"/") }
 
 func exists(file string) bool {
 	_, err := os.Stat(file)

@@ -131,7 +131,7 @@ func Failed(err error) Failure {
 	default:
 		err = KindInternal
 	}
-	return Failure{aiguard.KindOf(err), aiguard.UserMessage(err)}
+	return Failure{aiguard.Kind(clean(string(aiguard.KindOf(err)))), aiguard.UserMessage(err)} // a function may make its own kinds
 }
 
 // ProgressKey is the context key of a Progress.

@@ -17,7 +17,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"testing"
 	"time"
 
 	"github.com/aiguard-go/aiguard"
@@ -30,12 +29,22 @@ type Limits struct {
 	MaxRunning, MaxPending int
 }
 
-// Open returns a new engine with these limits, over an empty store. A function that fails must not be repeated. The
-// engine is shut down when the test ends.
-type Open func(t *testing.T, l Limits) task.Engine
+// T is the part of a *testing.T that the checks use. Self is the type itself. A package that users import must not
+// import package testing, which would add its flags to their programs.
+type T[Self any] interface {
+	tester
+	Run(name string, f func(Self)) bool
+}
 
-// Run runs all checks as subtests of t. Together they take some seconds.
-func Run(t *testing.T, open Open) {
+type tester interface {
+	Helper()
+	Fatalf(format string, args ...any)
+	Context() context.Context
+}
+
+// Run runs all checks as subtests of t. Together they take some seconds. open returns a new engine with these limits,
+// over an empty store. A function that fails must not be repeated. The engine is shut down when the test ends.
+func Run[Self T[Self]](t Self, open func(t Self, l Limits) task.Engine) {
 	long := Limits{TaskTimeout: time.Minute, Grace: time.Second, MaxRunning: 4, MaxPending: 100}
 	short := Limits{TaskTimeout: 300 * time.Millisecond, Grace: 300 * time.Millisecond, MaxRunning: 1, MaxPending: 100}
 	narrow := Limits{TaskTimeout: time.Minute, Grace: time.Second, MaxRunning: 1, MaxPending: 2}
@@ -61,13 +70,13 @@ func Run(t *testing.T, open Open) {
 		{"ShutdownWaitsForRunning", long, shutdownWaitsForRunning},
 		{"ShutdownInterruptsAtItsDeadline", long, shutdownInterruptsAtItsDeadline},
 	} {
-		t.Run(c.name, func(t *testing.T) { c.run(&check{t, open(t, c.limits)}) })
+		t.Run(c.name, func(t Self) { c.run(&check{t, open(t, c.limits)}) })
 	}
 }
 
 // check is a test of an engine.
 type check struct {
-	*testing.T
+	tester
 	task.Engine
 }
 
@@ -231,6 +240,7 @@ func failuresHaveCodesAndMessages(c *check) {
 		{func(context.Context) (any, error) { return nil, fmt.Errorf("%s: %w", Secret, aiguard.ErrTruncated) }, aiguard.ErrTruncated,
 			"The AI service's answer was cut short. Please try again."},
 		{func(context.Context) (any, error) { return nil, aiguard.ErrRejected }, aiguard.ErrRejected, ""},
+		{func(context.Context) (any, error) { return nil, aiguard.Kind("own\x00\xff") }, "own", ""}, // no database accepts such a text
 		{func(context.Context) (any, error) {
 			return nil, &aiguard.Error{Kind: aiguard.ErrRateLimited, RetryAfter: time.Second, Err: errors.New(Secret)}
 		}, aiguard.ErrRateLimited, "The AI service is receiving too many requests. Please try again in a second."},
