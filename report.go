@@ -74,7 +74,7 @@ type Usage struct {
 	Estimated             bool  // an estimate, because no answer reported usage
 }
 
-// history is what has happened to a call so far. Its methods tell this to OnEvent, to the log and to the call's error.
+// history holds what has happened to a call so far, for OnEvent, the log and the call's error.
 type history struct {
 	timing
 	trail *trail // nil: the call is not observed

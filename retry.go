@@ -158,8 +158,8 @@ func (c *call) again(ctx context.Context, err error) error {
 	return nil
 }
 
-// backOff waits before the next attempt, until ctx ends or the Guard is closed. If a call inside this Do met a paused route, the Do counts as waiting for
-// that route.
+// backOff waits before the next attempt. The wait fails when ctx ends or the Guard is closed. If a call inside this Do
+// met a paused route, the Do counts as waiting for that route.
 func (c *call) backOff(ctx context.Context, paused *route, delay time.Duration) error {
 	if paused != nil && paused.limiter == c.limiter {
 		if !paused.linger() {

@@ -36,7 +36,7 @@ type trail struct {
 	used       Usage         // by the last attempt
 }
 
-// newTrail returns the trail of a call inside outer; nil: inside none.
+// newTrail returns the trail of a call. outer is the Do or RunTask around the call; nil: none.
 //
 //go:noinline
 func (c *core) newTrail(outer *call) *trail {
