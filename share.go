@@ -5,6 +5,7 @@ package aiguard
 
 import (
 	"math"
+	"slices"
 	"time"
 
 	"github.com/aiguard-go/aiguard/internal/provider"
@@ -43,7 +44,8 @@ type sharing struct {
 
 // RouteChanges returns the routes whose shared state has changed since the previous call, in no particular order, and
 // a channel that receives when there are further changes. Several changes of one route are one RouteState, so a slow
-// caller misses no state and needs no memory per change. The Guard records changes from the first call on.
+// caller misses no state and needs no memory per change. The Guard records changes from the first call on. It keeps those
+// of at most 2,000 routes.
 //
 // It is meant for one caller, which passes the states to other processes. They apply them with LearnRoutes. Module
 // redisguard does both.
@@ -91,6 +93,9 @@ func (r *route) noteChange() {
 		return
 	}
 	r.changed = true
+	if c := &l.changes; len(c.routes) >= 2*maxRoutes { // nobody has read them for long
+		c.routes = slices.DeleteFunc(c.routes, func(r *route) bool { return l.routes.m[r.key] != r })
+	}
 	l.changes.routes = append(l.changes.routes, r)
 	select {
 	case l.changes.more <- struct{}{}:

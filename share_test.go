@@ -1,8 +1,11 @@
 package aiguard_test
 
 import (
+	"context"
 	"math"
+	"strconv"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -191,3 +194,19 @@ func FuzzLearnRoutes(f *testing.F) {
 		}
 	})
 }
+
+func TestChangesThatNobodyReadsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuard(t, aiguard.Config{Retry: aiguard.Retry{MaxAttempts: 1}})
+		g.RouteChanges()
+		for n := range 5000 {
+			ctx := aiguard.WithCall(t.Context(), aiguard.Call{Model: strconv.Itoa(n)})
+			facts(t, do(ctx, g, func(context.Context) error { return retryAfterError }), aiguard.ErrRateLimited)
+		}
+		changes, _ := g.RouteChanges()
+		require.LessOrEqual(t, len(changes), 2000)
+		require.Equal(t, "4999", changes[len(changes)-1].Model)
+	})
+}
+
+var retryAfterError = &aiguard.Error{Kind: aiguard.ErrRateLimited, RetryAfter: time.Hour}

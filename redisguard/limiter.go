@@ -25,7 +25,6 @@ type Limiter struct {
 	cfg     Config
 	member  string
 	keys    []string
-	channel string
 	field   string // of the member in Redis
 	limit   string
 	waker   chan struct{} // flush and sync as needed
@@ -101,14 +100,14 @@ func New(client redis.UniversalClient, cfg Config) (*Limiter, error) {
 	l := &Limiter{client: client, cfg: cfg, member: newMember(), waker: make(chan struct{}, 1),
 		held: make(map[uint64]*waiter), waiting: make(map[uint64]*waiter), members: 1}
 	l.keys = limiterKeys(cfg.Key)
-	l.channel, l.field, l.limit = l.keys[0]+":"+l.member, "m:"+l.member, strconv.FormatInt(cfg.Limit, 10)
+	l.field, l.limit = "m:"+l.member, strconv.FormatInt(cfg.Limit, 10)
 	l.local.init()
 	l.flushing = time.AfterFunc(time.Hour, l.lateFlush)
 	l.flushing.Stop()
 	ctx, stop := context.WithCancel(context.Background())
 	l.stop = stop
 	l.running.Go(func() { l.loop(ctx) })
-	l.running.Go(func() { listen(ctx, client, l.hear, l.channel, l.keys[0]) })
+	l.running.Go(func() { listen(ctx, client, l.hear, l.keys[0]+":"+l.member, l.keys[0]) })
 	return l, nil
 }
 

@@ -63,7 +63,7 @@ func (l *Limiter) take(ctx context.Context, w *waiter, along []release, epoch st
 	l.commands.Add(1)
 	weight := strconv.FormatInt(w.weight, 10)
 	args := make([]any, 0, 6+len(along))
-	args = append(args, l.field, epoch, l.limit, weight, id(l.member, w.number), weight+" "+strconv.Itoa(int(w.priority))+" 0 "+w.tenant)
+	args = append(args, l.field, epoch, l.limit, weight, weight+" "+strconv.Itoa(int(w.priority))+" 0 "+w.tenant, id(l.member, w.number))
 	for _, r := range along {
 		args = append(args, id(l.member, r.number))
 	}
