@@ -86,13 +86,13 @@ func (c *call) enter(ctx context.Context) error {
 }
 
 // overMemory rejects a new call while the heap is over its limit.
-func (c *call) overMemory(ctx context.Context) *Error {
-	if c.attempts > 0 {
+func (h *history) overMemory(ctx context.Context) *Error {
+	if h.attempts > 0 {
 		return nil
 	}
-	e, crossed := c.memory.check()
+	e, crossed := h.memory.check()
 	if crossed {
-		c.report(ctx, EventMemorySpike, e, 0)
+		h.report(ctx, EventMemorySpike, e, 0)
 	}
 	return e
 }
@@ -151,11 +151,11 @@ func (w *inLine) waitWithinTotal(ctx context.Context) error {
 }
 
 // begun records the start of an attempt.
-func (c *call) begun(ctx context.Context, now instant) {
-	c.admitted = now
-	c.attempts++
-	if c.trail != nil {
-		c.attemptBegun(c.attempts, now)
+func (h *history) begun(ctx context.Context, now instant) {
+	h.admitted = now
+	h.attempts++
+	if h.trail != nil {
+		h.trail.begin(h.attempts, now, h.memory)
 	}
-	c.emit(ctx, EventAdmitted, nil)
+	h.emit(ctx, EventAdmitted, nil)
 }

@@ -53,7 +53,7 @@ func (r reply) whole() (*http.Response, error) {
 		r.resp.Header.Del("Content-Length") // it counts bytes before trimming
 	}
 	r.x.wire.answered(usage, int64(end), true) // although another attempt may be first
-	if err := r.x.call.claim(); err != nil {
+	if err := r.x.claim(); err != nil {
 		return nil, err
 	}
 	if r.x.known != nil {

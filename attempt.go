@@ -120,7 +120,7 @@ func (x *exchange) request(w *watch) (*http.Request, error) {
 		url := *req.URL
 		req.URL, req.Header = &url, req.Header.Clone()
 		req.Header.Del("Accept-Encoding")
-		if left, ok := x.call.left(w.caller); ok && name != "" {
+		if left, ok := w.left(); ok && name != "" {
 			req.Header.Set(name, strconv.FormatFloat(max(left.Seconds(), 0), 'f', 3, 64))
 		}
 		if more != nil {

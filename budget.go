@@ -3,7 +3,10 @@ package aiguard
 // Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
 // This file: what an attempt may spend, and what it has.
 
-import "context"
+import (
+	"context"
+	"sync/atomic"
+)
 
 // Budget limits what calls may spend. It must be safe for concurrent use. Package budget has one with prices, limits
 // and runs.
@@ -46,7 +49,7 @@ func (c *call) reserve(ctx context.Context) error {
 		return &Error{Kind: ErrClosed}
 	}
 	if o := c.shared(); o != nil {
-		o.pay(Usage{}) // the calls inside have their own reservations
+		o.reserved.pay(Usage{}) // the calls inside have their own reservations
 	}
 	bctx, cancel, why := c.bound(ctx, ErrOverloaded, timeBound{PhaseBudget, c.cfg.QueueTimeout})
 	defer cancel()
@@ -67,10 +70,13 @@ func (c *call) reserve(ctx context.Context) error {
 	return &Error{Kind: ErrBudget, Phase: PhaseBudget, Err: err}
 }
 
-// pay settles the attempt's reservation, once.
-func (c *call) pay(used Usage) {
-	if r := c.reserved.Swap(nil); r != nil {
-		r.settle(used)
+// reserved holds the reservation of an attempt, until it is settled; nil: none.
+type reserved struct{ atomic.Pointer[reservation] }
+
+// pay settles the reservation, once.
+func (r *reserved) pay(used Usage) {
+	if granted := r.Swap(nil); granted != nil {
+		granted.settle(used)
 	}
 }
 
@@ -96,14 +102,6 @@ const (
 	outputQuantile = 0.95
 )
 
-// most returns the largest usage expected of the current attempt: what was reserved for it, if anything was.
-func (c *call) most() Usage {
-	if r := c.reserved.Load(); r != nil {
-		return r.most
-	}
-	return c.wire.most(c.limiter, c.settings)
-}
-
 // most returns the largest usage expected of the next attempt. A Do has none.
 func (w *wire) most(l *limiter, s *settings) Usage {
 	if w == nil {
@@ -122,21 +120,22 @@ func (w *wire) most(l *limiter, s *settings) Usage {
 	return u
 }
 
-// used returns the usage of the attempt.
-func (c *call) used() Usage {
-	w := c.wire
-	switch {
-	case !c.billed:
-		return Usage{}
-	case w == nil:
+// used returns the usage of an attempt that may be billed. granted is its reservation, if it has one.
+func (w *wire) used(r *route, granted *reservation, s *settings) Usage {
+	if w == nil {
 		return Usage{Estimated: true}
 	}
 	u, e := w.usage, &w.estimate
 	if e.complete && !u.Estimated {
-		c.permit.route.learnOutput(u.Output)
+		r.learnOutput(u.Output)
 		return u
 	}
-	most := c.most()
+	var most Usage // expected
+	if granted != nil {
+		most = granted.most
+	} else {
+		most = w.most(r.limiter, s)
+	}
 	u.Estimated = true
 	if u.Input == 0 {
 		u.Input = most.Input
@@ -147,7 +146,7 @@ func (c *call) used() Usage {
 	case e.whole || e.output > 0: // JSON is longer than its text
 		u.Output = min(u.Output, most.Output)
 	default:
-		c.permit.route.learnOutput(u.Output)
+		r.learnOutput(u.Output)
 	}
 	return u
 }

@@ -6,7 +6,6 @@ package aiguard
 import (
 	"context"
 	"sync/atomic"
-	"time"
 
 	"github.com/aiguard-go/aiguard/internal/callctx"
 	"github.com/aiguard-go/aiguard/internal/provider"
@@ -21,37 +20,27 @@ import (
 // another attempt and waits for it. A call belongs to one goroutine, except for cancel and the ring (guarded by
 // ring.mu) and the permit (which any goroutine may release).
 type call struct {
-	timing
-	outer *call // the Do or RunTask around this call, of any Guard
+	history       // what it tells
+	outer   *call // the Do or RunTask around this call, of any Guard
 
-	admitted instant // start of the current attempt; 0: none
-	permit   permit
-	verdict  provider.Outcome // what the attempt says about its provider
-	waiter   *inLine          // the place in line
+	permit  permit
+	verdict provider.Outcome // what the attempt says about its provider
+	waiter  *inLine          // the place in line
 
 	encloses atomic.Int64 // latest end of the attempt of a Do; 0: never
+	reserved reserved     // by the attempt, in Config.Budget
+	last     *Error       // why the previous attempt failed
+	wire     *wire        // nil for a Do
 
-	attempts int32
-	skipped  int32 // attempts that failed without being sent, because the route was closed
-	turned   turn  // change of the route, to be reported
-	denied   bool  // the attempt was not admitted
-	stale    bool  // the retry without backoff has been used
-	over     bool  // finished, or handed over to a stream
-	task     bool  // a RunTask
-	gone     bool  // out of the ring, with nothing left to release
-	nested   bool  // part of a Do, which counts
-	lost     bool  // lost to another attempt of its request
-	billed   bool  // the attempt may be billed
-	mayBill  bool  // one of the attempts may be billed
-	private  bool  // a Do whose call nobody else holds, so that another Do may reuse it
-
-	reserved atomic.Pointer[reservation] // the attempt's reservation in Config.Budget
-
-	queued, backoff, inFlight time.Duration
-	last                      *Error // why the previous attempt failed
-
-	trail *trail // nil: the call is not observed
-	wire  *wire  // nil for a Do
+	skipped int32 // attempts that failed without being sent, because the route was closed
+	denied  bool  // the attempt was not admitted
+	stale   bool  // the retry without backoff has been used
+	over    bool  // finished, or handed over to a stream
+	task    bool  // a RunTask
+	gone    bool  // out of the ring, with nothing left to release
+	lost    bool  // lost to another attempt of its request
+	billed  bool  // the attempt may be billed
+	private bool  // a Do whose call nobody else holds, so that another Do may reuse it
 
 	next, prev *call
 	cancel     context.CancelFunc // cancels the current work of the call
@@ -109,7 +98,7 @@ func (c *call) init(ctx context.Context, core *core, s *settings) {
 	}
 	c.nested = c.shared() != nil
 	if !c.silent() {
-		c.follow()
+		c.trail = core.newTrail(c.outer)
 	}
 	if total := s.total(); total != Off {
 		c.deadline = c.start.add(total)
@@ -205,9 +194,12 @@ func (c *call) giveBack(last bool) bool {
 //
 //go:noinline
 func (c *call) giveBackAndAccount(last bool) bool {
-	used := c.used()
+	var used Usage
+	if c.billed {
+		used = c.wire.used(c.permit.route, c.reserved.Load(), c.settings)
+	}
 	c.trail.note(used)
-	defer c.pay(used)
+	defer c.reserved.pay(used)
 	return c.release(last)
 }
 
@@ -249,7 +241,7 @@ func (c *call) finish(ctx context.Context, err error) error {
 	c.over = true
 	c.settle(ctx, err)
 	c.tell(ctx, err)
-	c.leap(ctx)
+	c.leap(ctx, c.wire)
 	return err
 }
 

@@ -89,21 +89,21 @@ func attempt[T any](ctx context.Context, c *call, fn func(context.Context) (T, e
 
 // explain converts an error that has a Kind to an *Error, and returns other errors unchanged. It adds the attempts of
 // a nested call to this call's.
-func (c *call) explain(err error) error {
+func (h *history) explain(err error) error {
 	k, by, _ := classify(err)
 	if inner, ok := by.(*Error); ok {
 		e := *inner
 		e.Op, e.Model = "", "" // fill sets the call's own
-		if c.Op == "" {
+		if h.Op == "" {
 			e.Op = inner.Op
 		}
-		if c.Model == "" {
+		if h.Model == "" {
 			e.Model = inner.Model
 		}
 		if error(inner) != err {
 			e.Err = err // keep the text that fn added
 		}
-		c.attempts += int32(max(inner.Attempts-1, 0))
+		h.attempts += int32(max(inner.Attempts-1, 0))
 		e.told = inner.judged
 		return &e
 	}

@@ -94,8 +94,8 @@ func (x *exchange) newRace(ctx context.Context) *race {
 	r := &race{first: x, second: &y, began: c.admitted,
 		won: make(chan struct{}), firstOver: make(chan struct{}), secondOver: make(chan struct{})}
 	end, _ := c.attemptDeadline(PhaseCall)
-	y.call = &call{timing: timing{c.core, c.settings, c.start, end}, outer: c.outer, attempts: c.attempts,
-		skipped: c.skipped, queued: c.queued, backoff: c.backoff, wire: &y.wire}
+	y.call = &call{history: history{timing: timing{core: c.core, settings: c.settings, start: c.start, deadline: end},
+		attempts: c.attempts, queued: c.queued, backoff: c.backoff}, outer: c.outer, skipped: c.skipped, wire: &y.wire}
 	if c.trail != nil {
 		second := *c.trail
 		second.attempt = 0
@@ -231,12 +231,12 @@ func (r *race) rethrow() {
 
 // claim is called by an attempt that makes progress. If another attempt has claimed the request before, it returns an
 // error. Otherwise it cancels the other attempt.
-func (c *call) claim() error {
-	r := c.wire.race
+func (x *exchange) claim() error {
+	c, r := x.call, x.wire.race
 	if r == nil {
 		return nil
 	}
-	c.wire.race = nil
+	x.wire.race = nil
 	if !r.winner.CompareAndSwap(nil, c) {
 		return &Error{Kind: ErrClosed}
 	}
@@ -260,10 +260,10 @@ func (c *call) claim() error {
 }
 
 // tellFailure reports what the failure of one of two attempts means for the route.
-func (c *call) tellFailure(ctx context.Context, err error) {
-	c.tellTurn(ctx, err)
+func (h *history) tellFailure(ctx context.Context, err error) {
+	h.tellTurn(ctx, err)
 	if e := ownError(ctx, err); e != nil && e.Kind == ErrRateLimited {
-		c.report(ctx, EventPaused, e, c.cfg.Retry.pauseAfter(e, c.attempts))
+		h.report(ctx, EventPaused, e, h.cfg.Retry.pauseAfter(e, h.attempts))
 	}
 }
 

@@ -90,16 +90,16 @@ type recent struct {
 }
 
 // record stores the facts of a call's failure. It leaves out the cause, which may be large.
-func (r *recent) record(c *call, e *Error) {
+func (r *recent) record(h *history, e *Error) {
 	if !r.on.Load() {
 		return
 	}
 	if e == nil { // an error without a kind
 		e = new(Error)
-		c.fill(e)
+		h.fill(e)
 	}
-	f := Failure{Time: time.Now(), Op: short(e.Op), Model: short(e.Model), Host: short(e.Host), Tenant: short(c.Tenant), Kind: e.Kind,
-		Phase: e.Phase, StatusCode: e.StatusCode, Attempts: e.Attempts, Elapsed: c.since(c.start), RetryAfter: e.RetryAfter}
+	f := Failure{Time: time.Now(), Op: short(e.Op), Model: short(e.Model), Host: short(e.Host), Tenant: short(h.Tenant), Kind: e.Kind,
+		Phase: e.Phase, StatusCode: e.StatusCode, Attempts: e.Attempts, Elapsed: h.since(h.start), RetryAfter: e.RetryAfter}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.last[r.n%maxFailures] = f

@@ -116,39 +116,39 @@ func (m *memory) sample(now instant, age time.Duration) int64 {
 // leap reports a heap that grew much since the call was admitted, at most once per second. The growth includes
 // garbage and what other calls allocated. So the heap is read only if the call can be the cause. A call over HTTP can
 // be the cause if it moved enough bytes, and a Do if it lasted longer than the interval between samples.
-func (c *call) leap(ctx context.Context) {
-	if c.trail != nil && c.trail.heap != 0 { // admitted, and there is a listener
-		c.tellLeap(ctx)
+func (h *history) leap(ctx context.Context, w *wire) {
+	if h.trail != nil && h.trail.heap != 0 { // admitted, and there is a listener
+		h.tellLeap(ctx, w)
 	}
 }
 
-func (c *call) tellLeap(ctx context.Context) {
-	m, age := c.memory, memorySample
+func (h *history) tellLeap(ctx context.Context, w *wire) {
+	m, age := h.memory, memorySample
 	switch {
-	case c.host == "":
-		if c.inFlight < memorySample {
+	case h.host == "":
+		if h.inFlight < memorySample {
 			return
 		}
-	case (c.wire.prompt+c.wire.answer)*leapFactor < m.leap.Load():
+	case (w.prompt+w.answer)*leapFactor < m.leap.Load():
 		return
 	default:
 		age = 0 // such a call is rare and costs more than a sample
 	}
 	now := m.now()
 	heap := m.sample(now, age)
-	growth := heap - c.trail.heap
+	growth := heap - h.trail.heap
 	if growth < m.leap.Load() || !m.tell(now) {
 		return
 	}
-	if c.cfg.OnEvent != nil {
-		ev := c.event(EventMemorySpike, nil)
+	if h.cfg.OnEvent != nil {
+		ev := h.event(EventMemorySpike, nil)
 		ev.HeapGrowth = growth
-		ev.PromptBytes, ev.AnswerBytes = c.wire.moved()
-		c.cfg.OnEvent(ctx, ev)
+		ev.PromptBytes, ev.AnswerBytes = w.moved()
+		h.cfg.OnEvent(ctx, ev)
 	}
-	if c.cfg.Logger != nil {
-		prompt, answer := c.wire.moved()
-		c.cfg.Logger.LogAttrs(ctx, slog.LevelWarn, "aiguard: memory spike", slog.String("op", short(c.Op)), slog.String("model", short(c.Model)),
+	if h.cfg.Logger != nil {
+		prompt, answer := w.moved()
+		h.cfg.Logger.LogAttrs(ctx, slog.LevelWarn, "aiguard: memory spike", slog.String("op", short(h.Op)), slog.String("model", short(h.Model)),
 			slog.Int64("prompt_bytes", prompt), slog.Int64("answer_bytes", answer),
 			slog.Int64("heap_growth", growth), slog.Int64("heap", heap))
 	}

@@ -74,66 +74,78 @@ type Usage struct {
 	Estimated             bool  // an estimate, because no answer reported usage
 }
 
+// history holds what has happened to a call so far, for OnEvent, the log and the call's error.
+type history struct {
+	timing
+	trail *trail // nil: the call is not observed
+
+	queued, backoff, inFlight time.Duration
+	attempts                  int32
+	turned                    turn // change of the route, to be reported
+	nested                    bool // part of a Do, which counts
+	mayBill                   bool // one of the attempts may be billed
+}
+
 // tell counts the end of the call, calls OnEvent, which may panic, and writes the log.
-func (c *call) tell(ctx context.Context, err error) {
+func (h *history) tell(ctx context.Context, err error) {
 	e := ownError(ctx, err)
 	t := EventDone
-	if e != nil && c.attempts == 0 {
+	if e != nil && h.attempts == 0 {
 		t = EventRefused
 	}
-	if !c.nested {
+	if !h.nested {
 		switch {
 		case err == nil:
-			c.succeeded.Add(1)
+			h.succeeded.Add(1)
 		case e == nil && (ctx.Err() != nil || err == errLeft): // canceled by the caller
 		case t == EventRefused:
-			c.refused.Add(1)
-			c.recent.record(c, e)
+			h.refused.Add(1)
+			h.recent.record(h, e)
 		default:
-			c.failed.Add(1)
-			c.recent.record(c, e)
+			h.failed.Add(1)
+			h.recent.record(h, e)
 			if e != nil && e.Kind == ErrTimeout {
-				c.timeouts.Add(1)
+				h.timeouts.Add(1)
 			}
 		}
 	}
-	c.attemptDone(ctx, err)
-	if c.turned != noTurn {
-		c.tellTurn(ctx, err)
+	h.attemptDone(ctx, err)
+	if h.turned != noTurn {
+		h.tellTurn(ctx, err)
 	}
-	if c.cfg.OnEvent != nil {
-		ev := c.event(t, err)
-		ev.Usage = c.trail.used
-		c.cfg.OnEvent(ctx, ev)
+	if h.cfg.OnEvent != nil {
+		ev := h.event(t, err)
+		ev.Usage = h.trail.used
+		h.cfg.OnEvent(ctx, ev)
 	}
-	if e != nil && !c.nested { // the enclosing Do logs
-		c.log(ctx, t, e, c.identity()...)
+	if e != nil && !h.nested { // the enclosing Do logs
+		h.log(ctx, t, e, h.identity()...)
 	}
 }
 
 // fill adds the call's facts to e. The call must own e, so ended and explain copy errors that others may hold.
-func (c *call) fill(e *Error) {
+func (h *history) fill(e *Error) {
 	if e.Op == "" {
-		e.Op = c.Op
+		e.Op = h.Op
 	}
 	if e.Model == "" {
-		e.Model = c.Model
+		e.Model = h.Model
 	}
 	if e.Host == "" {
-		e.Host = c.host
+		e.Host = h.host
 	}
-	e.Attempts, e.Queued, e.Backoff, e.InFlight = int(c.attempts), c.queued, c.backoff, c.inFlight
-	e.MayBeBilled = e.MayBeBilled || c.mayBill
+	e.Attempts, e.Queued, e.Backoff, e.InFlight = int(h.attempts), h.queued, h.backoff, h.inFlight
+	e.MayBeBilled = e.MayBeBilled || h.mayBill
 }
 
 // event returns an Event of the call as it is now.
-func (c *call) event(t EventType, err error) Event {
-	e := Event{Type: t, Call: c.Call, Host: c.host, Alternative: int(c.alternative), Attempt: int(c.attempts),
-		Queued: c.queued, Backoff: c.backoff, InFlight: c.inFlight, Elapsed: c.since(c.start), Err: err, MayBeBilled: err != nil && c.mayBill}
-	if key, ok := c.routeKey(); ok {
+func (h *history) event(t EventType, err error) Event {
+	e := Event{Type: t, Call: h.Call, Host: h.host, Alternative: int(h.alternative), Attempt: int(h.attempts),
+		Queued: h.queued, Backoff: h.backoff, InFlight: h.inFlight, Elapsed: h.since(h.start), Err: err, MayBeBilled: err != nil && h.mayBill}
+	if key, ok := h.routeKey(); ok {
 		e.Route = key.text()
 	}
-	if t := c.trail; t != nil {
+	if t := h.trail; t != nil {
 		e.ID, e.Parent, e.Endpoint, e.FirstEvent = t.id, t.parent, t.endpoint, t.first
 		if t.attempt != 0 {
 			e.Attempt = t.attempt
@@ -145,41 +157,41 @@ func (c *call) event(t EventType, err error) Event {
 // emit calls OnEvent if it is set. It is not inlined, because an Event takes much stack.
 //
 //go:noinline
-func (c *call) emit(ctx context.Context, t EventType, err error) {
-	if c.cfg.OnEvent != nil {
-		c.cfg.OnEvent(ctx, c.event(t, err))
+func (h *history) emit(ctx context.Context, t EventType, err error) {
+	if h.cfg.OnEvent != nil {
+		h.cfg.OnEvent(ctx, h.event(t, err))
 	}
 }
 
 // tellTurn reports once that the call's route went down with err or came back.
-func (c *call) tellTurn(ctx context.Context, err error) {
-	t := c.turned
-	c.turned = noTurn
+func (h *history) tellTurn(ctx context.Context, err error) {
+	t := h.turned
+	h.turned = noTurn
 	switch e := ownError(ctx, err); {
 	case t == wentDown && e != nil:
-		c.report(ctx, EventDown, e, 0)
+		h.report(ctx, EventDown, e, 0)
 	case t == cameBack:
-		c.emit(ctx, EventUp, nil)
-		if c.cfg.Logger != nil {
-			c.cfg.Logger.LogAttrs(ctx, slog.LevelInfo, "aiguard: route up", slog.String("op", short(c.Op)), slog.String("model", short(c.Model)))
+		h.emit(ctx, EventUp, nil)
+		if h.cfg.Logger != nil {
+			h.cfg.Logger.LogAttrs(ctx, slog.LevelInfo, "aiguard: route up", slog.String("op", short(h.Op)), slog.String("model", short(h.Model)))
 		}
 	}
 }
 
 // report logs and emits an event before the call is over. wait is the time until the call continues.
-func (c *call) report(ctx context.Context, t EventType, e *Error, wait time.Duration) {
-	if c.silent() {
+func (h *history) report(ctx context.Context, t EventType, e *Error, wait time.Duration) {
+	if h.silent() {
 		return
 	}
 	copied := *e
 	e = &copied
-	c.fill(e)
-	if c.cfg.OnEvent != nil {
-		ev := c.event(t, e)
+	h.fill(e)
+	if h.cfg.OnEvent != nil {
+		ev := h.event(t, e)
 		ev.Backoff = wait
-		c.cfg.OnEvent(ctx, ev)
+		h.cfg.OnEvent(ctx, ev)
 	}
-	c.log(ctx, t, e, append(c.identity(), slog.Duration("wait", wait))...)
+	h.log(ctx, t, e, append(h.identity(), slog.Duration("wait", wait))...)
 }
 
 // silent reports whether neither OnEvent nor Logger is set.
@@ -187,8 +199,8 @@ func (l *live) silent() bool { return l.cfg.OnEvent == nil && l.cfg.Logger == ni
 
 // log writes one line about e. Failures that need an operator are errors, retries are infos, and the rest are
 // warnings.
-func (c *call) log(ctx context.Context, t EventType, e *Error, more ...slog.Attr) {
-	if c.cfg.Logger == nil {
+func (h *history) log(ctx context.Context, t EventType, e *Error, more ...slog.Attr) {
+	if h.cfg.Logger == nil {
 		return
 	}
 	level := slog.LevelWarn
@@ -203,18 +215,18 @@ func (c *call) log(ctx context.Context, t EventType, e *Error, more ...slog.Attr
 		EventDone: "aiguard: call failed", EventAbandoned: "aiguard: stream abandoned", EventTask: "aiguard: task stopped",
 		EventMemorySpike: "aiguard: memory limit reached",
 	}[t]
-	if c.mayLog(ctx, level, t, msg, e) {
-		c.cfg.Logger.LogAttrs(ctx, level, msg, append(e.attrs(), more...)...)
+	if h.mayLog(ctx, level, t, msg, e) {
+		h.cfg.Logger.LogAttrs(ctx, level, msg, append(e.attrs(), more...)...)
 	}
 }
 
 // identity returns the attributes of a log line that identify the call.
-func (c *call) identity() (attrs []slog.Attr) {
-	if c.Tenant != "" {
-		attrs = append(attrs, slog.String("tenant", short(c.Tenant)))
+func (h *history) identity() (attrs []slog.Attr) {
+	if h.Tenant != "" {
+		attrs = append(attrs, slog.String("tenant", short(h.Tenant)))
 	}
-	if c.trail != nil {
-		attrs = append(attrs, slog.String("call_id", c.trail.id.String()))
+	if h.trail != nil {
+		attrs = append(attrs, slog.String("call_id", h.trail.id.String()))
 	}
 	return attrs
 }

@@ -6,6 +6,7 @@ package aiguard
 import (
 	"cmp"
 	"context"
+	"errors"
 	"math"
 	"math/rand/v2"
 	"net/http"
@@ -157,8 +158,8 @@ func (c *call) again(ctx context.Context, err error) error {
 	return nil
 }
 
-// backOff waits before the next attempt. If a call inside this Do met a paused route, the Do counts as waiting for
-// that route.
+// backOff waits before the next attempt. The wait fails when ctx ends or the Guard is closed. If a call inside this Do
+// met a paused route, the Do counts as waiting for that route.
 func (c *call) backOff(ctx context.Context, paused *route, delay time.Duration) error {
 	if paused != nil && paused.limiter == c.limiter {
 		if !paused.linger() {
@@ -167,9 +168,15 @@ func (c *call) backOff(ctx context.Context, paused *route, delay time.Duration) 
 		defer paused.endLinger()
 	}
 	before := c.now()
-	err := c.sleep(ctx, delay)
+	dctx, cancel := context.WithTimeout(ctx, delay)
+	defer cancel()
+	c.ring.onKill(c, cancel)
+	<-dctx.Done()
 	c.backoff += c.since(before)
-	return err
+	if ctx.Err() == nil && errors.Is(dctx.Err(), context.DeadlineExceeded) {
+		return nil
+	}
+	return ended(ctx, dctx, nil)
 }
 
 // lastFailure returns the error of a call that could not be repeated because of err: its last failure before err, if

@@ -33,7 +33,7 @@ func (r *ring) enlist(c *call) bool {
 	if c.next != nil {
 		return true
 	}
-	if r.killed || r.closing.Load() && !c.inside() {
+	if r.killed || r.closing.Load() && !r.around(c) {
 		return false
 	}
 	c.prev, c.next = r.head.prev, &r.head
@@ -41,10 +41,10 @@ func (r *ring) enlist(c *call) bool {
 	return true
 }
 
-// inside reports whether the call is inside a Do or RunTask of the same Guard that is in the ring.
-func (c *call) inside() bool {
+// around reports whether a Do or RunTask around the call is in the ring.
+func (r *ring) around(c *call) bool {
 	for o := c.outer; o != nil; o = o.outer {
-		if o.core == c.core {
+		if &o.core.ring == r {
 			return o.next != nil
 		}
 	}

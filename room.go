@@ -236,6 +236,6 @@ func (b *wholeBody) Close() error {
 
 func (b *wholeBody) letGo() {
 	if b.hold.release() {
-		b.call.leap(b.ctx)
+		b.call.leap(b.ctx, b.call.wire)
 	}
 }

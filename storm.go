@@ -84,10 +84,10 @@ func (s *storm) prune(now instant) {
 }
 
 // mayLog reports whether a line about e may be written now.
-func (c *call) mayLog(ctx context.Context, level slog.Level, t EventType, msg string, e *Error) bool {
+func (h *history) mayLog(ctx context.Context, level slog.Level, t EventType, msg string, e *Error) bool {
 	key := stormKey{t, e.Kind, e.Phase, short(e.Host), short(e.Model)}
-	logger := c.cfg.Logger
-	return c.storm.allow(c.now(), key, func(suppressed int) {
+	logger := h.cfg.Logger
+	return h.storm.allow(h.now(), key, func(suppressed int) {
 		logger.LogAttrs(context.WithoutCancel(ctx), level, "aiguard: similar lines suppressed", slog.String("line", msg),
 			slog.String("kind", short(string(e.Kind))), slog.String("phase", short(e.Phase)), slog.String("host", key.host),
 			slog.String("model", key.model), slog.Int("suppressed", suppressed))

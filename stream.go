@@ -175,7 +175,7 @@ func (s *stream) open() error {
 			return s.x.repeatable(e, true)
 		}
 	}
-	if err := c.claim(); err != nil {
+	if err := s.x.claim(); err != nil {
 		return err
 	}
 	c.answered()

@@ -133,6 +133,6 @@ func (s *stream) conclude(err error, abandoned bool) bool {
 		c.report(ctx, EventAbandoned, err.(*Error), 0)
 	}
 	c.tell(ctx, err)
-	c.leap(ctx)
+	c.leap(ctx, c.wire)
 	return true
 }

@@ -2,7 +2,6 @@ package aiguard
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -57,18 +56,6 @@ func ended(ctx, bctx context.Context, why *Error) error {
 		return callctx.Err(ctx)
 	}
 	return &Error{Kind: ErrClosed}
-}
-
-// sleep waits for d, until ctx ends or the guard is closed.
-func (c *call) sleep(ctx context.Context, d time.Duration) error {
-	sctx, cancel := context.WithTimeout(ctx, d)
-	defer cancel()
-	c.ring.onKill(c, cancel)
-	<-sctx.Done()
-	if ctx.Err() == nil && errors.Is(sctx.Err(), context.DeadlineExceeded) {
-		return nil
-	}
-	return ended(ctx, sctx, nil)
 }
 
 // notEcho returns err, or nil if err only reports that we canceled with cause why.
@@ -355,9 +342,10 @@ func (w *watch) failure(err error) error {
 }
 
 // left returns the time left for the attempt; ok is false if it has no limit.
-func (c *call) left(ctx context.Context) (left time.Duration, ok bool) {
+func (w *watch) left() (left time.Duration, ok bool) {
+	c := w.call
 	end, _ := c.attemptDeadline(PhaseCall)
-	if last := c.ends(ctx); last != 0 && (end == 0 || last < end) {
+	if last := c.ends(w.caller); last != 0 && (end == 0 || last < end) {
 		end = last
 	}
 	return -c.since(end), end != 0

@@ -5,12 +5,13 @@ import (
 	"time"
 )
 
-// timing is the clock of a call: when it began and when it must be over.
+// timing is the clock of a call: when it began, when it must be over, and when its attempt began.
 type timing struct {
 	*core
 	*settings
 	start    instant
 	deadline instant // end of TotalTimeout; 0: none
+	admitted instant // start of the current attempt; 0: none
 }
 
 // earlier returns the earlier of b, counted from now, and TotalTimeout; 0: neither is set.

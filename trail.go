@@ -36,52 +36,52 @@ type trail struct {
 	used       Usage         // by the last attempt
 }
 
-// follow starts the call's trail.
+// newTrail returns the trail of a call. outer is the Do or RunTask around the call; nil: none.
 //
 //go:noinline
-func (c *call) follow() {
+func (c *core) newTrail(outer *call) *trail {
 	id := c.ids.Add(1)
 	for id == 0 { // 0 stands for no call
 		id = c.ids.Add(1)
 	}
-	c.trail = &trail{id: CallID(id)}
-	for o := c.outer; o != nil; o = o.outer {
+	t := &trail{id: CallID(id)}
+	for o := outer; o != nil; o = o.outer {
 		if o.trail != nil {
-			c.trail.parent = o.trail.id
+			t.parent = o.trail.id
 			break
 		}
 	}
+	return t
 }
 
-// attemptBegun records that attempt n has started.
-func (c *call) attemptBegun(n int32, now instant) {
-	t := c.trail
+// begin records that attempt n has started.
+func (t *trail) begin(n int32, now instant, m *memory) {
 	t.attempt, t.first, t.used = int(n), 0, Usage{}
 	if n == 1 {
-		t.heap = c.memory.sample(now, memorySample) // for leap
+		t.heap = m.sample(now, memorySample) // for leap
 	}
 }
 
 // attemptDone reports the end of the current attempt. Later calls for the same attempt have no effect.
-func (c *call) attemptDone(ctx context.Context, err error) {
-	if c.trail != nil && c.trail.attempt != 0 {
-		c.emitAttemptDone(ctx, err)
+func (h *history) attemptDone(ctx context.Context, err error) {
+	if h.trail != nil && h.trail.attempt != 0 {
+		h.emitAttemptDone(ctx, err)
 	}
 }
 
 // emitAttemptDone is the rest of attemptDone. Its frame is large, and most calls have no trail.
 //
 //go:noinline
-func (c *call) emitAttemptDone(ctx context.Context, err error) {
-	ev := c.event(EventAttemptDone, err)
-	c.trail.attempt = 0
+func (h *history) emitAttemptDone(ctx context.Context, err error) {
+	ev := h.event(EventAttemptDone, err)
+	h.trail.attempt = 0
 	if e := ownError(ctx, err); e != nil { // a copy, because the call keeps changing its own
 		copied := *e
-		c.fill(&copied)
+		h.fill(&copied)
 		ev.Err = &copied
 	}
-	if ev.Usage = c.trail.used; c.cfg.OnEvent != nil {
-		c.cfg.OnEvent(ctx, ev)
+	if ev.Usage = h.trail.used; h.cfg.OnEvent != nil {
+		h.cfg.OnEvent(ctx, ev)
 	}
 }
 
@@ -93,15 +93,15 @@ func (t *trail) note(used Usage) {
 }
 
 // firstEvent reports that the stream of the attempt was handed over to the caller.
-func (c *call) firstEvent(ctx context.Context) {
-	if c.trail != nil {
-		c.trail.first = c.since(c.admitted)
-		c.emit(ctx, EventFirstEvent, nil)
+func (h *history) firstEvent(ctx context.Context) {
+	if h.trail != nil {
+		h.trail.first = h.since(h.admitted)
+		h.emit(ctx, EventFirstEvent, nil)
 	}
 }
 
 // unwound reports the end of a call after a panic or Goexit.
-func (c *call) unwound(ctx context.Context) {
-	c.attemptDone(ctx, ErrUnwound)
-	c.emit(ctx, EventDone, ErrUnwound)
+func (h *history) unwound(ctx context.Context) {
+	h.attemptDone(ctx, ErrUnwound)
+	h.emit(ctx, EventDone, ErrUnwound)
 }

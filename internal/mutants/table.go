@@ -92,7 +92,7 @@ var mutations = []mutation{
 	{name: "memory spike not reported", run: "^TestMemorySpikeNamesTheCallAndItsSizes$",
 		file: "memory.go", old: "growth < m.leap.Load() ||", new: "growth > 0 ||"},
 	{name: "memory spike blamed on any call", run: "^TestMemorySpikeIsNotLaidAtTheDoorOfASmallCall$",
-		file: "memory.go", old: "(c.wire.prompt+c.wire.answer)*leapFactor < m.leap.Load():", new: "false:"},
+		file: "memory.go", old: "(w.prompt+w.answer)*leapFactor < m.leap.Load():", new: "false:"},
 	{name: "buffered answers without a bound", run: "^TestBufferedAnswerWaitsUntilOthersMakeRoom$",
 		file: "room.go", old: "case size <= roomFree ||", new: "case size > 0 ||"},
 	{name: "buffered answers not counted", run: "^TestBufferedAnswersCountUntilTheirCallerHasDoneWithThem$",
@@ -122,9 +122,9 @@ var mutations = []mutation{
 	{name: "Shutdown cancels nothing when its time is over", run: "^TestShutdownCancelsTheRestWhenItsTimeIsOver$",
 		file: "aiguard.go", old: "case <-ctx.Done():\n\t\tg.kill()", new: "case <-ctx.Done():"},
 	{name: "new calls after Shutdown", run: "^TestShutdownRefusesNewCallsAndWaitsForTheOthers$",
-		file: "ring.go", old: "r.killed || r.closing.Load() && !c.inside() {", new: "r.killed {"},
+		file: "ring.go", old: "r.killed || r.closing.Load() && !r.around(c) {", new: "r.killed {"},
 	{name: "no calls in a task that Shutdown waits for", run: "^TestShutdownRefusesNewCallsAndWaitsForTheOthers$",
-		file: "ring.go", old: "r.killed || r.closing.Load() && !c.inside() {", new: "r.killed || r.closing.Load() {"},
+		file: "ring.go", old: "r.killed || r.closing.Load() && !r.around(c) {", new: "r.killed || r.closing.Load() {"},
 
 	// Retries.
 	{name: "attempts unlimited", run: "^TestPassingFailuresAreRetriedAndLastingOnesAreNot$",
@@ -540,7 +540,7 @@ var mutations = []mutation{
 
 	// Events.
 	{name: "the end of an attempt is told twice", run: "^TestEachMomentIsToldExactlyOnceOnEveryPath$",
-		file: "trail.go", old: "\tc.trail.attempt = 0\n\tif e :=", new: "\tif e :="},
+		file: "trail.go", old: "\th.trail.attempt = 0\n\tif e :=", new: "\tif e :="},
 	{name: "a panic ends a call without an event", run: "^TestEachMomentIsToldExactlyOnceOnEveryPath$",
 		file: "call.go", old: "c.unwound(ctx)", new: "_ = ctx"},
 	{name: "the end of a hedge is not told", run: "^TestBothAttemptsOfAHedgedCallAreToldToTheirEnd$",
@@ -617,7 +617,7 @@ var mutations = []mutation{
 	{name: "usage of an attempt told again by the next", run: "^TestEachAttemptTellsItsOwnUsage$",
 		file: "trail.go", old: "t.attempt, t.first, t.used = int(n), 0, Usage{}", new: "t.attempt, t.first = int(n), 0"},
 	{name: "usage of an unsent attempt estimated", run: "^TestEventsTellNoUsageWhereNothingWasUsed$",
-		file: "budget.go", old: "case !c.billed:", new: "case false:",
+		file: "call.go", old: "\tif c.billed {\n\t\tused =", new: "\tif true {\n\t\tused =",
 		also: []edit{{"call.go", "c.wire != nil && c.billed && c.cfg.OnEvent", "c.wire != nil && c.cfg.OnEvent"}}},
 
 	// The caller's context.
@@ -677,7 +677,7 @@ var mutations = []mutation{
 
 	// Budgets.
 	{name: "reservation settled twice", run: "^TestEachAttemptIsReservedAndSettledForItself$",
-		file: "budget.go", old: "c.reserved.Swap(nil)", new: "c.reserved.Load()"},
+		file: "budget.go", old: "r.Swap(nil)", new: "r.Load()"},
 	{name: "rejected call is billed", run: "^TestEachAttemptIsReservedAndSettledForItself$",
 		file: "budget.go", old: "return status < 300 ||", new: "return true ||"},
 	{name: "truncated answer costs nothing", run: "^TestWhatMayBeBilledIsEstimated$",
@@ -686,9 +686,9 @@ var mutations = []mutation{
 	{name: "a panic costs nothing", run: "^TestPanicAndGoexitSettle$",
 		file: "attempt.go", old: "x.sent, x.call.billed = true, true", new: "x.sent = true"},
 	{name: "unsent request is billed", run: "^TestWhatIsNotSentUsesNothing$",
-		file: "budget.go", old: "case !c.billed:", new: "case false:"},
+		file: "call.go", old: "\tif c.billed {\n\t\tused =", new: "\tif true {\n\t\tused ="},
 	{name: "reservation of a Do kept for the calls inside", run: "^TestDoHandsItsReservationToTheCallsInside$",
-		file: "budget.go", old: "o.pay(Usage{})", new: "_ = o"},
+		file: "budget.go", old: "o.reserved.pay(Usage{})", new: "_ = o"},
 	{name: "hedge sent without a reservation", run: "^TestHedgeThatTheBudgetRefusesIsNotSent$",
 		file: "hedge.go", old: "c.cfg.Budget != nil && c.reserve(ctx) != nil", new: "false"},
 	{name: "Budget waited for without a limit", run: "^TestBudgetIsNotWaitedForWithoutEnd$",
