@@ -28,7 +28,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: test
-test: ## Test what users import: no race detector, no other programs needed; a few minutes
+test: ## Test what users import: no race detector, no other programs needed; under four minutes
 	@go run ./internal/testrun
 
 .PHONY: test-all

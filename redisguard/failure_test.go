@@ -47,6 +47,7 @@ func acquire(t *testing.T, l *redisguard.Limiter) func() {
 }
 
 func TestCallsWithoutRedis(t *testing.T) {
+	needsTime(t)
 	for name, hurt := range map[string]func(t *testing.T, s *server) (mend func()){
 		"frozen": func(t *testing.T, s *server) func() {
 			s.freeze(t)
@@ -169,6 +170,7 @@ func TestGrantReachesAWaiterWhoseMessageWasLost(t *testing.T) {
 }
 
 func TestSlotsOfADeadProcessComeBackAtTheEndOfItsLease(t *testing.T) {
+	needsTime(t)
 	s := startRedis(t)
 	p := newProxy(t, s.addr)
 	const lease = 6 * time.Second
@@ -195,6 +197,7 @@ func TestSlotsOfADeadProcessComeBackAtTheEndOfItsLease(t *testing.T) {
 }
 
 func TestLossOfDataAdmitsNobodyUntilAllProcessesHaveReported(t *testing.T) {
+	needsTime(t)
 	s := startRedis(t)
 	c := s.client(t)
 	cfg := redisguard.Config{Limit: 2, Lease: 30 * time.Second, Timeout: 5 * time.Second}
@@ -237,6 +240,7 @@ func TestCloseRejectsCallsAndGivesSlotsBack(t *testing.T) {
 }
 
 func TestProcessThatHasNeverSeenRedisHasOneSlot(t *testing.T) {
+	needsTime(t)
 	l := newLimiter(t, newClient(t, "127.0.0.1:1"), redisguard.Config{Limit: 20, Lease: 3 * time.Second})
 	release := acquire(t, l)
 	_, err := l.Acquire(within(t, 50*time.Millisecond), aiguard.Call{})

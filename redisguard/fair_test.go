@@ -133,6 +133,7 @@ func TestBackgroundCallsNeverTakeTheLastSlot(t *testing.T) {
 }
 
 func TestTenantAtTwentyTimesItsShareDoesNotStarveATenantOnAnotherProcess(t *testing.T) {
+	needsTime(t)
 	const slots, work = 4, 20 * time.Millisecond
 	s := startRedis(t)
 	cfg := redisguard.Config{Limit: slots}

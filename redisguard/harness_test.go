@@ -28,6 +28,13 @@ func TestMain(m *testing.M) {
 	leaktest.Main(m, "go-redis")
 }
 
+// needsTime skips a test that waits for leases and timeouts of real servers.
+func needsTime(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for the leases and timeouts of real servers")
+	}
+}
+
 // server is a Redis or Valkey server that the test has started.
 type server struct {
 	addr string

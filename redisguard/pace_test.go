@@ -134,6 +134,7 @@ func TestPaceAsksTheBudgetFirst(t *testing.T) {
 }
 
 func TestPaceWithoutRedis(t *testing.T) {
+	needsTime(t)
 	s := startRedis(t)
 	var lg record
 	share := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 1200, Logger: lg.logger(), Timeout: 300 * time.Millisecond})

@@ -50,6 +50,7 @@ func TestProcessesShareTheWindowsOfABudget(t *testing.T) {
 }
 
 func TestStoreReportsAServerThatIsGone(t *testing.T) {
+	needsTime(t)
 	s := startRedis(t)
 	store := newStore(t, s, "k")
 	s.kill()

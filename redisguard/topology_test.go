@@ -18,6 +18,7 @@ import (
 
 // In a cluster, a script may use the keys of one hash slot only.
 func TestEachKeyIsOneHashSlotOfACluster(t *testing.T) {
+	needsTime(t)
 	s := startRedis(t, "--cluster-enabled", "yes")
 	node := s.client(t)
 	require.NoError(t, node.Do(t.Context(), "CLUSTER", "ADDSLOTSRANGE", 0, 16383).Err())
@@ -58,6 +59,7 @@ func TestEachKeyIsOneHashSlotOfACluster(t *testing.T) {
 
 // After a failover the new master has the data but not the scripts.
 func TestLimitSurvivesAFailover(t *testing.T) {
+	needsTime(t)
 	master, replica := startRedis(t), startRedis(t)
 	host, port, err := net.SplitHostPort(master.addr)
 	require.NoError(t, err)

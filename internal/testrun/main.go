@@ -1,12 +1,13 @@
-// Testrun tests the modules of this repository one after the other and prints the duration of each in seconds:
+// Testrun tests the modules of this repository and prints the duration of each in seconds:
 //
 //	go run ./internal/testrun        # the modules that users import; short, without the race detector
-//	go run ./internal/testrun -all   # everything that CI tests
+//	go run ./internal/testrun -all   # everything that CI tests, one after the other
 //
 // Run it from the root of the repository. It prints each reason for skipped tests once.
 package main
 
 import (
+	"bytes"
 	"context"
 	"flag"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/aiguard-go/aiguard/internal/modules"
@@ -38,17 +40,33 @@ func run(ctx context.Context, out io.Writer, all bool) error {
 	if err != nil {
 		return err
 	}
-	r := runner{out: out}
+	r := runner{out: out, start: time.Now()}
 	if all {
 		everything(ctx, &r, found)
 	} else {
-		for _, m := range found {
-			if m.Published {
-				r.part(ctx, title(m), func() error { return r.test(ctx, m.Dir, "-short") })
-			}
-		}
+		published(ctx, &r, found)
 	}
 	return r.summary()
+}
+
+// published tests the modules that users import. The tests of the root module mostly wait, so those of the others run
+// at the same time. Their output comes at the end.
+func published(ctx context.Context, r *runner, found []modules.Module) {
+	var later bytes.Buffer
+	nested := &runner{out: &later}
+	var beside sync.WaitGroup
+	for _, r := range []*runner{r, nested} {
+		beside.Go(func() {
+			for _, m := range found {
+				if m.Published && (r == nested) == (m.Dir != ".") {
+					r.part(ctx, title(m), func() error { return r.test(ctx, m.Dir, "-short") })
+				}
+			}
+		})
+	}
+	beside.Wait()
+	_, _ = later.WriteTo(r.out)
+	r.done = append(r.done, nested.done...)
 }
 
 func everything(ctx context.Context, r *runner, found []modules.Module) {
@@ -91,8 +109,9 @@ func compiles(ctx context.Context) bool {
 
 // runner runs parts and records their results.
 type runner struct {
-	out  io.Writer
-	done []result
+	out   io.Writer
+	start time.Time
+	done  []result
 }
 
 type result struct {
@@ -114,7 +133,6 @@ func (r *runner) part(ctx context.Context, name string, run func() error) {
 // summary prints a line for each part. It returns an error if a part failed.
 func (r *runner) summary() error {
 	var failed []string
-	var total time.Duration
 	fmt.Fprintln(r.out)
 	for _, d := range r.done {
 		verdict := "ok"
@@ -122,10 +140,9 @@ func (r *runner) summary() error {
 			verdict = "FAILED: " + d.err.Error()
 			failed = append(failed, d.part)
 		}
-		total += d.took
 		fmt.Fprintf(r.out, "%-20s %5.0f s  %s\n", d.part, d.took.Seconds(), verdict)
 	}
-	fmt.Fprintf(r.out, "%-20s %5.0f s\n", "all", total.Seconds())
+	fmt.Fprintf(r.out, "%-20s %5.0f s\n", "all", time.Since(r.start).Seconds())
 	if len(failed) > 0 {
 		return fmt.Errorf("failed: %s", strings.Join(failed, ", "))
 	}
