@@ -2,9 +2,13 @@ package main
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
+	"github.com/aiguard-go/aiguard/internal/modules"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -66,4 +70,16 @@ func TestMissingModulesAreOneClearLine(t *testing.T) {
 	require.ErrorContains(t, err, "cannot download the required modules")
 	assert.NotContains(t, err.Error(), "\n")
 	assert.Empty(t, out.String())
+}
+
+func TestModulesTestedBesideTheRootAreReportedWhole(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "go.mod"), []byte("module example\n"), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "x_test.go"), []byte("package x\n\nimport \"testing\"\n\nfunc TestX(*testing.T) {}\n"), 0o600))
+	var out strings.Builder
+	r := runner{out: &out}
+	published(t.Context(), &r, []modules.Module{{Dir: dir, Published: true}, {Dir: t.TempDir()}})
+	require.NoError(t, r.summary())
+	assert.Contains(t, out.String(), "ok  \texample")
+	assert.Regexp(t, `(?m)^.*`+regexp.QuoteMeta(filepath.Base(dir))+` +\d+ s  ok$`, out.String())
 }

@@ -7,7 +7,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"flag"
 	"fmt"
@@ -21,6 +20,7 @@ import (
 	"time"
 
 	"github.com/aiguard-go/aiguard/internal/modules"
+	"github.com/aiguard-go/aiguard/internal/syncbuf"
 )
 
 func main() {
@@ -52,7 +52,7 @@ func run(ctx context.Context, out io.Writer, all bool) error {
 // published tests the modules that users import. The tests of the root module mostly wait, so those of the others run
 // at the same time. Their output comes at the end.
 func published(ctx context.Context, r *runner, found []modules.Module) {
-	var later bytes.Buffer
+	var later syncbuf.Buffer // go test writes two streams to it
 	nested := &runner{out: &later}
 	var beside sync.WaitGroup
 	for _, r := range []*runner{r, nested} {
@@ -65,7 +65,7 @@ func published(ctx context.Context, r *runner, found []modules.Module) {
 		})
 	}
 	beside.Wait()
-	_, _ = later.WriteTo(r.out)
+	_, _ = io.WriteString(r.out, later.String())
 	r.done = append(r.done, nested.done...)
 }
 
