@@ -31,22 +31,20 @@ type Limiter struct {
 	stop    context.CancelFunc
 	running sync.WaitGroup
 
-	mu       sync.Mutex
-	held     map[uint64]*waiter // calls that have a slot
-	waiting  map[uint64]*waiter // calls that wait for one
-	last     uint64             // number of the newest call
-	epoch    string             // of the state in Redis; "": not seen yet
-	members  int64              // processes last seen, at least 1
-	busy     bool               // calls of any process wait in Redis
-	released []release          // not yet sent
-	syncing  bool               // a sync is in flight, which repeats what was held before
+	mu sync.Mutex
+	calls
+	last     uint64    // number of the newest call
+	epoch    string    // of the state in Redis; "": not seen yet
+	members  int64     // processes last seen, at least 1
+	busy     bool      // calls of any process wait in Redis
+	released []release // not yet sent
+	syncing  bool      // a sync is in flight, which repeats what was held before
 	syncNow  bool
 	flushing *time.Timer // calls lateFlush; it is set while armed is true
 	armed    bool
 	oldest   time.Time // of released
-	down     error     // why Redis does not answer; nil: it does
-	reported bool      // it is in the log
-	local    local
+	failed   error     // like down, until it is in the log
+	reported bool      // the log says that Redis does not answer
 	closed   bool
 
 	commands, messages atomic.Int64
@@ -97,11 +95,10 @@ func New(client redis.UniversalClient, cfg Config) (*Limiter, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	l := &Limiter{client: client, cfg: cfg, member: newMember(), waker: make(chan struct{}, 1),
-		held: make(map[uint64]*waiter), waiting: make(map[uint64]*waiter), members: 1}
+	l := &Limiter{client: client, cfg: cfg, member: newMember(), waker: make(chan struct{}, 1), members: 1}
 	l.keys = limiterKeys(cfg.Key)
 	l.field, l.limit = "m:"+l.member, strconv.FormatInt(cfg.Limit, 10)
-	l.local.init()
+	l.calls.init()
 	l.flushing = time.AfterFunc(time.Hour, l.lateFlush)
 	l.flushing.Stop()
 	ctx, stop := context.WithCancel(context.Background())
@@ -162,7 +159,7 @@ func (l *Limiter) begin(w *waiter) (along []release, epoch string, ask bool, err
 	w.number = l.last
 	l.waiting[w.number] = w
 	if l.down != nil {
-		l.joinLocal(w)
+		l.withoutRedis(w)
 		return nil, "", false, nil
 	}
 	along = l.unsent()
@@ -209,7 +206,7 @@ func (l *Limiter) ask(ctx context.Context, w *waiter, along []release, epoch str
 		if ctx.Err() == nil {
 			l.fail(err)
 			if l.waiting[w.number] == w {
-				l.joinLocal(w)
+				l.withoutRedis(w)
 			}
 		}
 		return
@@ -220,7 +217,7 @@ func (l *Limiter) ask(ctx context.Context, w *waiter, along []release, epoch str
 	case got.status == statusGranted:
 		l.admit(w)
 	case l.down != nil:
-		l.joinLocal(w)
+		l.withoutRedis(w)
 	default:
 		w.queued = true
 		if got.status == statusStranger {
@@ -241,23 +238,6 @@ func (l *Limiter) learn(got answer) {
 	}
 }
 
-// admit gives a waiting call its slot.
-func (l *Limiter) admit(w *waiter) {
-	delete(l.waiting, w.number)
-	l.leaveLocal(w)
-	l.held[w.number] = w
-	l.resize()
-	w.since = time.Now()
-	w.over <- nil
-}
-
-// reject ends a wait without a slot.
-func (l *Limiter) reject(w *waiter, err error) {
-	delete(l.waiting, w.number)
-	l.leaveLocal(w)
-	w.over <- err
-}
-
 // abandon ends the wait of a canceled call. It reports false if the wait was already over.
 func (l *Limiter) abandon(w *waiter) bool {
 	l.mu.Lock()
@@ -266,7 +246,7 @@ func (l *Limiter) abandon(w *waiter) bool {
 		return false
 	}
 	delete(l.waiting, w.number)
-	l.leaveLocal(w)
+	l.leave(w)
 	l.giveBack(release{w.number, -1, w.priority == line.Background})
 	return true
 }
@@ -278,8 +258,7 @@ func (l *Limiter) release(w *waiter) {
 	if l.held[w.number] != w {
 		return // after Close
 	}
-	delete(l.held, w.number)
-	l.releaseLocal(w)
+	l.calls.release(w)
 	now := time.Now()
 	if len(l.released) == 0 {
 		l.oldest = now
@@ -338,14 +317,6 @@ func (l *Limiter) Stats() Stats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return Stats{Shared: l.down == nil, Members: l.members, InFlight: l.weight(), Waiting: int64(len(l.waiting)), Commands: l.commands.Load(), Messages: l.messages.Load()}
-}
-
-// weight returns the weight that this process holds.
-func (l *Limiter) weight() (sum int64) {
-	for _, w := range l.held {
-		sum += w.weight
-	}
-	return sum
 }
 
 // Close gives all slots back, rejects waiting and new calls with aiguard.ErrClosed, and waits for the Limiter's

@@ -5,26 +5,57 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/internal/line"
 )
 
-// local is the line of this process while Redis does not answer. It is guarded by the Limiter's mutex.
-type local struct {
+// calls are the calls of this process, and their line while Redis does not answer. The Limiter's mutex guards them.
+type calls struct {
+	held    map[uint64]*waiter // have a slot
+	waiting map[uint64]*waiter // wait for one
+
+	down    error // why Redis does not answer; nil: it does
+	share   int64 // of the limit, while it does not
 	line    line.Line[*waiter]
 	route   line.Route[*waiter]
 	tenants map[string]*line.Tenant[*waiter]
-	share   int64
 }
 
 // maxTenants is how many tenants the local line remembers while none of them waits.
 const maxTenants = 1000
 
-func (lo *local) init() {
-	lo.line.MaxBackground = aiguard.Off
-	lo.line.SetRoom(&lo.route, math.MaxInt64)
-	lo.tenants = make(map[string]*line.Tenant[*waiter])
+func (c *calls) init() {
+	c.held, c.waiting = make(map[uint64]*waiter), make(map[uint64]*waiter)
+	c.line.MaxBackground = aiguard.Off
+	c.line.SetRoom(&c.route, math.MaxInt64)
+	c.tenants = make(map[string]*line.Tenant[*waiter])
+}
+
+// admit gives a waiting call its slot.
+func (c *calls) admit(w *waiter) {
+	delete(c.waiting, w.number)
+	c.leave(w)
+	c.held[w.number] = w
+	c.resize()
+	w.since = time.Now()
+	w.over <- nil
+}
+
+// reject ends a wait without a slot.
+func (c *calls) reject(w *waiter, err error) {
+	delete(c.waiting, w.number)
+	c.leave(w)
+	w.over <- err
+}
+
+// weight returns the weight that this process holds.
+func (c *calls) weight() (sum int64) {
+	for _, w := range c.held {
+		sum += w.weight
+	}
+	return sum
 }
 
 // fail begins the time without Redis.
@@ -32,37 +63,42 @@ func (l *Limiter) fail(err error) {
 	if l.down != nil || l.closed {
 		return
 	}
-	l.down = err
-	l.released = nil  // the next sync tells what is held
-	l.local.share = 1 // of how many is unknown, if Redis has never answered
+	l.down, l.failed = err, err
+	l.released = nil // the next sync tells what is held
+	l.share = 1      // of how many is unknown, if Redis has never answered
 	if l.epoch != "" {
-		l.local.share = max(l.cfg.Limit/l.members, 1)
+		l.share = max(l.cfg.Limit/l.members, 1)
 	}
 	l.resize()
 	for _, number := range slices.Sorted(maps.Keys(l.waiting)) {
 		if w := l.waiting[number]; w != nil && w.queued {
-			l.joinLocal(w)
+			l.withoutRedis(w)
 		}
 	}
 	l.wake() // to report it
 }
 
-// report logs when Redis fails and when it is back.
+// report logs when Redis fails and when it is back. Both may have happened since the last report.
 func (l *Limiter) report() {
 	l.mu.Lock()
-	down, members, share, changed := l.down, l.members, l.local.share, (l.down != nil) != l.reported
-	l.reported = l.down != nil
+	failed, members, share := l.failed, l.members, l.share
+	l.reported = l.reported || failed != nil
+	back := l.reported && l.down == nil
+	if l.failed = nil; back {
+		l.reported = false
+	}
 	l.mu.Unlock()
 	key := slog.String("key", l.cfg.Key)
 	switch {
-	case !changed:
-	case down == nil:
-		l.cfg.Logger.Info("redisguard: Redis answers again", key, slog.Int64("members", members))
+	case failed == nil:
 	case l.cfg.OnFailure == FailClosed:
-		l.cfg.Logger.Warn("redisguard: Redis does not answer; calls are rejected", key, slog.Any("error", down))
+		l.cfg.Logger.Warn("redisguard: Redis does not answer; calls are rejected", key, slog.Any("error", failed))
 	default:
 		l.cfg.Logger.Warn("redisguard: Redis does not answer; this process goes on with its share of the limit", key,
-			slog.Int64("share", share), slog.Any("error", down))
+			slog.Int64("share", share), slog.Any("error", failed))
+	}
+	if back {
+		l.cfg.Logger.Info("redisguard: Redis answers again", key, slog.Int64("members", members))
 	}
 }
 
@@ -70,78 +106,83 @@ func (l *Limiter) report() {
 func (l *Limiter) back() {
 	l.down = nil
 	for _, w := range l.waiting {
-		l.leaveLocal(w)
+		l.leave(w)
 	}
-	clear(l.local.tenants)
+	clear(l.tenants)
 	l.syncNow = true // tells what the local line has admitted during the sync
 	l.wake()
 }
 
-// joinLocal puts a call in the local line, or rejects it if calls are not admitted without Redis.
-func (l *Limiter) joinLocal(w *waiter) {
+// withoutRedis puts a call in the local line, or rejects it if calls are not admitted without Redis.
+func (l *Limiter) withoutRedis(w *waiter) {
 	if l.cfg.OnFailure == FailClosed {
 		l.reject(w, l.failure())
-		return
+	} else {
+		l.join(w)
 	}
+}
+
+// join puts a call in the local line.
+func (c *calls) join(w *waiter) {
 	if w.inLine {
 		return
 	}
-	lo := &l.local
-	w.inLine, w.queued, w.flow = true, true, lo.tenant(w.tenant)
-	w.Waiter = line.Waiter[*waiter]{Value: w, Weight: min(w.weight, lo.share)} // a heavier call is admitted alone
-	lo.line.Join(&w.Waiter, &lo.route, w.flow, w.priority, 0, 0)
-	l.serveLocal()
+	w.inLine, w.queued, w.flow = true, true, c.tenant(w.tenant)
+	w.Waiter = line.Waiter[*waiter]{Value: w, Weight: min(w.weight, c.share)} // a heavier call is admitted alone
+	c.line.Join(&w.Waiter, &c.route, w.flow, w.priority, 0, 0)
+	c.serve()
 }
 
-func (l *Limiter) leaveLocal(w *waiter) {
+func (c *calls) leave(w *waiter) {
 	if w.inLine {
 		w.inLine = false
-		l.local.line.Leave(&w.Waiter)
+		c.line.Leave(&w.Waiter)
 	}
 }
 
-// releaseLocal gives the slot of a call back to the local line.
-func (l *Limiter) releaseLocal(w *waiter) {
+// release takes the slot of a call back.
+func (c *calls) release(w *waiter) {
+	delete(c.held, w.number)
 	if w.local {
-		l.local.line.Release(w.flow, w.priority, w.Weight, 0)
+		c.line.Release(w.flow, w.priority, w.Weight, 0)
 	}
-	l.resize()
-	l.serveLocal()
+	c.resize()
+	c.serve()
 }
 
 // resize takes from the share what Redis has admitted and is still in flight.
-func (l *Limiter) resize() {
-	if l.down == nil {
+func (c *calls) resize() {
+	if c.down == nil {
 		return
 	}
-	left := l.local.share
-	for _, w := range l.held {
+	left := c.share
+	for _, w := range c.held {
 		if !w.local {
 			left -= w.weight
 		}
 	}
-	l.local.line.Capacity = max(left, 0)
+	c.line.Capacity = max(left, 0)
 }
 
-// serveLocal admits the calls whose turn it is.
-func (l *Limiter) serveLocal() {
-	if l.down == nil {
+// serve admits the calls whose turn it is in the local line.
+func (c *calls) serve() {
+	if c.down == nil {
 		return
 	}
-	for w := l.local.line.First(0); w != nil && l.local.line.Admit(w, float64(w.Weight)); w = l.local.line.First(0) {
+	for w := c.line.First(0); w != nil && c.line.Admit(w, float64(w.Weight)); w = c.line.First(0) {
 		w.Value.inLine, w.Value.local = false, true
-		l.admit(w.Value)
+		c.admit(w.Value)
 	}
 }
 
-func (lo *local) tenant(name string) *line.Tenant[*waiter] {
-	t := lo.tenants[name]
+func (c *calls) tenant(name string) *line.Tenant[*waiter] {
+	t := c.tenants[name]
 	if t == nil {
-		if len(lo.tenants) >= maxTenants && !lo.line.Waiting() {
-			clear(lo.tenants)
+		if len(c.tenants) >= maxTenants && !c.line.Waiting() {
+			clear(c.tenants)
 		}
 		t = &line.Tenant[*waiter]{}
-		lo.tenants[name] = t
+		c.tenants[name] = t
 	}
 	return t
 }
