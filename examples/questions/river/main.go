@@ -10,6 +10,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -31,7 +32,7 @@ func river(ctx context.Context, g *aiguard.Guard, database string) (task.Engine,
 	}
 	pool, err := pgxpool.New(ctx, database)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("-database: %w", err)
 	}
 	engine, err := riverguard.NewRunner(ctx, g, pool, riverguard.Config{Queue: "questions", Patience: aiguard.Off})
 	if err != nil {

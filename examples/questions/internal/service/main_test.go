@@ -191,8 +191,10 @@ func TestZeroIsNotTheDefault(t *testing.T) {
 		_, err := parseSettings([]string{"-" + flag, "0"}, memory, slog.New(slog.DiscardHandler), io.Discard)
 		require.EqualError(t, err, "-"+flag+" is "+shown+"; want more than 0")
 	}
+	_, err := parseSettings([]string{"-call-timeout", "banana"}, memory, slog.New(slog.DiscardHandler), io.Discard)
+	require.EqualError(t, err, `invalid value "banana" for flag -call-timeout: parse error`)
 	t.Setenv("AIGUARD_NOPE", "1")
-	_, err := parseSettings(nil, memory, slog.New(slog.DiscardHandler), io.Discard)
+	_, err = parseSettings(nil, memory, slog.New(slog.DiscardHandler), io.Discard)
 	require.EqualError(t, err, "aiguard: AIGUARD_NOPE is not a variable of aiguard; see FromEnv")
 }
 

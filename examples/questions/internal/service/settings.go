@@ -77,7 +77,7 @@ func parseSettings(args []string, engines map[string]Open, logger *slog.Logger, 
 	guard, guardErr := aiguard.New(cfg)
 	s.guard = guard
 	var zeroErr error
-	if envErr == nil { // otherwise all settings are 0
+	if envErr == nil && flagErr == nil { // otherwise settings are 0 that nobody set to 0
 		zeroErr = errors.Join(notZero("call-timeout", cfg.CallTimeout), notZero("task-timeout", cfg.TaskTimeout),
 			notZero("max-concurrent", cfg.MaxConcurrent), notZero("max-queue", cfg.MaxQueue))
 	}
