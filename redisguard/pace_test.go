@@ -77,6 +77,7 @@ func TestUnusedTokensComeBack(t *testing.T) {
 	cfg := redisguard.PaceConfig{TokensPerMinute: 10_000} // 1,000 at once
 	one, two := newPace(t, s.addr, cfg), newPace(t, s.addr, cfg)
 	most := aiguard.Usage{Input: 200, Output: 800, Estimated: true}
+	start := time.Now()
 	settle, err := one.Reserve(t.Context(), aiguard.Call{Model: "m"}, most)
 	require.NoError(t, err)
 	ctx := within(t, 20*time.Second)
@@ -88,6 +89,7 @@ func TestUnusedTokensComeBack(t *testing.T) {
 		_, err := two.Reserve(within(t, 100*time.Millisecond), aiguard.Call{Model: "m"}, aiguard.Usage{Input: 600})
 		return err == nil
 	}, "700 of the tokens are back")
+	require.Less(t, time.Since(start), 3600*time.Millisecond, "which the rate alone does not allow")
 	_, err = two.Reserve(within(t, 100*time.Millisecond), aiguard.Call{Model: "m"}, aiguard.Usage{Input: 600})
 	require.ErrorIs(t, err, aiguard.ErrRateLimited, "and no more")
 	require.NoError(t, ctx.Err())
