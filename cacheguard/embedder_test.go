@@ -137,7 +137,7 @@ func TestEmbeddingsRequestEndsWithItsLastCaller(t *testing.T) {
 		assert.Equal(t, 1, srv.Count(), "the second caller kept the request alive")
 		srv.Reset()
 
-		// A caller that leaves while texts are gathered sends nothing, and the next one begins anew.
+		// A canceled call sends no request, and the next call starts a new batch.
 		gone, cancel := context.WithCancel(t.Context())
 		cancel()
 		_, err = e.Embed(gone, []string{"c"})

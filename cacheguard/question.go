@@ -50,8 +50,8 @@ func newQuestion(ctx context.Context, op string, identity, plain []byte) *questi
 }
 
 // findQuestion finds the text of the only question in a request: a string as the field input, or the text of the only
-// user message in the field messages or input. Only system and developer messages may precede it. A message with a
-// member or a part that findQuestion does not know, such as an image or the result of a tool, is no question.
+// user message in the field messages or input. Only system and developer messages may precede it. It finds nothing if a
+// message has a part or a member that it does not know, such as an image or the result of a tool.
 func findQuestion(plain []byte) (start, end int, ok bool) {
 	found := false
 	c := jsonscan.Read(plain)

@@ -3,7 +3,6 @@ package redisguard
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -153,7 +152,7 @@ func (l *Limiter) begin(w *waiter) (along []release, epoch string, ask bool, err
 		return nil, "", false, &aiguard.Error{Kind: aiguard.ErrClosed}
 	}
 	if l.down != nil && l.cfg.OnFailure == FailClosed {
-		return nil, "", false, l.failure()
+		return nil, "", false, noAnswer(aiguard.PhaseQueue, l.down)
 	}
 	l.last++
 	w.number = l.last
@@ -296,12 +295,6 @@ func (l *Limiter) lateFlush() {
 		return
 	}
 	l.wake()
-}
-
-// failure returns the error of a call that Redis's failure rejects.
-func (l *Limiter) failure() error {
-	return &aiguard.Error{Kind: aiguard.ErrOverloaded, Phase: aiguard.PhaseQueue, RetryAfter: retryEvery,
-		Err: fmt.Errorf("redisguard: Redis does not answer: %w", l.down)}
 }
 
 // wake makes the loop look for work.

@@ -116,7 +116,7 @@ func (l *Limiter) back() {
 // withoutRedis puts a call in the local line, or rejects it if calls are not admitted without Redis.
 func (l *Limiter) withoutRedis(w *waiter) {
 	if l.cfg.OnFailure == FailClosed {
-		l.reject(w, l.failure())
+		l.reject(w, noAnswer(aiguard.PhaseQueue, l.down))
 	} else {
 		l.join(w)
 	}

@@ -302,8 +302,7 @@ func (p *Pace) reserveLocally(model string, requests, tokens float64, longest ti
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.cfg.OnFailure == FailClosed {
-		return 0, &aiguard.Error{Kind: aiguard.ErrOverloaded, Phase: aiguard.PhasePace, RetryAfter: retryEvery,
-			Err: fmt.Errorf("redisguard: Redis does not answer: %w", p.down)}
+		return 0, noAnswer(aiguard.PhasePace, p.down)
 	}
 	b := p.local[model]
 	if b == nil {

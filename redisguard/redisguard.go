@@ -39,6 +39,12 @@ const (
 	FailClosed
 )
 
+// noAnswer returns the error of a call that FailClosed rejects.
+func noAnswer(phase string, cause error) *aiguard.Error {
+	return &aiguard.Error{Kind: aiguard.ErrOverloaded, Phase: phase, RetryAfter: retryEvery,
+		Err: fmt.Errorf("redisguard: Redis does not answer: %w", cause)}
+}
+
 // Defaults of Config.
 const (
 	DefaultLease   = 15 * time.Second
