@@ -19,13 +19,12 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/internal/childtest"
 	"github.com/aiguard-go/aiguard/redisguard"
 )
 
 // The tests run this test binary as other processes. The environment holds the order, and the process prints a line
 // when it starts its calls and a report at the end.
-
-const childEnv = "REDISGUARD_CHILD"
 
 // order tells a child process what to do.
 type order struct {
@@ -43,19 +42,6 @@ type report struct {
 	Failed   map[string]int // by kind
 	Slowest  time.Duration
 	Stats    redisguard.Stats // before Close
-}
-
-func child(text string) int {
-	var o order
-	err := json.Unmarshal([]byte(text), &o)
-	if err == nil {
-		err = o.obey(context.Background())
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return 0
 }
 
 func (o order) obey(ctx context.Context) error {
@@ -135,12 +121,9 @@ type process struct {
 // startChild starts a child and waits until it makes its calls.
 func startChild(t *testing.T, o order) *process {
 	t.Helper()
-	text, err := json.Marshal(o)
+	cmd, err := childtest.Command(o)
 	require.NoError(t, err)
-	exe, err := os.Executable()
-	require.NoError(t, err)
-	p := &process{cmd: exec.Command(exe)}
-	p.cmd.Env = append(os.Environ(), childEnv+"="+string(text))
+	p := &process{cmd: cmd}
 	p.cmd.Stderr = &p.log
 	stdout, err := p.cmd.StdoutPipe()
 	require.NoError(t, err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"net"
-	"os"
 	"os/exec"
 	"syscall"
 	"testing"
@@ -14,6 +13,7 @@ import (
 	"github.com/redis/go-redis/v9/logging"
 	"github.com/stretchr/testify/require"
 
+	"github.com/aiguard-go/aiguard/internal/childtest"
 	"github.com/aiguard-go/aiguard/internal/leaktest"
 	"github.com/aiguard-go/aiguard/redisguard"
 )
@@ -22,9 +22,7 @@ import (
 // goroutine leaks.
 func TestMain(m *testing.M) {
 	logging.Disable() // go-redis logs every connection that these tests break
-	if order := os.Getenv(childEnv); order != "" {
-		os.Exit(child(order))
-	}
+	childtest.Main(order.obey)
 	leaktest.Main(m, "go-redis")
 }
 

@@ -3,7 +3,6 @@ package riverguard_test
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -17,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/internal/childtest"
 	"github.com/aiguard-go/aiguard/riverguard"
 	"github.com/aiguard-go/aiguard/task"
 )
@@ -24,26 +24,11 @@ import (
 // The tests run this test binary as another process. The environment holds its order, and the process writes a line
 // for each function that starts.
 
-const childEnv = "RIVERGUARD_CHILD"
-
 // order tells a child process what to do. It works on the operations "work", which end with their context.
 type order struct {
 	DSN         string
 	TaskTimeout time.Duration
 	Config      riverguard.Config
-}
-
-func child(text string) int {
-	var o order
-	err := json.Unmarshal([]byte(text), &o)
-	if err == nil {
-		err = o.obey(context.Background())
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return 0
 }
 
 func (o order) obey(ctx context.Context) error {
@@ -88,12 +73,9 @@ type process struct {
 // startChild starts a child and waits until it works.
 func startChild(t *testing.T, o order) *process {
 	t.Helper()
-	text, err := json.Marshal(o)
+	cmd, err := childtest.Command(o)
 	require.NoError(t, err)
-	exe, err := os.Executable()
-	require.NoError(t, err)
-	p := &process{t: t, cmd: exec.Command(exe), lines: make(chan string, 1000)}
-	p.cmd.Env = append(os.Environ(), childEnv+"="+string(text))
+	p := &process{t: t, cmd: cmd, lines: make(chan string, 1000)}
 	p.cmd.Stderr = &p.err
 	p.stdin, err = p.cmd.StdinPipe()
 	require.NoError(t, err)

@@ -2,9 +2,9 @@ package riverguard_test
 
 import (
 	"flag"
-	"os"
 	"testing"
 
+	"github.com/aiguard-go/aiguard/internal/childtest"
 	"github.com/aiguard-go/aiguard/internal/leaktest"
 	"github.com/aiguard-go/aiguard/internal/pgtest"
 )
@@ -12,9 +12,7 @@ import (
 // TestMain runs the child process if the environment requests it. Otherwise it runs the tests and fails if a
 // goroutine leaks.
 func TestMain(m *testing.M) {
-	if order := os.Getenv(childEnv); order != "" {
-		os.Exit(child(order))
-	}
+	childtest.Main(order.obey)
 	_ = flag.Set("test.parallel", "8") // the tests wait much more than they compute
 	leaktest.Main(withPostgres{m}, "github.com/riverqueue/river", "github.com/jackc/pgx")
 }

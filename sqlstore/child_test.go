@@ -18,13 +18,12 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/internal/childtest"
 	"github.com/aiguard-go/aiguard/task"
 )
 
 // The tests run this test binary as another process. The environment holds its order, and the process reports events
 // as lines.
-
-const childEnv = "SQLSTORE_CHILD"
 
 // order tells a child process what to do.
 type order struct {
@@ -41,19 +40,6 @@ type report struct {
 	Ran     string            `json:",omitempty"` // token of an operation whose function has started
 	Blocked map[string]string `json:",omitempty"` // IDs of the started operations
 	Stats   *task.Stats       `json:",omitempty"` // in the last line
-}
-
-func child(text string) int {
-	var o order
-	err := json.Unmarshal([]byte(text), &o)
-	if err == nil {
-		err = o.obey(context.Background())
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return 0
 }
 
 var saying sync.Mutex
@@ -201,12 +187,9 @@ type process struct {
 
 func startChild(t *testing.T, o order) *process {
 	t.Helper()
-	text, err := json.Marshal(o)
+	cmd, err := childtest.Command(o)
 	require.NoError(t, err)
-	exe, err := os.Executable()
-	require.NoError(t, err)
-	p := &process{cmd: exec.Command(exe)}
-	p.cmd.Env = append(os.Environ(), childEnv+"="+string(text))
+	p := &process{cmd: cmd}
 	p.cmd.Stderr = &p.err
 	p.stdin, err = p.cmd.StdinPipe()
 	require.NoError(t, err)

@@ -1,9 +1,9 @@
 package sqlstore_test
 
 import (
-	"os"
 	"testing"
 
+	"github.com/aiguard-go/aiguard/internal/childtest"
 	"github.com/aiguard-go/aiguard/internal/leaktest"
 	"github.com/aiguard-go/aiguard/internal/pgtest"
 )
@@ -11,9 +11,7 @@ import (
 // TestMain runs the child process if the environment requests it. Otherwise it runs the tests and fails if a
 // goroutine leaks.
 func TestMain(m *testing.M) {
-	if order := os.Getenv(childEnv); order != "" {
-		os.Exit(child(order))
-	}
+	childtest.Main(order.obey)
 	leaktest.Main(withPostgres{m}, "database/sql.")
 }
 
