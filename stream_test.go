@@ -372,6 +372,20 @@ func TestEventLinesReachOtherSDKsOnly(t *testing.T) {
 	})
 }
 
+func TestStreamPassesUnchangedHoweverItArrives(t *testing.T) {
+	want := "event: x\ndata: " + hello + "\n\ndata: " + finished + "\n\ndata: [DONE]\n\n"
+	for size := range byte(len(want)) {
+		g := fuzzGuard(t)
+		resp, err := ask(t, g, "/chat/completions", `{"stream":true}`, 200, "text/event-stream", &chunks{Reader: strings.NewReader(want), sizes: []byte{size}})
+		require.NoError(t, err)
+		got, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		require.Equal(t, want, string(got), "%d bytes at a time", size+1)
+		require.NoError(t, g.Close())
+	}
+}
+
 func TestUsageOfAStreamIsReported(t *testing.T) {
 	rec := &recorder{}
 	inVirtualTime(t, aiguard.Config{OnEvent: rec.OnEvent}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {

@@ -26,7 +26,10 @@ func (s *stream) settle() {
 	}
 	rest := bytes.Clone(append(s.source.peeked, s.events.Rest()...))
 	more, err := io.ReadAll(io.LimitReader(s.source.body, drainBytes))
-	if rest = append(rest, more...); err == nil && s.x.eventLines && len(rest) > 0 && len(rest) < drainBytes {
+	if rest = append(rest, more...); s.lines != nil && !s.single {
+		rest = bytes.TrimLeft(rest, "\r\n") // out may have got its blank line before it arrived
+	}
+	if err == nil && s.x.eventLines && len(rest) > 0 && len(rest) < drainBytes {
 		s.buf = append(append(s.buf[:0], s.out...), rest...)
 		s.out = s.buf // unchanged: a [DONE] after the API's own last event, or the end of an array
 	}
