@@ -48,7 +48,7 @@ type stream struct {
 	latest  instant          // when the last event was returned, for watcher
 
 	progress dialect.Stream
-	decodes  decodable
+	decoder  *decoder   // nil: go-openai does not decode the events
 	single   bool       // a whole answer came instead of a stream
 	any      bool       // an event has come
 	out      []byte     // bytes that the reader has not fetched yet
@@ -75,8 +75,12 @@ func maxEvent(cfg *Config) int {
 }
 
 func newStream(r reply) *stream {
-	return &stream{reply: r, source: source{body: r.resp.Body, limit: r.x.settings.cfg.MaxResponseBytes, watch: r.w},
+	s := &stream{reply: r, source: source{body: r.resp.Body, limit: r.x.settings.cfg.MaxResponseBytes, watch: r.w},
 		ended: make(chan struct{}), held: hold{room: r.x.guard.memory.events.Load()}, progress: r.x.endpoint.Follow()}
+	if !r.x.eventLines {
+		s.decoder = decoders[r.x.endpoint.Op()]
+	}
+	return s
 }
 
 // errNoStream is returned by open if the answer is not a stream. It may still be a valid answer.

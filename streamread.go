@@ -169,7 +169,7 @@ func (s *stream) judge(ev sse.Event) error {
 	if e := s.flaw(ev); e != nil {
 		return e
 	}
-	f, failed := s.progress.Event(ev.Name, ev.Data)
+	f, failed := s.progress.Read(ev.Name, ev.Read())
 	if failed {
 		if s.x.endpoint.Deaf() && len(ev.Raw) <= maxErrorBytes { // else its client takes this end for a good one
 			s.behind = append(s.behind, ev.Raw...)
@@ -187,12 +187,10 @@ func (s *stream) judge(ev sse.Event) error {
 		s.whole.Store(true)
 		return nil
 	}
-	if !s.x.eventLines {
-		if err := s.decodes.check(s.x.endpoint.Op(), ev.Data); err != nil {
-			e := s.invalid()
-			e.Err = err
-			return e
-		}
+	if err := s.decoder.check(ev.Read()); err != nil {
+		e := s.invalid()
+		e.Err = err
+		return e
 	}
 	s.used.note(s.progress.Usage())
 	if free := s.progress.Free(); s.progress.Progress() {

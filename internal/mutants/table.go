@@ -449,7 +449,7 @@ var mutations = []mutation{
 	{name: "one finish_reason enough for all choices", run: "^TestEndOfStream$",
 		file: "internal/dialect/choices.go", old: "c.seen == c.finished", new: "c.finished != [2]uint64{}"},
 	{name: "error event passed on", run: "^TestEndOfStream$",
-		file: "streamread.go", old: "ev.Data)\n\tif failed {", new: "ev.Data)\n\tif failed && false {"},
+		file: "streamread.go", old: "ev.Read())\n\tif failed {", new: "ev.Read())\n\tif failed && false {"},
 	{name: "malformed event passed on", run: "^TestEndOfStream$",
 		file: "streamread.go", old: "if e := s.flaw(ev); e != nil {", new: "if e := s.flaw(ev); e != nil && false {"},
 	{name: "text of an event like others unchecked", in: "internal/jsonscan", run: "^TestTemplate",
