@@ -53,7 +53,7 @@ type stream struct {
 	any      bool       // an event has come
 	out      []byte     // bytes that the reader has not fetched yet
 	buf      []byte     // memory of out
-	behind   []byte     // events without content, returned together with the next event that has some
+	behind   []byte     // events without content, to be returned together with the next event that has some
 	idle     []byte     // the last event in behind
 	err      error      // the error after out
 	using    sync.Mutex // held by Read, guards all of the above
@@ -146,10 +146,13 @@ func (s *stream) trim() {
 		return
 	}
 	s.events.Trim(trimmed)
-	for _, b := range [...]*[]byte{&s.buf, &s.behind, &s.idle} {
+	for _, b := range [...]*[]byte{&s.buf, &s.idle} {
 		if cap(*b) > trimmed {
 			*b = nil
 		}
+	}
+	if cap(s.behind) > trimmed && len(s.behind) == 0 {
+		s.behind = nil
 	}
 	s.sized = s.events.Size() + cap(s.buf) + cap(s.behind)
 	s.held.shrink(int64(s.sized))

@@ -90,9 +90,11 @@ type Reader struct {
 	jsonEnd  int
 	known    jsonscan.Template
 	likeName []byte // name of the event in known
-	likeHead []byte // its bytes before the data; empty: NextLike returns nothing
+	likeHead []byte // its bytes before the data; empty: no event is like it
 	wasted   int    // events in a row that were learned in vain
 	unlike   bool   // the next data line is not like known
+	ahead    Event  // found by Arrived, for Next
+	isAhead  bool
 }
 
 // NewReader returns a Reader of r. A line or the data of one event may have up to maxLine bytes (at least 1). lim
@@ -124,26 +126,51 @@ func (r *Reader) mayGrow(more int) bool { return r.ask == nil || r.ask(r.Size()+
 // io.EOF. At any other read error an incomplete event is dropped. ErrLineTooLong and errors of r are final: Next
 // returns them again.
 func (r *Reader) Next() (ev Event, err error) {
-	if r.pos == r.end && r.err == nil && r.mayBeLike() {
+	if r.isAhead {
+		r.isAhead = false
+		return r.ahead, nil
+	}
+	err = r.next(&ev, true)
+	return ev, err
+}
+
+// Arrived is Next for an event whose bytes have been read. It never reads. It leaves [DONE], data with an Err, and
+// errors to Next.
+func (r *Reader) Arrived() (ev Event, ok bool) {
+	if r.isAhead || r.next(&ev, false) != nil {
+		return Event{}, false
+	}
+	if ev.Err != nil || ev.Done {
+		r.ahead, r.isAhead = ev, true
+		return Event{}, false
+	}
+	return ev, true
+}
+
+// errNotYet means that the next event has not been read.
+const errNotYet Error = "sse: not yet"
+
+func (r *Reader) next(ev *Event, wait bool) error {
+	if wait && r.pos == r.end && r.err == nil && r.mayBeLike() {
 		r.fill()
 	}
-	if r.nextLike(&ev) {
-		return ev, nil
+	if r.like(ev) {
+		return nil
 	}
 	for {
-		line, err := r.line()
+		line, err := r.line(wait)
 		switch {
 		case err == io.EOF && r.open:
-			r.checked(&ev, r.data)
-			r.whole(&ev)
-			return ev, nil
+			r.checked(ev, r.data)
+			r.whole(ev)
+			return nil
 		case err != nil:
-			return ev, err
-		case r.take(&ev, line):
-			r.whole(&ev)
-			return ev, nil
+			return err
+		case r.take(ev, line):
+			r.whole(ev)
+			return nil
 		case r.err == ErrLineTooLong || r.err == ErrNoRoom:
-			return ev, r.err
+			return r.err
 		}
 	}
 }
@@ -153,15 +180,9 @@ func (r *Reader) mayBeLike() bool {
 	return len(r.likeHead) > 0 && r.from < 0 && len(r.raw)+len(r.name)+r.other == 0 && !r.open && !r.comment
 }
 
-// NextLike returns the next event if all its bytes have been read and equal those of the event given to Learn, except
-// for the free values. Most events of an answer are like that, and need no search for lines and fields. NextLike never
-// reads.
-func (r *Reader) NextLike() (ev Event, ok bool) {
-	ok = r.nextLike(&ev)
-	return ev, ok
-}
-
-func (r *Reader) nextLike(ev *Event) bool {
+// like sets ev to the next event if all its bytes have been read and equal those of the event given to Learn, except
+// for the free values. Most events of an answer are like that, and need no search for lines and fields.
+func (r *Reader) like(ev *Event) bool {
 	if !r.mayBeLike() {
 		return false
 	}
@@ -297,9 +318,15 @@ func (r *Reader) Trim(size int) {
 }
 
 // line returns the next line that is not a comment, without its line end. It reads only if there is no complete line
-// in the buffer.
-func (r *Reader) line() ([]byte, error) {
-	for ; ; r.fill() {
+// in the buffer and wait is true.
+func (r *Reader) line(wait bool) ([]byte, error) {
+	for read := false; ; read = true {
+		if read {
+			if !wait {
+				return nil, errNotYet
+			}
+			r.fill()
+		}
 		if !r.started {
 			b := r.buf[r.pos:r.end]
 			if r.err == nil && len(b) < len(bom) && bytes.HasPrefix(bom, b) {
