@@ -124,7 +124,9 @@ func (s *stream) stopAt(err error) {
 
 // deliver sets out to an event with content and the events before it, or sets err.
 func (s *stream) deliver(ev *sse.Event) {
-	if s.out, s.err = s.bytes(ev); s.err != nil {
+	out, err := s.bytes(ev)
+	if err != nil {
+		s.err = err
 		return
 	}
 	if s.x.settings.measured() {
@@ -134,10 +136,10 @@ func (s *stream) deliver(ev *sse.Event) {
 		s.progressed()
 	}
 	if len(s.behind) > 0 {
-		s.out = append(s.behind, s.out...)
-		s.behind = s.out[:0]
+		out = append(s.behind, out...)
+		s.behind, s.idle = out[:0], s.idle[:0]
 	}
-	s.idle = s.idle[:0]
+	s.out = out
 	if s.single || s.progress.Terminal() {
 		s.settle()
 	}

@@ -95,11 +95,12 @@ const maxTokens = 512
 
 // Reset prepares s for the first line of a new value.
 func (s *Scanner) Reset(lim Limits) {
-	tokens := s.tokens
-	if s.count > len(tokens) && s.count <= maxTokens {
-		tokens = make([]token, min(2*s.count, maxTokens)) // for the next value
+	if s.count > len(s.tokens) && s.count <= maxTokens {
+		s.tokens = make([]token, min(2*s.count, maxTokens)) // for the next value
 	}
-	*s = Scanner{lim: lim, high: s.high[:0], tokens: tokens}
+	// Bits of low and high are written before they are read, and clearing them would cost as much as checking a short line.
+	s.lim, s.containers, s.depth, s.phase, s.count, s.inner = lim, 0, 0, inValue, 0, 0
+	s.object, s.numbers = false, false
 }
 
 // Read returns a Cursor at the value that Line has just checked. text is that line. If the value began in this line, the
