@@ -98,7 +98,7 @@ func (s *Scanner) Reset(lim Limits) {
 	if s.count > len(s.tokens) && s.count <= maxTokens {
 		s.tokens = make([]token, min(2*s.count, maxTokens)) // for the next value
 	}
-	// Bits of low and high are written before they are read, and clearing them would cost as much as checking a short line.
+	// low and high need no reset, because push writes a bit before pop reads it.
 	s.lim, s.containers, s.depth, s.phase, s.count, s.inner = lim, 0, 0, inValue, 0, 0
 	s.object, s.numbers = false, false
 }
