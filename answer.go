@@ -30,7 +30,8 @@ func (r reply) isWhole() bool {
 
 // whole reads the whole answer, so that any error in it fails this attempt.
 func (r reply) whole() (*http.Response, error) {
-	b := &wholeBody{hold: hold{room: &r.x.guard.memory.room}, call: r.x.call, ctx: r.w.caller}
+	b := &r.x.whole
+	*b = wholeBody{hold: hold{room: &r.x.guard.memory.room}, call: &r.x.call, ctx: r.w.caller}
 	handedOver := false
 	defer func() {
 		if !handedOver {

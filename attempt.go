@@ -20,7 +20,11 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 	if x.stream {
 		phase = PhaseFirstEvent
 	}
-	w := newWatch(ctx, x.call, phase)
+	w := &x.first
+	if w.call != nil { // the context of an earlier attempt may still be in use
+		w = new(watch)
+	}
+	w.begin(ctx, &x.call, phase)
 	handedOver := false
 	defer func() {
 		if !handedOver {
@@ -97,7 +101,8 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 
 // request returns the request for this attempt, with its own body.
 func (x *exchange) request(w *watch) (*http.Request, error) {
-	req := x.req.WithContext(httptrace.WithClientTrace(w, w.conn.hooks()))
+	req := &w.req
+	*req = *x.req.WithContext(httptrace.WithClientTrace(w, w.conn.hooks()))
 	if x.req.GetBody != nil && (x.sent || x.seen) {
 		x.closeUnsent()
 		body, err := x.req.GetBody()

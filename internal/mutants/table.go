@@ -114,7 +114,7 @@ var mutations = []mutation{
 	{name: "a counter that stops early is taken", run: "^TestNewChecksRelationsAndOddValues$",
 		file: "prompt.go", old: "err != nil || n > of", new: "err != nil || true"},
 	{name: "Close cancels nothing", run: "^TestCloseEndsWhatIsUnderWay$",
-		file: "ring.go", old: "range r.cancels() {", new: "range r.cancels()[:0] {"},
+		file: "ring.go", old: "range r.works() {", new: "range r.works()[:0] {"},
 	{name: "Close leaves waiting calls", run: "^TestCloseEndsThoseInLineWhoeverHoldsTheSlot$",
 		file: "aiguard.go", old: "\tc.limiter.close()\n", new: ""},
 	{name: "Shutdown does not wait", run: "^TestShutdownRefusesNewCallsAndWaitsForTheOthers$",
