@@ -17,16 +17,27 @@ import (
 // resent.
 const maxKept = 1 << 20
 
-// known is what Client tells the transport about a request, so that the transport need not read the request again.
+// known is what Client tells the transport about a request, so that the transport need not read the request again. It
+// is the context of the request.
 type known struct {
-	op   string
-	live *live // the configuration that the prompt was checked with
+	context.Context // the caller's
+	op              string
+	live            *live // the configuration that the prompt was checked with
 	dialect.Facts
+	texts    [4]string   // memory for the texts of most prompts
 	taken    atomic.Bool // by the request that it describes
 	answered bool        // set by the transport: a good answer has come, even if go-openai cannot use it
 }
 
 type knownKey struct{}
+
+// Value implements context.Context.
+func (k *known) Value(key any) any {
+	if key == (knownKey{}) {
+		return k
+	}
+	return k.Context.Value(key)
+}
 
 // outgoing is a request that waits to be sent: what the guard reads in it, and what it changes.
 type outgoing struct {
