@@ -7,7 +7,6 @@ import (
 	"context"
 	"io"
 	"net/http"
-	"net/http/httptrace"
 	"strconv"
 
 	"github.com/aiguard-go/aiguard/internal/callctx"
@@ -102,7 +101,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 // request returns the request for this attempt, with its own body.
 func (x *exchange) request(w *watch) (*http.Request, error) {
 	req := &w.req
-	*req = *x.req.WithContext(httptrace.WithClientTrace(w, w.conn.hooks()))
+	*req = *x.req.WithContext(w)
 	if x.req.GetBody != nil && (x.sent || x.seen) {
 		x.closeUnsent()
 		body, err := x.req.GetBody()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"net/http/httptrace"
 	"sync"
 	"time"
 
@@ -253,13 +254,14 @@ type watch struct {
 	caller context.Context
 	call   *call
 
-	mu    sync.Mutex // the end of the context stops the timers in another goroutine
+	mu    sync.Mutex // guards the timers and trace, which other goroutines use
 	timer *time.Timer
 	bound timeBound // of timer
 	idle  *time.Timer
 
-	conn connTrace
-	req  http.Request // as sent
+	conn  connTrace
+	trace *httptrace.ClientTrace // hooks of conn and of the caller; nil: nobody has asked for them
+	req   http.Request           // as sent
 }
 
 // begin starts the clock of an attempt of c that was just admitted.

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/aiguard-go/aiguard/internal/callctx"
-	"github.com/aiguard-go/aiguard/internal/dialect"
 )
 
 // Limits that are not configurable.
@@ -167,8 +166,7 @@ type exchange struct {
 	original *http.Request // as the caller passed it
 	said     *Error        // last error response of the provider
 
-	verdict   dialect.Stream // memory for the check of an answer
-	responses bool           // return failures as responses
+	responses bool // return failures as responses
 
 	// Most requests need one attempt and one answer, which are part of the exchange to save allocations.
 	first watch     // of the first attempt
