@@ -532,7 +532,7 @@ var mutations = []mutation{
 	{name: "failures remembered without a bound", run: "^TestRepeatsRememberedAreBounded$",
 		file: "sdkretry.go", old: "if len(r.failed) < maxRepeats {", new: "if true {"},
 	{name: "attempts share header and URL", run: "^TestEachAttemptHasItsOwnHeaderAndURL$",
-		file: "attempt.go", old: "url := *req.URL\n\t\treq.URL, req.Header = &url, req.Header.Clone()", new: ""},
+		file: "attempt.go", old: "url := *req.URL\n\t\treq.URL, req.Header = &url, ownHeader(req.Header)", new: ""},
 	{name: "Cancel channel of a request ignored", run: "^TestCancelChannelEndsTheWaitInTheQueue$",
 		file: "transport.go", old: "bounded, stop := callctx.Heed(req)", new: "bounded, stop := req, context.CancelFunc(func() {}); _ = callctx.Err"},
 	{name: "http.Client's Timeout reported as the guard's", run: "^TestTimeoutOfTheCallersClientIsTheCallersOwnEnd$",
