@@ -18,7 +18,7 @@ var mutations = []mutation{
 	{name: "QueueTimeout ignored in the user's Limiter", run: "^TestWaitInALimiterOfTheUserIsBounded$",
 		file: "userlimiter.go", old: "timeBound{PhaseQueue, c.cfg.QueueTimeout}", new: "timeBound{PhaseQueue, Off}"},
 	{name: "timed-out waiter blocks the queue",
-		file: "limiter.go", old: "\t\troute.refresh(now)\n\t}\n\tl.next(now)\n\tif next", new: "\t\troute.refresh(now)\n\t}\n\tif next"},
+		file: "limiter.go", old: "\t\troute.refresh(now)\n\t}\n\tl.next(now).leave()\n\tif next", new: "\t\troute.refresh(now)\n\t}\n\tif next"},
 	{name: "cancelled waiter blocks the queue", run: "^(TestWaiterThatLeavesIsRemovedAtOnce|TestWaiterOfTheAdaptiveLimitThatLeavesLetsTheNextIn)$",
 		file: "limiter.go", old: "if !l.line.Full() { // the call", new: "if false { // the call"},
 	{name: "TaskTimeout ignored", run: "^TestRunTaskIsBounded$",
