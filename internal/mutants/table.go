@@ -502,7 +502,7 @@ var mutations = []mutation{
 	{name: "hedge of a request that creates state", run: "^TestCallsThatAreNotHedged$",
 		file: "hedge.go", old: "!c.nested && x.safe && x.replayable", new: "!c.nested && x.replayable"},
 	{name: "slow first attempt not cancelled", run: "^TestSlowFirstAttemptIsBeatenByItsHedge$",
-		file: "hedge.go", old: "close(r.won)\n\t\tc.ring.lose(r.first.call)", new: "close(r.won)"},
+		file: "hedge.go", old: "close(r.won)\n\t\tc.ring.lose(&r.first.call)", new: "close(r.won)"},
 	{name: "both of two attempts win", run: "^TestAttemptsThatAnswerTogetherHaveOneWinner$",
 		file: "hedge.go", old: "if !r.winner.CompareAndSwap(nil, c) {", new: "if r.winner.CompareAndSwap(nil, c); false {"},
 	{name: "hedges make the usual time shorter", run: "^TestHedgesAreAsRareAsTheQuantileSays$",
