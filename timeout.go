@@ -270,6 +270,8 @@ func (w *watch) begin(ctx context.Context, c *call, phase string) {
 	w.Context, w.cancel = context.WithCancelCause(ctx)
 	c.ring.onKill(c, w)
 	if deadline, b := c.attemptDeadline(phase); deadline != 0 {
+		w.mu.Lock() // the timer may fire at once
+		defer w.mu.Unlock()
 		w.start(-c.since(deadline), b)
 	}
 }
@@ -277,6 +279,7 @@ func (w *watch) begin(ctx context.Context, c *call, phase string) {
 // kill ends the attempt because the guard was closed.
 func (w *watch) kill() { w.cancel(&Error{Kind: ErrClosed}) }
 
+// start starts the timer of b, with mu held.
 func (w *watch) start(d time.Duration, b timeBound) {
 	w.bound, w.timer = b, time.AfterFunc(max(d, 1), w.expire)
 }
