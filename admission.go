@@ -133,20 +133,6 @@ func (c *call) dequeued(ctx context.Context, joined instant, err error) error {
 	return err
 }
 
-// waitWithinTotal waits in line with its own timer.
-func (w *inLine) waitWithinTotal(ctx context.Context) error {
-	c := w.call
-	wctx, cancel, why := c.bound(ctx, ErrTimeout, timeBound{limit: Off})
-	defer cancel()
-	err := w.wait(wctx)
-	if err != nil && wctx.Err() != nil {
-		if _, ok := err.(*Error); !ok || error(why) == err {
-			return ended(ctx, wctx, why)
-		}
-	}
-	return err
-}
-
 // begun records the start of an attempt.
 func (h *history) begun(ctx context.Context, now instant) {
 	h.admitted = now

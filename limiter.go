@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/aiguard-go/aiguard/internal/callctx"
 	"github.com/aiguard-go/aiguard/internal/line"
 	"github.com/aiguard-go/aiguard/internal/provider"
 )
@@ -67,35 +66,6 @@ type permit struct {
 	cost    float64 // charged to the tenant in advance
 	release func()  // releases Config.Limiter; nil: nothing to release
 }
-
-// inLine is a call's place in line.
-type inLine struct {
-	line.Waiter[*inLine]
-	call   *call
-	joined instant
-	until  instant // latest time of admission; 0: no limit
-
-	// patience is the QueueTimeout when the call joined, or a shorter one since. So the waiters at a route reach it in
-	// order of arrival.
-	patience time.Duration
-	byTotal  bool          // TotalTimeout ends the wait first
-	over     chan struct{} // receives when fate is set
-	fate     fate
-	most     int64 // for the fate tooHeavy: the capacity
-}
-
-type fate int8
-
-const (
-	admitted fate = iota
-	waitedTooLong
-	displaced // a call with a higher claim took the place
-	hopeless  // too many newer calls are served first
-	routePaused
-	routeDown
-	shutOut
-	tooHeavy // for a capacity that Update has lowered
-)
 
 func newLimiter(cfg *Config, c clock, mu *sync.Mutex) *limiter {
 	l := &limiter{clock: c, mu: mu}
@@ -323,92 +293,6 @@ func (l *limiter) next(now instant) (last *inLine) {
 	return last
 }
 
-// leave ends the wait of a call that is out of the line. Do not use w afterwards, because the call may reuse it.
-func (w *inLine) leave() {
-	if w != nil {
-		w.call.limiter.waiting.Add(-1)
-		w.over <- struct{}{}
-	}
-}
-
-// newPlace returns a place in line for the call. A call keeps it for its next wait.
-func (c *call) newPlace() *inLine {
-	if c.place == nil {
-		c.place = &inLine{over: make(chan struct{}, 1)}
-	}
-	w := c.place
-	*w = inLine{call: c, over: w.over}
-	w.Value = w
-	return w
-}
-
-// dismiss ends a wait without admission.
-func (w *inLine) dismiss(f fate) {
-	l := w.call.limiter
-	w.fate = f
-	l.line.Leave(&w.Waiter)
-	if f != shutOut {
-		l.refused[w.call.Priority.line()]++
-		w.call.permit.tenant.refused++
-	}
-	w.leave()
-}
-
-// abandon takes a canceled call out of the line. If the call was admitted at the same moment, its permit holds the
-// slot.
-func (w *inLine) abandon() {
-	if !w.call.limiter.drop(w) {
-		<-w.over // now or soon
-	}
-}
-
-// drop is abandon with the lock held. It reports false if the wait is already over.
-func (l *limiter) drop(w *inLine) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if w.call.permit.held.Load() || w.fate != admitted {
-		return false
-	}
-	l.line.Leave(&w.Waiter)
-	l.waiting.Add(-1)
-	if !l.line.Full() { // the call may have been too heavy and in the way of others
-		l.next(l.now()).leave()
-	}
-	return true
-}
-
-// denied returns the reason why a waiting call was not admitted.
-func (w *inLine) denied() *Error {
-	if w.fate == shutOut {
-		return &Error{Kind: ErrClosed}
-	}
-	c := w.call
-	l := c.limiter
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	now := l.now()
-	p := &c.permit
-	e := &Error{Kind: ErrOverloaded, Phase: PhaseQueue}
-	switch w.fate {
-	case routeDown:
-		return p.route.down(now)
-	case routePaused:
-		until := p.route.state.PausedUntil(provider.Instant(now))
-		return p.route.notYet(provider.Paused, max(time.Duration(instant(until)-now), 0))
-	case waitedTooLong:
-		e.Limit = w.patience
-	case tooHeavy:
-		e.Phase, e.Size, e.Max = PhaseWeight, c.Weight, w.most
-		return e
-	case displaced:
-		e.Size, e.Max = int64(l.maxQueue), int64(l.maxQueue)
-	case hopeless:
-		e.outrun = true
-	}
-	e.RetryAfter = p.route.retryAfter(c.Weight, now, p.tenant, c.Priority)
-	return e
-}
-
 // finish releases what an attempt holds, after it has recorded the outcome. tokens is the usage of the answer and
 // more is the part of it that was not expected; 0 means unknown. After the last attempt the call leaves the ring. ok
 // is false if there is nothing to release. The caller must call leave on next, the call that gets the slot; nil: none.
@@ -538,21 +422,4 @@ func (l *limiter) close() {
 	for len(l.line.Busy()) > 0 {
 		l.line.Busy()[0].Oldest().Value.dismiss(shutOut)
 	}
-}
-
-// wait waits in line for a slot. Its frame is small; see call.queue.
-func (w *inLine) wait(ctx context.Context) error {
-	select {
-	case <-w.over:
-	case <-ctx.Done():
-		w.abandon()
-		return callctx.Err(ctx)
-	}
-	if w.fate != admitted {
-		return w.denied()
-	}
-	if ctx.Err() != nil { // canceled at the same moment: do not start work
-		return callctx.Err(ctx)
-	}
-	return nil
 }
