@@ -172,7 +172,7 @@ func (s *stream) open() error {
 	} else if limit := s.x.settings.cfg.MaxResponseBytes; limit != Off && s.resp.ContentLength > limit {
 		return s.tooLarge(PhaseResponse, limit)
 	}
-	c := s.x.call
+	c := &s.x.call
 	if s.err == nil {
 		limit := c.cfg.StreamTimeout
 		if limit != Off {
