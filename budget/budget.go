@@ -313,7 +313,7 @@ func (h *hold) tell() {
 	}
 	for i, l := range h.limits {
 		c, sum := &h.charges[i], h.sums[i]
-		if sum.Spent >= l.soft() && h.first(c, l.Sliding) {
+		if l.reached(sum.Spent) && h.first(c, l.Sliding) {
 			h.cfg.OnSoft(h.ctx, Reached{Limit: l.Name, Key: l.key, What: l.unit().String(), Spent: sum.Spent, Max: c.Max, Until: l.next(c, sum.Oldest)})
 		}
 	}
