@@ -36,6 +36,7 @@ import (
 	"time"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // DefaultStoreTimeout is that of Config.StoreTimeout.
@@ -120,6 +121,9 @@ func New(cfg Config) (*Budget, error) {
 		}
 		seen[l.Name] = true
 	}
+	if cfg.Store != nil && errtree.IsNil(cfg.Store) {
+		mistake("Store is a nil %T; want a Store, or nil for a Memory", cfg.Store)
+	}
 	if cfg.StoreTimeout < 0 {
 		mistake("StoreTimeout is %v; want a positive duration, or 0 for the default", cfg.StoreTimeout)
 	}
@@ -149,10 +153,16 @@ func (b *Budget) Reserve(ctx context.Context, call aiguard.Call, most aiguard.Us
 	if err := h.run.reserve(h.amounts); err != nil {
 		return nil, err
 	}
-	if err := h.spend(ctx); err != nil {
-		h.run.settle(h.amounts, amounts{}, "", false, true)
+	spent := false
+	defer func() {
+		if !spent { // refused, or the Store panics
+			h.run.settle(h.amounts, amounts{}, "", false, true)
+		}
+	}()
+	if err := h.spend(); err != nil {
 		return nil, err
 	}
+	spent = true
 	return h.settle, nil
 }
 
@@ -211,7 +221,7 @@ func (b *hold) worth(u aiguard.Usage) amounts {
 }
 
 // spend takes the call's amounts from the limits.
-func (h *hold) spend(ctx context.Context) error {
+func (h *hold) spend() error {
 	if len(h.charges) == 0 {
 		return nil
 	}
