@@ -399,6 +399,19 @@ func TestPanicInABudgetLosesNothing(t *testing.T) {
 	require.EqualValues(t, 1, g.Stats().Failed)
 }
 
+// breaks is a Budget whose settle panics.
+type breaks struct{}
+
+func (breaks) Reserve(context.Context, aiguard.Call, aiguard.Usage) (func(aiguard.Usage), error) {
+	return func(aiguard.Usage) { panic("the budget's") }, nil
+}
+
+func TestPanicAtTheEndOfAStreamLetsItsCallerCloseIt(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{Budget: breaks{}}, func(t *testing.T, c *aiguard.Client, _ *aiguardtest.Server) {
+		require.PanicsWithValue(t, "the budget's", func() { _, _ = streamChat(t.Context(), c) }) // it closes the stream in a defer
+	})
+}
+
 func TestBothAttemptsOfAHedgeAreSettled(t *testing.T) {
 	l := newLedger(t)
 	cfg := hedging
