@@ -556,6 +556,8 @@ func TestNewErrorsNameTheField(t *testing.T) {
 		"Config.MaxEntryBytes is -2":                                  {MaxEntryBytes: -2},
 		"Config.MaxRequestBytes is -3":                                {MaxRequestBytes: -3},
 		"Config.LookupTimeout is -1ns":                                {LookupTimeout: -1},
+		"Config.Store is a nil *cacheguard_test.store":                {Store: (*store)(nil)},
+		"Config.Similar.Index is a nil *cacheguard.MemoryIndex":       {Similar: cacheguard.Similar{Index: (*cacheguard.MemoryIndex)(nil)}},
 		"Config.MaxEntryBytes is 200; want at most MaxBytes, 100":     {MaxBytes: 100, MaxEntryBytes: 200},
 		"Config.MaxEntryBytes is 4294967296; want at most 2147483647": {MaxBytes: 1 << 40, MaxEntryBytes: 1 << 32},
 	} {

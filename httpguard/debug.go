@@ -26,7 +26,9 @@ var debugPage = template.Must(template.New("debug").Parse(debugHTML))
 // Both contain the names of operations, models, hosts and tenants.
 //
 // If allow is nil, Debug accepts only requests from this machine. The peer and the Host header must be loopback
-// addresses, and no header may show a proxy. Pass allow to check requests in another way, such as by a session.
+// addresses, and no header may show a proxy. Pass allow to check requests in another way, such as by a session. Do so if
+// a proxy on this machine passes requests on without such a header and with this machine's name as the Host, which is
+// nginx's default.
 // Rejected requests get 403.
 //
 // The handler works on any path. Its first request makes the guard record failures. Debug returns an error if g is
@@ -59,8 +61,13 @@ func Debug(g *aiguard.Guard, allow func(*http.Request) bool) (http.Handler, erro
 //
 //	expvar.Publish("aiguard", httpguard.Var(guard))
 //
-// This package does not import expvar, because expvar adds a handler to http.DefaultServeMux.
-func Var(g *aiguard.Guard) fmt.Stringer { return debugVar{g} }
+// This package does not import expvar, because expvar adds a handler to http.DefaultServeMux. Var panics if g is nil.
+func Var(g *aiguard.Guard) fmt.Stringer {
+	if g == nil {
+		panic("httpguard: Var: nil Guard; make it with aiguard.New")
+	}
+	return debugVar{g}
+}
 
 type debugVar struct{ guard *aiguard.Guard }
 

@@ -65,6 +65,7 @@ func TestDebugAcceptsOnlyItsOwnMachine(t *testing.T) {
 
 	_, err := httpguard.Debug(nil, nil)
 	assert.EqualError(t, err, "httpguard: Debug: nil Guard; make it with aiguard.New")
+	assert.PanicsWithValue(t, "httpguard: Var: nil Guard; make it with aiguard.New", func() { httpguard.Var(nil) })
 }
 
 func TestDebugShowsCallsAndFailuresAsPageAndJSON(t *testing.T) {

@@ -356,6 +356,8 @@ func TestInvalidInputErrorsNameTheProblem(t *testing.T) {
 	}
 	_, err := task.NewRunner(nil, newMemory(t), task.Config{})
 	require.Error(t, err)
+	_, err = task.NewRunner(g, (*task.Memory)(nil), task.Config{})
+	require.Error(t, err)
 	r := newRunner(t, newMemory(t), task.Config{})
 	for _, name := range []string{"", strings.Repeat("x", 101), "a\nb", "\xff"} {
 		_, err = r.Start(t.Context(), name, untilEnd)
