@@ -125,7 +125,7 @@ func TestErrorHandlesEveryKind(t *testing.T) {
 					want := map[string]any{"type": "about:blank", "title": p["title"], "status": float64(f.status), "code": f.code,
 						"detail": p["detail"], "request_id": id}
 					if f.retryAfter != "" {
-						seconds, err := strconv.Atoi(f.retryAfter)
+						seconds, err := strconv.ParseInt(f.retryAfter, 10, 64)
 						require.NoError(t, err)
 						want["retry_after"] = float64(seconds)
 					}
