@@ -10,8 +10,8 @@ import (
 // TenantStats describes one tenant's use of the Guard. The first fields are gauges, the others are counters.
 type TenantStats struct {
 	Tenant            string // cut to 128 bytes, without unprintable characters
-	InFlight, Waiting int64 // weight in flight, calls waiting
-	Calls, Refused    int64 // calls admitted; calls rejected by the queue
+	InFlight, Waiting int64  // weight in flight, calls waiting
+	Calls, Refused    int64  // calls admitted; calls rejected by the queue
 }
 
 // PriorityStats has the same numbers for one priority.
