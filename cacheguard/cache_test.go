@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"runtime"
 	"strings"
@@ -612,4 +613,18 @@ func liveHeap() int64 {
 	runtime.GC()
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
+}
+
+// A field that has the largest value means that there is no limit. No sum with it may overflow.
+func TestLargestValuesLimitNothing(t *testing.T) {
+	for name, cfg := range map[string]cacheguard.Config{
+		"TTL": {TTL: math.MaxInt64}, "MaxBytes": {MaxBytes: math.MaxInt64}, "MaxRequestBytes": {MaxRequestBytes: math.MaxInt64},
+		"MaxEntryBytes": {MaxEntryBytes: math.MaxInt32, MaxBytes: math.MaxInt64}, "LookupTimeout": {LookupTimeout: math.MaxInt64},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inVirtualTime(t, cfg, func(t *testing.T, w *world) {
+				require.Equal(t, []string{"miss", "hit"}, w.sources(t, 2, func() answer { return w.chat(t.Context(), certain) }))
+			})
+		})
+	}
 }
