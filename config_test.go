@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/aiguardtest"
 	"github.com/aiguard-go/aiguard/budget"
 	"github.com/aiguard-go/aiguard/httpguard"
 )
@@ -95,21 +96,25 @@ func TestNewNamesTheFieldItsValueAndWhatIsAllowed(t *testing.T) {
 // A field that has the largest value means that there is no limit. No sum with it may overflow.
 func TestLargestValuesLimitNothing(t *testing.T) {
 	try := func(t *testing.T, cfg aiguard.Config, call aiguard.Call) {
-		g, err := aiguard.New(cfg)
-		if err != nil {
+		if _, err := aiguard.New(cfg); err != nil {
 			return // it does not fit the other fields
 		}
-		defer g.Close()
-		g = g.With(call)
-		inside := func(ctx context.Context) error { return ctx.Err() }
-		require.NoError(t, do(t.Context(), g, inside))
-		require.NoError(t, g.RunTask(t.Context(), inside))
-		require.GreaterOrEqual(t, g.Config().TotalTimeout, g.Config().CallTimeout)
-		limit, err := httpguard.Limit(g, httpguard.Config{QueueTimeout: time.Nanosecond})
-		require.NoError(t, err)
-		w := httptest.NewRecorder()
-		limit(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
-		require.Equal(t, http.StatusNoContent, w.Code)
+		inVirtualTime(t, cfg, func(t *testing.T, c *aiguard.Client, _ *aiguardtest.Server) {
+			g, ctx := c.Guard(), aiguard.WithCall(t.Context(), call)
+			inside := func(ctx context.Context) error { return ctx.Err() }
+			require.NoError(t, do(ctx, g, inside))
+			require.NoError(t, g.With(call).RunTask(ctx, inside))
+			_, err := chat(ctx, c)
+			require.NoError(t, err)
+			_, err = streamChat(ctx, c)
+			require.NoError(t, err)
+			require.GreaterOrEqual(t, g.Config().TotalTimeout, g.Config().CallTimeout)
+			limit, err := httpguard.Limit(g, httpguard.Config{QueueTimeout: time.Nanosecond})
+			require.NoError(t, err)
+			w := httptest.NewRecorder()
+			limit(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+			require.Equal(t, http.StatusNoContent, w.Code)
+		})
 	}
 	eachNumber(t, &aiguard.Config{}, func(name string, _ reflect.Value) {
 		t.Run(name, func(t *testing.T) {
@@ -124,13 +129,20 @@ func TestLargestValuesLimitNothing(t *testing.T) {
 	})
 	all := aiguard.Config{CountTokens: countBytes}
 	eachNumber(t, &all, func(name string, field reflect.Value) {
-		if name != "Retry.Budget" && name != "MaxPromptTokens" {
+		if name != "Retry.Budget" {
 			setLargest(field)
 		}
 	})
-	t.Run("all", func(t *testing.T) { try(t, all, aiguard.Call{}) })
+	t.Run("all", func(t *testing.T) {
+		_, err := aiguard.New(all)
+		require.NoError(t, err)
+		try(t, all, aiguard.Call{})
+	})
+	t.Run("all of a call", func(t *testing.T) {
+		try(t, aiguard.Config{}, aiguard.Call{Timeout: math.MaxInt64, TotalTimeout: math.MaxInt64, StreamIdleTimeout: math.MaxInt64,
+			Attempts: math.MaxInt, MaxPromptChars: math.MaxInt, MaxOutputTokens: math.MaxInt})
+	})
 	t.Run("Call.Timeout", func(t *testing.T) { try(t, aiguard.Config{}, aiguard.Call{Timeout: math.MaxInt64}) })
-	t.Run("Call.TotalTimeout", func(t *testing.T) { try(t, aiguard.Config{}, aiguard.Call{TotalTimeout: math.MaxInt64}) })
 }
 
 func setLargest(field reflect.Value) {
