@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"net/http"
 	"strings"
 	"sync"
@@ -344,6 +345,20 @@ func TestOperationsBeyondCapacityWaitAndThenAreRejected(t *testing.T) {
 		_, err = r.Start(t.Context(), "test", func(context.Context) (any, error) { return nil, nil })
 		require.NoError(t, err)
 	})
+}
+
+// A field that has the largest value means that there is no limit. No sum with it may overflow.
+func TestLargestValuesLimitNothing(t *testing.T) {
+	for name, cfg := range map[string]task.Config{
+		"MaxRunning": {MaxRunning: math.MaxInt}, "MaxPending": {MaxPending: math.MaxInt}, "Grace": {Grace: math.MaxInt64}, "Lease": {Lease: math.MaxInt64},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inVirtualTime(t, cfg, func(t *testing.T, r *task.Runner) {
+				op := start(t, r, func(context.Context) (any, error) { return 1, nil })
+				require.Equal(t, task.Succeeded, wait(t, r, op.ID).Status)
+			})
+		})
+	}
 }
 
 func TestInvalidInputErrorsNameTheProblem(t *testing.T) {
