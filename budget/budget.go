@@ -79,6 +79,12 @@ type Reached struct {
 	Until time.Time // the end of the window; of a sliding one, when there may be more room
 }
 
+// String says what was spent, without the Key, which users may have chosen.
+func (r Reached) String() string {
+	u := unitOf(r.What)
+	return fmt.Sprintf("limit %q: %s %s of %s spent, until %s", clip(printable(r.Limit), 64), r.What, u.print(r.Spent), u.print(r.Max), r.Until.Format(time.RFC3339))
+}
+
 // Budget is an aiguard.Budget. It may serve several Guards and is safe for concurrent use. Make it with New.
 type Budget struct {
 	cfg    Config
