@@ -65,7 +65,7 @@ type Config struct {
 	// goroutine of the call. With more than 10,000 keys, it may be called again for the same key. Default none
 	OnSoft func(context.Context, Reached)
 
-	// Logger gets an error when the Store begins to fail, and a line when it works again. Silent
+	// Logger gets an error when the Store begins to fail, and a line when it works again, at most one line a second. Silent
 	Logger *slog.Logger
 }
 
@@ -89,11 +89,12 @@ func (r Reached) String() string {
 type Budget struct {
 	cfg    Config
 	prices prices
-	local  bool // the store is a Memory
-	broken atomic.Bool
+	local  bool        // the store is a Memory
+	broken atomic.Bool // the Store, as the log says
 
-	mu   sync.Mutex
-	told map[string]int64 // by key: the slot for which OnSoft was called
+	mu     sync.Mutex
+	told   map[string]int64 // by key: the slot for which OnSoft was called
+	logged time.Time        // the last line about the Store
 }
 
 var _ aiguard.Budget = (*Budget)(nil)
@@ -312,7 +313,7 @@ func (b *Budget) store(ctx context.Context, charges []Charge) (sums []Sum, spent
 	if err == nil && len(sums) != len(charges) {
 		err = fmt.Errorf("budget: Store returned %d sums for %d charges", len(sums), len(charges))
 	}
-	if broken := err != nil; b.broken.Swap(broken) != broken && b.cfg.Logger != nil {
+	if broken := err != nil; b.cfg.Logger != nil && b.broken.Load() != broken && b.turned(broken) {
 		if broken {
 			b.cfg.Logger.ErrorContext(ctx, "budget: store failed", "error", err, "calls_allowed", b.cfg.AllowWithoutStore)
 		} else {
@@ -320,6 +321,22 @@ func (b *Budget) store(ctx context.Context, charges []Charge) (sums []Sum, spent
 		}
 	}
 	return sums, spent, err
+}
+
+// logInterval is the time between two lines about a Store that fails now and then.
+const logInterval = time.Second
+
+// turned reports whether the log gets a line that the Store has failed or works again.
+func (b *Budget) turned(broken bool) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	if b.broken.Load() == broken || now.Sub(b.logged) < logInterval {
+		return false
+	}
+	b.logged = now
+	b.broken.Store(broken)
+	return true
 }
 
 // tell calls OnSoft for the limits that have come so far.

@@ -461,6 +461,25 @@ func TestStoreThatFailsRefusesOrAllowsAndIsLoggedOnce(t *testing.T) {
 	})
 }
 
+func TestStoreThatFailsNowAndThenIsLoggedOnceASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		s := &store{Store: budget.NewMemory()}
+		b := newBudget(t, budget.Config{
+			Store: s, AllowWithoutStore: true, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+			Limits: []budget.Limit{{Name: "l", Calls: 1e6, Window: budget.Day}}})
+		for i := range 3000 { // three seconds
+			s.fails.Store(i%2 == 0)
+			settle, err := b.Reserve(t.Context(), gpt, ten)
+			require.NoError(t, err)
+			settle(ten)
+			time.Sleep(time.Millisecond)
+		}
+		require.LessOrEqual(t, strings.Count(log.String(), "\n"), 4)
+		require.Contains(t, log.String(), "store works again")
+	})
+}
+
 // panics is a Store that panics once.
 type panics struct {
 	budget.Store
