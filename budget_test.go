@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"runtime"
@@ -84,7 +85,7 @@ func (l *ledger) used() (all []aiguard.Usage) {
 }
 
 // withUsage is a whole answer that has taken so much.
-func withUsage(input, output int) aiguardtest.Reply {
+func withUsage[T int | int64](input, output T) aiguardtest.Reply {
 	return aiguardtest.JSON(200, fmt.Sprintf(`{"object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"Hi"},"finish_reason":"stop"}],`+
 		`"usage":{"prompt_tokens":%d,"completion_tokens":%d}}`, input, output))
 }
@@ -339,6 +340,28 @@ func TestCompleteStreamWithoutUsageIsEstimatedByItsLength(t *testing.T) {
 			require.True(t, used.Estimated)
 			require.InDelta(t, want, used.Output, 3, "and the events around the text")
 		})
+	}
+}
+
+// Usage may be any number. It neither overflows a sum, nor does it close the route for longer than a minute.
+func TestAbsurdUsageIsBounded(t *testing.T) {
+	for _, n := range []int64{math.MinInt64, -1, 1 << 50, math.MaxInt64} {
+		l := newLedger(t)
+		rec := &recorder{}
+		inVirtualTime(t, aiguard.Config{Budget: l, OnEvent: rec.OnEvent, TokensPerMinute: 100_000}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+			srv.Enqueue(withUsage(n, n))
+			_, err := chat(t.Context(), c)
+			require.NoError(t, err)
+			time.Sleep(time.Minute)
+			_, err = chat(t.Context(), c)
+			require.NoError(t, err)
+		})
+		for _, u := range append(l.used(), rec.all(aiguard.EventDone)[0].Usage) {
+			for _, tokens := range []int64{u.Input, u.Output, u.Input + u.Output} {
+				require.GreaterOrEqual(t, tokens, int64(0))
+				require.LessOrEqual(t, tokens, int64(2e12))
+			}
+		}
 	}
 }
 
