@@ -153,8 +153,13 @@ func (r reply) judgeEvents(body []byte) (end int, u Usage, err error) {
 	}
 }
 
+// usageOf returns the usage that an answer reports. An answer may report anything, so each number is limited to a range
+// in which sums do not overflow.
 func usageOf(u dialect.Usage) Usage {
-	return Usage{Input: u.Input, Output: u.Output, CacheRead: u.CacheRead, CacheWrite: u.CacheWrite, Reasoning: u.Reasoning}
+	const most = 1e12
+	limit := func(n int64) int64 { return min(max(n, 0), most) }
+	return Usage{Input: limit(u.Input), Output: limit(u.Output), CacheRead: limit(u.CacheRead), CacheWrite: limit(u.CacheWrite),
+		Reasoning: limit(u.Reasoning)}
 }
 
 func mediaType(h http.Header) string {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"runtime"
@@ -84,7 +85,7 @@ func (l *ledger) used() (all []aiguard.Usage) {
 }
 
 // withUsage is a whole answer that has taken so much.
-func withUsage(input, output int) aiguardtest.Reply {
+func withUsage[T int | int64](input, output T) aiguardtest.Reply {
 	return aiguardtest.JSON(200, fmt.Sprintf(`{"object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"Hi"},"finish_reason":"stop"}],`+
 		`"usage":{"prompt_tokens":%d,"completion_tokens":%d}}`, input, output))
 }
@@ -342,6 +343,28 @@ func TestCompleteStreamWithoutUsageIsEstimatedByItsLength(t *testing.T) {
 	}
 }
 
+// Usage may be any number. It neither overflows a sum, nor does it close the route for longer than a minute.
+func TestAbsurdUsageIsBounded(t *testing.T) {
+	for _, n := range []int64{math.MinInt64, -1, 1 << 50, math.MaxInt64} {
+		l := newLedger(t)
+		rec := &recorder{}
+		inVirtualTime(t, aiguard.Config{Budget: l, OnEvent: rec.OnEvent, TokensPerMinute: 100_000}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+			srv.Enqueue(withUsage(n, n))
+			_, err := chat(t.Context(), c)
+			require.NoError(t, err)
+			time.Sleep(time.Minute)
+			_, err = chat(t.Context(), c)
+			require.NoError(t, err)
+		})
+		for _, u := range append(l.used(), rec.all(aiguard.EventDone)[0].Usage) {
+			for _, tokens := range []int64{u.Input, u.Output, u.Input + u.Output} {
+				require.GreaterOrEqual(t, tokens, int64(0))
+				require.LessOrEqual(t, tokens, int64(2e12))
+			}
+		}
+	}
+}
+
 func TestStreamThatTellsItsUsageIsSettledWithIt(t *testing.T) {
 	l := newLedger(t)
 	inVirtualTime(t, aiguard.Config{Budget: l}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
@@ -397,6 +420,19 @@ func TestPanicInABudgetLosesNothing(t *testing.T) {
 	g := newGuard(t, aiguard.Config{Budget: l})
 	require.PanicsWithValue(t, "the budget's", func() { _ = do(t.Context(), g, func(context.Context) error { return nil }) })
 	require.EqualValues(t, 1, g.Stats().Failed)
+}
+
+// breaks is a Budget whose settle panics.
+type breaks struct{}
+
+func (breaks) Reserve(context.Context, aiguard.Call, aiguard.Usage) (func(aiguard.Usage), error) {
+	return func(aiguard.Usage) { panic("the budget's") }, nil
+}
+
+func TestPanicAtTheEndOfAStreamLetsItsCallerCloseIt(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{Budget: breaks{}}, func(t *testing.T, c *aiguard.Client, _ *aiguardtest.Server) {
+		require.PanicsWithValue(t, "the budget's", func() { _, _ = streamChat(t.Context(), c) }) // it closes the stream in a defer
+	})
 }
 
 func TestBothAttemptsOfAHedgeAreSettled(t *testing.T) {

@@ -34,8 +34,9 @@ var errNoRoom = errors.New("aiguard: no room for the answer")
 // announced.
 func readCapped(ctx context.Context, r io.Reader, announced, limit int64, held *hold) (body []byte, over bool, err error) {
 	if limit == Off {
-		limit = math.MaxInt64 - 1
+		limit = math.MaxInt64
 	}
+	limit = min(limit, math.MaxInt64-1) // leaves room for the byte that shows more
 	size := int64(512)
 	if announced >= 0 {
 		size = min(announced, 1<<20) + 1 // Read reports the end in a separate call

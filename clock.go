@@ -1,6 +1,9 @@
 package aiguard
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // clock is a monotonic clock per Guard. It is cheap to read, and an instant takes a third of the memory of a
 // time.Time.
@@ -20,4 +23,10 @@ func (c *clock) time(i instant) time.Time { return c.born.Add(time.Duration(i)) 
 // instant converts t to the clock.
 func (c *clock) instant(t time.Time) instant { return instant(t.Sub(c.born)) }
 
-func (i instant) add(d time.Duration) instant { return i + instant(d) }
+// add returns the instant d after i. A sum beyond the range is the last instant.
+func (i instant) add(d time.Duration) instant {
+	if instant(d) > math.MaxInt64-max(i, 0) {
+		return math.MaxInt64
+	}
+	return i + instant(d)
+}

@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/aiguard-go/aiguard/internal/errtree"
 	"github.com/aiguard-go/aiguard/internal/line"
 )
 
@@ -45,6 +47,11 @@ const (
 
 // totalMargin is the time that the default TotalTimeout allows for queueing, retries and backoff.
 const totalMargin = DefaultTotalTimeout - DefaultCallTimeout
+
+// totalOf returns the default TotalTimeout that holds a call of this Timeout.
+func totalOf(timeout time.Duration) time.Duration {
+	return max(DefaultTotalTimeout, min(timeout, math.MaxInt64-totalMargin)+totalMargin)
+}
 
 // Config configures a Guard. The zero value is valid. In each field, zero selects the default, and Off (-1)
 // disables the limit. New rejects any other negative value. Guard.Update changes the Config of a Guard.
@@ -253,6 +260,11 @@ func (m *mistakes) number(field string, n int64) {
 	m.check(n >= Off, field, n, "a positive number, 0 for the default, or Off")
 }
 
+// present rejects an interface that holds a nil pointer.
+func (m *mistakes) present(field string, v any) {
+	m.check(v == nil || !errtree.IsNil(v), field, fmt.Sprintf("a nil %T", v), "a "+field+", or nil for none")
+}
+
 // join returns all mistakes as one error, each with the prefix.
 func (m mistakes) join(prefix string) error {
 	errs := make([]error, len(m))
@@ -309,6 +321,8 @@ func (c *Config) validate() error {
 	m.check(c.Hedge.Quantile >= 0 && c.Hedge.Quantile < 1, "Hedge.Quantile", c.Hedge.Quantile, "a fraction below 1 such as 0.95, or 0 for no hedging")
 	m.check(c.Hedge.Quantile == 0 || c.Limiter == nil, "Hedge.Quantile", c.Hedge.Quantile, "0 with a Limiter, which cannot report a free slot")
 	m.check(validHeader(c.DeadlineHeader), "DeadlineHeader", fmt.Sprintf("%q", c.DeadlineHeader), "the name of an HTTP header")
+	m.present("Limiter", c.Limiter)
+	m.present("Budget", c.Budget)
 	for i, mw := range c.Middleware {
 		m.check(mw != nil, fmt.Sprintf("Middleware[%d]", i), "nil", "a function")
 	}
@@ -355,7 +369,7 @@ func (c *Config) setDefaults() {
 	for _, call := range c.Models {
 		longest = max(longest, call.Timeout)
 	}
-	orDefault(&c.TotalTimeout, max(DefaultTotalTimeout, longest+totalMargin))
+	orDefault(&c.TotalTimeout, totalOf(longest))
 	orDefault(&c.TaskTimeout, DefaultTaskTimeout)
 	orDefault(&c.MaxConcurrent, DefaultMaxConcurrent)
 	if c.Limiter != nil || c.MaxConcurrent == Off {

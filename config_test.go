@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/http"
+	"net/http/httptest"
 	"reflect"
 	"runtime/debug"
 	"strings"
@@ -16,6 +18,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/aiguardtest"
+	"github.com/aiguard-go/aiguard/budget"
+	"github.com/aiguard-go/aiguard/httpguard"
 )
 
 // eachNumber hands over every field of cfg that holds a number, by its name in error messages. A field of a type
@@ -88,6 +93,66 @@ func TestNewNamesTheFieldItsValueAndWhatIsAllowed(t *testing.T) {
 	assert.GreaterOrEqual(t, fields, 18, "the walk finds the fields")
 }
 
+// A field that has the largest value means that there is no limit. No sum with it may overflow.
+func TestLargestValuesLimitNothing(t *testing.T) {
+	try := func(t *testing.T, cfg aiguard.Config, call aiguard.Call) {
+		if _, err := aiguard.New(cfg); err != nil {
+			return // it does not fit the other fields
+		}
+		inVirtualTime(t, cfg, func(t *testing.T, c *aiguard.Client, _ *aiguardtest.Server) {
+			g, ctx := c.Guard(), aiguard.WithCall(t.Context(), call)
+			inside := func(ctx context.Context) error { return ctx.Err() }
+			require.NoError(t, do(ctx, g, inside))
+			require.NoError(t, g.With(call).RunTask(ctx, inside))
+			_, err := chat(ctx, c)
+			require.NoError(t, err)
+			_, err = streamChat(ctx, c)
+			require.NoError(t, err)
+			require.GreaterOrEqual(t, g.Config().TotalTimeout, g.Config().CallTimeout)
+			limit, err := httpguard.Limit(g, httpguard.Config{QueueTimeout: time.Nanosecond})
+			require.NoError(t, err)
+			w := httptest.NewRecorder()
+			limit(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+			require.Equal(t, http.StatusNoContent, w.Code)
+		})
+	}
+	eachNumber(t, &aiguard.Config{}, func(name string, _ reflect.Value) {
+		t.Run(name, func(t *testing.T) {
+			cfg := aiguard.Config{CountTokens: countBytes}
+			eachNumber(t, &cfg, func(n string, field reflect.Value) {
+				if n == name {
+					setLargest(field)
+				}
+			})
+			try(t, cfg, aiguard.Call{})
+		})
+	})
+	all := aiguard.Config{CountTokens: countBytes}
+	eachNumber(t, &all, func(name string, field reflect.Value) {
+		if name != "Retry.Budget" {
+			setLargest(field)
+		}
+	})
+	t.Run("all", func(t *testing.T) {
+		_, err := aiguard.New(all)
+		require.NoError(t, err)
+		try(t, all, aiguard.Call{})
+	})
+	t.Run("all of a call", func(t *testing.T) {
+		try(t, aiguard.Config{}, aiguard.Call{Timeout: math.MaxInt64, TotalTimeout: math.MaxInt64, StreamIdleTimeout: math.MaxInt64,
+			Attempts: math.MaxInt, MaxPromptChars: math.MaxInt, MaxOutputTokens: math.MaxInt})
+	})
+	t.Run("Call.Timeout", func(t *testing.T) { try(t, aiguard.Config{}, aiguard.Call{Timeout: math.MaxInt64}) })
+}
+
+func setLargest(field reflect.Value) {
+	if field.CanFloat() {
+		field.SetFloat(100)
+	} else {
+		field.SetInt(math.MaxInt64 >> (64 - field.Type().Bits()))
+	}
+}
+
 func TestNewReportsEveryMistakeAtOnce(t *testing.T) {
 	cfg := aiguard.Config{CountTokens: countBytes, Middleware: []aiguard.Middleware{nil}}
 	var names []string
@@ -108,8 +173,10 @@ func TestNewChecksRelationsAndOddValues(t *testing.T) {
 		cfg  aiguard.Config
 		want []string // parts of the error; none: valid
 	}{
-		"tokens without a counter": {aiguard.Config{MaxPromptTokens: 5}, []string{"Config.MaxPromptTokens is 5", "CountTokens"}},
-		"tokens with a counter":    {aiguard.Config{MaxPromptTokens: 5, CountTokens: countBytes}, nil},
+		"a nil pointer as the Limiter": {aiguard.Config{Limiter: (*countingLimiter)(nil)}, []string{"Config.Limiter is a nil *aiguard_test.countingLimiter"}},
+		"a nil pointer as the Budget":  {aiguard.Config{Budget: (*budget.Budget)(nil)}, []string{"Config.Budget is a nil *budget.Budget", "or nil for none"}},
+		"tokens without a counter":     {aiguard.Config{MaxPromptTokens: 5}, []string{"Config.MaxPromptTokens is 5", "CountTokens"}},
+		"tokens with a counter":        {aiguard.Config{MaxPromptTokens: 5, CountTokens: countBytes}, nil},
 		"a counter that stops early": {aiguard.Config{MaxPromptTokens: 500, CountTokens: func(_, text string) (int, error) { return min(len(text), 101), nil }},
 			[]string{"Config.CountTokens is a function that counts 101 tokens", "MaxPromptTokens (500)"}},
 		"an estimate":                   {aiguard.Config{MaxPromptTokens: 500, CountTokens: func(_, text string) (int, error) { return len(text) / 4, nil }}, nil},

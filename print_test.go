@@ -98,10 +98,11 @@ func TestControlCharactersReachNoText(t *testing.T) {
 	e := &aiguard.Error{Kind: aiguard.Kind(hostile), Op: hostile, Model: hostile, Phase: hostile, RequestID: hostile,
 		Err: &net.OpError{Op: hostile, Net: hostile, Err: &net.DNSError{Name: hostile}}}
 	g := newGuard(t, aiguard.Config{Retry: aiguard.Retry{MaxAttempts: 1}})
-	require.Error(t, do(t.Context(), g.With(aiguard.Call{Op: hostile, Model: hostile}), func(context.Context) error { return aiguard.ErrUnavailable }))
+	require.Error(t, do(t.Context(), g.With(aiguard.Call{Op: hostile, Model: hostile, Tenant: hostile}), func(context.Context) error { return aiguard.ErrUnavailable }))
 	require.NotEmpty(t, g.Routes())
-	event := aiguard.Event{Type: hostile, Call: aiguard.Call{Op: hostile, Model: hostile}, Err: e}
-	for _, v := range []any{e, *e, event, &event, g.Routes(), g.Stats()} {
+	require.NotEmpty(t, g.Stats().Tenants)
+	event := aiguard.Event{Type: hostile, Call: aiguard.Call{Op: hostile, Model: hostile, Tenant: hostile}, Err: e}
+	for _, v := range []any{e, *e, event, &event, g.Routes(), g.Stats(), g.Inspect()} {
 		for form, text := range printed(v) {
 			if form == "%q" || form == "%#v" || form == "JSON" || form == "slog JSON" {
 				continue // quoted

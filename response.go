@@ -6,10 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/aiguard-go/aiguard/internal/dialect"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
@@ -48,7 +48,7 @@ func (x *exchange) outcome(ctx context.Context, err error) (*http.Response, erro
 		return nil, err
 	}
 	if e.RetryAfter > 0 && resp.Header.Get("Retry-After") == "" {
-		resp.Header.Set("Retry-After", strconv.FormatInt(int64((e.RetryAfter+time.Second-1)/time.Second), 10))
+		resp.Header.Set("Retry-After", strconv.FormatInt(int64(math.Ceil(e.RetryAfter.Seconds())), 10))
 	}
 	resp.Header.Set("X-Should-Retry", "false")
 	resp.Request = x.original

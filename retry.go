@@ -75,7 +75,8 @@ func (r *Retry) allows(e *Error) bool {
 func (r *Retry) delay(n int, retryAfter time.Duration) time.Duration {
 	d := time.Duration(0)
 	if r.BaseDelay > 0 {
-		d = r.BaseDelay << min(n-1, 20)
+		doubled := min(n-1, 20)
+		d = min(r.BaseDelay, math.MaxInt64>>doubled) << doubled
 	}
 	if r.MaxDelay > 0 {
 		d = min(d, r.MaxDelay)

@@ -22,3 +22,15 @@ func FuzzRetryAfter(f *testing.F) {
 		require.GreaterOrEqual(t, r.delay(1, d), min(d, math.MaxInt64/2), "never less than asked")
 	})
 }
+
+// The longest delay that may be configured is doubled without an overflow.
+func TestBackoffNeverOverflows(t *testing.T) {
+	for _, base := range []time.Duration{time.Hour, 30 * 24 * time.Hour, math.MaxInt64} {
+		for n := 1; n < 100; n++ {
+			for _, longest := range []time.Duration{Off, base} {
+				r := &Retry{BaseDelay: base, MaxDelay: longest}
+				require.GreaterOrEqual(t, r.delay(n, 0), base/2)
+			}
+		}
+	}
+}

@@ -199,7 +199,7 @@ func (s *settings) total() time.Duration {
 	case s.given.TotalTimeout != 0 || total == Off:
 		return total
 	default:
-		return max(total, s.Timeout+totalMargin)
+		return max(total, totalOf(s.Timeout))
 	}
 }
 

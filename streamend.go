@@ -110,6 +110,13 @@ func (s *stream) finish(err error) error {
 	return s.final
 }
 
+// settleCall releases what the call holds, and fills the facts into its error. It closes ended before the other callbacks,
+// which may call Close, and even if the Budget panics, because the caller's deferred Close waits for it.
+func (s *stream) settleCall(ctx context.Context, err error) {
+	defer close(s.ended)
+	s.x.call.settle(ctx, err)
+}
+
 // conclude ends the call once. It reports false if another goroutine does. abandoned is for the log.
 func (s *stream) conclude(err error, abandoned bool) bool {
 	if !s.over.CompareAndSwap(false, true) {
@@ -130,8 +137,7 @@ func (s *stream) conclude(err error, abandoned bool) bool {
 	} else {
 		c.wire.usage = u
 	}
-	c.settle(ctx, err)
-	close(s.ended) // before the callbacks, which may call Close
+	s.settleCall(ctx, err)
 	if abandoned {
 		c.report(ctx, EventAbandoned, err.(*Error), 0)
 	}

@@ -9,9 +9,9 @@ import (
 
 // TenantStats describes one tenant's use of the Guard. The first fields are gauges, the others are counters.
 type TenantStats struct {
-	Tenant            string
-	InFlight, Waiting int64 // weight in flight, calls waiting
-	Calls, Refused    int64 // calls admitted; calls rejected by the queue
+	Tenant            string // cut to 128 bytes, without unprintable characters
+	InFlight, Waiting int64  // weight in flight, calls waiting
+	Calls, Refused    int64  // calls admitted; calls rejected by the queue
 }
 
 // PriorityStats has the same numbers for one priority.
@@ -104,5 +104,5 @@ func (ts *tenants) stats() []TenantStats {
 }
 
 func (t *tenant) stats() TenantStats {
-	return TenantStats{Tenant: t.name, InFlight: t.inFlight, Waiting: int64(t.line.Waiting()), Calls: t.calls, Refused: t.refused}
+	return TenantStats{Tenant: short(t.name), InFlight: t.inFlight, Waiting: int64(t.line.Waiting()), Calls: t.calls, Refused: t.refused}
 }

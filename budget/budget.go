@@ -36,6 +36,7 @@ import (
 	"time"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // DefaultStoreTimeout is that of Config.StoreTimeout.
@@ -64,7 +65,7 @@ type Config struct {
 	// goroutine of the call. With more than 10,000 keys, it may be called again for the same key. Default none
 	OnSoft func(context.Context, Reached)
 
-	// Logger gets an error when the Store begins to fail, and a line when it works again. Silent
+	// Logger gets an error when the Store begins to fail, and a line when it works again, at most one line a second. Silent
 	Logger *slog.Logger
 }
 
@@ -78,15 +79,22 @@ type Reached struct {
 	Until time.Time // the end of the window; of a sliding one, when there may be more room
 }
 
+// String says what was spent, without the Key, which users may have chosen.
+func (r Reached) String() string {
+	u := unitOf(r.What)
+	return fmt.Sprintf("limit %q: %s %s of %s spent, until %s", clip(printable(r.Limit), 64), r.What, u.print(r.Spent), u.print(r.Max), r.Until.Format(time.RFC3339))
+}
+
 // Budget is an aiguard.Budget. It may serve several Guards and is safe for concurrent use. Make it with New.
 type Budget struct {
 	cfg    Config
 	prices prices
-	local  bool // the store is a Memory
-	broken atomic.Bool
+	local  bool        // the store is a Memory
+	broken atomic.Bool // the Store, as the log says
 
-	mu   sync.Mutex
-	told map[string]int64 // by key: the slot for which OnSoft was called
+	mu     sync.Mutex
+	told   map[string]int64 // by key: the slot for which OnSoft was called
+	logged time.Time        // the last line about the Store
 }
 
 var _ aiguard.Budget = (*Budget)(nil)
@@ -120,6 +128,9 @@ func New(cfg Config) (*Budget, error) {
 		}
 		seen[l.Name] = true
 	}
+	if cfg.Store != nil && errtree.IsNil(cfg.Store) {
+		mistake("Store is a nil %T; want a Store, or nil for a Memory", cfg.Store)
+	}
 	if cfg.StoreTimeout < 0 {
 		mistake("StoreTimeout is %v; want a positive duration, or 0 for the default", cfg.StoreTimeout)
 	}
@@ -149,10 +160,16 @@ func (b *Budget) Reserve(ctx context.Context, call aiguard.Call, most aiguard.Us
 	if err := h.run.reserve(h.amounts); err != nil {
 		return nil, err
 	}
-	if err := h.spend(ctx); err != nil {
-		h.run.settle(h.amounts, amounts{}, "", false, true)
+	spent := false
+	defer func() {
+		if !spent { // refused, or the Store panics
+			h.run.settle(h.amounts, amounts{}, "", false, true)
+		}
+	}()
+	if err := h.spend(); err != nil {
 		return nil, err
 	}
+	spent = true
 	return h.settle, nil
 }
 
@@ -211,7 +228,7 @@ func (b *hold) worth(u aiguard.Usage) amounts {
 }
 
 // spend takes the call's amounts from the limits.
-func (h *hold) spend(ctx context.Context) error {
+func (h *hold) spend() error {
 	if len(h.charges) == 0 {
 		return nil
 	}
@@ -296,7 +313,7 @@ func (b *Budget) store(ctx context.Context, charges []Charge) (sums []Sum, spent
 	if err == nil && len(sums) != len(charges) {
 		err = fmt.Errorf("budget: Store returned %d sums for %d charges", len(sums), len(charges))
 	}
-	if broken := err != nil; b.broken.Swap(broken) != broken && b.cfg.Logger != nil {
+	if broken := err != nil; b.cfg.Logger != nil && b.broken.Load() != broken && b.turned(broken) {
 		if broken {
 			b.cfg.Logger.ErrorContext(ctx, "budget: store failed", "error", err, "calls_allowed", b.cfg.AllowWithoutStore)
 		} else {
@@ -306,6 +323,22 @@ func (b *Budget) store(ctx context.Context, charges []Charge) (sums []Sum, spent
 	return sums, spent, err
 }
 
+// logInterval is the time between two lines about a Store that fails now and then.
+const logInterval = time.Second
+
+// turned reports whether the log gets a line that the Store has failed or works again.
+func (b *Budget) turned(broken bool) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	if b.broken.Load() == broken || now.Sub(b.logged) < logInterval {
+		return false
+	}
+	b.logged = now
+	b.broken.Store(broken)
+	return true
+}
+
 // tell calls OnSoft for the limits that have come so far.
 func (h *hold) tell() {
 	if h.cfg.OnSoft == nil {
@@ -313,7 +346,7 @@ func (h *hold) tell() {
 	}
 	for i, l := range h.limits {
 		c, sum := &h.charges[i], h.sums[i]
-		if sum.Spent >= l.soft() && h.first(c, l.Sliding) {
+		if l.reached(sum.Spent) && h.first(c, l.Sliding) {
 			h.cfg.OnSoft(h.ctx, Reached{Limit: l.Name, Key: l.key, What: l.unit().String(), Spent: sum.Spent, Max: c.Max, Until: l.next(c, sum.Oldest)})
 		}
 	}

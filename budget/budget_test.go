@@ -45,7 +45,10 @@ var (
 
 func TestMemoryKeepsItsPromises(t *testing.T) {
 	for _, c := range storetest.Checks() {
-		t.Run(c.Name, func(t *testing.T) { require.NoError(t, c.Run(t.Context(), budget.NewMemory())) })
+		t.Run(c.Name, func(t *testing.T) {
+			require.NoError(t, c.Run(t.Context(), budget.NewMemory()))
+			require.NoError(t, c.Run(t.Context(), new(budget.Memory)))
+		})
 	}
 }
 
@@ -458,6 +461,49 @@ func TestStoreThatFailsRefusesOrAllowsAndIsLoggedOnce(t *testing.T) {
 	})
 }
 
+func TestStoreThatFailsNowAndThenIsLoggedOnceASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		s := &store{Store: budget.NewMemory()}
+		b := newBudget(t, budget.Config{
+			Store: s, AllowWithoutStore: true, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+			Limits: []budget.Limit{{Name: "l", Calls: 1e6, Window: budget.Day}}})
+		for i := range 3000 { // three seconds
+			s.fails.Store(i%2 == 0)
+			settle, err := b.Reserve(t.Context(), gpt, ten)
+			require.NoError(t, err)
+			settle(ten)
+			time.Sleep(time.Millisecond)
+		}
+		require.LessOrEqual(t, strings.Count(log.String(), "\n"), 4)
+		require.Contains(t, log.String(), "store works again")
+	})
+}
+
+// panics is a Store that panics once.
+type panics struct {
+	budget.Store
+	done bool
+}
+
+func (s *panics) Spend(ctx context.Context, charges []budget.Charge) ([]budget.Sum, bool, error) {
+	if !s.done {
+		s.done = true
+		panic("store")
+	}
+	return s.Store.Spend(ctx, charges)
+}
+
+func TestPanicInAStoreKeepsNothingReserved(t *testing.T) {
+	b := newBudget(t, budget.Config{
+		Store: &panics{Store: budget.NewMemory()}, Limits: []budget.Limit{{Name: "l", Calls: 10, Window: budget.Day}}})
+	ctx := budget.WithRun(t.Context(), budget.Run{Calls: 1})
+	require.PanicsWithValue(t, "store", func() { _, _ = b.Reserve(ctx, gpt, ten) })
+	require.Zero(t, budget.Spent(ctx).ReservedCalls)
+	_, err := b.Reserve(ctx, gpt, ten)
+	require.NoError(t, err)
+}
+
 // After a caller cancels, it must be certain whether the Store has counted the call.
 func TestCallerWhoLeavesDoesNotInterruptTheStore(t *testing.T) {
 	s := &store{Store: budget.NewMemory()}
@@ -487,6 +533,7 @@ func TestMistakesNameTheFieldAndWhatIsAllowed(t *testing.T) {
 		`budget: Config.Limits[0]: Soft is 80; want a fraction up to 1, 0 for 0.8, or Off`:        with(func(l *budget.Limit) { l.Soft = 80 }),
 		`budget: Config.Limits[0]: Cost is 5; want Prices to be set with it`:                      with(func(l *budget.Limit) { l.Calls, l.Cost = 0, 5*budget.Unit }),
 		`budget: Config.Limits[1]: Name is "l"; want one that no other limit has`:                 {Limits: []budget.Limit{day, day}},
+		`budget: Config.Store is a nil *budget.Memory; want a Store, or nil for a Memory`:         {Store: (*budget.Memory)(nil)},
 		`budget: Config.StoreTimeout is -1s; want a positive duration, or 0 for the default`:      {StoreTimeout: -time.Second},
 		`budget: Config.Prices: name is "a*b"; want a model's name, or a prefix that ends in "*"`: {Prices: map[string]budget.Price{"a*b": {}}},
 		`budget: Config.Prices["m"] has -1; want prices from 0 to 1000000 per million tokens`:     {Prices: map[string]budget.Price{"m": {Output: -budget.Unit}}},

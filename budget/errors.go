@@ -35,9 +35,7 @@ func (e *Exceeded) LogText() string {
 	if e.Limit != "" {
 		fmt.Fprintf(&b, " %q", clip(printable(e.Limit), 64))
 	}
-	u := unit(0)
-	for ; u < elapsedTime && u.String() != e.What; u++ {
-	}
+	u := unitOf(e.What)
 	fmt.Fprintf(&b, ": %s %s of %s spent", e.What, u.print(e.Spent), u.print(e.Max))
 	if e.Asked > 0 {
 		fmt.Fprintf(&b, ", %s more asked for", u.print(e.Asked))

@@ -1,6 +1,7 @@
 package budget
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -92,15 +93,9 @@ func (l *Limit) unit() unit {
 
 func (l *Limit) max() int64 { return max(l.Calls, l.Tokens, int64(l.Cost)) }
 
-// soft is the amount from which on OnSoft is called.
-func (l *Limit) soft() int64 {
-	switch l.Soft {
-	case Off:
-		return math.MaxInt64
-	case 0:
-		return int64(math.Ceil(float64(l.max()) * defaultSoft))
-	}
-	return int64(math.Ceil(float64(l.max()) * l.Soft))
+// reached reports whether so much is spent that OnSoft is called.
+func (l *Limit) reached(spent int64) bool {
+	return l.Soft != Off && float64(spent)/float64(l.max()) >= cmp.Or(l.Soft, defaultSoft)
 }
 
 // charge is an amount of the limit that is spent now.
@@ -144,15 +139,49 @@ func (w Window) step() int64 { return w.length() / 60 }
 // calendar is the window of the calendar that now is in. A day in which clocks change has 23 or 25 hours.
 func (w Window) calendar(now time.Time) (start, end time.Time) {
 	y, m, d := now.Date()
-	switch w {
-	case Minute, Hour:
+	if w < Day {
 		_, offset := now.Zone()
 		begin := floor(now.Unix()+int64(offset), w.length()) - int64(offset)
 		return time.Unix(begin, 0), time.Unix(begin+w.length(), 0)
-	case Day:
-		return time.Date(y, m, d, 0, 0, 0, 0, now.Location()), time.Date(y, m, d+1, 0, 0, 0, 0, now.Location())
 	}
-	return time.Date(y, m, 1, 0, 0, 0, 0, now.Location()), time.Date(y, m+1, 1, 0, 0, 0, 0, now.Location())
+	next := time.Date(y, m, d+1, 0, 0, 0, 0, time.UTC)
+	if w == Month {
+		d, next = 1, time.Date(y, m+1, 1, 0, 0, 0, 0, time.UTC)
+	}
+	start, _ = midnight(time.Date(y, m, d, 0, 0, 0, 0, time.UTC), now.Location())
+	end, again := midnight(next, now.Location())
+	if !end.After(now) { // clocks were set back from the new day into the old one
+		end = again
+	}
+	return start, end
+}
+
+// midnight returns the first and the last time at which a day begins in loc. date is its midnight in UTC. In some zones
+// clocks change at midnight, so that it comes twice, or the day begins at 1:00. time.Date then returns any such time, or
+// even one in the day before.
+func midnight(date time.Time, loc *time.Location) (first, last time.Time) {
+	y, m, d := date.Date()
+	t := time.Date(y, m, d, 0, 0, 0, 0, loc)
+	begin, end := t.ZoneBounds() // of the time without a change around t
+	_, offset := t.Zone()
+	switch clock := t.Unix() + int64(offset); {
+	case clock < date.Unix():
+		return end, end
+	case clock > date.Unix():
+		return begin, begin
+	}
+	in := func(zone time.Time) time.Time { // when clocks show the same in another zone
+		_, other := zone.Zone()
+		return t.Add(time.Duration(offset-other) * time.Second)
+	}
+	first, last = t, t
+	if before := in(begin.Add(-1)); !begin.IsZero() && before.Before(begin) {
+		first = before
+	}
+	if after := in(end); !end.IsZero() && !after.Before(end) {
+		last = after
+	}
+	return first, last
 }
 
 func floor(n, step int64) int64 {

@@ -2,6 +2,7 @@ package budget
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -12,6 +13,10 @@ import (
 
 func TestCalendarWindows(t *testing.T) {
 	berlin, err := time.LoadLocation("Europe/Berlin")
+	require.NoError(t, err)
+	santiago, err := time.LoadLocation("America/Santiago")
+	require.NoError(t, err)
+	amman, err := time.LoadLocation("Asia/Amman")
 	require.NoError(t, err)
 	kathmandu := time.FixedZone("+05:45", 5*3600+45*60)
 	for _, tc := range []struct {
@@ -28,6 +33,10 @@ func TestCalendarWindows(t *testing.T) {
 		{Day, "2026-10-25T12:00:00Z", berlin, "2026-10-25T00:00:00+02:00", "2026-10-26T00:00:00+01:00"}, // 25 hours
 		{Hour, "2026-10-25T00:30:00Z", berlin, "2026-10-25T00:00:00Z", "2026-10-25T01:00:00Z"},          // 2:30, the first time
 		{Hour, "2026-10-25T01:30:00Z", berlin, "2026-10-25T01:00:00Z", "2026-10-25T02:00:00Z"},          // 2:30 again
+		{Day, "2026-09-06T03:30:00Z", santiago, "2026-09-05T04:00:00Z", "2026-09-06T04:00:00Z"},         // the next day begins at 1:00
+		{Day, "2026-09-06T04:00:00Z", santiago, "2026-09-06T04:00:00Z", "2026-09-07T03:00:00Z"},
+		{Day, "2021-10-28T21:30:00Z", amman, "2021-10-28T21:00:00Z", "2021-10-29T22:00:00Z"}, // midnight comes twice
+		{Day, "2021-10-28T20:30:00Z", amman, "2021-10-27T21:00:00Z", "2021-10-28T21:00:00Z"},
 		{Month, "2026-12-31T23:30:00Z", time.UTC, "2026-12-01T00:00:00Z", "2027-01-01T00:00:00Z"},
 		{Month, "2026-12-31T23:30:00Z", berlin, "2027-01-01T00:00:00+01:00", "2027-02-01T00:00:00+01:00"},
 	} {
@@ -38,6 +47,31 @@ func TestCalendarWindows(t *testing.T) {
 			at, err := time.Parse(time.RFC3339, want)
 			require.NoError(t, err)
 			require.Equal(t, at.Unix(), got.Unix(), "%+v: got %v", tc, got.In(tc.loc))
+		}
+	}
+}
+
+// A window of the calendar holds its own time and ends where the next begins, whenever clocks change.
+func TestCalendarWindowsFollowOneAnother(t *testing.T) {
+	for _, zone := range []string{
+		"America/Santiago", "America/Havana", "Atlantic/Azores", "Africa/Cairo", "Asia/Amman", "America/St_Johns", // at midnight
+		"Europe/Berlin", "Australia/Lord_Howe", "Asia/Kathmandu", "Antarctica/Troll", "Pacific/Apia", // which once left out a day
+	} {
+		loc, err := time.LoadLocation(zone)
+		require.NoError(t, err)
+		for _, w := range []Window{Hour, Day, Month} {
+			var start, end time.Time
+			last := time.Date(2012, 3, 1, 0, 0, 0, 0, time.UTC)
+			for now := time.Date(2009, 1, 1, 0, 0, 0, 0, time.UTC); now.Before(last); now = now.Add(30 * time.Minute) {
+				begin, until := w.calendar(now.In(loc))
+				if begin.After(now) || !until.After(now) {
+					t.Fatalf("%s, window %d: %v is in the window from %v to %v", zone, w, now.In(loc), begin.In(loc), until.In(loc))
+				}
+				if w >= Day && !end.IsZero() && !begin.Equal(start) && begin.After(end) {
+					t.Fatalf("%s, window %d: nothing holds the time from %v to %v", zone, w, end.In(loc), begin.In(loc))
+				}
+				start, end = begin, until
+			}
 		}
 	}
 }
@@ -77,6 +111,21 @@ func TestSlidingWindowHoldsInEverySpan(t *testing.T) {
 		}
 		require.Positive(t, refused)
 		require.LessOrEqual(t, len(m.counters["l/"].slots), 62)
+	}
+}
+
+func TestSoftFractionIsExact(t *testing.T) {
+	for _, tc := range []struct {
+		soft         float64
+		most, spent  int64
+		before, from bool
+	}{
+		{0, 10, 8, false, true}, {0.07, 100, 7, false, true}, {0.55, 100, 55, false, true}, {1, 1, 1, false, true}, {0.1, 3, 1, false, true},
+		{1, math.MaxInt64, math.MaxInt64 / 2, false, false}, {0.5, math.MaxInt64, math.MaxInt64/2 + 1, true, true}, {Off, 10, 10, false, false},
+	} {
+		l := &Limit{Tokens: tc.most, Soft: tc.soft}
+		require.Equal(t, tc.before, l.reached(tc.spent-1), "%+v", tc)
+		require.Equal(t, tc.from, l.reached(tc.spent), "%+v", tc)
 	}
 }
 

@@ -82,7 +82,7 @@ type Spending struct {
 
 // ModelSpending is what a run has spent on one model.
 type ModelSpending struct {
-	Model         string // at most 128 bytes of its name
+	Model         string // at most 128 bytes of its name, without unprintable characters
 	Calls, Tokens int64
 	Cost          Money
 }
@@ -190,7 +190,7 @@ func (r *run) settle(reserved, used amounts, model string, unsure, priced bool) 
 const maxModels = 20
 
 func (r *run) ofModel(model string) *amounts {
-	model = clip(model, 125)
+	model = printable(clip(model, 125))
 	a := r.models[model]
 	if a == nil {
 		if len(r.models) >= maxModels {
@@ -236,6 +236,15 @@ const (
 )
 
 func (u unit) String() string { return [...]string{"calls", "tokens", "cost", "time"}[u] }
+
+// unitOf is the unit of a name.
+func unitOf(name string) unit {
+	u := unit(0)
+	for u < elapsedTime && u.String() != name {
+		u++
+	}
+	return u
+}
 
 // print puts an amount into words.
 func (u unit) print(n int64) string {

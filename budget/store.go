@@ -40,7 +40,7 @@ type Sum struct {
 const maxKeys = 10_000
 
 // Memory is a Store in memory: what it knows ends with the process. It keeps the busiest 10,000 keys. If there are twice as
-// many it forgets the others, and what they have spent. Make it with NewMemory.
+// many it forgets the others, and what they have spent. The zero Memory is empty.
 type Memory struct {
 	mu       sync.Mutex
 	counters map[string]*counter
@@ -55,7 +55,7 @@ type counter struct {
 type slot struct{ at, until, spent int64 }
 
 // NewMemory returns an empty Memory.
-func NewMemory() *Memory { return &Memory{counters: make(map[string]*counter)} }
+func NewMemory() *Memory { return new(Memory) }
 
 // Spend implements Store. It never waits and never fails.
 func (m *Memory) Spend(_ context.Context, charges []Charge) (sums []Sum, spent bool, err error) {
@@ -94,6 +94,9 @@ func (m *Memory) Spend(_ context.Context, charges []Charge) (sums []Sum, spent b
 func (m *Memory) add(key string) *counter {
 	if len(m.counters) >= 2*maxKeys {
 		m.prune(time.Now().Unix())
+	}
+	if m.counters == nil {
+		m.counters = make(map[string]*counter)
 	}
 	c := &counter{}
 	m.counters[key] = c

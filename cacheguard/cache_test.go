@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"runtime"
 	"strings"
@@ -556,6 +557,8 @@ func TestNewErrorsNameTheField(t *testing.T) {
 		"Config.MaxEntryBytes is -2":                                  {MaxEntryBytes: -2},
 		"Config.MaxRequestBytes is -3":                                {MaxRequestBytes: -3},
 		"Config.LookupTimeout is -1ns":                                {LookupTimeout: -1},
+		"Config.Store is a nil *cacheguard_test.store":                {Store: (*store)(nil)},
+		"Config.Similar.Index is a nil *cacheguard.MemoryIndex":       {Similar: cacheguard.Similar{Index: (*cacheguard.MemoryIndex)(nil)}},
 		"Config.MaxEntryBytes is 200; want at most MaxBytes, 100":     {MaxBytes: 100, MaxEntryBytes: 200},
 		"Config.MaxEntryBytes is 4294967296; want at most 2147483647": {MaxBytes: 1 << 40, MaxEntryBytes: 1 << 32},
 	} {
@@ -610,4 +613,18 @@ func liveHeap() int64 {
 	runtime.GC()
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
+}
+
+// A field that has the largest value means that there is no limit. No sum with it may overflow.
+func TestLargestValuesLimitNothing(t *testing.T) {
+	for name, cfg := range map[string]cacheguard.Config{
+		"TTL": {TTL: math.MaxInt64}, "MaxBytes": {MaxBytes: math.MaxInt64}, "MaxRequestBytes": {MaxRequestBytes: math.MaxInt64},
+		"MaxEntryBytes": {MaxEntryBytes: math.MaxInt32, MaxBytes: math.MaxInt64}, "LookupTimeout": {LookupTimeout: math.MaxInt64},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inVirtualTime(t, cfg, func(t *testing.T, w *world) {
+				require.Equal(t, []string{"miss", "hit"}, w.sources(t, 2, func() answer { return w.chat(t.Context(), certain) }))
+			})
+		})
+	}
 }

@@ -137,6 +137,7 @@ import (
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/internal/callctx"
+	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
 // The defaults of Config.
@@ -193,6 +194,13 @@ func (c *Config) validate() error {
 	nonNegative("MaxEntryBytes", c.MaxEntryBytes, c.MaxEntryBytes)
 	nonNegative("MaxRequestBytes", c.MaxRequestBytes, c.MaxRequestBytes)
 	nonNegative("LookupTimeout", int64(c.LookupTimeout), c.LookupTimeout)
+	present := func(field string, v any) { // it may be an interface that holds a nil pointer
+		if v != nil && errtree.IsNil(v) {
+			errs = append(errs, fmt.Errorf("cacheguard: Config.%s is a nil %T; want nil for memory, or one that is not nil", field, v))
+		}
+	}
+	present("Store", c.Store)
+	present("Similar.Index", c.Similar.Index)
 	if err := c.Similar.validate(); err != nil {
 		errs = append(errs, err)
 	}

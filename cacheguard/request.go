@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"io"
 	"maps"
+	"math"
 	"mime"
 	"net/http"
 	"slices"
@@ -65,7 +66,7 @@ func (t *Transport) read(req *http.Request, policy Policy) (*request, error) {
 		return q, nil
 	}
 	read := bytes.NewBuffer(make([]byte, 0, max(req.ContentLength, 0)+bytes.MinRead))
-	if _, err := read.ReadFrom(io.LimitReader(req.Body, t.cfg.MaxRequestBytes+1)); err != nil {
+	if _, err := read.ReadFrom(io.LimitReader(req.Body, min(t.cfg.MaxRequestBytes, math.MaxInt64-1)+1)); err != nil {
 		req.Body.Close()
 		return nil, err
 	}

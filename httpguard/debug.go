@@ -26,7 +26,9 @@ var debugPage = template.Must(template.New("debug").Parse(debugHTML))
 // Both contain the names of operations, models, hosts and tenants.
 //
 // If allow is nil, Debug accepts only requests from this machine. The peer and the Host header must be loopback
-// addresses, and no header may show a proxy. Pass allow to check requests in another way, such as by a session.
+// addresses, no header may show a proxy, and the protocol must be newer than HTTP/1.0, which only proxies use. Pass allow to
+// check requests in another way, such as by a session. Do so if a proxy on this machine passes requests on in HTTP/1.1
+// without such a header and with a loopback address as the Host. New versions of nginx do so by default.
 // Rejected requests get 403.
 //
 // The handler works on any path. Its first request makes the guard record failures. Debug returns an error if g is
@@ -59,8 +61,13 @@ func Debug(g *aiguard.Guard, allow func(*http.Request) bool) (http.Handler, erro
 //
 //	expvar.Publish("aiguard", httpguard.Var(guard))
 //
-// This package does not import expvar, because expvar adds a handler to http.DefaultServeMux.
-func Var(g *aiguard.Guard) fmt.Stringer { return debugVar{g} }
+// This package does not import expvar, because expvar adds a handler to http.DefaultServeMux. Var panics if g is nil.
+func Var(g *aiguard.Guard) fmt.Stringer {
+	if g == nil {
+		panic("httpguard: Var: nil Guard; make it with aiguard.New")
+	}
+	return debugVar{g}
+}
 
 type debugVar struct{ guard *aiguard.Guard }
 
@@ -74,6 +81,9 @@ func (v debugVar) String() string {
 
 // fromThisMachine also checks the Host header. Otherwise a page of another site could read this one by DNS rebinding.
 func fromThisMachine(r *http.Request) bool {
+	if !r.ProtoAtLeast(1, 1) { // nginx's default was HTTP/1.0 without a header that shows it
+		return false
+	}
 	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-Ip", "Via"} {
 		if r.Header.Get(name) != "" {
 			return false

@@ -58,6 +58,12 @@ func TestDebugAcceptsOnlyItsOwnMachine(t *testing.T) {
 	assert.Equal(t, 200, w.Code, "allowed by the user's function")
 
 	r := debugRequest("127.0.0.1:1", "localhost", "*/*")
+	r.Proto, r.ProtoMinor = "HTTP/1.0", 0
+	w = httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	assert.Equal(t, 403, w.Code, "through a proxy that sends no header")
+
+	r = debugRequest("127.0.0.1:1", "localhost", "*/*")
 	r.Method = "POST"
 	w = httptest.NewRecorder()
 	h.ServeHTTP(w, r)
@@ -65,6 +71,7 @@ func TestDebugAcceptsOnlyItsOwnMachine(t *testing.T) {
 
 	_, err := httpguard.Debug(nil, nil)
 	assert.EqualError(t, err, "httpguard: Debug: nil Guard; make it with aiguard.New")
+	assert.PanicsWithValue(t, "httpguard: Var: nil Guard; make it with aiguard.New", func() { httpguard.Var(nil) })
 }
 
 func TestDebugShowsCallsAndFailuresAsPageAndJSON(t *testing.T) {

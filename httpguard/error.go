@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"html/template"
 	"log/slog"
+	"math"
 	"net/http"
 	"strconv"
 	"time"
@@ -196,7 +197,7 @@ func (x *exchange) problem(err error) Problem {
 	if p.Title = http.StatusText(p.Status); p.Status == statusClientClosed {
 		p.Title = "Client Closed Request"
 	}
-	p.RetryAfter = int64((retryAfter(err, p) + time.Second - 1) / time.Second)
+	p.RetryAfter = int64(math.Ceil(max(retryAfter(err, p), 0).Seconds()))
 	return p
 }
 

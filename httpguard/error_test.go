@@ -10,6 +10,7 @@ import (
 	"html/template"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -45,6 +46,7 @@ var failures = []struct {
 	{"rate limited", &aiguard.Error{Kind: aiguard.ErrRateLimited, RetryAfter: 30 * time.Second}, 429, "rate_limited", "30"},
 	{"raw 429", &openai.APIError{HTTPStatusCode: 429, Message: providerWords}, 429, "rate_limited", "10"},
 	{"quota", aiguard.ErrQuota, 503, "quota_exceeded", ""},
+	{"an absurd delay", &aiguard.Error{Kind: aiguard.ErrRateLimited, RetryAfter: math.MaxInt64}, 429, "rate_limited", "9223372037"},
 	{"budget of a window", &aiguard.Error{Kind: aiguard.ErrBudget, RetryAfter: 90 * time.Minute}, 429, "budget_exceeded", "5400"},
 	{"budget of a run", &aiguard.Error{Kind: aiguard.ErrBudget}, 403, "budget_exceeded", ""},
 	{"unavailable", &aiguard.Error{Kind: aiguard.ErrUnavailable, StatusCode: 500, RetryAfter: time.Second}, 502, "unavailable", "1"},
@@ -123,7 +125,7 @@ func TestErrorHandlesEveryKind(t *testing.T) {
 					want := map[string]any{"type": "about:blank", "title": p["title"], "status": float64(f.status), "code": f.code,
 						"detail": p["detail"], "request_id": id}
 					if f.retryAfter != "" {
-						seconds, err := strconv.Atoi(f.retryAfter)
+						seconds, err := strconv.ParseInt(f.retryAfter, 10, 64)
 						require.NoError(t, err)
 						want["retry_after"] = float64(seconds)
 					}

@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"html/template"
 	"log/slog"
+	"math"
 	"net/http"
 	"time"
 
@@ -155,7 +156,7 @@ func (c *Config) validate() error {
 func (c *Config) setDefaults(limits *aiguard.Config) {
 	capacity := limits.MaxConcurrent
 	if capacity != aiguard.Off {
-		capacity *= DefaultConcurrencyFactor
+		capacity = min(capacity, math.MaxInt/DefaultConcurrencyFactor) * DefaultConcurrencyFactor
 	}
 	c.Timeout = cmp.Or(c.Timeout, DefaultTimeout)
 	c.StreamTimeout = cmp.Or(c.StreamTimeout, limits.StreamTimeout)

@@ -65,8 +65,8 @@ func (t *Telemetry) observeRoutes(o metric.Observer, gs *gauges, common []attrib
 	type state struct{ inFlight, paused, down int64 }
 	sum := make(map[place]state)
 	for _, r := range routes {
-		at := place{r.Host, r.Name}
-		if t.routes.bound(r.Host+" "+r.Name) == other {
+		at := place{clean(r.Host), clean(r.Name)}
+		if !t.routes.has(at.host + " " + at.name) {
 			at = place{"", other}
 		}
 		s := sum[at]
@@ -75,10 +75,10 @@ func (t *Telemetry) observeRoutes(o metric.Observer, gs *gauges, common []attrib
 		sum[at] = s
 	}
 	for at, s := range sum {
-		attrs := []attribute.KeyValue{attribute.String(attrRoute, clean(at.name))}
+		attrs := []attribute.KeyValue{attribute.String(attrRoute, at.name)}
 		if at.host != "" { // else it is a Do's
 			address, port := splitHost(at.host)
-			attrs = append(attrs, attribute.String(attrAddress, clean(address)), attribute.Int(attrPort, port))
+			attrs = append(attrs, attribute.String(attrAddress, address), attribute.Int(attrPort, port))
 		}
 		with := metric.WithAttributeSet(newSet(common, attrs))
 		o.ObserveInt64(gs.routeInFlight, s.inFlight, with)

@@ -249,6 +249,22 @@ func TestLabelsBeyondOneHundredValuesAreOther(t *testing.T) {
 	})
 }
 
+// Users may choose the names of models, of any length.
+func TestLongNamesAreBoundedToo(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{MaxConcurrent: 1000}, otelguard.Config{}, func(t *testing.T, w *world) {
+		for i := range 150 {
+			request := chatRequest
+			request.Model = fmt.Sprintf("%s-%03d", strings.Repeat("m", 120), i)
+			ctx := aiguard.WithCall(t.Context(), aiguard.Call{Tenant: request.Model, Op: request.Model})
+			_, err := w.CreateChatCompletion(ctx, request)
+			require.NoError(t, err)
+		}
+		for metric, data := range w.collect(t) {
+			require.LessOrEqual(t, len(pointsOf(data)), 101, metric)
+		}
+	})
+}
+
 func TestAnAlmostSpentBudgetIsToldUntilItsWindowEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := aiguardtest.NewServer(t, aiguardtest.Pipe())

@@ -20,20 +20,27 @@ func (v *values) bound(value string) string {
 	if value == "" {
 		return ""
 	}
-	value = clean(value)
+	if value = clean(value); !v.has(value) {
+		return other
+	}
+	return value
+}
+
+// has reports whether value is one of the first.
+func (v *values) has(value string) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	switch {
 	case v.seen[value]:
 	case len(v.seen) >= maxValues:
-		return other
+		return false
 	default:
 		if v.seen == nil {
 			v.seen = make(map[string]bool)
 		}
 		v.seen[value] = true
 	}
-	return value
+	return true
 }
 
 const maxValueBytes = 128

@@ -1,7 +1,12 @@
 package riverguard
 
 import (
+	"math"
 	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/aiguard-go/aiguard"
 )
 
 func FuzzParseIDAcceptsOnlyWhatItMakes(f *testing.F) {
@@ -17,4 +22,15 @@ func FuzzParseIDAcceptsOnlyWhatItMakes(f *testing.F) {
 			t.Errorf("the ID of %d is read as %d, %q, %v", number, job, got, ok)
 		}
 	})
+}
+
+// The limits are added to ask for that many rows.
+func TestLargestMaxPendingIsNoLimit(t *testing.T) {
+	g, err := aiguard.New(aiguard.Config{})
+	require.NoError(t, err)
+	defer g.Close()
+	cfg := Config{MaxPending: math.MaxInt}
+	_, err = cfg.complete(g)
+	require.NoError(t, err)
+	require.Positive(t, cfg.MaxRunning+cfg.MaxPending)
 }

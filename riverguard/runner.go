@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	mathrand "math/rand/v2"
 	"regexp"
 	"strconv"
@@ -131,7 +132,7 @@ func (cfg *Config) complete(g *aiguard.Guard) (limit time.Duration, err error) {
 	if cfg.MaxRunning == aiguard.Off {
 		cfg.MaxRunning = river.QueueNumWorkersMax
 	}
-	cfg.MaxPending = cmp.Or(cfg.MaxPending, limits.MaxQueue)
+	cfg.MaxPending = min(cmp.Or(cfg.MaxPending, limits.MaxQueue), math.MaxInt-cfg.MaxRunning) // they are added
 	cfg.MaxAttempts = cmp.Or(cfg.MaxAttempts, 1)
 	cfg.Patience = cmp.Or(cfg.Patience, DefaultPatience)
 	cfg.Grace = cmp.Or(cfg.Grace, DefaultGrace)

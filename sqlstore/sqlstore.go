@@ -85,7 +85,7 @@ func OpenSQLite(ctx context.Context, path string) (_ *Store, err error) {
 }
 
 func openSQLite(path string, pragmas ...string) (*sql.DB, error) {
-	if path == "" || path == ":memory:" || strings.HasPrefix(path, "file:") {
+	if path == "" || strings.HasPrefix(path, ":memory:") || strings.HasPrefix(path, "file:") {
 		return nil, errors.New("want the path of a file; for operations in memory use task.NewMemory")
 	}
 	path, err := filepath.Abs(path)

@@ -238,7 +238,7 @@ func TestSQLiteAcceptsOnlyFilePaths(t *testing.T) {
 		_, err := os.Stat(path)
 		require.NoError(t, err)
 	}
-	for _, path := range []string{"", ":memory:", "file:x.db", "file:x?mode=memory", "file::memory:?cache=shared"} {
+	for _, path := range []string{"", ":memory:", "file:x.db", "file:x?mode=memory", "file::memory:?cache=shared", ":memory:?cache=shared"} {
 		_, err := sqlstore.OpenSQLite(t.Context(), path)
 		require.EqualError(t, err, fmt.Sprintf("sqlstore: open SQLite file %q: want the path of a file; for operations in memory use task.NewMemory", path))
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"net/http"
 	"strings"
 	"sync"
@@ -346,6 +347,20 @@ func TestOperationsBeyondCapacityWaitAndThenAreRejected(t *testing.T) {
 	})
 }
 
+// A field that has the largest value means that there is no limit. No sum with it may overflow.
+func TestLargestValuesLimitNothing(t *testing.T) {
+	for name, cfg := range map[string]task.Config{
+		"MaxRunning": {MaxRunning: math.MaxInt}, "MaxPending": {MaxPending: math.MaxInt}, "Grace": {Grace: math.MaxInt64}, "Lease": {Lease: math.MaxInt64},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inVirtualTime(t, cfg, func(t *testing.T, r *task.Runner) {
+				op := start(t, r, func(context.Context) (any, error) { return 1, nil })
+				require.Equal(t, task.Succeeded, wait(t, r, op.ID).Status)
+			})
+		})
+	}
+}
+
 func TestInvalidInputErrorsNameTheProblem(t *testing.T) {
 	g := newGuard(t, aiguard.Config{})
 	for field, cfg := range map[string]task.Config{
@@ -355,6 +370,8 @@ func TestInvalidInputErrorsNameTheProblem(t *testing.T) {
 		require.ErrorContains(t, err, "Config."+field)
 	}
 	_, err := task.NewRunner(nil, newMemory(t), task.Config{})
+	require.Error(t, err)
+	_, err = task.NewRunner(g, (*task.Memory)(nil), task.Config{})
 	require.Error(t, err)
 	r := newRunner(t, newMemory(t), task.Config{})
 	for _, name := range []string{"", strings.Repeat("x", 101), "a\nb", "\xff"} {

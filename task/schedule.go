@@ -57,7 +57,7 @@ func (s *scheduler) accepts() bool {
 // room reports whether a place is free. The caller holds s.mu.
 func (s *scheduler) room() bool {
 	unbounded := s.maxRunning == aiguard.Off || s.maxPending == aiguard.Off
-	return unbounded || s.places < s.maxRunning+s.maxPending
+	return unbounded || s.places-s.maxRunning < s.maxPending
 }
 
 // retryAfter estimates when a waiting operation will start, from the average time that operations run.

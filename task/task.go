@@ -92,7 +92,7 @@ type Stats struct {
 // is valid. NewRunner returns an error that names each invalid field of cfg. Defaults that come from g's settings are
 // read once, so a later Guard.Update does not change them.
 func NewRunner(g *aiguard.Guard, store Store, cfg Config) (*Runner, error) {
-	if g == nil || store == nil {
+	if g == nil || errtree.IsNil(store) {
 		return nil, errors.New("task: NewRunner: want a guard and a store, not nil")
 	}
 	var mistakes []error

@@ -4,13 +4,13 @@ package errtree
 
 import "reflect"
 
-// IsNil reports whether err is nil or a typed nil.
-func IsNil(err error) bool {
-	if err == nil {
+// IsNil reports whether v, an error or the value of any other interface, is nil or a typed nil.
+func IsNil(v any) bool {
+	if v == nil {
 		return true
 	}
-	v := reflect.ValueOf(err)
-	return v.Kind() == reflect.Pointer && v.IsNil()
+	p := reflect.ValueOf(v)
+	return p.Kind() == reflect.Pointer && p.IsNil()
 }
 
 // Search calls match for err and the errors it wraps, in the order of errors.Is, until match returns true.

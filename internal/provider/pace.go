@@ -205,9 +205,10 @@ func (b *bucket) told(now Instant, s *Sending, t Told, sentSince, beside float64
 	b.level = min(level, b.size)
 }
 
-// Settle corrects the estimate of a request's tokens.
+// Settle corrects the estimate of a request's tokens. An answer may report any number of tokens, so it takes at most the
+// amount of a minute.
 func (p *Pace) Settle(now Instant, more float64) {
-	p.tokens.take(now, more)
+	p.tokens.take(now, min(more, p.tokens.rate*float64(time.Minute)))
 }
 
 // Requests returns the lowest known limit of requests per minute; 0: none is known.

@@ -431,6 +431,9 @@ func TestConfiguredPaceIsKept(t *testing.T) {
 	assert.Equal(t, 60, b.sendAll(t, time.Minute, 1000))
 	b.Pace.Settle(b.now, 5000)
 	assert.Equal(t, 55, b.sendAll(t, time.Minute, 1000), "the answers took more than expected")
+	b.Pace.Settle(b.now, 1e15)
+	assert.Zero(t, b.sendAll(t, time.Minute, 1000))
+	assert.Equal(t, 60, b.sendAll(t, time.Minute, 1000), "an absurd usage costs a minute")
 	assert.InDelta(t, 60_000, b.Pace.Tokens(), 1)
 }
 
