@@ -69,7 +69,7 @@ func TestDifferencesOfMeaningHaveMarks(t *testing.T) {
 		{"/etc/hosts", "/etc/passwd"},
 		{"a@example.com", "b@example.com"},
 		{"What does \"please\" mean?", "What does \"the\" mean?"},
-		{"Is \"a\" a word?", "Is \"the\" a word?"},
+		{"Why is \"a\" a word?", "Why is \"the\" a word?"},
 		{"What does `a` do?", "What does `b` do?"},
 		{"ls -l", "ls -a"},
 		{"x < 5", "x > 5"},
