@@ -574,7 +574,7 @@ func TestErrorTextAndLogsHaveTheFacts(t *testing.T) {
 
 func TestErrorTextPutsEachPhaseIntoItsOwnWords(t *testing.T) {
 	durations := []string{"call", "first_event", "stream_idle", "stream", "total", "task", "connect", "queue"}
-	sizes := []string{"prompt", "prompt_tokens", "request", "weight", "queue", "memory"}
+	sizes := []string{"prompt", "prompt_tokens", "request", "weight", "queue", "memory", "task"}
 	caps := []string{"response", "event", "error_body"} // how much more it is is not known
 	seen := map[string]string{}
 	check := func(e *aiguard.Error, facts ...string) {
@@ -593,4 +593,5 @@ func TestErrorTextPutsEachPhaseIntoItsOwnWords(t *testing.T) {
 	for _, phase := range caps {
 		check(&aiguard.Error{Kind: aiguard.ErrResponseTooLarge, Phase: phase, Max: 65_536}, "65536")
 	}
+	assert.EqualError(t, &aiguard.Error{Kind: aiguard.ErrClosed, Op: "report", Phase: "task"}, "aiguard: report: closed", "no time has passed")
 }

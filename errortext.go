@@ -109,7 +109,12 @@ func (e *Error) detail() string {
 	case PhaseTotal:
 		return "queue, attempts and backoff took longer than " + limit + e.allowance()
 	case PhaseTask:
-		return "task ran longer than " + limit
+		switch {
+		case e.Limit > 0:
+			return "task ran longer than " + limit
+		case e.Max > 0:
+			return fmt.Sprintf("JSON of %d bytes, limit %d", e.Size, e.Max)
+		}
 	case PhaseResponse:
 		if e.Max > 0 {
 			return fmt.Sprintf("answer of more than %d bytes", e.Max)
