@@ -355,7 +355,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// tell calls OnAnswer. A caller whom that throws out has no answer to close.
+// tell calls OnAnswer. If OnAnswer panics, tell closes the answer, because its caller never gets it.
 func (t *Transport) tell(r *reader, source string, waited time.Duration) {
 	returned := false
 	defer func() {
