@@ -127,7 +127,7 @@ func (l *limiter) configure(cfg *Config) {
 // fits rejects a call that can never be admitted.
 func (l *limiter) fits(weight int64) *Error {
 	if l.custom == nil && l.line.Capacity != Off && weight > l.line.Capacity {
-		return &Error{Kind: ErrOverloaded, Phase: PhaseWeight, Size: weight, Max: l.line.Capacity}
+		return &Error{Kind: ErrOverloaded, Phase: PhaseWeight, Size: weight, Max: l.line.Capacity, setting: "MaxConcurrent"}
 	}
 	return nil
 }
@@ -164,7 +164,7 @@ func (r *route) full() bool {
 
 func (r *route) queueFull(weight int64, now instant, t *tenant, p Priority) *Error {
 	most := int64(r.limiter.maxQueue)
-	return &Error{Kind: ErrOverloaded, Phase: PhaseQueue, Size: most, Max: most, RetryAfter: r.retryAfter(weight, now, t, p)}
+	return &Error{Kind: ErrOverloaded, Phase: PhaseQueue, Size: most, Max: most, RetryAfter: r.retryAfter(weight, now, t, p), setting: "MaxQueue"}
 }
 
 // find returns the call's route and tenant.
@@ -389,12 +389,12 @@ func (w *inLine) denied() *Error {
 		until := p.route.state.PausedUntil(provider.Instant(now))
 		return p.route.notYet(provider.Paused, max(time.Duration(instant(until)-now), 0))
 	case waitedTooLong:
-		e.Limit = w.patience
+		e.Limit, e.setting = w.patience, "QueueTimeout"
 	case tooHeavy:
-		e.Phase, e.Size, e.Max = PhaseWeight, c.Weight, w.most
+		e.Phase, e.Size, e.Max, e.setting = PhaseWeight, c.Weight, w.most, "MaxConcurrent"
 		return e
 	case displaced:
-		e.Size, e.Max = int64(l.maxQueue), int64(l.maxQueue)
+		e.Size, e.Max, e.setting = int64(l.maxQueue), int64(l.maxQueue), "MaxQueue"
 	case hopeless:
 		e.outrun = true
 	}
