@@ -103,25 +103,22 @@ func (c *call) queue(ctx context.Context) error {
 	if c.cfg.OnEvent != nil {
 		c.emit(ctx, EventQueued, nil)
 	}
-	if c.waiter == nil {
+	if !c.waits {
 		joined := c.now()
 		return c.dequeued(ctx, joined, c.limiter.custom.admit(ctx, c))
 	}
-	joined := c.waiter.joined
-	if c.waiter.byTotal {
-		return c.dequeued(ctx, joined, c.waiter.waitWithinTotal(ctx))
+	joined := c.place.joined
+	if c.place.byTotal {
+		return c.dequeued(ctx, joined, c.place.waitWithinTotal(ctx))
 	}
-	return c.dequeued(ctx, joined, c.waiter.wait(ctx))
+	return c.dequeued(ctx, joined, c.place.wait(ctx))
 }
 
 // dequeued ends a wait, and begins the attempt if err is nil.
 //
 //go:noinline
 func (c *call) dequeued(ctx context.Context, joined instant, err error) error {
-	if c.waiter != nil {
-		c.limiter.waiters.Put(c.waiter)
-		c.waiter = nil
-	}
+	c.waits = false
 	now := instant(c.permit.sending.At) // the time of admission, which saves a reading of the clock
 	if err != nil {
 		now = c.now()
@@ -133,20 +130,6 @@ func (c *call) dequeued(ctx context.Context, joined instant, err error) error {
 		c.begun(ctx, now)
 	}
 	c.denied = err != nil
-	return err
-}
-
-// waitWithinTotal waits in line with its own timer.
-func (w *inLine) waitWithinTotal(ctx context.Context) error {
-	c := w.call
-	wctx, cancel, why := c.bound(ctx, ErrTimeout, timeBound{limit: Off})
-	defer cancel()
-	err := w.wait(wctx)
-	if err != nil && wctx.Err() != nil {
-		if _, ok := err.(*Error); !ok || error(why) == err {
-			return ended(ctx, wctx, why)
-		}
-	}
 	return err
 }
 

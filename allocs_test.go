@@ -7,7 +7,9 @@ import (
 	"io"
 	"net/http"
 	"runtime"
+	"runtime/debug"
 	"strings"
+	"sync"
 	"testing"
 
 	openai "github.com/sashabaranov/go-openai"
@@ -135,4 +137,53 @@ func TestStreamEventAllocatesNothingOfOurs(t *testing.T) {
 	const few, many = 10, 1010
 	bare, guarded := run(false, many)-run(false, few), run(true, many)-run(true, few)
 	require.InDelta(t, bare, guarded, 0.01*(many-few), "per event")
+}
+
+// A goroutine starts with a stack of 2 KiB. A call that has to wait, and what follows its wait, should fit in it: a
+// larger stack doubles the memory of the wait, and copying it is most of the time of a short call.
+func TestWaitAllocatesNoLargerStack(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates too: run it without -race")
+	}
+	const calls = 1000
+	for name, leave := range map[string]bool{"served": false, "canceled": true} {
+		t.Run(name, func(t *testing.T) {
+			g := newGuard(t, aiguard.Config{MaxConcurrent: 1, MaxQueue: calls})
+			defer debug.SetGCPercent(debug.SetGCPercent(-1)) // a collection shrinks stacks
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var over sync.WaitGroup
+			measured := make(chan struct{})
+			before := stacks()
+			_, err := aiguard.Do(t.Context(), g, func(context.Context) (int, error) {
+				for range calls {
+					over.Add(1)
+					go func() {
+						_, _ = aiguard.Do(ctx, g, func(context.Context) (int, error) { return 0, nil })
+						over.Done()
+						<-measured // keep the stack
+					}()
+				}
+				for g.Stats().Waiting < calls {
+					runtime.Gosched()
+				}
+				if leave {
+					cancel()
+				}
+				return 0, nil
+			})
+			require.NoError(t, err)
+			over.Wait()
+			after := stacks()
+			close(measured)
+			t.Log((after - before) / calls)
+			require.Less(t, (after-before)/calls, int64(3<<10), "bytes of stack for each call")
+		})
+	}
+}
+
+func stacks() int64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.StackInuse)
 }

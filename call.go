@@ -25,7 +25,7 @@ type call struct {
 
 	permit  permit
 	verdict provider.Outcome // what the attempt says about its provider
-	waiter  *inLine          // the place in line
+	place   *inLine          // in line; kept for the next wait
 
 	encloses atomic.Int64 // latest end of the attempt of a Do; 0: never
 	reserved reserved     // by the attempt, in Config.Budget
@@ -33,6 +33,7 @@ type call struct {
 	wire     *wire        // nil for a Do
 
 	skipped int32 // attempts that failed without being sent, because the route was closed
+	waits   bool  // in line
 	denied  bool  // the attempt was not admitted
 	stale   bool  // the retry without backoff has been used
 	over    bool  // finished, or handed over to a stream
@@ -210,15 +211,12 @@ func (c *call) release(last bool) bool {
 	if w := c.wire; w != nil {
 		used, more = w.takeUsage()
 	}
-	took, turned, ok := c.limiter.finish(c, used, more, last)
+	next, ok := c.limiter.finish(c, used, more, last)
 	if !ok {
 		return false
 	}
+	next.leave()
 	c.verdict, c.admitted = provider.Outcome{}, 0
-	c.inFlight += took
-	if turned != noTurn {
-		c.turned = turned
-	}
 	if release := c.permit.release; release != nil {
 		c.permit.release = nil
 		release()
@@ -259,9 +257,9 @@ func (c *call) letGo() {
 		return
 	}
 	defer c.ring.remove(c)
-	if c.waiter != nil {
-		c.waiter.abandon()
-		c.waiter = nil
+	if c.waits {
+		c.waits = false
+		c.place.abandon()
 	}
 	c.free()
 }
@@ -281,7 +279,7 @@ func (c *call) end(ctx context.Context) {
 	if c.over {
 		if c.private {
 			pool := &c.reuse
-			*c = call{}
+			*c = call{place: c.place}
 			pool.Put(c)
 		}
 		return

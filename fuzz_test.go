@@ -77,6 +77,7 @@ func FuzzStream(f *testing.F) {
 		"\xef\xbb\xbfdata:" + hello,
 		"\ndata: " + finished + "\n\ndata: [DONE]\n\n", // the last blank line comes late
 		`{"choices":[{}]}`,
+		"\xef\xbb\xbf[",
 	} {
 		f.Add([]byte(s), []byte{0, 3, 40})
 		f.Add([]byte(s), []byte{0, 3, 3})

@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/aiguard-go/aiguard/internal/callctx"
 	"github.com/aiguard-go/aiguard/internal/line"
 	"github.com/aiguard-go/aiguard/internal/provider"
 )
@@ -42,7 +41,6 @@ type limiter struct {
 	capacity int64         // MaxConcurrent; Off: no limit
 	maxQueue int           // Off: no limit
 	patience time.Duration // QueueTimeout; Off: no limit
-	waiters  sync.Pool     // of *inLine
 	line     line.Line[*inLine]
 	routes   routes
 	tenants  tenants
@@ -68,35 +66,6 @@ type permit struct {
 	cost    float64 // charged to the tenant in advance
 	release func()  // releases Config.Limiter; nil: nothing to release
 }
-
-// inLine is a call's place in line.
-type inLine struct {
-	line.Waiter[*inLine]
-	call   *call
-	joined instant
-	until  instant // latest time of admission; 0: no limit
-
-	// patience is the QueueTimeout when the call joined, or a shorter one since. So the waiters at a route reach it in
-	// order of arrival.
-	patience time.Duration
-	byTotal  bool          // TotalTimeout ends the wait first
-	over     chan struct{} // receives when fate is set
-	fate     fate
-	most     int64 // for the fate tooHeavy: the capacity
-}
-
-type fate int8
-
-const (
-	admitted fate = iota
-	waitedTooLong
-	displaced // a call with a higher claim took the place
-	hopeless  // too many newer calls are served first
-	routePaused
-	routeDown
-	shutOut
-	tooHeavy // for a capacity that Update has lowered
-)
 
 func newLimiter(cfg *Config, c clock, mu *sync.Mutex) *limiter {
 	l := &limiter{clock: c, mu: mu}
@@ -234,24 +203,23 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	if gone != nil {
 		gone.dismiss(displaced)
 	}
-	w := l.waiter()
-	w.call, w.joined, w.until, w.Weight = c, now, c.admission(ctx, now), c.Weight
+	w := c.newPlace()
+	w.joined, w.until, w.Weight = now, c.admission(ctx, now), c.Weight
 	w.patience, w.byTotal = l.patience, c.boundByTotal(now, l.patience)
 	l.waiting.Add(1)
 	for n := l.line.Join(&w.Waiter, &r.line, &t.line, p, int64(now), r.slots()); n > 0; n-- {
 		w.Eldest().Value.dismiss(hopeless)
 	}
-	l.next(now)
+	l.next(now).leave()
 	if c.permit.held.Load() {
 		<-w.over
-		l.waiters.Put(w)
 		return nil
 	}
 	r.refresh(now)
 	if l.patience != Off {
 		l.wake(now.add(l.patience))
 	}
-	c.waiter = w
+	c.waits = true
 	return errQueue
 }
 
@@ -310,118 +278,44 @@ func (l *limiter) refuse(r *route, t *tenant, p line.Priority, now instant, e *E
 	return e
 }
 
-// next admits the calls whose turn it is.
-func (l *limiter) next(now instant) {
+// next admits the calls whose turn it is. The caller must call leave on the last one, which next returns; nil: none.
+// It can do so after it has released the lock, which others are waiting for.
+func (l *limiter) next(now instant) (last *inLine) {
 	for w := l.line.First(int64(now)); w != nil; w = l.line.First(int64(now)) {
 		c := w.Value.call
 		if !l.line.Admit(w, c.permit.route.cost(c.Weight)) {
-			return
+			break
 		}
 		l.grant(c, now)
-		w.Value.leave()
+		last.leave()
+		last = w.Value
 	}
-}
-
-// leave ends the wait of a call that is out of the line. Do not use w afterwards, because the call may reuse it.
-func (w *inLine) leave() {
-	w.call.limiter.waiting.Add(-1)
-	w.over <- struct{}{}
-}
-
-// waiter returns a place in line, reused if possible.
-func (l *limiter) waiter() *inLine {
-	if w, _ := l.waiters.Get().(*inLine); w != nil {
-		*w = inLine{over: w.over}
-		w.Value = w
-		return w
-	}
-	w := &inLine{over: make(chan struct{}, 1)}
-	w.Value = w
-	return w
-}
-
-// dismiss ends a wait without admission.
-func (w *inLine) dismiss(f fate) {
-	l := w.call.limiter
-	w.fate = f
-	l.line.Leave(&w.Waiter)
-	if f != shutOut {
-		l.refused[w.call.Priority.line()]++
-		w.call.permit.tenant.refused++
-	}
-	w.leave()
-}
-
-// abandon takes a canceled call out of the line. If the call was admitted at the same moment, its permit holds the
-// slot.
-func (w *inLine) abandon() {
-	l := w.call.limiter
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	select {
-	case <-w.over:
-		return
-	default:
-	}
-	l.line.Leave(&w.Waiter)
-	l.waiting.Add(-1)
-	if !l.line.Full() { // the call may have been too heavy and in the way of others
-		l.next(l.now())
-	}
-}
-
-// denied returns the reason why a waiting call was not admitted.
-func (w *inLine) denied() *Error {
-	if w.fate == shutOut {
-		return &Error{Kind: ErrClosed}
-	}
-	c := w.call
-	l := c.limiter
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	now := l.now()
-	p := &c.permit
-	e := &Error{Kind: ErrOverloaded, Phase: PhaseQueue}
-	switch w.fate {
-	case routeDown:
-		return p.route.down(now)
-	case routePaused:
-		until := p.route.state.PausedUntil(provider.Instant(now))
-		return p.route.notYet(provider.Paused, max(time.Duration(instant(until)-now), 0))
-	case waitedTooLong:
-		e.Limit, e.setting = w.patience, "QueueTimeout"
-	case tooHeavy:
-		e.Phase, e.Size, e.Max, e.setting = PhaseWeight, c.Weight, w.most, "MaxConcurrent"
-		return e
-	case displaced:
-		e.Size, e.Max, e.setting = int64(l.maxQueue), int64(l.maxQueue), "MaxQueue"
-	case hopeless:
-		e.outrun = true
-	}
-	e.RetryAfter = p.route.retryAfter(c.Weight, now, p.tenant, c.Priority)
-	return e
+	return last
 }
 
 // finish releases what an attempt holds, after it has recorded the outcome. tokens is the usage of the answer and
 // more is the part of it that was not expected; 0 means unknown. After the last attempt the call leaves the ring. ok
-// is false if there is nothing to release.
-func (l *limiter) finish(c *call, tokens int64, more float64, last bool) (took time.Duration, turned turn, ok bool) {
+// is false if there is nothing to release. The caller must call leave on next, the call that gets the slot; nil: none.
+func (l *limiter) finish(c *call, tokens int64, more float64, last bool) (next *inLine, ok bool) {
 	p := &c.permit
 	if !p.held.Load() {
-		return 0, noTurn, false
+		return nil, false
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !p.held.CompareAndSwap(true, false) {
-		return 0, noTurn, false
+		return nil, false
 	}
 	if last {
 		c.ring.strike(c)
 	}
 	now := l.now()
-	turned = p.apply(c.verdict, now)
-	took = time.Duration(now - instant(p.sending.At))
-	r, t, weight := p.route, p.tenant, p.sending.Weight
+	if turned := p.apply(c.verdict, now); turned != noTurn {
+		c.turned = turned
+	}
+	took := time.Duration(now - instant(p.sending.At))
+	c.inFlight += took
+	r := p.route
 	if r != &l.routes.nameless {
 		r.state.Done(provider.Instant(now), &p.sending)
 	}
@@ -430,20 +324,25 @@ func (l *limiter) finish(c *call, tokens int64, more float64, last bool) (took t
 		r.state.Pace.Settle(provider.Instant(now), more)
 	}
 	if !p.nested {
-		l.held = provider.Average(l.held, took.Seconds())
-		service := took.Seconds() * float64(weight)
-		if tokens > 0 {
-			l.perToken = provider.Average(l.perToken, service/float64(tokens))
-			service = l.perToken * float64(tokens)
-		}
-		pr := c.Priority.line()
-		t.inFlight -= weight
-		l.inFlight[pr] -= weight
-		l.line.Release(&t.line, pr, weight, service-p.cost)
+		l.release(c, took, tokens)
 	}
 	r.refresh(now)
-	l.next(now)
-	return took, turned, true
+	return l.next(now), true
+}
+
+// release returns the weight of a call that held it for took, and charges its tenant for what it used.
+func (l *limiter) release(c *call, took time.Duration, tokens int64) {
+	p, weight := &c.permit, c.permit.sending.Weight
+	l.held = provider.Average(l.held, took.Seconds())
+	service := took.Seconds() * float64(weight)
+	if tokens > 0 {
+		l.perToken = provider.Average(l.perToken, service/float64(tokens))
+		service = l.perToken * float64(tokens)
+	}
+	priority := c.Priority.line()
+	p.tenant.inFlight -= weight
+	l.inFlight[priority] -= weight
+	l.line.Release(&p.tenant.line, priority, weight, service-p.cost)
 }
 
 // wake sets the timer, unless it fires earlier.
@@ -488,7 +387,7 @@ func (l *limiter) sweep(now instant) {
 		}
 		route.refresh(now)
 	}
-	l.next(now)
+	l.next(now).leave()
 	if next != 0 && l.line.Waiting() {
 		l.wake(next)
 	}
@@ -523,21 +422,4 @@ func (l *limiter) close() {
 	for len(l.line.Busy()) > 0 {
 		l.line.Busy()[0].Oldest().Value.dismiss(shutOut)
 	}
-}
-
-// wait waits in line for a slot. Its frame is small; see call.queue.
-func (w *inLine) wait(ctx context.Context) error {
-	select {
-	case <-w.over:
-	case <-ctx.Done():
-		w.abandon()
-		return callctx.Err(ctx)
-	}
-	if w.fate != admitted {
-		return w.denied()
-	}
-	if ctx.Err() != nil { // canceled at the same moment: do not start work
-		return callctx.Err(ctx)
-	}
-	return nil
 }

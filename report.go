@@ -110,17 +110,18 @@ func (h *history) tell(ctx context.Context, err error) {
 		}
 	}
 	h.attemptDone(ctx, err)
-	if h.turned != noTurn {
-		h.tellTurn(ctx, err)
-	}
-	if h.cfg.OnEvent != nil {
-		ev := h.event(t, err)
-		ev.Usage = h.trail.used
-		h.cfg.OnEvent(ctx, ev)
-	}
+	h.tellTurn(ctx, err)
+	h.emit(ctx, t, err)
 	if e != nil && !h.nested { // the enclosing Do logs
-		h.log(ctx, t, e, h.identity()...)
+		h.logEnd(ctx, t, e)
 	}
+}
+
+// logEnd logs the failure of the call.
+//
+//go:noinline
+func (h *history) logEnd(ctx context.Context, t EventType, e *Error) {
+	h.log(ctx, t, e, h.identity()...)
 }
 
 // fill adds the call's facts to e. The call must own e, so ended and explain copy errors that others may hold.
@@ -154,17 +155,34 @@ func (h *history) event(t EventType, err error) Event {
 	return e
 }
 
-// emit calls OnEvent if it is set. It is not inlined, because an Event takes much stack.
-//
-//go:noinline
+// emit calls OnEvent if it is set.
 func (h *history) emit(ctx context.Context, t EventType, err error) {
 	if h.cfg.OnEvent != nil {
-		h.cfg.OnEvent(ctx, h.event(t, err))
+		h.send(ctx, t, err)
 	}
+}
+
+// send calls OnEvent. An Event takes so much stack that a goroutine which has waited would have to grow its own, so
+// send is not part of emit or tell.
+//
+//go:noinline
+func (h *history) send(ctx context.Context, t EventType, err error) {
+	e := h.event(t, err)
+	if t == EventDone || t == EventRefused {
+		e.Usage = h.trail.used
+	}
+	h.cfg.OnEvent(ctx, e)
 }
 
 // tellTurn reports once that the call's route went down with err or came back.
 func (h *history) tellTurn(ctx context.Context, err error) {
+	if h.turned != noTurn {
+		h.reportTurn(ctx, err)
+	}
+}
+
+//go:noinline
+func (h *history) reportTurn(ctx context.Context, err error) {
 	t := h.turned
 	h.turned = noTurn
 	switch e := ownError(ctx, err); {

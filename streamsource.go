@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync/atomic"
+	"unicode/utf8"
 )
 
 // source reads the provider's bytes of a stream. It counts them, and starts the idle limit when its reader has to wait.
@@ -49,7 +50,8 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// peek returns the first byte of the body that is not white space. Read later returns the bytes that peek has read.
+// peek returns the first byte of the body after white space and a byte order mark, which may arrive in pieces. Read
+// later returns the bytes that peek has read.
 func (s *source) peek() (first byte, err error) {
 	buf := make([]byte, 512)
 	n := 0
@@ -57,7 +59,7 @@ func (s *source) peek() (first byte, err error) {
 		var m int
 		m, err = s.Read(buf[n:])
 		n += m
-		if seen := bytes.TrimLeft(buf[:n], "\uFEFF \t\r\n"); len(seen) > 0 {
+		if seen := bytes.TrimLeft(buf[:n], "\uFEFF \t\r\n"); len(seen) > 0 && (err != nil || utf8.FullRune(seen)) {
 			s.peeked, s.cause = buf[:n], err
 			return seen[0], nil
 		}

@@ -144,14 +144,3 @@ func (l *limiter) update(cfg *Config) {
 	}
 	l.sweep(now)
 }
-
-// shorten applies a new QueueTimeout to a call that waits, unless it is longer.
-func (w *inLine) shorten(patience time.Duration) {
-	if patience == Off || w.patience != Off && w.patience <= patience {
-		return
-	}
-	w.patience = patience
-	if end := w.joined.add(patience); w.until == 0 || end < w.until {
-		w.until = end
-	}
-}

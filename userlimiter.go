@@ -38,13 +38,12 @@ func (u *userLimiter) passRoute(ctx context.Context, c *call) (err error) {
 	if err = u.limiter.enter(ctx, c, c.now()); err != errQueue {
 		return err
 	}
-	if c.waiter.byTotal {
-		err = c.waiter.waitWithinTotal(ctx)
+	if c.place.byTotal {
+		err = c.place.waitWithinTotal(ctx)
 	} else {
-		err = c.waiter.wait(ctx)
+		err = c.place.wait(ctx)
 	}
-	u.limiter.waiters.Put(c.waiter)
-	c.waiter = nil
+	c.waits = false
 	return err
 }
 

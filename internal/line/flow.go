@@ -120,10 +120,11 @@ func (f *flow[T]) push(w *Waiter[T]) {
 		n.byLength.push(f, 1)
 		return
 	}
-	n.byLength.fix(f)
+	n.byLength.up(f.at[1])
 }
 
 func (f *flow[T]) remove(w *Waiter[T]) {
+	oldest := w == f.oldest
 	if w.older != nil {
 		w.older.newer = w.newer
 	} else {
@@ -144,8 +145,10 @@ func (f *flow[T]) remove(w *Waiter[T]) {
 		n.byLength.remove(f)
 		return
 	}
-	n.byService.fix(f) // ties are broken by the oldest waiter
-	n.byLength.fix(f)
+	if oldest { // it breaks ties
+		n.byService.down(f.at[0])
+	}
+	n.byLength.down(f.at[1])
 }
 
 // forget removes an empty flow without a history worth keeping.

@@ -36,16 +36,12 @@ func (h *heap[T]) remove(f *flow[T]) {
 	h.flows[last] = nil
 	h.flows = h.flows[:last]
 	if i < last {
-		h.fix(h.flows[i])
+		h.up(i)
+		h.down(i)
 	}
 }
 
-// fix moves a flow whose key has changed.
-func (h *heap[T]) fix(f *flow[T]) {
-	h.up(f.at[h.which])
-	h.down(f.at[h.which])
-}
-
+// up moves the flow at i, which may have to come earlier than before.
 func (h *heap[T]) up(i int) {
 	for i > 0 {
 		parent := (i - 1) / 2
@@ -57,6 +53,7 @@ func (h *heap[T]) up(i int) {
 	}
 }
 
+// down moves the flow at i, which may have to come later than before.
 func (h *heap[T]) down(i int) {
 	for {
 		child := 2*i + 1

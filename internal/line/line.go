@@ -345,8 +345,12 @@ func (l *Line[T]) Release(t *Tenant[T], p Priority, weight int64, owed float64) 
 func (t *Tenant[T]) charge(service float64) {
 	t.service += service
 	for _, f := range t.flows {
-		if f.length > 0 {
-			f.lane().byService.fix(f)
+		switch {
+		case f.length == 0:
+		case service < 0:
+			f.lane().byService.up(f.at[0])
+		default:
+			f.lane().byService.down(f.at[0])
 		}
 	}
 }

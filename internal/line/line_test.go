@@ -391,7 +391,12 @@ func (m *model) step(t *testing.T, rng *rand.Rand) {
 func (m *model) counts(t *testing.T) {
 	var waits, ready [priorities]int
 	var readyWeight [priorities]int64
+	longest := map[[2]int]int{} // by route and priority
+	queues := map[[3]int]int{}  // and by tenant
 	for _, e := range m.list {
+		queue := [3]int{e.r, int(e.p), e.t}
+		queues[queue]++
+		longest[[2]int{e.r, int(e.p)}] = max(longest[[2]int{e.r, int(e.p)}], queues[queue])
 		waits[e.p]++
 		if m.b.routes[e.r].room > 0 {
 			ready[e.p]++
@@ -403,6 +408,15 @@ func (m *model) counts(t *testing.T) {
 	}
 	require.Equal(t, ready, m.b.ready)
 	require.Equal(t, readyWeight, m.b.weight)
+	for i, r := range m.b.routes {
+		for p := range priorities {
+			length := 0
+			if f := r.lanes[p].byLength.first(); f != nil {
+				length = f.length
+			}
+			require.Equal(t, longest[[2]int{i, int(p)}], length, "the longest queue, whose newest waiter may be displaced")
+		}
+	}
 }
 
 func (m *model) admit(e entry) {
