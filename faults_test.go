@@ -928,7 +928,7 @@ func staleKeepAlive(t *testing.T, fault aiguardtest.Fault, proto string) {
 		c, srv := guarded(t, fault, proto, aiguard.Config{Retry: aiguard.Retry{BaseDelay: backoff, MaxDelay: backoff}})
 		call := plain(c.CreateChatCompletion, false)
 		for range 3 {
-			a, err := bounded(t, 0, slack, call) // without backoff
+			a, err := bounded(t, 0, 2*slack, call) // without backoff
 			require.NoError(t, err)
 			require.Equal(t, "Hello!", a.text)
 		}
