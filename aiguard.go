@@ -89,16 +89,17 @@ type Guard struct {
 // core is the state shared by a Guard and all Guards derived from it by With.
 type core struct {
 	clock
-	current atomic.Pointer[live]
-	limiter *limiter
-	memory  *memory
-	pool    *pool
-	ids     atomic.Uint64 // the last CallID; its random start keeps those of several guards apart
-	repeats repeats
-	recent  recent
-	storm   storm
-	ring    ring
-	reuse   sync.Pool // of *call, for Do
+	current  atomic.Pointer[live]
+	limiter  *limiter
+	memory   *memory
+	pool     *pool
+	ids      atomic.Uint64 // the last CallID; its random start keeps those of several guards apart
+	repeats  repeats
+	recent   recent
+	storm    storm
+	ring     ring
+	reuse    sync.Pool // of *call, for Do
+	verdicts sync.Pool // of *dialect.Stream, for verdict
 
 	calls, succeeded, failed, refused, retries, timeouts atomic.Int64
 }

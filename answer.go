@@ -30,7 +30,8 @@ func (r reply) isWhole() bool {
 
 // whole reads the whole answer, so that any error in it fails this attempt.
 func (r reply) whole() (*http.Response, error) {
-	b := &wholeBody{hold: hold{room: &r.x.guard.memory.room}, call: r.x.call, ctx: r.w.caller}
+	b := &r.x.whole
+	*b = wholeBody{hold: hold{room: &r.x.guard.memory.room}, call: &r.x.call, ctx: r.w.caller}
 	handedOver := false
 	defer func() {
 		if !handedOver {
@@ -95,7 +96,7 @@ func (r reply) judge(body []byte) (end int, u Usage, err error) {
 	case err != nil:
 		return 0, u, r.invalid()
 	}
-	a := r.x.endpoint.JudgeWith(&r.x.verdict, body[:end])
+	a := r.x.verdict(body[:end])
 	switch {
 	case a.Failed:
 		nameless := ErrInvalidResponse
@@ -110,6 +111,16 @@ func (r reply) judge(body []byte) (end int, u Usage, err error) {
 		end = len(body)
 	}
 	return end, usageOf(a.Usage), nil
+}
+
+// verdict judges a whole JSON answer.
+func (x *exchange) verdict(body []byte) dialect.Answer {
+	s, _ := x.guard.verdicts.Get().(*dialect.Stream)
+	if s == nil {
+		s = new(dialect.Stream)
+	}
+	defer x.guard.verdicts.Put(s)
+	return x.endpoint.JudgeWith(s, body)
 }
 
 // judgeEvents checks an event stream with the media type of another format.

@@ -6,8 +6,9 @@ package aiguard
 import (
 	"context"
 	"io"
+	"maps"
 	"net/http"
-	"net/http/httptrace"
+	"slices"
 	"strconv"
 
 	"github.com/aiguard-go/aiguard/internal/callctx"
@@ -20,7 +21,11 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 	if x.stream {
 		phase = PhaseFirstEvent
 	}
-	w := newWatch(ctx, x.call, phase)
+	w := &x.first
+	if w.call != nil { // the context of an earlier attempt may still be in use
+		w = new(watch)
+	}
+	w.begin(ctx, &x.call, phase)
 	handedOver := false
 	defer func() {
 		if !handedOver {
@@ -97,7 +102,8 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 
 // request returns the request for this attempt, with its own body.
 func (x *exchange) request(w *watch) (*http.Request, error) {
-	req := x.req.WithContext(httptrace.WithClientTrace(w, w.conn.hooks()))
+	req := &w.req
+	*req = *x.req.WithContext(w)
 	if x.req.GetBody != nil && (x.sent || x.seen) {
 		x.closeUnsent()
 		body, err := x.req.GetBody()
@@ -118,7 +124,7 @@ func (x *exchange) request(w *watch) (*http.Request, error) {
 		// Each attempt gets its own URL and header, because a base may modify its request although a RoundTripper
 		// must not.
 		url := *req.URL
-		req.URL, req.Header = &url, req.Header.Clone()
+		req.URL, req.Header = &url, ownHeader(req.Header)
 		req.Header.Del("Accept-Encoding")
 		if left, ok := w.left(); ok && name != "" {
 			req.Header.Set(name, strconv.FormatFloat(max(left.Seconds(), 0), 'f', 3, 64))
@@ -128,6 +134,18 @@ func (x *exchange) request(w *watch) (*http.Request, error) {
 		}
 	}
 	return req, nil
+}
+
+// ownHeader returns a copy of h that can be changed with Set, Add and Del. It costs half of h.Clone, because the copy
+// shares the slices of values, which these methods replace.
+func ownHeader(h http.Header) http.Header {
+	own := maps.Clone(h)
+	for name, values := range own {
+		if len(values) < cap(values) {
+			own[name] = slices.Clip(values) // else Add would write behind them
+		}
+	}
+	return own
 }
 
 // keepsRequests reports whether the base is known not to modify requests.

@@ -44,7 +44,7 @@ type call struct {
 	private bool  // a Do whose call nobody else holds, so that another Do may reuse it
 
 	next, prev *call
-	cancel     context.CancelFunc // cancels the current work of the call
+	work       killer // the current work of the call; nil: none
 }
 
 // wire holds the extra state of a call over HTTP.

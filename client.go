@@ -81,104 +81,104 @@ func (c *Client) Guard() *Guard { return c.guard }
 
 // CreateChatCompletion is openai.Client.CreateChatCompletion with limits.
 func (c *Client) CreateChatCompletion(ctx context.Context, request openai.ChatCompletionRequest) (openai.ChatCompletionResponse, error) {
-	ctx, err := c.chat(ctx, &request, false)
+	k, err := c.chat(ctx, &request, false)
 	if err != nil {
 		return openai.ChatCompletionResponse{}, err
 	}
-	response, err := c.Client.CreateChatCompletion(ctx, request)
-	return response, c.failure(ctx, err)
+	response, err := c.Client.CreateChatCompletion(k, request)
+	return response, k.failure(err)
 }
 
 // CreateChatCompletionStream is openai.Client.CreateChatCompletionStream with limits. It returns at the first event.
 // Recv returns later failures. The caller must close the stream.
 func (c *Client) CreateChatCompletionStream(ctx context.Context, request openai.ChatCompletionRequest) (*openai.ChatCompletionStream, error) {
-	ctx, err := c.chat(ctx, &request, true)
+	k, err := c.chat(ctx, &request, true)
 	if err != nil {
 		return nil, err
 	}
-	stream, err := c.Client.CreateChatCompletionStream(ctx, request)
+	stream, err := c.Client.CreateChatCompletionStream(k, request)
 	if err != nil {
-		return nil, c.failure(ctx, err)
+		return nil, k.failure(err)
 	}
 	return stream, nil
 }
 
-func (c *Client) chat(ctx context.Context, r *openai.ChatCompletionRequest, stream bool) (context.Context, error) {
-	k := known{op: "chat.completions", Facts: dialect.Facts{Model: r.Model, Stream: stream, Creates: r.Store}}
-	s := c.settings(ctx, &k)
+func (c *Client) chat(ctx context.Context, r *openai.ChatCompletionRequest, stream bool) (*known, error) {
+	k := known{Context: ctx, op: "chat.completions", Facts: dialect.Facts{Model: r.Model, Stream: stream, Creates: r.Store}}
+	s := c.settings(&k)
 	capChat(r, s.outputLimit())
-	p := newPrompt()
+	p := prompt{texts: k.texts[:0]}
 	p.chat(r)
-	return c.prepare(ctx, &k, &s, p)
+	return &k, c.check(&k, &s, p)
 }
 
 // CreateCompletion is openai.Client.CreateCompletion with limits.
 func (c *Client) CreateCompletion(ctx context.Context, request openai.CompletionRequest) (openai.CompletionResponse, error) {
-	ctx, err := c.completion(ctx, &request, false)
+	k, err := c.completion(ctx, &request, false)
 	if err != nil {
 		return openai.CompletionResponse{}, err
 	}
-	response, err := c.Client.CreateCompletion(ctx, request)
-	return response, c.failure(ctx, err)
+	response, err := c.Client.CreateCompletion(k, request)
+	return response, k.failure(err)
 }
 
 // CreateCompletionStream is openai.Client.CreateCompletionStream with limits. It returns at the first event, and the
 // caller must close the stream.
 func (c *Client) CreateCompletionStream(ctx context.Context, request openai.CompletionRequest) (*openai.CompletionStream, error) {
-	ctx, err := c.completion(ctx, &request, true)
+	k, err := c.completion(ctx, &request, true)
 	if err != nil {
 		return nil, err
 	}
-	stream, err := c.Client.CreateCompletionStream(ctx, request)
+	stream, err := c.Client.CreateCompletionStream(k, request)
 	if err != nil {
-		return nil, c.failure(ctx, err)
+		return nil, k.failure(err)
 	}
 	return stream, nil
 }
 
-func (c *Client) completion(ctx context.Context, r *openai.CompletionRequest, stream bool) (context.Context, error) {
-	k := known{op: "completions", Facts: dialect.Facts{Model: r.Model, Stream: stream, Creates: r.Store}}
-	s := c.settings(ctx, &k)
+func (c *Client) completion(ctx context.Context, r *openai.CompletionRequest, stream bool) (*known, error) {
+	k := known{Context: ctx, op: "completions", Facts: dialect.Facts{Model: r.Model, Stream: stream, Creates: r.Store}}
+	s := c.settings(&k)
 	r.MaxTokens = capped(r.MaxTokens, s.outputLimit())
-	p := newPrompt()
+	p := prompt{texts: k.texts[:0]}
 	p.completion(r)
-	return c.prepare(ctx, &k, &s, p)
+	return &k, c.check(&k, &s, p)
 }
 
 // CreateResponse is openai.Client.CreateResponse with limits.
 func (c *Client) CreateResponse(ctx context.Context, request openai.CreateResponseRequest) (openai.CreateResponseResponse, error) {
-	ctx, err := c.response(ctx, &request, false)
+	k, err := c.response(ctx, &request, false)
 	if err != nil {
 		return openai.CreateResponseResponse{}, err
 	}
-	response, err := c.Client.CreateResponse(ctx, request)
-	return response, c.failure(ctx, err)
+	response, err := c.Client.CreateResponse(k, request)
+	return response, k.failure(err)
 }
 
 // CreateResponseStream is openai.Client.CreateResponseStream with limits. It returns at the first event, and the
 // caller must close the stream.
 func (c *Client) CreateResponseStream(ctx context.Context, request openai.CreateResponseRequest) (*openai.ResponseStream, error) {
-	ctx, err := c.response(ctx, &request, true)
+	k, err := c.response(ctx, &request, true)
 	if err != nil {
 		return nil, err
 	}
-	stream, err := c.Client.CreateResponseStream(ctx, request)
+	stream, err := c.Client.CreateResponseStream(k, request)
 	if err != nil {
-		return nil, c.failure(ctx, err)
+		return nil, k.failure(err)
 	}
 	return stream, nil
 }
 
-func (c *Client) response(ctx context.Context, r *openai.CreateResponseRequest, stream bool) (context.Context, error) {
-	k := known{op: "responses", Facts: dialect.Facts{Model: r.Model, Stream: stream,
+func (c *Client) response(ctx context.Context, r *openai.CreateResponseRequest, stream bool) (*known, error) {
+	k := known{Context: ctx, op: "responses", Facts: dialect.Facts{Model: r.Model, Stream: stream,
 		Forgets: r.Store != nil && !*r.Store || r.ExtraBody["store"] == false,
 		Creates: r.Background || r.Conversation != nil || r.Store != nil && *r.Store ||
 			r.ExtraBody["background"] == true || r.ExtraBody["conversation"] != nil || r.ExtraBody["store"] == true}}
-	s := c.settings(ctx, &k)
+	s := c.settings(&k)
 	capResponse(r, s.outputLimit())
-	p := newPrompt()
+	p := prompt{texts: k.texts[:0]}
 	p.response(r)
-	return c.prepare(ctx, &k, &s, p)
+	return &k, c.check(&k, &s, p)
 }
 
 // CreateEmbeddings is openai.Client.CreateEmbeddings with limits.
@@ -187,44 +187,44 @@ func (c *Client) CreateEmbeddings(ctx context.Context, conv openai.EmbeddingRequ
 		panic("aiguard: CreateEmbeddings: nil request")
 	}
 	r := conv.Convert()
-	k := known{op: "embeddings", Facts: dialect.Facts{Model: string(r.Model)}}
-	s := c.settings(ctx, &k)
-	ctx, err := c.prepare(ctx, &k, &s, embeddings(&r)...)
-	if err != nil {
+	k := known{Context: ctx, op: "embeddings", Facts: dialect.Facts{Model: string(r.Model)}}
+	s := c.settings(&k)
+	if err := c.check(&k, &s, embeddings(&r)...); err != nil {
 		return openai.EmbeddingResponse{}, err
 	}
-	response, err := c.Client.CreateEmbeddings(ctx, r)
-	return response, c.failure(ctx, err)
+	response, err := c.Client.CreateEmbeddings(&k, r)
+	return response, k.failure(err)
 }
 
 // settings returns the settings of the call for a request, and notes its configuration in k.
-func (c *Client) settings(ctx context.Context, k *known) settings {
-	mustContext("Client", ctx)
+func (c *Client) settings(k *known) settings {
+	mustContext("Client", k.Context)
 	k.live = c.guard.current.Load()
-	return c.guard.request(ctx, k.live, k.op, k.Model, c.host, "")
+	return c.guard.request(k.Context, k.live, k.op, k.Model, c.host, "")
 }
 
-// prepare checks the prompts of a request and passes what is known of the request to the transport.
-func (c *Client) prepare(ctx context.Context, k *known, s *settings, prompts ...prompt) (context.Context, error) {
+// check checks the prompts of a request.
+func (c *Client) check(k *known, s *settings, prompts ...prompt) error {
+	defer clear(k.texts[:]) // a context may be printed, and a prompt must not be
 	for i := range prompts {
 		if err := s.checkPrompt(&prompts[i]); err != nil {
 			refused := *s // a copy, so that the caller's settings stay on its stack
-			return nil, c.guard.refuse(ctx, &refused, err)
+			return c.guard.refuse(k.Context, &refused, err)
 		}
 	}
-	return context.WithValue(ctx, knownKey{}, k), nil
+	return nil
 }
 
 // failure unwraps the transport's error from net/http's *url.Error. Other errors are go-openai's: a request it
 // refused to send, or an answer it could not decode.
-func (c *Client) failure(ctx context.Context, err error) error {
+func (k *known) failure(err error) error {
 	if err == nil {
 		return nil
 	}
 	if ue := errtree.Find[*url.Error](err); ue != nil {
 		return ue.Err
 	}
-	if k, _ := ctx.Value(knownKey{}).(*known); k.answered {
+	if k.answered {
 		return &Error{Kind: ErrInvalidResponse, Op: k.op, Model: k.Model, StatusCode: http.StatusOK, Attempts: 1, Err: err}
 	}
 	return err

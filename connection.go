@@ -1,6 +1,7 @@
 package aiguard
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -18,7 +19,6 @@ import (
 
 // connTrace records how far the request of an attempt got. Its hooks may run in net/http's goroutines.
 type connTrace struct {
-	trace                       httptrace.ClientTrace
 	asked, got, reused, replied atomic.Bool
 	conn                        atomic.Pointer[poolConn] // nil: not from the guard's own pool
 }
@@ -29,7 +29,7 @@ func (t *connTrace) ended() bool {
 }
 
 func (t *connTrace) hooks() *httptrace.ClientTrace {
-	t.trace = httptrace.ClientTrace{
+	return &httptrace.ClientTrace{
 		GetConn: func(string) { t.asked.Store(true) },
 		GotConn: func(i httptrace.GotConnInfo) {
 			t.got.Store(true)
@@ -38,7 +38,38 @@ func (t *connTrace) hooks() *httptrace.ClientTrace {
 		},
 		GotFirstResponseByte: func() { t.replied.Store(true) },
 	}
-	return &t.trace
+}
+
+// traceKey is the context key of an httptrace.ClientTrace.
+var traceKey = func() any {
+	var r keyRecorder
+	httptrace.ContextClientTrace(&r)
+	return r.key
+}()
+
+// keyRecorder is a context that records the key of the last value asked for.
+type keyRecorder struct {
+	context.Context
+	key any
+}
+
+func (r *keyRecorder) Value(key any) any {
+	r.key = key
+	return nil
+}
+
+// clientTrace returns the hooks of the attempt and of the caller. It makes them when they are asked for, because a
+// base without net/http does not need them.
+func (w *watch) clientTrace() *httptrace.ClientTrace {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.trace == nil {
+		w.trace = w.conn.hooks()
+		if httptrace.ContextClientTrace(w.caller) != nil {
+			httptrace.WithClientTrace(w.caller, w.trace) // adds the caller's hooks to w.trace
+		}
+	}
+	return w.trace
 }
 
 // unanswered classifies an attempt that received no response.

@@ -2,6 +2,7 @@ package aiguard_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -38,6 +39,28 @@ func TestTransportKeepsTheContractOfARoundTripper(t *testing.T) {
 			c.Run(t, g.Transport)
 		})
 	}
+}
+
+// A base may still read the header of one attempt when the next one begins.
+func TestHeadersOfAttemptsDoNotShareAddedValues(t *testing.T) {
+	g := newGuard(t, aiguard.Config{Retry: aiguard.Retry{BaseDelay: 1}})
+	var headers []http.Header
+	base := roundTripper(func(req *http.Request) (*http.Response, error) {
+		headers = append(headers, req.Header)
+		req.Header.Add("X-Hop", fmt.Sprint(len(headers)))
+		return &http.Response{StatusCode: 503, Body: http.NoBody, Request: req}, nil
+	})
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://provider.example/v1/models", nil)
+	require.NoError(t, err)
+	req.Header["X-Hop"] = append(make([]string, 0, 4), "0")
+	resp, err := g.Transport(base).RoundTrip(req)
+	require.NoError(t, err)
+	resp.Body.Close()
+	for i, h := range headers {
+		require.Equal(t, []string{"0", fmt.Sprint(i + 1)}, h["X-Hop"])
+	}
+	require.Len(t, headers, 3)
+	require.Equal(t, []string{"0"}, req.Header["X-Hop"])
 }
 
 // A base that edits what it is given must not see its edits again when the guard retries.

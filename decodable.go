@@ -3,8 +3,8 @@ package aiguard
 import (
 	"bytes"
 	"cmp"
+	"encoding"
 	"encoding/json"
-	"hash/maphash"
 	"reflect"
 	"strings"
 	"sync"
@@ -15,159 +15,222 @@ import (
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 )
 
-// decodable finds events that go-openai cannot decode. It is needed because go-openai's streams return the decoder's
-// raw error. It decodes one event of each shape. Most events of a stream have the same shape.
-type decodable struct {
-	seed   maphash.Seed
-	shapes map[uint64]struct{}
+// decoder finds events that go-openai cannot decode. It is needed because go-openai's streams return the raw error of
+// encoding/json. To avoid decoding each event twice, it compares the event with the form of the type that go-openai
+// decodes into.
+type decoder struct {
+	form   func() *form
+	decode func(data []byte) error
 }
 
-// maxShapes is the number of shapes remembered per stream.
-const maxShapes = 64
-
-// check returns the error that go-openai would return for an event of a stream of op.
-func (d *decodable) check(op string, data []byte) error {
-	if d.shapes == nil {
-		d.seed, d.shapes = maphash.MakeSeed(), make(map[uint64]struct{}, 8)
-	}
-	var known *names
-	if op == "chat.completions" { // the only type here without maps; the names in a map are values
-		known = chunkNames()
-	}
-	shape := shapeOf(d.seed, data, known)
-	if _, ok := d.shapes[shape]; ok {
-		return nil
-	}
-	var into any
-	switch op {
-	case "chat.completions":
-		into = new(openai.ChatCompletionStreamResponse)
-	case "completions":
-		into = new(openai.CompletionResponse)
-	case "responses":
-		into = new(openai.ResponseStreamEvent)
-	default:
-		return nil
-	}
-	if err := json.Unmarshal(data, into); err != nil {
-		return err
-	}
-	if len(d.shapes) < maxShapes {
-		d.shapes[shape] = struct{}{}
-	}
-	return nil
+// decoders has a decoder for each operation whose streams go-openai decodes.
+var decoders = map[string]*decoder{
+	"chat.completions": newDecoder[openai.ChatCompletionStreamResponse](),
+	"completions":      newDecoder[openai.CompletionResponse](),
+	"responses":        newDecoder[openai.ResponseStreamEvent](),
 }
 
-// names is a set of names in lower case.
-type names [256][]string
+// newDecoder returns a decoder for a struct. The struct may have a method UnmarshalJSON that decodes the same fields.
+func newDecoder[T any]() *decoder {
+	return &decoder{
+		form:   sync.OnceValue(func() *form { return formOfStruct(reflect.TypeFor[T](), map[reflect.Type]*form{}) }),
+		decode: func(data []byte) error { return json.Unmarshal(data, new(T)) },
+	}
+}
 
-// chunkNames returns the names that go-openai decodes in a chunk of a chat, at any depth. The decoder ignores case and
-// skips members with other names.
-var chunkNames = sync.OnceValue(func() *names {
-	known := new(names)
-	known.addAll(reflect.TypeFor[openai.ChatCompletionStreamResponse]())
-	return known
-})
+// check returns the error that go-openai would return for an event. The event must have passed jsonscan.Check.
+func (d *decoder) check(event jsonscan.Cursor) error {
+	if d == nil {
+		return nil
+	}
+	data := event.Text()
+	if d.form().fits(&event) {
+		return nil
+	}
+	return d.decode(data)
+}
 
-// addAll adds the names of the fields of a type.
-func (n *names) addAll(t reflect.Type) {
-	switch t.Kind() {
-	case reflect.Pointer, reflect.Slice, reflect.Array:
-		n.addAll(t.Elem())
-	case reflect.Struct:
-		for i := range t.NumField() {
-			f := t.Field(i)
-			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-			if name = strings.ToLower(cmp.Or(name, f.Name)); !n.has([]byte(name)) {
-				place := n.place([]byte(name))
-				*place = append(*place, name)
+// form describes the JSON values that encoding/json can certainly decode into a type. The zero form has none.
+type form struct {
+	takes  kinds
+	digits int       // maximum digits of an integer; 0: any number
+	elem   *form     // elements of a list, values of a map
+	fields [][]named // of a struct, by the length of the name
+}
+
+type named struct {
+	name []byte
+	form *form
+}
+
+// kinds is a set of kinds of JSON values.
+type kinds uint8
+
+const (
+	aNull kinds = 1 << iota
+	aText
+	aBoolean
+	aNumber
+	aList
+	anObject
+
+	anything = aNull | aText | aBoolean | aNumber | aList | anObject
+)
+
+// kindOf has the kind of a value by its first byte.
+var kindOf = [256]kinds{'n': aNull, '"': aText, 't': aBoolean, 'f': aBoolean, '[': aList, '{': anObject,
+	'-': aNumber, '0': aNumber, '1': aNumber, '2': aNumber, '3': aNumber, '4': aNumber, '5': aNumber, '6': aNumber, '7': aNumber, '8': aNumber, '9': aNumber}
+
+// fits reports whether the value at c can certainly be decoded.
+func (f *form) fits(c *jsonscan.Cursor) bool {
+	switch kind := kindOf[c.Peek()]; {
+	case f.takes&kind == 0:
+		return false
+	case kind == aList:
+		for range c.Elements() {
+			if !f.elem.fits(c) {
+				return false
 			}
-			n.addAll(f.Type)
 		}
-	}
-}
-
-// place returns the names that may equal name, which are few.
-func (n *names) place(name []byte) *[]string {
-	if len(name) == 0 {
-		return &n[0]
-	}
-	return &n[uint8(len(name))*61+name[0]*7+name[len(name)-1]]
-}
-
-func (n *names) has(name []byte) bool {
-	for _, known := range *n.place(name) {
-		if string(name) == known {
-			return true
+	case kind == anObject && f.elem != nil:
+		for range c.Members() {
+			if !f.elem.fits(c) {
+				return false
+			}
 		}
+	case kind == anObject:
+		for name := range c.Members() {
+			if member, ok := f.field(name); !ok || member != nil && !member.fits(c) {
+				return false
+			}
+		}
+	case kind == aNumber && f.digits > 0:
+		return isWhole(c.Value(), f.digits)
+	case kind == aNumber:
+		return isModest(c.Value())
 	}
-	return false
+	return true
 }
 
-// mayHave reports whether the decoder may treat name as one of n. A name with an escape or a non-ASCII character may be
-// another spelling of a known name.
-func (n *names) mayHave(name []byte) bool {
-	if n.has(name) {
-		return true
+// field returns the form of a member of a struct. It returns nil for a member that encoding/json skips. ok is false if
+// that is uncertain.
+func (f *form) field(name []byte) (form *form, ok bool) {
+	var same []named
+	if len(name) < len(f.fields) {
+		same = f.fields[len(name)]
+	}
+	for i := range same {
+		if string(same[i].name) == string(name) {
+			return same[i].form, true
+		}
 	}
 	upper := false
 	for _, c := range name {
-		if c == '\\' || c >= utf8.RuneSelf {
-			return true
+		if c == '\\' || c >= utf8.RuneSelf { // may be another spelling of a field
+			return nil, false
 		}
 		upper = upper || c >= 'A' && c <= 'Z'
 	}
-	return upper && n.has(bytes.ToLower(name))
-}
-
-// shapeOf returns a hash of everything that decides whether JSON can be decoded: names, kinds of values, and nesting.
-// It leaves out members that are not in known. If known is nil, it includes all members.
-func shapeOf(seed maphash.Seed, data []byte, known *names) uint64 {
-	const prime = 1099511628211 // FNV-1a
-	h := uint64(14695981039346656037)
-	add := func(v uint64) { h = (h ^ v) * prime }
-	for i := 0; i < len(data); {
-		switch c := data[i]; {
-		case c == '"':
-			end, ok := jsonscan.SkipString(data, i)
-			if !ok {
-				return h
+	if upper { // encoding/json ignores case
+		for i := range same {
+			if bytes.EqualFold(same[i].name, name) {
+				return same[i].form, true
 			}
-			next := end
-			for next < len(data) && data[next] <= ' ' {
-				next++
-			}
-			if next == len(data) || data[next] != ':' {
-				add('"')
-			} else if name := data[i+1 : end-1]; known == nil || known.mayHave(name) {
-				add(maphash.Bytes(seed, name))
-			} else if end, ok = jsonscan.Skip(data, next+1); !ok {
-				return h
-			}
-			i = end
-		case c == '-' || c >= '0' && c <= '9':
-			start, kind := i, byte('0')
-			for ; i < len(data) && data[i] != ',' && data[i] != ']' && data[i] != '}' && data[i] > ' '; i++ {
-				switch data[i] {
-				case '.':
-					kind = '.'
-				case 'e', 'E':
-					kind = 'e'
-				}
-			}
-			if i-start > 18 || kind == 'e' { // may be out of range
-				add(maphash.Bytes(seed, data[start:i]))
-			}
-			add(uint64(kind))
-			if c == '-' {
-				add('-')
-			}
-		case c == '{', c == '}', c == '[', c == ']', c == 't', c == 'f', c == 'n':
-			add(uint64(c))
-			i++
-		default: // the rest of a word, or what follows from the other tokens
-			i++
 		}
 	}
-	return h
+	return nil, true
+}
+
+// isWhole reports whether a JSON value is a whole number of at most so many digits.
+func isWhole(value []byte, digits int) bool {
+	value = bytes.TrimPrefix(value, []byte("-"))
+	for _, c := range value {
+		if c < '0' || c > '9' {
+			return false
+		}
+	}
+	return len(value) > 0 && len(value) <= digits
+}
+
+// isModest reports whether a JSON value is a number that is certainly in the range of a float32.
+func isModest(value []byte) bool {
+	i := bytes.IndexAny(value, "eE")
+	return len(value) <= 38 && (i < 0 || value[i+1] == '-')
+}
+
+var (
+	unmarshaler     = reflect.TypeFor[json.Unmarshaler]()
+	textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
+)
+
+// formOf returns the form of a type. known has the forms of types that contain t.
+func formOf(t reflect.Type, known map[reflect.Type]*form) *form {
+	if p := reflect.PointerTo(t); p.Implements(unmarshaler) || p.Implements(textUnmarshaler) {
+		return &form{}
+	}
+	switch t.Kind() {
+	case reflect.Pointer:
+		return formOf(t.Elem(), known)
+	case reflect.Struct:
+		return formOfStruct(t, known)
+	case reflect.Slice:
+		return &form{takes: aNull | aList, elem: formOf(t.Elem(), known)}
+	case reflect.Map:
+		if t.Key() == reflect.TypeFor[string]() {
+			return &form{takes: aNull | anObject, elem: formOf(t.Elem(), known)}
+		}
+	case reflect.Interface:
+		if t.NumMethod() == 0 {
+			f := &form{takes: anything}
+			f.elem = f
+			return f
+		}
+	case reflect.String:
+		return &form{takes: aNull | aText}
+	case reflect.Bool:
+		return &form{takes: aNull | aBoolean}
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		return &form{takes: aNull | aNumber, digits: (t.Bits() - 1) * 3 / 10} // 2¹⁰ > 10³
+	case reflect.Float32, reflect.Float64:
+		return &form{takes: aNull | aNumber}
+	}
+	return &form{}
+}
+
+// formOfStruct is formOf for a struct. It ignores the struct's own UnmarshalJSON.
+func formOfStruct(t reflect.Type, known map[reflect.Type]*form) *form {
+	if f, ok := known[t]; ok {
+		return f
+	}
+	f := &form{takes: aNull | anObject}
+	known[t] = f
+	for i := range t.NumField() {
+		sf := t.Field(i)
+		tag := sf.Tag.Get("json")
+		name, options, _ := strings.Cut(tag, ",")
+		switch {
+		case sf.Anonymous && (sf.IsExported() || sf.Type.Kind() == reflect.Struct || sf.Type.Kind() == reflect.Pointer):
+			f.takes = 0 // its fields may be those of t
+			return f
+		case !sf.IsExported(), tag == "-":
+			continue
+		}
+		name = cmp.Or(name, sf.Name)
+		for len(f.fields) <= len(name) {
+			f.fields = append(f.fields, nil)
+		}
+		same := &f.fields[len(name)]
+		for _, other := range *same {
+			if strings.EqualFold(string(other.name), name) {
+				f.takes = 0
+				return f
+			}
+		}
+		member := &form{}
+		if !strings.Contains(options, "string") {
+			member = formOf(sf.Type, known)
+		}
+		*same = append(*same, named{[]byte(name), member})
+	}
+	return f
 }

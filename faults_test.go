@@ -1255,6 +1255,24 @@ func TestTraceOfAnAttemptIsItsOwn(t *testing.T) {
 	require.Equal(t, 3, facts(t, err, aiguard.ErrUnavailable).Attempts)
 }
 
+func TestTraceOfTheCallerIsCalledInEachAttempt(t *testing.T) {
+	conns, replies := 0, 0
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{
+		GotConn:              func(httptrace.GotConnInfo) { conns++ },
+		GotFirstResponseByte: func() { replies++ },
+	})
+	base := roundTripper(func(req *http.Request) (*http.Response, error) {
+		trace := httptrace.ContextClientTrace(req.Context())
+		trace.GetConn("")
+		trace.GotConn(httptrace.GotConnInfo{})
+		trace.GotFirstResponseByte()
+		return nil, io.ErrUnexpectedEOF
+	})
+	_, err := chat(ctx, clientOf(t, quick, "http://provider.invalid/v1", &http.Client{Transport: base}))
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	require.Equal(t, [2]int{3, 3}, [2]int{conns, replies})
+}
+
 // Interim headers are no answer: what is cut after them is as if it had been cut before.
 func TestCutAfterEarlyHintsIsUnavailable(t *testing.T) {
 	for name, cut := range map[string]aiguardtest.Reply{"reset": aiguardtest.ResetConn(), "closed": aiguardtest.Drop()} {

@@ -48,7 +48,7 @@ func (x *exchange) send(ctx context.Context) (*http.Response, error) {
 }
 
 func (x *exchange) mayHedge() bool {
-	c := x.call
+	c := &x.call
 	return c.attempts == 1 && c.maxAttempts(&c.cfg.Retry) > 1 && !c.nested && x.safe && x.replayable
 }
 
@@ -81,7 +81,8 @@ type race struct {
 // newRace prepares the second attempt before the first begins. A base may change the headers of a request, and the
 // body from GetBody may share its bytes with the first body. newRace returns nil if a second attempt is impossible.
 func (x *exchange) newRace(ctx context.Context) *race {
-	c, y := x.call, *x
+	c := &x.call
+	y := &exchange{outgoing: x.outgoing, wire: x.wire}
 	y.req = x.req.Clone(ctx)
 	if x.req.GetBody != nil {
 		body, ok := x.copyBody(ctx)
@@ -91,11 +92,12 @@ func (x *exchange) newRace(ctx context.Context) *race {
 		y.req.Body, y.seen = nil, true
 		y.req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
 	}
-	r := &race{first: x, second: &y, began: c.admitted,
+	r := &race{first: x, second: y, began: c.admitted,
 		won: make(chan struct{}), firstOver: make(chan struct{}), secondOver: make(chan struct{})}
 	end, _ := c.attemptDeadline(PhaseCall)
-	y.call = &call{history: history{timing: timing{core: c.core, settings: c.settings, start: c.start, deadline: end},
-		attempts: c.attempts, queued: c.queued, backoff: c.backoff}, outer: c.outer, skipped: c.skipped, wire: &y.wire}
+	y.call.history = history{timing: timing{core: c.core, settings: c.settings, start: c.start, deadline: end},
+		attempts: c.attempts, queued: c.queued, backoff: c.backoff}
+	y.call.outer, y.call.skipped, y.call.wire = c.outer, c.skipped, &y.wire
 	if c.trail != nil {
 		second := *c.trail
 		second.attempt = 0
@@ -129,7 +131,7 @@ func (r *race) run(ctx context.Context, late time.Duration) (*http.Response, err
 // ends.
 func (r *race) runFirst(ctx context.Context) (*http.Response, error) {
 	defer close(r.firstOver)
-	c := r.first.call
+	c := &r.first.call
 	resp, err := r.first.attempt(ctx)
 	if err == nil {
 		r.returned = true
@@ -157,7 +159,7 @@ func (r *race) runFirst(ctx context.Context) (*http.Response, error) {
 // runSecond makes the second attempt, if it does not take a slot from another call.
 func (r *race) runSecond(ctx context.Context) {
 	y := r.second
-	c := y.call
+	c := &y.call
 	returned := false
 	defer close(r.secondOver)
 	defer func() {
@@ -167,7 +169,7 @@ func (r *race) runSecond(ctx context.Context) {
 		if !returned { // the call's goroutine continues with the panic or Goexit
 			r.unwound, r.panicked = true, withStack(recover())
 			if r.winner.CompareAndSwap(nil, c) {
-				c.ring.lose(r.first.call)
+				c.ring.lose(&r.first.call)
 			}
 		}
 	}()
@@ -188,7 +190,7 @@ func (r *race) runSecond(ctx context.Context) {
 
 // enterSecond begins the second attempt, unless it is refused or would take a slot from another call.
 func (r *race) enterSecond(ctx context.Context) (now instant, ok bool) {
-	c := r.second.call
+	c := &r.second.call
 	if r.winner.Load() != nil || ctx.Err() != nil || !c.ring.add(c) {
 		return 0, false
 	}
@@ -210,7 +212,7 @@ func (r *race) cancelTimer() {
 func (r *race) end(ctx context.Context) {
 	r.cancelTimer()
 	if !r.returned {
-		r.first.call.ring.lose(r.second.call)
+		r.first.call.ring.lose(&r.second.call)
 	}
 	<-r.secondOver
 	if !r.returned || r.unwound { // the events that follow end the call
@@ -232,7 +234,7 @@ func (r *race) rethrow() {
 // claim is called by an attempt that makes progress. If another attempt has claimed the request before, it returns an
 // error. Otherwise it cancels the other attempt.
 func (x *exchange) claim() error {
-	c, r := x.call, x.wire.race
+	c, r := &x.call, x.wire.race
 	if r == nil {
 		return nil
 	}
@@ -240,9 +242,9 @@ func (x *exchange) claim() error {
 	if !r.winner.CompareAndSwap(nil, c) {
 		return &Error{Kind: ErrClosed}
 	}
-	if c == r.second.call {
+	if c == &r.second.call {
 		close(r.won)
-		c.ring.lose(r.first.call)
+		c.ring.lose(&r.first.call)
 		<-r.firstOver
 		if !r.returned { // the call's goroutine is gone
 			return &Error{Kind: ErrClosed}
@@ -251,7 +253,7 @@ func (x *exchange) claim() error {
 		return nil
 	}
 	r.cancelTimer()
-	c.ring.lose(r.second.call)
+	c.ring.lose(&r.second.call)
 	<-r.secondOver
 	r.rethrow()
 	c.attempts = r.second.call.attempts

@@ -66,8 +66,11 @@ type attemptKey struct{}
 
 // Value implements context.Context.
 func (w *watch) Value(key any) any {
-	if key == (attemptKey{}) {
+	switch key {
+	case attemptKey{}:
 		return w
+	case traceKey:
+		return w.clientTrace()
 	}
 	return w.Context.Value(key)
 }

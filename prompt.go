@@ -46,9 +46,6 @@ type prompt struct {
 	ids int
 }
 
-// newPrompt has room for the texts of most requests.
-func newPrompt() prompt { return prompt{texts: make([]string, 0, 4)} }
-
 func (p *prompt) add(text string) {
 	if text != "" {
 		p.texts = append(p.texts, text)

@@ -17,16 +17,27 @@ import (
 // resent.
 const maxKept = 1 << 20
 
-// known is what Client tells the transport about a request, so that the transport need not read the request again.
+// known is what Client tells the transport about a request, so that the transport need not read the request again. It
+// is the context of the request.
 type known struct {
-	op   string
-	live *live // the configuration that the prompt was checked with
+	context.Context // the caller's
+	op              string
+	live            *live // the configuration that the prompt was checked with
 	dialect.Facts
+	texts    [4]string   // memory for the texts of most prompts
 	taken    atomic.Bool // by the request that it describes
 	answered bool        // set by the transport: a good answer has come, even if go-openai cannot use it
 }
 
 type knownKey struct{}
+
+// Value implements context.Context.
+func (k *known) Value(key any) any {
+	if key == (knownKey{}) {
+		return k
+	}
+	return k.Context.Value(key)
+}
 
 // outgoing is a request that waits to be sent: what the guard reads in it, and what it changes.
 type outgoing struct {
@@ -157,12 +168,13 @@ func (o *outgoing) read() dialect.Facts {
 		return r
 	}
 	o.keep()
-	o.withBody(func(data []byte) { r = o.understand(data) })
-	return r
+	v := view{of: o, use: (*view).understand, facts: r}
+	o.withBody(&v)
+	return v.facts
 }
 
-// withBody calls use with the request body, if that can be read without harm.
-func (o *outgoing) withBody(use func(data []byte)) {
+// withBody calls v.use with the request body, if that can be read without harm.
+func (o *outgoing) withBody(v *view) {
 	if o.req.GetBody == nil || field(o.req.Header, "Content-Encoding") != "" || strings.HasPrefix(mediaType(o.req.Header), "multipart/") {
 		return
 	}
@@ -174,27 +186,42 @@ func (o *outgoing) withBody(use func(data []byte)) {
 	defer body.Close()
 	if w, ok := body.(io.WriterTo); ok && o.req.ContentLength > 0 {
 		// A body from http.NewRequest writes all its bytes in one piece, so no copy is needed.
-		v := &view{size: o.req.ContentLength, use: use}
+		v.size = o.req.ContentLength
 		if _, err := w.WriteTo(v); err == nil && v.rest != nil && int64(len(v.rest)) == v.size {
-			use(v.rest)
+			v.use(v, v.rest)
 		}
 		return
 	}
 	if data, over, err := readCapped(o.req.Context(), body, o.req.ContentLength, o.settings.cfg.MaxRequestBytes, nil); !over && err == nil {
-		use(data)
+		v.use(v, data)
 	}
 }
 
 // view is a Writer that uses a body while it is being written.
 type view struct {
+	of   *outgoing
+	use  func(v *view, data []byte) // a method of view, which needs no allocation
 	size int64
-	use  func([]byte)
 	rest []byte // bytes, if they came in more than one piece
+
+	facts dialect.Facts // set by understand
+	late  estimate      // set by estimate
+}
+
+func (v *view) understand(data []byte) { v.facts = v.of.understand(data) }
+
+func (v *view) estimate(data []byte) {
+	o := v.of
+	t := tally{count: true}
+	r := o.endpoint.Read(data, t.part())
+	e := o.estimateRead(&r.Facts, t.all, len(data), o.settings.outputLimit())
+	e.complete, e.whole = v.late.complete, v.late.whole
+	v.late = e
 }
 
 func (v *view) Write(p []byte) (int, error) {
 	if int64(len(p)) == v.size && v.rest == nil {
-		v.use(p)
+		v.use(v, p)
 		return len(p), nil
 	}
 	if int64(len(v.rest)+len(p)) > v.size {
@@ -294,14 +321,9 @@ func (o *outgoing) understand(data []byte) dialect.Facts {
 // estimateLate estimates a request whose attempt is over, because its answer does not report its usage. otherwise is
 // returned if the body cannot be read.
 func (o *outgoing) estimateLate(otherwise estimate) estimate {
-	e := otherwise
-	o.withBody(func(data []byte) {
-		t := tally{count: true}
-		r := o.endpoint.Read(data, t.part())
-		e = o.estimateRead(&r.Facts, t.all, len(data), o.settings.outputLimit())
-		e.complete, e.whole = otherwise.complete, otherwise.whole
-	})
-	return e
+	v := view{of: o, use: (*view).estimate, late: otherwise}
+	o.withBody(&v)
+	return v.late
 }
 
 // estimateRead returns how many tokens a request with that size of prompts can use. limit is the output limit of the

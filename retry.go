@@ -170,7 +170,7 @@ func (c *call) backOff(ctx context.Context, paused *route, delay time.Duration) 
 	before := c.now()
 	dctx, cancel := context.WithTimeout(ctx, delay)
 	defer cancel()
-	c.ring.onKill(c, cancel)
+	c.ring.onKill(c, killFunc(cancel))
 	<-dctx.Done()
 	c.backoff += c.since(before)
 	if ctx.Err() == nil && errors.Is(dctx.Err(), context.DeadlineExceeded) {

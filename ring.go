@@ -64,22 +64,29 @@ func (r *ring) strike(c *call) {
 		return
 	}
 	c.prev.next, c.next.prev = c.next, c.prev
-	c.next, c.prev, c.cancel = nil, nil, nil
+	c.next, c.prev, c.work = nil, nil, nil
 	if r.closing.Load() && r.head.next == &r.head {
 		close(r.idle)
 	}
 }
 
-// onKill makes Close and lose call cancel from now on. If the guard is already closed, onKill calls it at once.
-func (r *ring) onKill(c *call, cancel context.CancelFunc) {
+// killer is work of a call that Close and lose can end.
+type killer interface{ kill() }
+
+type killFunc context.CancelFunc
+
+func (f killFunc) kill() { f() }
+
+// onKill makes Close and lose end work from now on. If the guard is already closed, onKill ends it at once.
+func (r *ring) onKill(c *call, work killer) {
 	r.mu.Lock()
 	killed := r.killed || c.lost
 	if c.next != nil {
-		c.cancel = cancel
+		c.work = work
 	}
 	r.mu.Unlock()
-	if killed && cancel != nil {
-		cancel()
+	if killed {
+		work.kill()
 	}
 }
 
@@ -88,10 +95,10 @@ func (r *ring) onKill(c *call, cancel context.CancelFunc) {
 func (r *ring) lose(c *call) {
 	r.mu.Lock()
 	c.lost = true
-	cancel := c.cancel
+	work := c.work
 	r.mu.Unlock()
-	if cancel != nil {
-		cancel()
+	if work != nil {
+		work.kill()
 	}
 }
 
@@ -110,20 +117,20 @@ func (r *ring) close() {
 
 // kill cancels the active calls, with no lock held.
 func (r *ring) kill() {
-	for _, cancel := range r.cancels() {
-		cancel()
+	for _, work := range r.works() {
+		work.kill()
 	}
 }
 
-// cancels marks the guard as killed and returns the functions that cancel the active calls.
-func (r *ring) cancels() (cancels []context.CancelFunc) {
+// works marks the guard as killed and returns the work of the active calls.
+func (r *ring) works() (works []killer) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.killed = true
 	for c := r.head.next; c != &r.head; c = c.next {
-		if c.cancel != nil {
-			cancels = append(cancels, c.cancel)
+		if c.work != nil {
+			works = append(works, c.work)
 		}
 	}
-	return cancels
+	return works
 }

@@ -44,11 +44,12 @@ func sdkAttempt(h http.Header) (n int, off string, ok bool) {
 		n, err := strconv.Atoi(count)
 		return n, "option.WithMaxRetries(0)", err == nil && n >= 0
 	}
-	attempt, _, _ := strings.Cut(field(h, "Amz-Sdk-Request"), ";") // "attempt=1; max=3"
-	if n, err := strconv.Atoi(strings.TrimPrefix(strings.TrimSpace(attempt), "attempt=")); err == nil && n > 0 {
-		return n - 1, "aws.Config.Retryer: aws.NopRetryer{}", true
+	count, _, _ := strings.Cut(field(h, "Amz-Sdk-Request"), ";") // "attempt=1; max=3"
+	if count == "" {
+		return 0, "", false
 	}
-	return 0, "", false
+	n, err := strconv.Atoi(strings.TrimPrefix(strings.TrimSpace(count), "attempt="))
+	return n - 1, "aws.Config.Retryer: aws.NopRetryer{}", err == nil && n > 0
 }
 
 // repeated returns the failure of the call that x retries, in the form its SDK expects, or nil.

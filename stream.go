@@ -48,12 +48,12 @@ type stream struct {
 	latest  instant          // when the last event was returned, for watcher
 
 	progress dialect.Stream
-	decodes  decodable
+	decoder  *decoder   // nil: go-openai does not decode the events
 	single   bool       // a whole answer came instead of a stream
 	any      bool       // an event has come
 	out      []byte     // bytes that the reader has not fetched yet
 	buf      []byte     // memory of out
-	behind   []byte     // events without content, returned together with the next event that has some
+	behind   []byte     // events without content, to be returned together with the next event that has some
 	idle     []byte     // the last event in behind
 	err      error      // the error after out
 	using    sync.Mutex // held by Read, guards all of the above
@@ -75,8 +75,12 @@ func maxEvent(cfg *Config) int {
 }
 
 func newStream(r reply) *stream {
-	return &stream{reply: r, source: source{body: r.resp.Body, limit: r.x.settings.cfg.MaxResponseBytes, watch: r.w},
+	s := &stream{reply: r, source: source{body: r.resp.Body, limit: r.x.settings.cfg.MaxResponseBytes, watch: r.w},
 		ended: make(chan struct{}), held: hold{room: r.x.guard.memory.events.Load()}, progress: r.x.endpoint.Follow()}
+	if !r.x.eventLines {
+		s.decoder = decoders[r.x.endpoint.Op()]
+	}
+	return s
 }
 
 // errNoStream is returned by open if the answer is not a stream. It may still be a valid answer.
@@ -142,10 +146,13 @@ func (s *stream) trim() {
 		return
 	}
 	s.events.Trim(trimmed)
-	for _, b := range [...]*[]byte{&s.buf, &s.behind, &s.idle} {
+	for _, b := range [...]*[]byte{&s.buf, &s.idle} {
 		if cap(*b) > trimmed {
 			*b = nil
 		}
+	}
+	if cap(s.behind) > trimmed && len(s.behind) == 0 {
+		s.behind = nil
 	}
 	s.sized = s.events.Size() + cap(s.buf) + cap(s.behind)
 	s.held.shrink(int64(s.sized))
@@ -165,7 +172,7 @@ func (s *stream) open() error {
 	} else if limit := s.x.settings.cfg.MaxResponseBytes; limit != Off && s.resp.ContentLength > limit {
 		return s.tooLarge(PhaseResponse, limit)
 	}
-	c := s.x.call
+	c := &s.x.call
 	if s.err == nil {
 		limit := c.cfg.StreamTimeout
 		if limit != Off {

@@ -31,7 +31,10 @@ const finishedEvent = `data: {"choices":[{"index":0,"delta":{"content":"x"},"fin
 
 // openStream returns a stream of three events that arrive together, and of one that arrives later.
 func openStream(t *testing.T) *stream {
-	body := &pieces{[]string{strings.Repeat(finishedEvent, 3), ": ping\n\n", finishedEvent, "data: [DONE]\n\n"}}
+	return openPieces(t, &pieces{[]string{strings.Repeat(finishedEvent, 3), ": ping\n\n", finishedEvent, "data: [DONE]\n\n"}})
+}
+
+func openPieces(t *testing.T, body *pieces) *stream {
 	g, err := New(Config{})
 	require.NoError(t, err)
 	base := roundTripper(func(r *http.Request) (*http.Response, error) {
@@ -59,6 +62,33 @@ func TestReadReturnsAllEventsThatHaveArrivedAndFit(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, want, string(buf[:n]), size)
 		}
+	}
+}
+
+const (
+	toolEvent  = `data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"{"}}]}}]}` + "\n\n"
+	emptyEvent = `data: {"choices":[{"index":0,"delta":{"content":""}}]}` + "\n\n"
+)
+
+func TestReadReturnsTheEventsBeforeAFlawWithoutAWait(t *testing.T) {
+	for _, flaw := range []string{"data: {\n\n", "data: {}}\n\n", "data: {\"error\":{}", "data: {\"error\":{}}\n\n", "data: [DONE]\n\n", ""} {
+		body := &pieces{[]string{finishedEvent + toolEvent + emptyEvent + toolEvent + flaw, "data: 1"}}
+		s := openPieces(t, body)
+		buf := make([]byte, 1<<10)
+		n, err := s.Read(buf)
+		require.NoError(t, err)
+		require.Equal(t, finishedEvent+toolEvent+emptyEvent+toolEvent, string(buf[:n]), flaw)
+		require.Len(t, body.rest, 1, flaw)
+	}
+}
+
+func TestEventWithoutContentStaysForTheNextRead(t *testing.T) {
+	s := openPieces(t, &pieces{[]string{toolEvent + emptyEvent, emptyEvent + finishedEvent, "data: [DONE]\n\n"}})
+	buf := make([]byte, 1<<10)
+	for _, want := range []string{toolEvent, emptyEvent + emptyEvent + finishedEvent} {
+		n, err := s.Read(buf)
+		require.NoError(t, err)
+		require.Equal(t, want, string(buf[:n]))
 	}
 }
 

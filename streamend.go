@@ -115,7 +115,7 @@ func (s *stream) conclude(err error, abandoned bool) bool {
 	if !s.over.CompareAndSwap(false, true) {
 		return false
 	}
-	c, ctx := s.x.call, s.w.caller
+	c, ctx := &s.x.call, s.w.caller
 	s.w.stop()
 	s.source.body.Close()
 	s.held.release()

@@ -24,27 +24,26 @@ func (s *stream) Read(p []byte) (int, error) {
 	if s.events == nil {
 		return s.readBytes(p)
 	}
+	n := 0
 	if len(s.out) == 0 && s.err == nil && len(p) > 0 {
 		s.source.await = true
 		s.next()
 		s.source.arrived()
+	}
+	for {
 		if s.err != nil {
 			s.err = s.finish(s.err)
 		}
-	}
-	n := copy(p, s.out)
-	s.out = s.out[n:]
-	for s.lines != nil && s.err == nil && n > 0 && n < len(p) { // with as many more as have arrived
-		ev, ok := s.lines.NextLike()
+		more := copy(p[n:], s.out)
+		n, s.out = n+more, s.out[more:]
+		if s.err != nil || n == 0 || n == len(p) || s.lines == nil || s.sized > roomFree {
+			break
+		}
+		ev, ok := s.lines.Arrived()
 		if !ok {
 			break
 		}
-		if err := s.deliver(&ev); err != nil {
-			s.err = s.finish(err)
-			break
-		}
-		more := copy(p[n:], s.out)
-		n, s.out = n+more, s.out[more:]
+		s.take(&ev)
 	}
 	if n == 0 && len(p) > 0 {
 		return 0, s.err
@@ -78,51 +77,57 @@ const maxBehind = 64 << 10
 
 // next sets out to the next event with content and the events before it, or sets err. A terminal event sets both.
 func (s *stream) next() {
-	s.out, s.behind, s.idle = nil, s.behind[:0], s.idle[:0]
+	s.out = nil
 	s.trim()
 	for {
 		ev, err := s.events.Next()
-		switch {
-		case err != nil:
-			s.err = s.ending(err)
-		case ev.Done:
-			s.err = s.done()
-		case len(ev.Data) == 0 && string(ev.Name) != "error": // keep-alive
-			continue
-		case !ev.Like: // else it has the same effect as the event before it
-			s.err = s.judge(ev)
-		}
-		if s.err != nil {
-			if s.out = s.behind; s.err == io.EOF && s.x.eventLines {
-				s.behind = append(s.behind, s.events.Rest()...) // the end of an array
-				s.out = s.behind
-			}
+		if err != nil {
+			s.stopAt(s.ending(err))
 			return
 		}
-		if !ev.Like && !s.progress.Progress() && !s.single {
-			if s.err = s.hold(ev); s.err != nil {
-				return
-			}
-			continue
-		}
-		if s.err = s.deliver(&ev); s.err != nil {
+		if s.take(&ev) {
 			return
 		}
-		if len(s.behind) > 0 {
-			s.behind = append(s.behind, s.out...)
-			s.out = s.behind
-		}
-		if s.single || s.progress.Terminal() {
-			s.settle()
-		}
-		return
 	}
 }
 
-// deliver sets out to an event with content.
-func (s *stream) deliver(ev *sse.Event) (err error) {
-	if s.out, err = s.bytes(*ev); err != nil {
-		return err
+// take adds an event to the answer. It reports whether it has set out or err, as next does.
+func (s *stream) take(ev *sse.Event) bool {
+	var err error
+	switch {
+	case ev.Done:
+		err = s.done()
+	case len(ev.Data) == 0 && string(ev.Name) != "error": // keep-alive
+		return false
+	case !ev.Like: // else it has the same effect as the event before it
+		err = s.judge(ev)
+	}
+	switch {
+	case err != nil:
+		s.stopAt(err)
+	case !ev.Like && !s.progress.Progress() && !s.single:
+		s.err = s.hold(ev)
+		return s.err != nil
+	default:
+		s.deliver(ev)
+	}
+	return true
+}
+
+// stopAt sets err, and out to the events before it.
+func (s *stream) stopAt(err error) {
+	if err == io.EOF && s.x.eventLines {
+		s.behind = append(s.behind, s.events.Rest()...) // the end of an array
+	}
+	s.out, s.err = s.behind, err
+}
+
+// deliver sets out to an event with content and the events before it, or sets err.
+func (s *stream) deliver(ev *sse.Event) {
+	out, err := s.bytes(ev)
+	if err != nil {
+		s.err = err
+		return
 	}
 	if s.x.settings.measured() {
 		s.used.count(ev, s.progress.Free())
@@ -130,11 +135,18 @@ func (s *stream) deliver(ev *sse.Event) (err error) {
 	if s.watcher != nil && !ev.Done {
 		s.progressed()
 	}
-	return nil
+	if len(s.behind) > 0 {
+		out = append(s.behind, out...)
+		s.behind, s.idle = out[:0], s.idle[:0]
+	}
+	s.out = out
+	if s.single || s.progress.Terminal() {
+		s.settle()
+	}
 }
 
 // hold keeps an event without content for the next event with content.
-func (s *stream) hold(ev sse.Event) error {
+func (s *stream) hold(ev *sse.Event) error {
 	if len(s.behind) > maxBehind && bytes.Equal(s.idle, ev.Data) {
 		return nil // one of many repeats
 	}
@@ -165,11 +177,11 @@ func (s *stream) done() error {
 }
 
 // judge adds an event to the answer, or returns what is wrong with it.
-func (s *stream) judge(ev sse.Event) error {
+func (s *stream) judge(ev *sse.Event) error {
 	if e := s.flaw(ev); e != nil {
 		return e
 	}
-	f, failed := s.progress.Event(ev.Name, ev.Data)
+	f, failed := s.progress.Read(ev.Name, ev.Read())
 	if failed {
 		if s.x.endpoint.Deaf() && len(ev.Raw) <= maxErrorBytes { // else its client takes this end for a good one
 			s.behind = append(s.behind, ev.Raw...)
@@ -178,7 +190,7 @@ func (s *stream) judge(ev sse.Event) error {
 	}
 	s.source.thinking = s.progress.Thinking()
 	if ev.Bare && !s.any && s.x.endpoint.Framing() == dialect.SSE && s.x.eventLines {
-		a := s.x.endpoint.JudgeWith(&s.x.verdict, ev.Data[:ev.End])
+		a := s.x.verdict(ev.Data[:ev.End])
 		if !a.OK {
 			return s.invalid()
 		}
@@ -187,16 +199,14 @@ func (s *stream) judge(ev sse.Event) error {
 		s.whole.Store(true)
 		return nil
 	}
-	if !s.x.eventLines {
-		if err := s.decodes.check(s.x.endpoint.Op(), ev.Data); err != nil {
-			e := s.invalid()
-			e.Err = err
-			return e
-		}
+	if err := s.decoder.check(ev.Read()); err != nil {
+		e := s.invalid()
+		e.Err = err
+		return e
 	}
 	s.used.note(s.progress.Usage())
 	if free := s.progress.Free(); s.progress.Progress() {
-		s.events.Learn(ev, free)
+		s.events.Learn(*ev, free)
 	}
 	s.any = true
 	s.whole.Store(s.progress.Complete(false, false))
@@ -204,7 +214,7 @@ func (s *stream) judge(ev sse.Event) error {
 }
 
 // flaw returns what is wrong with an event that should be a JSON object.
-func (s *stream) flaw(ev sse.Event) error {
+func (s *stream) flaw(ev *sse.Event) error {
 	switch {
 	case errors.Is(ev.Err, jsonscan.ErrTooBig):
 		return s.tooLarge(PhaseJSONShape, int64(dialect.MaxShape.Containers))
@@ -222,8 +232,8 @@ func (s *stream) flaw(ev sse.Event) error {
 }
 
 // bytes returns what the reader gets for an event: its lines unchanged, or the form that go-openai reads.
-func (s *stream) bytes(ev sse.Event) ([]byte, error) {
-	if s.x.eventLines || isDataLine(&ev) {
+func (s *stream) bytes(ev *sse.Event) ([]byte, error) {
+	if s.x.eventLines || isDataLine(ev) {
 		return ev.Raw, nil
 	}
 	if more := len(ev.Data) + len("data: \n\n") - cap(s.buf); more > 0 && !s.room(s.events.Size()+more) {

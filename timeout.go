@@ -3,6 +3,8 @@ package aiguard
 import (
 	"context"
 	"log/slog"
+	"net/http"
+	"net/http/httptrace"
 	"sync"
 	"time"
 
@@ -49,7 +51,7 @@ func (c *call) bound(ctx context.Context, kind Kind, b timeBound) (bctx context.
 		}
 		bctx, cancel = context.WithDeadlineCause(ctx, c.time(deadline), why)
 	}
-	c.ring.onKill(c, cancel)
+	c.ring.onKill(c, killFunc(cancel))
 	return bctx, cancel, why
 }
 
@@ -165,7 +167,7 @@ func (a *attemptContext) arm() *armed {
 		a.armed.why = a.call.timeoutError(b)
 		a.armed.Context, a.armed.cancel = context.WithDeadlineCause(a.Context, a.clock.time(a.deadline), a.armed.why)
 	}
-	a.call.ring.onKill(a.call, a.armed.cancel)
+	a.call.ring.onKill(a.call, killFunc(a.armed.cancel))
 	return a.armed
 }
 
@@ -260,27 +262,42 @@ type watch struct {
 	caller context.Context
 	call   *call
 
-	mu    sync.Mutex // the end of the context stops the timers in another goroutine
+	mu    sync.Mutex // guards the timers and trace, which other goroutines use
 	timer *time.Timer
 	bound timeBound // of timer
 	idle  *time.Timer
 
-	conn connTrace
+	conn  connTrace
+	trace *httptrace.ClientTrace // hooks of conn and of the caller; nil: nobody has asked for them
+	req   http.Request           // as sent
 }
 
-// newWatch starts the clock of an attempt of c that was just admitted.
-func newWatch(ctx context.Context, c *call, phase string) *watch {
-	w := &watch{caller: ctx, call: c}
+// begin starts the clock of an attempt of c that was just admitted.
+func (w *watch) begin(ctx context.Context, c *call, phase string) {
+	w.caller, w.call = ctx, c
 	w.Context, w.cancel = context.WithCancelCause(ctx)
-	c.ring.onKill(c, func() { w.cancel(&Error{Kind: ErrClosed}) })
+	c.ring.onKill(c, w)
 	if deadline, b := c.attemptDeadline(phase); deadline != 0 {
+		w.mu.Lock() // the timer may fire at once
+		defer w.mu.Unlock()
 		w.start(-c.since(deadline), b)
 	}
-	return w
 }
 
+// kill ends the attempt because the guard was closed.
+func (w *watch) kill() { w.cancel(&Error{Kind: ErrClosed}) }
+
+// start starts the timer of b, with mu held.
 func (w *watch) start(d time.Duration, b timeBound) {
-	w.bound, w.timer = b, time.AfterFunc(max(d, 1), func() { w.cancel(w.call.timeoutError(b)) })
+	w.bound, w.timer = b, time.AfterFunc(max(d, 1), w.expire)
+}
+
+// expire ends the attempt because its limit has expired.
+func (w *watch) expire() {
+	w.mu.Lock()
+	err := w.call.timeoutError(w.bound)
+	w.mu.Unlock()
+	w.cancel(err)
 }
 
 // limit replaces the current limit with one that ends after d (Off: none). It returns an error if the old limit has

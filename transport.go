@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/aiguard-go/aiguard/internal/callctx"
-	"github.com/aiguard-go/aiguard/internal/dialect"
 )
 
 // Limits that are not configurable.
@@ -162,13 +161,16 @@ func (w *wrappedExchange) run(ctx context.Context) (err error) {
 // exchange is the state of one request in the transport.
 type exchange struct {
 	outgoing
-	call     *call // set by run
+	call     call // begun by run
 	wire     wire
 	original *http.Request // as the caller passed it
 	said     *Error        // last error response of the provider
 
-	verdict   dialect.Stream // memory for the check of an answer
-	responses bool           // return failures as responses
+	responses bool // return failures as responses
+
+	// Most requests need one attempt and one answer, which are part of the exchange to save allocations.
+	first watch     // of the first attempt
+	whole wholeBody // of the answer
 }
 
 func (x *exchange) run(ctx context.Context) (*http.Response, error) {
@@ -178,8 +180,8 @@ func (x *exchange) run(ctx context.Context) (*http.Response, error) {
 	if err := x.guard.refuseIfCrowded(ctx, &x.settings); err != nil {
 		return nil, err
 	}
-	c := x.guard.newCall(ctx, &x.settings)
-	x.call = c
+	c := &x.call
+	c.init(ctx, x.guard.core, &x.settings)
 	x.wire.estimate = x.cost
 	if x.known != nil && c.cfg.Budget == nil && c.cfg.OnEvent != nil {
 		x.wire.unread = &x.outgoing

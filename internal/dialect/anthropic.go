@@ -83,12 +83,11 @@ func anthropicBlocks(q *query, c *jsonscan.Cursor, depth int) {
 	}
 }
 
-func messagesEvent(s *Stream, name, data []byte) {
+func messagesEvent(s *Stream, _ []byte, c jsonscan.Cursor) {
 	if s.answer {
-		anthropicMessage(s, data, true)
+		anthropicMessage(s, c.Text(), true)
 		return
 	}
-	c := jsonscan.Read(data)
 	var kind, message, block []byte
 	for key := range c.Members() {
 		switch string(key) {

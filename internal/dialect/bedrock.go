@@ -144,8 +144,7 @@ func invokeMember(q *query, key []byte, c *jsonscan.Cursor) {
 }
 
 // converseEvent reads the payload of a frame with this name, or a whole answer.
-func converseEvent(s *Stream, name, data []byte) {
-	c := jsonscan.Read(data)
+func converseEvent(s *Stream, name []byte, c jsonscan.Cursor) {
 	ended := false
 	for key := range c.Members() {
 		switch string(key) {
@@ -234,28 +233,27 @@ func payload(buf, data []byte) []byte {
 	return buf
 }
 
-func invokeMessagesEvent(s *Stream, name, data []byte) {
+func invokeMessagesEvent(s *Stream, name []byte, c jsonscan.Cursor) {
 	switch {
 	case s.answer:
-		messagesEvent(s, nil, data)
+		messagesEvent(s, nil, c)
 	case exception(name):
 		s.err = true
 	default:
-		s.scratch = payload(s.scratch, data)
-		messagesEvent(s, nil, s.scratch)
-		s.free.n = 0 // the spans refer to the payload, not to data
+		s.scratch = payload(s.scratch, c.Text())
+		messagesEvent(s, nil, jsonscan.Read(s.scratch))
+		s.free.n = 0 // the spans refer to the payload, not to the event's data
 	}
 }
 
-func invokeEvent(s *Stream, name, data []byte) {
+func invokeEvent(s *Stream, name []byte, c jsonscan.Cursor) {
 	s.err = !s.answer && exception(name)
 	s.any, s.progress = !s.err, !s.err
 	s.cut = true // completeness is unknown
 	if !s.answer {
-		s.scratch = payload(s.scratch, data)
-		data = s.scratch
+		s.scratch = payload(s.scratch, c.Text())
+		c = jsonscan.Read(s.scratch)
 	}
-	c := jsonscan.Read(data)
 	s.usage.readInvoke(&c)
 }
 

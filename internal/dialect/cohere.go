@@ -53,8 +53,7 @@ func cohereEmbedMember(q *query, key []byte, c *jsonscan.Cursor) {
 	}
 }
 
-func cohereEvent(s *Stream, _, data []byte) {
-	c := jsonscan.Read(data)
+func cohereEvent(s *Stream, _ []byte, c jsonscan.Cursor) {
 	var kind []byte
 	for key := range c.Members() {
 		switch string(key) {
@@ -147,8 +146,8 @@ func (u *Usage) readCohere(c *jsonscan.Cursor) {
 	}
 }
 
-func cohereEmbedEvent(s *Stream, _, data []byte) {
-	for key, value := range jsonscan.Members(data) {
+func cohereEmbedEvent(s *Stream, _ []byte, c jsonscan.Cursor) {
+	for key, value := range jsonscan.Members(c.Text()) {
 		switch string(key) {
 		case "embeddings":
 			s.any, s.progress = first(value) == '{' || hasElement(value), true

@@ -42,9 +42,9 @@ type api struct {
 	untyped bool // the media parts of a prompt have no type; the member's name identifies them
 	deaf    bool // the API's own client reports an error event in a stream, but ignores an error while reading it
 
-	member func(q *query, key []byte, c *jsonscan.Cursor) // reads one member of a request
-	output output                                         // fields that limit the output
-	event  func(s *Stream, name, data []byte)             // reads one event or a whole answer
+	member func(q *query, key []byte, c *jsonscan.Cursor)  // reads one member of a request
+	output output                                          // fields that limit the output
+	event  func(s *Stream, name []byte, c jsonscan.Cursor) // reads one event or a whole answer
 	ends   ends
 	final  func(s *Stream) bool // also required for a complete answer if ends is finished
 

@@ -120,8 +120,7 @@ func geminiEmbedMember(q *query, key []byte, c *jsonscan.Cursor) {
 	}
 }
 
-func geminiEvent(s *Stream, _, data []byte) {
-	c := jsonscan.Read(data)
+func geminiEvent(s *Stream, _ []byte, c jsonscan.Cursor) {
 	for key := range c.Members() {
 		switch string(key) {
 		case "candidates":
@@ -202,8 +201,8 @@ func (u *Usage) readGemini(c *jsonscan.Cursor) {
 	u.Input, u.Output = prompt+results, answer+u.Reasoning
 }
 
-func geminiEmbedEvent(s *Stream, _, data []byte) {
-	for key, value := range jsonscan.Members(data) {
+func geminiEmbedEvent(s *Stream, _ []byte, c jsonscan.Cursor) {
+	for key, value := range jsonscan.Members(c.Text()) {
 		switch string(key) {
 		case "embedding":
 			s.any, s.progress = first(value) == '{', true

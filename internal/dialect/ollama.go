@@ -57,8 +57,7 @@ func ollamaEmbedMember(q *query, key []byte, c *jsonscan.Cursor) {
 	}
 }
 
-func ollamaEvent(s *Stream, _, data []byte) {
-	c := jsonscan.Read(data)
+func ollamaEvent(s *Stream, _ []byte, c jsonscan.Cursor) {
 	for key := range c.Members() {
 		switch string(key) {
 		case "message":
@@ -98,8 +97,8 @@ func ollamaEvent(s *Stream, _, data []byte) {
 	s.any = s.any || s.done
 }
 
-func ollamaEmbedEvent(s *Stream, _, data []byte) {
-	for key, value := range jsonscan.Members(data) {
+func ollamaEmbedEvent(s *Stream, _ []byte, c jsonscan.Cursor) {
+	for key, value := range jsonscan.Members(c.Text()) {
 		switch string(key) {
 		case "embedding", "embeddings", "data": // "data" comes from servers that use OpenAI's API at this path
 			s.any, s.progress = s.any || first(value) == '[', true

@@ -118,10 +118,11 @@ func errorMember(s *Stream, key []byte, c *jsonscan.Cursor) {
 
 // runEvent reads an event of an Assistants run, or a run object. The object may contain an error that is not an error
 // of the request.
-func runEvent(s *Stream, name, data []byte) {
+func runEvent(s *Stream, name []byte, c jsonscan.Cursor) {
+	data := c.Text()
 	s.any, s.progress = true, !empty(data)
 	if usage := member(data, "usage"); first(usage) == '{' {
-		c := jsonscan.Read(usage)
+		c = jsonscan.Read(usage)
 		s.usage.readOpenAI(&c)
 	}
 	f, failed := ErrorIn(data)
@@ -132,7 +133,8 @@ func runEvent(s *Stream, name, data []byte) {
 // error that is not an error of the request.
 func Object() Endpoint { return Endpoint{api: &object} }
 
-func objectEvent(s *Stream, _, data []byte) {
+func objectEvent(s *Stream, _ []byte, c jsonscan.Cursor) {
+	data := c.Text()
 	_, failed := ErrorIn(data)
 	kind := member(data, "object")
 	s.err = failed && (kind == nil || string(kind) == `"error"`)

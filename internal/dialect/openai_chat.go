@@ -160,8 +160,9 @@ func needsMaxCompletionTokens(model string) bool {
 // MaxTokensName returns the name of the output limit of a chat for model.
 func MaxTokensName(model string) string { return maxTokensName(model) }
 
-func completionEvent(s *Stream, _, data []byte) {
-	chatEvent(s, nil, data)
+func completionEvent(s *Stream, _ []byte, c jsonscan.Cursor) {
+	chatEvent(s, nil, c)
+	data := c.Text()
 	// Other APIs have completions at this path in a different form.
 	if !s.answer && !s.any && !s.err && !s.failed && !empty(data) && member(data, "choices") == nil && member(data, "object") == nil {
 		s.foreign, s.any, s.progress = true, true, true
@@ -169,8 +170,7 @@ func completionEvent(s *Stream, _, data []byte) {
 }
 
 // chatEvent reads a chunk or a whole answer, which have the same members.
-func chatEvent(s *Stream, _, data []byte) {
-	c := jsonscan.Read(data)
+func chatEvent(s *Stream, _ []byte, c jsonscan.Cursor) {
 	for key := range c.Members() {
 		switch string(key) {
 		case "choices":

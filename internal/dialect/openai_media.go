@@ -29,9 +29,8 @@ func audioMember(q *query, key []byte, c *jsonscan.Cursor) {
 }
 
 // listEvent returns a reader for answers with a list in the member called name. Such answers are never streamed.
-func listEvent(name string) func(s *Stream, _, data []byte) {
-	return func(s *Stream, _, data []byte) {
-		c := jsonscan.Read(data)
+func listEvent(name string) func(s *Stream, _ []byte, c jsonscan.Cursor) {
+	return func(s *Stream, _ []byte, c jsonscan.Cursor) {
 		for key := range c.Members() {
 			switch {
 			case string(key) == name:
@@ -48,8 +47,7 @@ func listEvent(name string) func(s *Stream, _, data []byte) {
 }
 
 // imageEvent reads an event of a streamed image or a list of images.
-func imageEvent(s *Stream, _, data []byte) {
-	c := jsonscan.Read(data)
+func imageEvent(s *Stream, _ []byte, c jsonscan.Cursor) {
 	for key := range c.Members() {
 		switch string(key) {
 		case "type":
@@ -79,8 +77,7 @@ func imageEvent(s *Stream, _, data []byte) {
 }
 
 // audioEvent reads an event of a streamed transcript or speech, or a whole transcript.
-func audioEvent(s *Stream, _, data []byte) {
-	c := jsonscan.Read(data)
+func audioEvent(s *Stream, _ []byte, c jsonscan.Cursor) {
 	for key := range c.Members() {
 		switch string(key) {
 		case "type":

@@ -33,12 +33,11 @@ func responseMember(q *query, key []byte, c *jsonscan.Cursor) {
 }
 
 // responseEvent reads an event of a Responses stream or a whole response.
-func responseEvent(s *Stream, name, data []byte) {
+func responseEvent(s *Stream, _ []byte, c jsonscan.Cursor) {
 	if s.answer {
-		responseObject(s, data)
+		responseObject(s, c.Text())
 		return
 	}
-	c := jsonscan.Read(data)
 	var kind, item []byte
 	for key := range c.Members() {
 		switch string(key) {
@@ -65,10 +64,10 @@ func responseEvent(s *Stream, name, data []byte) {
 		s.err = true
 	case "response.created", "response.in_progress", "response.queued", "keepalive", "ping":
 	case "response.completed", "response.incomplete":
-		responseObject(s, member(data, "response"))
+		responseObject(s, member(c.Text(), "response"))
 		s.done = true
 	case "response.failed", "response.cancelled":
-		responseObject(s, member(data, "response"))
+		responseObject(s, member(c.Text(), "response"))
 		if !s.failed {
 			s.fail(Failure{})
 		}
@@ -77,7 +76,7 @@ func responseEvent(s *Stream, name, data []byte) {
 	case "response.output_item.done":
 		s.progress, s.thinking = true, false
 	default:
-		s.progress = s.free.n > 0 || member(data, "delta") == nil
+		s.progress = s.free.n > 0 || member(c.Text(), "delta") == nil
 		if !s.progress {
 			s.free.n = 0
 		}

@@ -30,14 +30,19 @@ func (e Endpoint) Follow() Stream { return Stream{api: e.api} }
 // Event reads the name and the JSON data of one event. The data must have passed jsonscan.Check. If the event is a
 // provider failure instead of a part of the answer, Event returns it in f and sets failed.
 func (s *Stream) Event(name, data []byte) (f Failure, failed bool) {
+	return s.Read(name, jsonscan.Read(data))
+}
+
+// Read is Event for data that has a Cursor.
+func (s *Stream) Read(name []byte, c jsonscan.Cursor) (f Failure, failed bool) {
 	s.free.n, s.progress, s.err = 0, false, false
 	if s.api == nil || s.foreign {
 		s.any, s.progress = true, true
 		return f, false
 	}
-	s.api.event(s, name, data)
+	s.api.event(s, name, c)
 	if s.err || string(name) == "error" && !s.failed {
-		return failureOf(name, data), true
+		return failureOf(name, c.Text()), true
 	}
 	return f, false
 }

@@ -6,12 +6,10 @@
 package jsonscan
 
 import (
-	"bytes"
 	"encoding/binary"
-	"encoding/json"
-	"iter"
+	"math"
 	"math/bits"
-	"unicode/utf8"
+	"unsafe"
 )
 
 // Error is the reason why a text was rejected. It never quotes the text.
@@ -66,6 +64,11 @@ type Scanner struct {
 	// One bit per container around the innermost: 1 for an object. The levels that do not fit into low are in high.
 	low  [4]uint64
 	high []uint64
+
+	// The keys and values of a value that ends in its first line, for Read.
+	tokens []token
+	count  int   // number of them; if it is more than len(tokens), tokens is incomplete
+	inner  int32 // index of the innermost container in tokens
 }
 
 // phase is what may come next.
@@ -81,16 +84,47 @@ const (
 	inRuin // not valid JSON, whatever follows
 )
 
+// token is a key or a value of a text. A key has its quotes.
+type token struct {
+	start, end int32
+	next       int32 // index after the value and all that is in it. While a container is open: the index of its parent
+}
+
+// maxTokens limits the tokens that a Scanner records. Together they take 6 KiB.
+const maxTokens = 512
+
 // Reset prepares s for the first line of a new value.
 func (s *Scanner) Reset(lim Limits) {
-	*s = Scanner{lim: lim, high: s.high[:0]}
+	if s.count > len(s.tokens) && s.count <= maxTokens {
+		s.tokens = make([]token, min(2*s.count, maxTokens)) // for the next value
+	}
+	// low and high need no reset, because push writes a bit before pop reads it.
+	s.lim, s.containers, s.depth, s.phase, s.count, s.inner = lim, 0, 0, inValue, 0, 0
+	s.object, s.numbers = false, false
 }
+
+// Read returns a Cursor at the value that Line has just checked. text is that line. If the value began in this line, the
+// Cursor does not scan it again. It is valid until the next call of Reset.
+func (s *Scanner) Read(text []byte) Cursor {
+	c := Read(text)
+	if s.count <= len(s.tokens) {
+		c.tokens = s.tokens[:s.count]
+	}
+	return c
+}
+
+// Size returns the number of bytes that s holds.
+func (s *Scanner) Size() int { return len(s.tokens) * int(unsafe.Sizeof(token{})) }
 
 // Line checks the next line, given without its line end. A nil error means that the value ended in this line at
 // offset end. ErrIncomplete asks for the next line. Any other error is final, as in Check.
 func (s *Scanner) Line(data []byte) (end int, err error) {
 	i, ph := 0, s.phase
 	s.phase = inRuin // replaced below unless an error is found
+	tokens, n := s.tokens, s.count
+	if len(data) > math.MaxInt32 {
+		n = maxTokens + 1
+	}
 	for {
 		for i < len(data) && isSpace(data[i]) {
 			i++
@@ -99,30 +133,11 @@ func (s *Scanner) Line(data []byte) (end int, err error) {
 			return i, ErrSyntax
 		}
 		if i >= len(data) {
-			s.phase = ph
+			s.phase, s.count = ph, maxTokens+1
 			return i, ErrIncomplete
 		}
 		c := data[i]
 		switch ph {
-		case inFirstKey, inKey:
-			if c == '}' && ph == inFirstKey {
-				i++
-				s.pop()
-				break
-			}
-			if c != '"' {
-				return i, ErrSyntax
-			}
-			if i, err = scanString(data, i+1); err != nil {
-				return i, err
-			}
-			ph = inColon
-			if i < len(data) && data[i] == ':' { // most common
-				i++
-				ph = inValue
-			}
-			continue
-
 		case inColon:
 			if c != ':' {
 				return i, ErrSyntax
@@ -147,10 +162,35 @@ func (s *Scanner) Line(data []byte) (end int, err error) {
 			if s.numbers { // it costs a decoder no more than its bytes
 				s.containers--
 			}
-			s.pop()
+			s.pop(i, n)
+
+		case inFirstKey, inKey:
+			if c == '}' && ph == inFirstKey {
+				i++
+				s.pop(i, n)
+				break
+			}
+			if c != '"' {
+				return i, ErrSyntax
+			}
+			start := i
+			if i, err = scanString(data, i+1); err != nil {
+				return i, err
+			}
+			if n < len(tokens) {
+				tokens[n] = token{int32(start), int32(i), int32(n) + 1}
+			}
+			n++
+			if len(data)-i < 2 || data[i] != ':' || data[i+1] <= ' ' { // rare
+				ph = inColon
+				continue
+			}
+			i++
+			c, ph = data[i], inValue
+			fallthrough
 
 		default: // inValue, inFirstValue
-			number := false
+			number, start := false, i
 			switch c {
 			case '"':
 				i, err = scanString(data, i+1)
@@ -160,6 +200,11 @@ func (s *Scanner) Line(data []byte) (end int, err error) {
 				}
 				s.containers++
 				s.push(c == '{')
+				if n < len(tokens) {
+					tokens[n] = token{start: int32(i), next: s.inner}
+					s.inner = int32(n)
+				}
+				n++
 				i++
 				ph = inFirstValue
 				if s.object {
@@ -171,7 +216,7 @@ func (s *Scanner) Line(data []byte) (end int, err error) {
 					return i, ErrSyntax
 				}
 				i++
-				s.pop()
+				s.pop(i, n)
 			case 't':
 				i, err = scanWord(data, i, "true")
 			case 'f':
@@ -186,10 +231,17 @@ func (s *Scanner) Line(data []byte) (end int, err error) {
 				return i, err
 			}
 			s.numbers = number && !s.object && (s.numbers || ph == inFirstValue)
+			if c != ']' {
+				if n < len(tokens) {
+					tokens[n] = token{int32(start), int32(i), int32(n) + 1}
+				}
+				n++
+			}
 		}
 
 		// After a value.
 		if s.depth == 0 {
+			s.count = n
 			return i, nil
 		}
 		ph = inNext
@@ -225,8 +277,12 @@ func (s *Scanner) push(object bool) {
 	s.depth++
 }
 
-// pop leaves a container.
-func (s *Scanner) pop() {
+// pop leaves a container that ends at offset end, with n tokens so far.
+func (s *Scanner) pop(end, n int) {
+	if n <= len(s.tokens) {
+		t := &s.tokens[s.inner]
+		t.end, t.next, s.inner = int32(end), int32(n), t.next
+	}
 	s.numbers = false
 	s.depth--
 	if s.depth == 0 {
@@ -366,222 +422,4 @@ func scanDigits(data []byte, i int) (int, error) {
 		i++
 	}
 	return i, nil
-}
-
-// Members iterates over the members of an object that has passed [Check]. The key is the raw text between its quotes,
-// including escapes. The value has no white space around it. Members yields nothing if value is not an object. On
-// text that has not passed Check it may stop anywhere.
-func Members(value []byte) iter.Seq2[[]byte, []byte] {
-	return func(yield func(key, value []byte) bool) {
-		c := Read(value)
-		for key := range c.Members() {
-			if v := c.Value(); v == nil || !yield(key, v) {
-				return
-			}
-		}
-	}
-}
-
-// Elements iterates over the elements of an array that has passed [Check], each without the white space around it. It
-// yields nothing if value is not an array. On text that has not passed Check it may stop anywhere.
-func Elements(value []byte) iter.Seq[[]byte] {
-	return func(yield func(value []byte) bool) {
-		c := Read(value)
-		for range c.Elements() {
-			if v := c.Value(); v == nil || !yield(v) {
-				return
-			}
-		}
-	}
-}
-
-// Cursor reads a text that has passed [Check] from front to back. Unlike nested [Members] it reads no byte twice,
-// however deep the text is. It stands at a value, and one of its methods may read that value. On text that has not
-// passed Check it may stop anywhere.
-type Cursor struct {
-	text []byte
-	at   int
-}
-
-// Read returns a Cursor at the value text.
-func Read(text []byte) Cursor { return Cursor{text: text} }
-
-// Offset returns the Cursor's position in the text.
-func (c *Cursor) Offset() int { return c.at }
-
-// Members iterates over the keys of the object at the Cursor, as [Members] does. In the loop body the Cursor stands
-// at the member's value, which the body may read or skip. Members yields nothing, and does not move, if the value is
-// not an object. Do not use a Cursor after breaking out of its loop.
-func (c *Cursor) Members() iter.Seq[[]byte] {
-	return func(yield func(key []byte) bool) { c.members(yield) }
-}
-
-func (c *Cursor) members(yield func(key []byte) bool) {
-	v, i := c.text, skipSpace(c.text, c.at)
-	if i == len(v) || v[i] != '{' {
-		return
-	}
-	for {
-		i = skipSpace(v, i+1)
-		if i == len(v) || v[i] != '"' {
-			break
-		}
-		end, ok := skipString(v, i+1)
-		if !ok {
-			return
-		}
-		key := v[i+1 : end-1 : end-1]
-		i = skipSpace(v, end)
-		if i == len(v) || v[i] != ':' {
-			return
-		}
-		i = skipSpace(v, i+1)
-		c.at = i
-		if !yield(key) {
-			return
-		}
-		if i, ok = c.passed(i); !ok {
-			return
-		}
-		i = skipSpace(v, i)
-		if i == len(v) || v[i] != ',' {
-			break
-		}
-	}
-	c.at = min(i+1, len(v))
-}
-
-// Elements does for an array what [Cursor.Members] does for an object.
-func (c *Cursor) Elements() func(yield func() bool) {
-	return func(yield func() bool) { c.elements(yield) }
-}
-
-func (c *Cursor) elements(yield func() bool) {
-	v, i, ok := c.text, skipSpace(c.text, c.at), false
-	if i == len(v) || v[i] != '[' {
-		return
-	}
-	for {
-		i = skipSpace(v, i+1)
-		if i == len(v) || v[i] == ']' {
-			break
-		}
-		c.at = i
-		if !yield() {
-			return
-		}
-		if i, ok = c.passed(i); !ok {
-			return
-		}
-		i = skipSpace(v, i)
-		if i == len(v) || v[i] != ',' {
-			break
-		}
-	}
-	c.at = min(i+1, len(v))
-}
-
-// passed returns the offset after the value at i, which may have been read.
-func (c *Cursor) passed(i int) (end int, ok bool) {
-	if c.at != i {
-		return c.at, true
-	}
-	return skipValue(c.text, i)
-}
-
-// Value returns the value at the Cursor and moves past it. It returns nil without a value. In a text that has passed
-// Check there always is one.
-func (c *Cursor) Value() []byte {
-	start := skipSpace(c.text, c.at)
-	end, ok := skipValue(c.text, start)
-	if !ok {
-		return nil
-	}
-	c.at = end
-	return c.text[start:end:end]
-}
-
-// skipValue returns the offset after the value that starts at i. It only counts brackets, because Check has paired
-// them.
-func skipValue(v []byte, i int) (end int, ok bool) {
-	if i == len(v) {
-		return i, false
-	}
-	start, depth := i, 0
-	switch v[i] {
-	case '"':
-		return skipString(v, i+1)
-	case '{', '[':
-	default:
-		for i < len(v) && v[i] > ' ' && v[i] != ',' && v[i] != ']' && v[i] != '}' {
-			i++
-		}
-		return i, i > start
-	}
-	for i < len(v) {
-		switch v[i] {
-		case '"':
-			if i, ok = skipString(v, i+1); !ok {
-				return i, false
-			}
-			continue
-		case '{', '[':
-			depth++
-		case '}', ']':
-			depth--
-			if depth == 0 {
-				return i + 1, true
-			}
-		}
-		i++
-	}
-	return i, false
-}
-
-// skipString returns the offset after the string whose opening quote is before i. It only looks for the end, because
-// Check has checked the string.
-func skipString(data []byte, i int) (end int, ok bool) {
-	short := data[:min(i+32, len(data))] // most strings end in it; for them IndexByte would take longer
-	for ; len(short)-i >= 8; i += 8 {
-		w := binary.LittleEndian.Uint64(short[i:])
-		if m := ((w ^ '\\'*ones - ones) | (w ^ '"'*ones - ones)) &^ w & highs; m != 0 { // as in scanString
-			if i += bits.TrailingZeros64(m) / 8; data[i] == '"' {
-				return i + 1, true
-			}
-			break
-		}
-	}
-	for {
-		n := bytes.IndexByte(data[i:], '"')
-		if n < 0 {
-			return len(data), false
-		}
-		end = i + n
-		escapes := end
-		for escapes > i && data[escapes-1] == '\\' {
-			escapes--
-		}
-		i = end + 1
-		if (end-escapes)%2 == 0 {
-			return i, true
-		}
-	}
-}
-
-// Text returns the unescaped text of a JSON string, and whether value is a string.
-func Text(value []byte) (string, bool) {
-	if len(value) == 0 || value[0] != '"' {
-		return "", false
-	}
-	end, err := scanString(value, 1)
-	if err != nil || end != len(value) {
-		return "", false
-	}
-	raw := value[1 : end-1]
-	if bytes.IndexByte(raw, '\\') < 0 && utf8.Valid(raw) {
-		return string(raw), true
-	}
-	var s string
-	err = json.Unmarshal(value, &s)
-	return s, err == nil
 }

@@ -265,6 +265,76 @@ func TestCursorReadsDeepInOnePass(t *testing.T) {
 	require.Nil(t, c.Value(), "there is no other")
 }
 
+// trace returns all that a Cursor tells of its value. choices decides which values are skipped, read whole or entered.
+func trace(c *Cursor, choices *[]byte) (out []string) {
+	choice := byte(2)
+	if rest := *choices; len(rest) > 0 {
+		choice, *choices = rest[0], rest[1:]
+	}
+	out = append(out, fmt.Sprintf("%q at %d", c.Peek(), c.Offset()))
+	if choice%3 == 0 {
+		return out
+	}
+	if choice%3 == 2 {
+		for key := range c.Members() {
+			out = append(append(out, string(key)), trace(c, choices)...)
+		}
+		for range c.Elements() {
+			out = append(out, trace(c, choices)...)
+		}
+	}
+	return append(out, string(c.Value()), fmt.Sprintf("end %d", c.Offset()))
+}
+
+// requireSameTrace compares the Cursor of a Scanner that has checked doc line by line with one that scans doc.
+func requireSameTrace(t *testing.T, s *Scanner, doc, choices []byte) {
+	t.Helper()
+	s.Reset(unlimited)
+	last := 0
+	for line := range bytes.SplitSeq(doc, []byte("\n")) {
+		end, err := s.Line(line)
+		if err == nil && last+end == len(doc) {
+			again := choices
+			plain, known := Read(doc), s.Read(doc)
+			require.Equal(t, trace(&plain, &choices), trace(&known, &again), "%q", doc)
+		}
+		last += len(line) + 1
+	}
+}
+
+func TestCursorOfAScannerFindsTheSame(t *testing.T) {
+	var s Scanner
+	all := append([]string{"1", "\n1", "{\n\"a\":[1,2]}", `{"a":[` + strings.Repeat(`{"b":1},`, 300) + `[]]}`}, documents...)
+	for range 3 { // the Scanner records the tokens of a text if an earlier one had as many
+		for _, doc := range all {
+			doc := strings.TrimRight(doc, " ")
+			for _, choices := range []string{"", "\x01", "\x02\x00\x01\x02\x02\x01\x00", "\x02\x01\x01\x01\x01\x01\x01\x01\x01\x01"} {
+				requireSameTrace(t, &s, []byte(doc), []byte(choices))
+			}
+		}
+	}
+	s.Reset(unlimited)
+	_, err := s.Line([]byte(chunk))
+	require.NoError(t, err)
+	c := s.Read([]byte(chunk))
+	require.NotEmpty(t, c.tokens)
+	require.LessOrEqual(t, s.Size(), 6<<10)
+}
+
+func FuzzCursorOfAScanner(f *testing.F) {
+	for _, doc := range documents {
+		f.Add([]byte(doc), []byte("\x02\x02\x01\x00\x02\x02"))
+	}
+	f.Add([]byte("{\n\"a\":[1,{}]\n}"), []byte{})
+	f.Add([]byte(" [ [ ] , { } , 5 ]"), []byte{2, 1, 2, 0})
+	f.Fuzz(func(t *testing.T, doc, choices []byte) {
+		var s Scanner
+		for range 2 {
+			requireSameTrace(t, &s, doc, choices)
+		}
+	})
+}
+
 // stringValues finds each string value in a text, if that has passed Check.
 func stringValues(c *Cursor, found func(start, end int)) {
 	for range c.Members() {

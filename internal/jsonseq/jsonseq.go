@@ -26,6 +26,7 @@ type Reader struct {
 	start, end int // buf[start:end] has been read from r and not yet returned
 	at         int // buf[start:at] has been scanned
 
+	scan   jsonscan.Scanner
 	begun  int // start of the current text; negative: none
 	depth  int
 	quoted bool // in a string
@@ -124,8 +125,9 @@ func (r *Reader) take(c byte) (done bool) {
 // text returns the text that ends at at.
 func (r *Reader) text() sse.Event {
 	data := r.buf[r.begun:r.at]
-	ev := sse.Event{Data: data, Bare: true}
-	if ev.End, ev.Err = jsonscan.Check(data, r.lim); ev.Err != nil {
+	ev := sse.Event{Data: data, Bare: true, Scan: &r.scan}
+	r.scan.Reset(r.lim)
+	if ev.End, ev.Err = r.scan.Line(data); ev.Err != nil {
 		ev.End = 0
 	}
 	for i := r.at; i < r.end && i < r.at+2; i++ { // the line end
@@ -154,11 +156,11 @@ func (r *Reader) last() (sse.Event, error) {
 func (r *Reader) Learn(sse.Event, []jsonscan.Span) {}
 
 // Size returns the number of bytes that the Reader holds.
-func (r *Reader) Size() int { return cap(r.buf) }
+func (r *Reader) Size() int { return cap(r.buf) + r.scan.Size() }
 
 // Trim drops a buffer of more than size bytes, like sse.Reader.Trim.
 func (r *Reader) Trim(size int) {
-	if size = max(size, minBuffer); len(r.buf) <= size || r.end-r.start >= size || r.begun >= 0 {
+	if size = max(size-r.scan.Size(), minBuffer); len(r.buf) <= size || r.end-r.start >= size || r.begun >= 0 {
 		return
 	}
 	buf := make([]byte, size)

@@ -48,8 +48,18 @@ type Event struct {
 	// Like means that Name and Data equal those given to Learn, except for the free values.
 	Like bool
 
+	Scan *jsonscan.Scanner // has checked Data; nil if Like or Done
+
 	Bare bool   // Data was outside of any field
 	Raw  []byte // the lines of the event as received, without comments, and the blank line after them
+}
+
+// Read returns a Cursor at the JSON value in Data. It is valid as long as Data.
+func (ev *Event) Read() jsonscan.Cursor {
+	if ev.Scan == nil {
+		return jsonscan.Read(ev.Data)
+	}
+	return ev.Scan.Read(ev.Data)
 }
 
 // Reader splits a stream into events. It is not safe for concurrent use.
@@ -80,13 +90,15 @@ type Reader struct {
 	jsonEnd  int
 	known    jsonscan.Template
 	likeName []byte // name of the event in known
-	likeHead []byte // its bytes before the data; empty: NextLike returns nothing
+	likeHead []byte // its bytes before the data; empty: no event is like it
 	wasted   int    // events in a row that were learned in vain
 	unlike   bool   // the next data line is not like known
+	ahead    Event  // found by Arrived, for Next
+	isAhead  bool
 }
 
 // NewReader returns a Reader of r. A line or the data of one event may have up to maxLine bytes (at least 1). lim
-// limits the data of each event. The Reader holds at most about twice maxLine plus 9 KiB.
+// limits the data of each event. The Reader holds at most about twice maxLine plus 15 KiB.
 func NewReader(r io.Reader, maxLine int, lim jsonscan.Limits) *Reader {
 	return &Reader{r: r, max: min(max(maxLine, 1), math.MaxInt/4), lim: lim, from: -1}
 }
@@ -113,26 +125,52 @@ func (r *Reader) mayGrow(more int) bool { return r.ask == nil || r.ask(r.Size()+
 // At the end of the stream the last line needs no line end and the last event no blank line. The error is then
 // io.EOF. At any other read error an incomplete event is dropped. ErrLineTooLong and errors of r are final: Next
 // returns them again.
-func (r *Reader) Next() (Event, error) {
-	if r.pos == r.end && r.err == nil && r.mayBeLike() {
+func (r *Reader) Next() (ev Event, err error) {
+	if r.isAhead {
+		r.isAhead = false
+		return r.ahead, nil
+	}
+	err = r.next(&ev, true)
+	return ev, err
+}
+
+// Arrived is Next for an event whose bytes have been read. It never reads. It leaves [DONE], data with an Err, and
+// errors to Next.
+func (r *Reader) Arrived() (ev Event, ok bool) {
+	if r.isAhead || r.next(&ev, false) != nil {
+		return Event{}, false
+	}
+	if ev.Err != nil || ev.Done {
+		r.ahead, r.isAhead = ev, true
+		return Event{}, false
+	}
+	return ev, true
+}
+
+// errNotYet means that the next event has not been read.
+const errNotYet Error = "sse: not yet"
+
+func (r *Reader) next(ev *Event, wait bool) error {
+	if wait && r.pos == r.end && r.err == nil && r.mayBeLike() {
 		r.fill()
 	}
-	if ev, ok := r.NextLike(); ok {
-		return ev, nil
+	if r.like(ev) {
+		return nil
 	}
 	for {
-		line, err := r.line()
-		if err == io.EOF && r.open {
-			return r.whole(r.dispatch(r.data, r.verdict, r.jsonEnd)), nil
-		}
-		if err != nil {
-			return Event{}, err
-		}
-		if ev, ok := r.take(line); ok {
-			return r.whole(ev), nil
-		}
-		if r.err == ErrLineTooLong || r.err == ErrNoRoom {
-			return Event{}, r.err
+		line, err := r.line(wait)
+		switch {
+		case err == io.EOF && r.open:
+			r.checked(ev, r.data)
+			r.whole(ev)
+			return nil
+		case err != nil:
+			return err
+		case r.take(ev, line):
+			r.whole(ev)
+			return nil
+		case r.err == ErrLineTooLong || r.err == ErrNoRoom:
+			return r.err
 		}
 	}
 }
@@ -142,37 +180,36 @@ func (r *Reader) mayBeLike() bool {
 	return len(r.likeHead) > 0 && r.from < 0 && len(r.raw)+len(r.name)+r.other == 0 && !r.open && !r.comment
 }
 
-// NextLike returns the next event if all its bytes have been read and equal those of the event given to Learn, except
-// for the free values. Most events of an answer are like that, and need no search for lines and fields. NextLike never
-// reads.
-func (r *Reader) NextLike() (ev Event, ok bool) {
+// like sets ev to the next event if all its bytes have been read and equal those of the event given to Learn, except
+// for the free values. Most events of an answer are like that, and need no search for lines and fields.
+func (r *Reader) like(ev *Event) bool {
 	if !r.mayBeLike() {
-		return ev, false
+		return false
 	}
 	b := r.buf[r.pos:r.end]
 	if !bytes.HasPrefix(b, r.likeHead) {
-		return ev, false
+		return false
 	}
 	at := len(r.likeHead)
 	n := r.known.Match(b[at:])
 	if n == 0 {
 		r.unlike = len(b) > at && b[at] == '{' && bytes.IndexByte(b[at:], '\n') >= 0 // else the whole line may be like it
-		return ev, false
+		return false
 	}
 	end := at + n + len("\n\n")
 	if at+n > r.max || len(b) < end || b[end-2] != '\n' || b[end-1] != '\n' {
-		return ev, false
+		return false
 	}
-	ev = Event{Data: b[at : at+n], End: n, Like: true, Raw: b[:end]}
+	ev.Data, ev.End, ev.Like, ev.Raw = b[at:at+n], n, true, b[:end]
 	if len(r.likeName) > 0 {
 		ev.Name = r.likeName
 	}
 	r.pos, r.seen, r.wasted = r.pos+end, 0, 0
-	return ev, true
+	return true
 }
 
 // whole sets an event's Raw. It includes the lines after the data, up to the blank one, if those have been read.
-func (r *Reader) whole(ev Event) Event {
+func (r *Reader) whole(ev *Event) {
 	if !r.ended {
 		r.rest()
 	}
@@ -197,7 +234,6 @@ func (r *Reader) whole(ev Event) Event {
 	}
 	ev.Raw = raw
 	r.forget()
-	return ev
 }
 
 // rest consumes the lines after the data that belong to the event, if the blank line at their end has been read. It
@@ -262,7 +298,7 @@ func (r *Reader) Learn(ev Event, free []jsonscan.Span) {
 
 // Size returns the number of bytes that the Reader holds.
 func (r *Reader) Size() int {
-	return cap(r.buf) + cap(r.data) + cap(r.raw) + cap(r.likeHead) + r.known.Size()
+	return cap(r.buf) + cap(r.data) + cap(r.raw) + cap(r.likeHead) + r.known.Size() + r.scan.Size()
 }
 
 // Trim drops buffers of more than size bytes that are not needed for what has been read. It invalidates the
@@ -282,9 +318,15 @@ func (r *Reader) Trim(size int) {
 }
 
 // line returns the next line that is not a comment, without its line end. It reads only if there is no complete line
-// in the buffer.
-func (r *Reader) line() ([]byte, error) {
-	for ; ; r.fill() {
+// in the buffer and wait is true.
+func (r *Reader) line(wait bool) ([]byte, error) {
+	for read := false; ; read = true {
+		if read {
+			if !wait {
+				return nil, errNotYet
+			}
+			r.fill()
+		}
 		if !r.started {
 			b := r.buf[r.pos:r.end]
 			if r.err == nil && len(b) < len(bom) && bytes.HasPrefix(bom, b) {
@@ -388,21 +430,21 @@ func (r *Reader) fill() {
 }
 
 // take adds line to the current event, and returns the event if it is complete.
-func (r *Reader) take(line []byte) (Event, bool) {
+func (r *Reader) take(ev *Event, line []byte) bool {
 	switch {
 	case len(line) == 0:
 		if r.open {
 			r.ended = true
-			return r.dispatch(r.data, r.verdict, r.jsonEnd), true
+			return r.checked(ev, r.data)
 		}
 		r.name = r.name[:0]
 		r.forget()
-		return Event{}, false
+		return false
 	case r.bare && r.verdict == jsonscan.ErrIncomplete:
-		return r.add(line)
+		return r.add(ev, line)
 	case line[0] == '{':
 		r.bare = true
-		return r.add(line)
+		return r.add(ev, line)
 	}
 	field, value, _ := bytes.Cut(line, []byte(":"))
 	if len(value) > 0 && value[0] == ' ' {
@@ -410,27 +452,27 @@ func (r *Reader) take(line []byte) (Event, bool) {
 	}
 	switch string(field) {
 	case "data":
-		return r.add(value)
+		return r.add(ev, value)
 	case "error": // older llama.cpp sends an error field in place of an event
 		if len(value) > 0 && value[0] == '{' && !r.open {
 			r.name = append(r.name[:0], "error"...)
-			return r.add(value)
+			return r.add(ev, value)
 		}
 	case "event":
 		if len(value) > maxName {
 			r.fail()
-			return Event{}, false
+			return false
 		}
 		r.name = append(r.name[:0], value...)
 	}
 	if r.other += len(line) + 1; r.other > maxOther { // more than any event needs
 		r.from, r.raw = -1, r.raw[:0]
 	}
-	return Event{}, false
+	return false
 }
 
 // add appends a line to the data, and returns the event if it is complete.
-func (r *Reader) add(text []byte) (Event, bool) {
+func (r *Reader) add(ev *Event, text []byte) bool {
 	first, base := !r.open, 0
 	if first {
 		text = trimLeft(text)
@@ -438,20 +480,18 @@ func (r *Reader) add(text []byte) (Event, bool) {
 		base = len(r.data) + 1
 		if base+len(text) > r.max {
 			r.fail()
-			return Event{}, false
+			return false
 		}
 	}
 	trimmed := trimRight(text)
 	if first {
 		switch {
 		case string(trimmed) == "[DONE]":
-			ev := r.dispatch(trimmed, nil, 0)
 			ev.Done = true
-			return ev, true
+			return r.dispatch(ev, trimmed, nil, 0)
 		case !r.unlike && bytes.Equal(r.name, r.likeName) && r.known.Fits(trimmed):
-			ev := r.dispatch(trimmed, nil, len(trimmed))
 			ev.Like, r.wasted = true, 0
-			return ev, true
+			return r.dispatch(ev, trimmed, nil, len(trimmed))
 		}
 		r.unlike = false
 		r.open = true
@@ -473,7 +513,7 @@ func (r *Reader) add(text []byte) (Event, bool) {
 		}
 	}
 	if first && ready {
-		return r.dispatch(trimmed, r.verdict, r.jsonEnd), true // the usual case needs no copy
+		return r.checked(ev, trimmed) // the usual case needs no copy
 	}
 
 	if need := base + len(text); need > cap(r.data) {
@@ -481,7 +521,7 @@ func (r *Reader) add(text []byte) (Event, bool) {
 		if !r.mayGrow(size - cap(r.data)) {
 			r.fail()
 			r.err = ErrNoRoom
-			return Event{}, false
+			return false
 		}
 		r.data = append(make([]byte, 0, size), r.data...)
 	}
@@ -490,9 +530,9 @@ func (r *Reader) add(text []byte) (Event, bool) {
 	}
 	r.data = append(r.data, text...)
 	if ready {
-		return r.dispatch(r.data, r.verdict, r.jsonEnd), true
+		return r.checked(ev, r.data)
 	}
-	return Event{}, false
+	return false
 }
 
 // trimLeft and trimRight remove spaces and tabs. They exist because the functions of package bytes have a higher
@@ -511,13 +551,19 @@ func trimRight(b []byte) []byte {
 	return b
 }
 
-// dispatch returns the event with this data and starts a new one.
-func (r *Reader) dispatch(data []byte, verdict error, end int) Event {
-	ev := Event{Data: trimRight(data), End: end, Err: verdict, Bare: r.bare}
+// checked sets ev to the event with this data, which scan has checked, and starts a new one. It returns true.
+func (r *Reader) checked(ev *Event, data []byte) bool {
+	ev.Scan = &r.scan
+	return r.dispatch(ev, data, r.verdict, r.jsonEnd)
+}
+
+// dispatch sets ev to the event with this data and starts a new one. It returns true.
+func (r *Reader) dispatch(ev *Event, data []byte, verdict error, end int) bool {
+	ev.Data, ev.End, ev.Err, ev.Bare = trimRight(data), end, verdict, r.bare
 	if len(r.name) > 0 {
 		ev.Name = r.name
 	}
 	r.name = r.name[:0]
 	r.open, r.bare = false, false
-	return ev
+	return true
 }
