@@ -326,7 +326,7 @@ func (api wireAPI) stays(t *testing.T, fault aiguardtest.Fault, proto string) {
 	}
 	call := api.request(c, srv, false, false)
 	for range 3 {
-		a, err := bounded(t, 0, 2*slack, call) // without backoff
+		a, err := bounded(t, 0, slack, call) // without backoff
 		require.NoError(t, err)
 		require.Equal(t, "Hello!", a.text)
 	}
