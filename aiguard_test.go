@@ -293,7 +293,7 @@ func TestFullQueueRefusesAlikeWhetherOrNotSomebodyListens(t *testing.T) {
 					synctest.Wait()
 					before := g.Stats()
 					e := facts(t, do(t.Context(), g, nothing), aiguard.ErrOverloaded)
-					require.Equal(t, aiguard.Error{Kind: aiguard.ErrOverloaded, Op: "report", Model: "m", Phase: "queue", Size: 1, Max: 1, RetryAfter: time.Second}, *e)
+					require.EqualExportedValues(t, aiguard.Error{Kind: aiguard.ErrOverloaded, Op: "report", Model: "m", Phase: "queue", Size: 1, Max: 1, RetryAfter: time.Second}, *e)
 					after := g.Stats()
 					require.Equal(t, []int64{1, 1, 0}, []int64{after.Calls - before.Calls, after.Refused - before.Refused, after.Failed})
 

@@ -172,7 +172,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 }
 
 func requestTooLarge(size, limit int64) *Error {
-	return &Error{Kind: ErrPromptTooLarge, Phase: PhaseRequest, Size: size, Max: limit}
+	return &Error{Kind: ErrPromptTooLarge, Phase: PhaseRequest, Size: size, Max: limit, setting: "MaxRequestBytes"}
 }
 
 // openBody returns the response's body if it is a stream.

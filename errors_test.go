@@ -14,8 +14,10 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf8"
 
@@ -574,7 +576,7 @@ func TestErrorTextAndLogsHaveTheFacts(t *testing.T) {
 
 func TestErrorTextPutsEachPhaseIntoItsOwnWords(t *testing.T) {
 	durations := []string{"call", "first_event", "stream_idle", "stream", "total", "task", "connect", "queue"}
-	sizes := []string{"prompt", "prompt_tokens", "request", "weight", "queue", "memory"}
+	sizes := []string{"prompt", "prompt_tokens", "request", "weight", "queue", "memory", "task"}
 	caps := []string{"response", "event", "error_body"} // how much more it is is not known
 	seen := map[string]string{}
 	check := func(e *aiguard.Error, facts ...string) {
@@ -592,5 +594,46 @@ func TestErrorTextPutsEachPhaseIntoItsOwnWords(t *testing.T) {
 	}
 	for _, phase := range caps {
 		check(&aiguard.Error{Kind: aiguard.ErrResponseTooLarge, Phase: phase, Max: 65_536}, "65536")
+	}
+	assert.EqualError(t, &aiguard.Error{Kind: aiguard.ErrClosed, Op: "report", Phase: "task"}, "aiguard: report: closed", "no time has passed")
+}
+
+func TestErrorNamesTheSettingThatAllowsMore(t *testing.T) {
+	hang, answer := aiguardtest.Hang(), aiguardtest.Text("Hello!")
+	pause := aiguardtest.HangAfter(aiguardtest.Events(`{"choices":[{"index":0,"delta":{"content":"Hel"}}]}`))
+	for setting, c := range map[string]struct {
+		cfg   aiguard.Config
+		reply aiguardtest.Reply
+		call  func(context.Context, *aiguard.Client) (string, error)
+	}{
+		"MaxPromptChars":     {aiguard.Config{MaxPromptChars: 2}, answer, chat},
+		"MaxRequestBytes":    {aiguard.Config{MaxRequestBytes: 10}, answer, chat},
+		"MaxResponseBytes":   {aiguard.Config{MaxResponseBytes: 10}, answer, chat},
+		"MaxEventBytes":      {aiguard.Config{MaxEventBytes: 10}, answer, streamChat},
+		"StreamIdleTimeout":  {aiguard.Config{}, pause, streamChat},
+		"Config.CallTimeout": {aiguard.Config{}, hang, chat},
+		"MaxConcurrent": {aiguard.Config{}, answer, func(ctx context.Context, c *aiguard.Client) (string, error) {
+			return chat(ctx, c.With(aiguard.Call{Weight: 6}))
+		}},
+		"TaskTimeout": {aiguard.Config{}, answer, func(ctx context.Context, c *aiguard.Client) (string, error) {
+			return "", c.Guard().RunTask(ctx, func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
+		}},
+		"QueueTimeout": {aiguard.Config{MaxConcurrent: 1, CallTimeout: time.Hour}, hang, func(ctx context.Context, c *aiguard.Client) (string, error) {
+			other, leave := context.WithCancel(ctx)
+			var all sync.WaitGroup
+			defer all.Wait()
+			defer leave()
+			all.Go(func() { _, _ = chat(other, c) })
+			synctest.Wait()
+			return chat(ctx, c)
+		}},
+	} {
+		t.Run(setting, func(t *testing.T) {
+			inVirtualTime(t, c.cfg, func(t *testing.T, client *aiguard.Client, srv *aiguardtest.Server) {
+				srv.SetDefault(c.reply)
+				_, err := c.call(t.Context(), client)
+				assert.ErrorContains(t, err, "("+setting+")")
+			})
+		})
 	}
 }

@@ -25,6 +25,9 @@ func (e *Error) Error() string {
 	b.WriteString(short(string(e.Kind)))
 	if d := e.detail(); d != "" {
 		b.WriteString(": " + d)
+		if e.setting != "" { // allows more
+			b.WriteString(" (" + e.setting + ")")
+		}
 	}
 	if e.StatusCode != 0 {
 		fmt.Fprintf(&b, ", status code: %d", e.StatusCode)
@@ -97,9 +100,9 @@ func (e *Error) detail() string {
 		}
 		return "response headers not acceptable"
 	case PhaseCall:
-		return "no complete answer within " + limit + e.allowance()
+		return "no complete answer within " + limit
 	case PhaseFirstEvent:
-		return "no first event within " + limit + e.allowance()
+		return "no first event within " + limit
 	case PhaseStreamIdle:
 		return "no event for " + limit
 	case PhaseStream:
@@ -107,9 +110,14 @@ func (e *Error) detail() string {
 			return "stream longer than " + limit
 		}
 	case PhaseTotal:
-		return "queue, attempts and backoff took longer than " + limit + e.allowance()
+		return "queue, attempts and backoff took longer than " + limit
 	case PhaseTask:
-		return "task ran longer than " + limit
+		switch {
+		case e.Limit > 0:
+			return "task ran longer than " + limit
+		case e.Max > 0:
+			return fmt.Sprintf("JSON of %d bytes, limit %d", e.Size, e.Max)
+		}
 	case PhaseResponse:
 		if e.Max > 0 {
 			return fmt.Sprintf("answer of more than %d bytes", e.Max)
@@ -122,14 +130,6 @@ func (e *Error) detail() string {
 		return fmt.Sprintf("error body of more than %d bytes", e.Max)
 	}
 	return ""
-}
-
-// allowance names the setting that allows more.
-func (e *Error) allowance() string {
-	if e.setting == "" {
-		return ""
-	}
-	return " (" + e.setting + ")"
 }
 
 // causeText describes the cause.

@@ -331,7 +331,7 @@ func ExampleGuard_CheckPrompt() {
 
 	// Output:
 	// <nil>
-	// aiguard: gpt-4o-mini: prompt_too_large: prompt of 11 characters, limit 10
+	// aiguard: gpt-4o-mini: prompt_too_large: prompt of 11 characters, limit 10 (MaxPromptChars)
 }
 
 // Update changes limits while calls run, for example when a signal asks the service to read its settings again.

@@ -387,8 +387,8 @@ func (p promise) keeps(t *testing.T, srv *aiguardtest.Server, g *aiguard.Guard, 
 	if attempts > 1 {
 		most += time.Duration(attempts-1) * (max(p.retryAfter, p.upTo)*5/4 - p.retryAfter) // jitter
 	}
-	if p.large {
-		most += slack // to encode it, before the clock starts
+	if p.large || least == 0 {
+		most += slack // to encode a large request before the clock starts, or to send a large answer
 	}
 	a, err := bounded(t, least, most, call)
 	require.Zero(t, g.Stats().InFlight, "the slot is free when the call is over")

@@ -96,7 +96,7 @@ func (l *limiter) configure(cfg *Config) {
 // fits rejects a call that can never be admitted.
 func (l *limiter) fits(weight int64) *Error {
 	if l.custom == nil && l.line.Capacity != Off && weight > l.line.Capacity {
-		return &Error{Kind: ErrOverloaded, Phase: PhaseWeight, Size: weight, Max: l.line.Capacity}
+		return &Error{Kind: ErrOverloaded, Phase: PhaseWeight, Size: weight, Max: l.line.Capacity, setting: "MaxConcurrent"}
 	}
 	return nil
 }
@@ -133,7 +133,7 @@ func (r *route) full() bool {
 
 func (r *route) queueFull(weight int64, now instant, t *tenant, p Priority) *Error {
 	most := int64(r.limiter.maxQueue)
-	return &Error{Kind: ErrOverloaded, Phase: PhaseQueue, Size: most, Max: most, RetryAfter: r.retryAfter(weight, now, t, p)}
+	return &Error{Kind: ErrOverloaded, Phase: PhaseQueue, Size: most, Max: most, RetryAfter: r.retryAfter(weight, now, t, p), setting: "MaxQueue"}
 }
 
 // find returns the call's route and tenant.

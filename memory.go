@@ -91,7 +91,7 @@ func (m *memory) check() (e *Error, crossed bool) {
 }
 
 func memoryError(size, limit int64) *Error {
-	return &Error{Kind: ErrOverloaded, Phase: PhaseMemory, Size: size, Max: limit, RetryAfter: time.Second}
+	return &Error{Kind: ErrOverloaded, Phase: PhaseMemory, Size: size, Max: limit, RetryAfter: time.Second, setting: "MemoryLimit"}
 }
 
 // refuses reports whether calls are rejected at this heap size: over the limit, or not yet below memoryResume.

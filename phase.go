@@ -26,5 +26,5 @@ const (
 	PhaseErrorBody    = "error_body"    // bytes of the body of a failure
 	PhaseTotal        = "total"         // time: TotalTimeout
 	PhaseShare        = "share"         // time: an alternative's share of the caller's time in Fallback
-	PhaseTask         = "task"          // time: TaskTimeout
+	PhaseTask         = "task"          // time: TaskTimeout; in package task also bytes of JSON
 )

@@ -131,12 +131,12 @@ func (w *inLine) denied() *Error {
 		until := p.route.state.PausedUntil(provider.Instant(now))
 		return p.route.notYet(provider.Paused, max(time.Duration(instant(until)-now), 0))
 	case waitedTooLong:
-		e.Limit = w.patience
+		e.Limit, e.setting = w.patience, "QueueTimeout"
 	case tooHeavy:
-		e.Phase, e.Size, e.Max = PhaseWeight, c.Weight, w.most
+		e.Phase, e.Size, e.Max, e.setting = PhaseWeight, c.Weight, w.most, "MaxConcurrent"
 		return e
 	case displaced:
-		e.Size, e.Max = int64(l.maxQueue), int64(l.maxQueue)
+		e.Size, e.Max, e.setting = int64(l.maxQueue), int64(l.maxQueue), "MaxQueue"
 	case hopeless:
 		e.outrun = true
 	}

@@ -144,7 +144,11 @@ func sum(texts []string, count func(string) int) (n int) {
 func length(s string) int { return len(s) }
 
 func promptTooLarge(s *settings, phase string, size, limit int64) error {
-	return &Error{Kind: ErrPromptTooLarge, Op: s.Op, Model: s.Model, Phase: phase, Size: size, Max: limit}
+	e := &Error{Kind: ErrPromptTooLarge, Op: s.Op, Model: s.Model, Phase: phase, Size: size, Max: limit, setting: "MaxPromptChars"}
+	if phase == PhasePromptTokens {
+		e.setting = "MaxPromptTokens"
+	}
+	return e
 }
 
 // tally counts the prompts of a request without copying them. It stops at the first prompt over the limit of

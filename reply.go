@@ -44,6 +44,12 @@ func (r reply) broken(err error) *Error {
 func (r reply) tooLarge(phase string, limit int64) *Error {
 	e := r.errorOf(ErrResponseTooLarge)
 	e.Phase, e.Max = phase, limit
+	switch phase {
+	case PhaseResponse:
+		e.setting = "MaxResponseBytes"
+	case PhaseEvent:
+		e.setting = "MaxEventBytes"
+	}
 	return e
 }
 

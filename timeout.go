@@ -26,6 +26,14 @@ func (s *settings) timeoutError(b timeBound) *Error {
 		e.setting = s.source
 	case PhaseTotal:
 		e.setting = "TotalTimeout"
+	case PhaseQueue, PhaseBudget:
+		e.setting = "QueueTimeout"
+	case PhaseStream:
+		e.setting = "StreamTimeout"
+	case PhaseTask:
+		if e.setting = "TaskTimeout"; s.source == "Call.Timeout" {
+			e.setting = s.source
+		}
 	}
 	return e
 }
@@ -316,7 +324,9 @@ func (w *watch) wait() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.idle == nil {
-		w.idle = time.AfterFunc(d, func() { w.cancel(&Error{Kind: ErrTimeout, Phase: PhaseStreamIdle, Limit: d}) })
+		w.idle = time.AfterFunc(d, func() {
+			w.cancel(&Error{Kind: ErrTimeout, Phase: PhaseStreamIdle, Limit: d, setting: "StreamIdleTimeout"})
+		})
 		return
 	}
 	w.idle.Reset(d)

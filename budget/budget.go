@@ -12,7 +12,7 @@
 // Each attempt reserves the most that it can use before it is sent. When it ends, its usage replaces the reservation: the
 // usage that the answer reports, an estimate if it reports none, or nothing if the attempt was not sent or the provider
 // refused it. See aiguard.Budget. Concurrent calls therefore never spend the same money twice. A limit is as exact as the
-// estimates. An answer can use more than was reserved, to a prompt with images for example. The sum then exceeds the
+// estimates. An answer can use more than was reserved, for example if the prompt has images. The sum then exceeds the
 // limit, and the next call is rejected.
 //
 // An attempt counts as a call if it was sent and the provider did not refuse it. A Do counts as one call. If it makes
@@ -39,53 +39,53 @@ import (
 	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
-// DefaultStoreTimeout is that of Config.StoreTimeout.
+// DefaultStoreTimeout is the default of Config.StoreTimeout.
 const DefaultStoreTimeout = 2 * time.Second
 
-// Config configures a Budget. The zero Config has no limit of its own and serves runs.
+// Config configures a Budget. The zero Config is valid: it has no limits, and only runs are limited.
 type Config struct {
-	// Prices are those of models, in any one currency. A key is a model's name, or a prefix that ends in "*"; the longest one
-	// that matches applies. None
+	// Prices are the prices of models, all in the same currency. A key is a model's name, or a prefix that ends in "*". The
+	// longest matching key applies. Default none
 	Prices map[string]Price
 
-	// FreeUnpriced lets calls of models without a price pass as if they cost nothing. Otherwise they are refused with
-	// aiguard.ErrMisconfigured where cost is limited. false
+	// FreeUnpriced counts a call of a model without a price as free. Otherwise a call that needs a price is rejected with
+	// aiguard.ErrMisconfigured. Default false
 	FreeUnpriced bool
 
-	Limits   []Limit        // a call must fit into all of them. None
-	Location *time.Location // in which days and months begin. UTC
+	Limits   []Limit        // a call must fit into all of them. Default none
+	Location *time.Location // time zone of days and months. Default UTC
 
-	// Store keeps what was spent in windows. What calls under way have reserved when a process crashes stays spent until the
-	// window is over. NewMemory()
+	// Store keeps what was spent in windows. If a process crashes, the reservations of its calls in flight count as spent
+	// until the window ends. Default NewMemory()
 	Store             Store
-	StoreTimeout      time.Duration // the longest wait for a Store other than Memory. 2s
-	AllowWithoutStore bool          // calls pass uncounted while the Store fails; otherwise they fail with aiguard.ErrUnavailable. false
+	StoreTimeout      time.Duration // longest wait for a Store other than Memory. Default 2s
+	AllowWithoutStore bool          // allow calls, uncounted, while the Store fails; otherwise they fail with aiguard.ErrUnavailable. Default false
 
 	// OnSoft is called when the spending reaches the Soft fraction of a limit. It is called once per key and window, in the
 	// goroutine of the call. With more than 10,000 keys, it may be called again for the same key. Default none
 	OnSoft func(context.Context, Reached)
 
-	// Logger gets an error when the Store begins to fail, and a line when it works again, at most one line a second. Silent
+	// Logger logs when the Store begins to fail, and when it works again, at most once a second. Default none
 	Logger *slog.Logger
 }
 
-// Reached says that a limit is nearly spent.
+// Reached describes a limit that is nearly spent.
 type Reached struct {
-	Limit string // its Name
-	Key   string // the tenant or model, say
+	Limit string // Limit.Name
+	Key   string // such as the tenant or the model
 	What  string // "calls", "tokens" or "cost"
-	Spent int64  // with what calls under way have reserved; of cost in billionths
+	Spent int64  // includes the reservations of calls in flight; cost is in billionths
 	Max   int64
-	Until time.Time // the end of the window; of a sliding one, when there may be more room
+	Until time.Time // end of the window; for a sliding window, the next time at which a part of it ends
 }
 
-// String says what was spent, without the Key, which users may have chosen.
+// String describes what was spent. It leaves out Key, which users may have chosen.
 func (r Reached) String() string {
 	u := unitOf(r.What)
 	return fmt.Sprintf("limit %q: %s %s of %s spent, until %s", clip(printable(r.Limit), 64), r.What, u.print(r.Spent), u.print(r.Max), r.Until.Format(time.RFC3339))
 }
 
-// Budget is an aiguard.Budget. It may serve several Guards and is safe for concurrent use. Make it with New.
+// Budget is an aiguard.Budget. Several Guards may share it. It is safe for concurrent use. Create it with New.
 type Budget struct {
 	cfg    Config
 	prices prices
@@ -99,7 +99,7 @@ type Budget struct {
 
 var _ aiguard.Budget = (*Budget)(nil)
 
-// New makes a Budget. A field out of range is an error that names it.
+// New returns a Budget. If a field is out of range, New returns an error that names the field.
 func New(cfg Config) (*Budget, error) {
 	var mistakes []error
 	mistake := func(format string, args ...any) {
@@ -194,7 +194,7 @@ type part struct {
 	key string
 }
 
-// value works out what the call takes of each limit, and refuses one that has no price but needs it.
+// value computes what the call takes of each limit. It rejects a call that needs a price and has none.
 func (h *hold) value(ctx context.Context, call aiguard.Call, most aiguard.Usage) error {
 	now := time.Now()
 	needsPrice := h.run.limitsCost()
@@ -246,7 +246,7 @@ func (h *hold) spend() error {
 	return h.refusal(sums)
 }
 
-// refusal says which limit was exceeded: if there are several, the one that lasts longest.
+// refusal returns the error for the exceeded limit. If there are several, it is the one that lasts longest.
 func (h *hold) refusal(sums []Sum) error {
 	e := &aiguard.Error{Kind: aiguard.ErrBudget, Phase: aiguard.PhaseBudget}
 	now := time.Now()
@@ -268,7 +268,7 @@ func (h *hold) refusal(sums []Sum) error {
 	return e
 }
 
-// settle is what Reserve returns. It does nothing the second time.
+// settle is the function that Reserve returns. Its second call does nothing.
 func (h *hold) settle(used aiguard.Usage) { h.once.Do(func() { h.settleOnce(used) }) }
 
 func (h *hold) settleOnce(used aiguard.Usage) {
@@ -302,7 +302,7 @@ func (h *hold) settleOnce(used aiguard.Usage) {
 	h.tell()
 }
 
-// store asks the Store. An error is logged when it begins.
+// store calls the Store. It logs the first of several errors in a row.
 func (b *Budget) store(ctx context.Context, charges []Charge) (sums []Sum, spent bool, err error) {
 	if b.local {
 		return b.cfg.Store.Spend(ctx, charges)
@@ -323,10 +323,10 @@ func (b *Budget) store(ctx context.Context, charges []Charge) (sums []Sum, spent
 	return sums, spent, err
 }
 
-// logInterval is the time between two lines about a Store that fails now and then.
+// logInterval is the shortest time between two log lines about the Store.
 const logInterval = time.Second
 
-// turned reports whether the log gets a line that the Store has failed or works again.
+// turned reports whether to log that the Store has failed or works again.
 func (b *Budget) turned(broken bool) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -339,7 +339,7 @@ func (b *Budget) turned(broken bool) bool {
 	return true
 }
 
-// tell calls OnSoft for the limits that have come so far.
+// tell calls OnSoft for the limits whose Soft fraction is reached.
 func (h *hold) tell() {
 	if h.cfg.OnSoft == nil {
 		return
@@ -352,8 +352,8 @@ func (h *hold) tell() {
 	}
 }
 
-// first reports whether OnSoft has not been called for the charge's window. A sliding window is another one when nothing of
-// it is left.
+// first reports whether OnSoft has not been called for the charge's window. A sliding window counts as a new one when
+// nothing of the old one is left.
 func (b *Budget) first(c *Charge, sliding bool) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

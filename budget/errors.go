@@ -7,25 +7,25 @@ import (
 	"unicode"
 )
 
-// Exceeded is the cause of an aiguard.ErrBudget: errors.As finds it. Its text names amounts, the limit and models, and
-// never a key, a prompt or an answer.
+// Exceeded is the cause of an aiguard.ErrBudget. Find it with errors.As. Its text has amounts and the names of the limit and
+// of models, and never a key, a prompt or an answer.
 type Exceeded struct {
-	Limit string // the Name of the Limit, or of the Run
-	Run   bool   // a Run has refused the call
-	Key   string // of the limit: the tenant or model, say
+	Limit string // Limit.Name or Run.Name
+	Run   bool   // a Run rejected the call
+	Key   string // of the limit, such as the tenant or the model
 
-	What  string // is limited: "calls", "tokens", "cost" or "time"
-	Spent int64  // so far, with what calls under way have reserved; of cost in billionths, of time in nanoseconds
-	Asked int64  // by the call that was refused
+	What  string // the limited amount: "calls", "tokens", "cost" or "time"
+	Spent int64  // includes the reservations of calls in flight; cost is in billionths, time in nanoseconds
+	Asked int64  // what the rejected call needs
 	Max   int64
 
 	Models []ModelSpending // what a Run was spent on
 }
 
-// Error returns LogText with the package's name.
+// Error returns LogText after the name of the package.
 func (e *Exceeded) Error() string { return "budget: " + e.LogText() }
 
-// LogText says what was spent and on what, in less than 500 bytes.
+// LogText returns what was spent on which models, in less than 500 bytes.
 func (e *Exceeded) LogText() string {
 	var b strings.Builder
 	if b.WriteString("limit"); e.Run {

@@ -14,7 +14,7 @@ import (
 	"github.com/aiguard-go/aiguard"
 )
 
-// Limit bounds what may be spent in a window of time. Exactly one of Calls, Tokens and Cost is set.
+// Limit limits what may be spent in a window of time. Set exactly one of Calls, Tokens and Cost.
 type Limit struct {
 	Name string // in errors, events and the Store: unique, at most 64 bytes, without a slash. Required
 
@@ -22,16 +22,17 @@ type Limit struct {
 	Tokens int64 // input and output
 	Cost   Money
 
-	// Per divides the limit: each key has one of its own. Tenant and Model do so. If applies is false the limit is not for
-	// the call. It is called for each attempt and should not wait. nil: all calls share one
+	// Per returns the key of a call. Each key has a limit of its own. Examples are Tenant and Model. If applies is false, the
+	// limit does not apply to the call. Per is called for each attempt and should not wait. Default nil: all calls share the
+	// limit
 	Per func(ctx context.Context, call aiguard.Call) (key string, applies bool)
 
 	Window  Window  // required
-	Sliding bool    // the window is the time before now, in steps of 1/60, and a month 30 days; else one of the calendar in Config.Location
-	Soft    float64 // the fraction from which on OnSoft is called, once per window. 0.8; Off: never
+	Sliding bool    // the window ends now and moves in steps of 1/60 of its length, and a month has 30 days. Default: the calendar in Config.Location
+	Soft    float64 // fraction of the limit at which OnSoft is called, once per window. Default 0.8; Off: never
 }
 
-// Off, in Limit.Soft, means: never.
+// Off as Limit.Soft turns OnSoft off.
 const Off = -1
 
 const defaultSoft = 0.8
@@ -113,7 +114,7 @@ func (l *Limit) charge(key string, amount int64, now time.Time, loc *time.Locati
 	return c
 }
 
-// next is when there may be more room in the window, of which oldest is the first slot in use.
+// next returns when there may be more room in the window. oldest is the first slot in use.
 func (l *Limit) next(c *Charge, oldest int64) time.Time {
 	if l.Sliding && oldest != 0 {
 		return time.Unix(oldest+l.Window.step()+l.Window.length(), 0)
@@ -136,7 +137,7 @@ func (w Window) length() int64 {
 
 func (w Window) step() int64 { return w.length() / 60 }
 
-// calendar is the window of the calendar that now is in. A day in which clocks change has 23 or 25 hours.
+// calendar returns the current window of the calendar. A day in which the clocks change has 23 or 25 hours.
 func (w Window) calendar(now time.Time) (start, end time.Time) {
 	y, m, d := now.Date()
 	if w < Day {
@@ -195,7 +196,7 @@ func floor(n, step int64) int64 {
 // maxKey is how many bytes of a key a Store must keep.
 const maxKey = 256
 
-// storable is key if a database can keep it, else a hash of it.
+// storable returns key if a database can keep it, else a hash of it.
 func storable(key string) string {
 	if len(key) <= maxKey && utf8.ValidString(key) && !strings.Contains(key, "\x00") {
 		return key
@@ -204,7 +205,7 @@ func storable(key string) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// clip bounds a text, which need not be valid.
+// clip shortens a text, which may be invalid UTF-8.
 func clip(s string, n int) string {
 	if len(s) > n {
 		s = s[:n] + "..."

@@ -52,24 +52,24 @@ func (m Money) String() string {
 	return strings.TrimSuffix(strings.TrimRight(text, "0"), ".")
 }
 
-// Price is what a model's tokens cost, per million of them.
+// Price is the price of a million tokens of a model.
 type Price struct {
 	Input       Money // of the prompt
-	CachedInput Money // of the part that the provider's cache had. 0: as Input
-	CacheWrite  Money // of the part that the provider put into its cache. 0: as Input
-	Output      Money // of the answer, reasoning included
+	CachedInput Money // of the part of the prompt that the provider reads from its cache. Default Input
+	CacheWrite  Money // of the part of the prompt that the provider writes to its cache. Default Input
+	Output      Money // of the answer, including reasoning
 }
 
-// perPrice is how many tokens a price is for.
+// perPrice is the number of tokens that a Price is for.
 const perPrice = 1_000_000
 
-// maxTokens is more than any call takes. An answer may say anything.
+// maxTokens is more than any call uses. It limits what an answer can report.
 const maxTokens = 1_000_000_000_000
 
 // maxCost bounds the cost of one call, so that sums of many do not overflow.
 const maxCost = 1e6 * Unit
 
-// cost is what u costs, rounded up to a billionth.
+// cost returns the cost of u, rounded up to a billionth.
 func (p *Price) cost(u aiguard.Usage) Money {
 	read, write := min(u.CacheRead, u.Input), u.CacheWrite
 	write = min(write, u.Input-read)
@@ -88,7 +88,7 @@ func or(m, other Money) Money {
 	return m
 }
 
-// sane is u with each number between 0 and maxTokens.
+// sane returns u with each number limited to 0 to maxTokens.
 func sane(u aiguard.Usage) aiguard.Usage {
 	for _, n := range []*int64{&u.Input, &u.Output, &u.CacheRead, &u.CacheWrite, &u.Reasoning} {
 		*n = min(max(*n, 0), maxTokens)

@@ -12,19 +12,19 @@ import (
 	"github.com/aiguard-go/aiguard"
 )
 
-// Run bounds what the calls of one task may spend together, such as those of an agent's loop. In each field zero means no
-// bound.
+// Run limits what the calls of one task may spend together, such as the calls of an agent's loop. In each field zero means
+// no limit.
 type Run struct {
 	Name   string        // in errors
-	Calls  int64         // attempts that were sent, but for those that the provider refused
+	Calls  int64         // attempts that were sent, except those that the provider refused
 	Tokens int64         // input and output
 	Cost   Money         // needs the prices of the models that are called
-	Time   time.Duration // since WithRun. A call under way is not cut: give the context a deadline for that
+	Time   time.Duration // since WithRun. It does not end a call in flight; use a context with a deadline for that
 }
 
 type runKey struct{}
 
-// run is a Run under way.
+// run is a Run in progress.
 type run struct {
 	Run
 	parent *run
@@ -38,10 +38,11 @@ type run struct {
 	models   map[string]*amounts
 }
 
-// WithRun returns a context whose calls spend from r: all that are made with it or with a context derived from it, in any
-// goroutine and through any SDK, by Guards whose Config.Budget is a *Budget. A call that might exceed a bound is refused with
-// aiguard.ErrBudget before it is sent; the error says what was spent, and on what. What calls under way have reserved counts
-// as spent until they are over. A run inside a run spends from both. It panics if ctx is nil or a field of r is negative.
+// WithRun returns a context whose calls spend from r: all calls that are made with it or with a context derived from it, in
+// any goroutine and through any SDK. Their Guard needs a *Budget as its Config.Budget. A call that might exceed a limit is
+// rejected with aiguard.ErrBudget before it is sent. The error tells what was spent on which models. Reservations of calls
+// in flight count as spent. A run inside another run spends from both. WithRun panics if ctx is nil or a field of r is
+// negative.
 func WithRun(ctx context.Context, r Run) context.Context {
 	if ctx == nil {
 		panic("budget: WithRun: nil context")
@@ -69,15 +70,15 @@ func runOf(ctx context.Context) *run {
 type Spending struct {
 	Calls, Tokens int64
 	Cost          Money
-	Estimated     int64 // of these calls, those whose tokens nobody knows: Tokens and Cost have an estimate of them
-	Unpriced      int64 // of these calls, those whose model has no price: they are not in Cost
+	Estimated     int64 // the part of Calls whose usage is an estimate; Tokens and Cost include it
+	Unpriced      int64 // the part of Calls whose model has no price; Cost does not include it
 
-	// Of calls under way: the most that they may take.
+	// The reservations of calls in flight.
 	ReservedCalls, ReservedTokens int64
 	ReservedCost                  Money
 
 	Elapsed time.Duration
-	Models  []ModelSpending // what cost most first; of more than 20 models the others together, with Model ""
+	Models  []ModelSpending // the most expensive first; after 20 models, all others are one entry with Model ""
 }
 
 // ModelSpending is what a run has spent on one model.
@@ -113,7 +114,7 @@ func (r *run) byModel() []ModelSpending {
 	return all
 }
 
-// limitsCost reports whether the run or one around it has a bound of cost.
+// limitsCost reports whether the run or one around it limits the cost.
 func (r *run) limitsCost() bool {
 	for ; r != nil; r = r.parent {
 		if r.Cost > 0 {
@@ -123,7 +124,7 @@ func (r *run) limitsCost() bool {
 	return false
 }
 
-// reserve takes a from the run and those around it, or from none if one has not that much.
+// reserve takes a from the run and those around it, or from none of them if one of them has less left.
 func (r *run) reserve(a amounts) error {
 	if r == nil {
 		return nil
@@ -141,7 +142,7 @@ func (r *run) reserve(a amounts) error {
 	return nil
 }
 
-// exceeded is the refusal of a, or nil.
+// exceeded returns the error for a reservation of a, or nil if there is room.
 func (r *run) exceeded(a amounts) *Exceeded {
 	e := &Exceeded{Run: true, Limit: r.Name}
 	taken := r.spent
@@ -186,7 +187,7 @@ func (r *run) settle(reserved, used amounts, model string, unsure, priced bool) 
 	}
 }
 
-// maxModels is how many models a run tells apart.
+// maxModels is the number of models that a run counts separately.
 const maxModels = 20
 
 func (r *run) ofModel(model string) *amounts {
@@ -237,7 +238,7 @@ const (
 
 func (u unit) String() string { return [...]string{"calls", "tokens", "cost", "time"}[u] }
 
-// unitOf is the unit of a name.
+// unitOf returns the unit with this name.
 func unitOf(name string) unit {
 	u := unit(0)
 	for u < elapsedTime && u.String() != name {
@@ -246,7 +247,7 @@ func unitOf(name string) unit {
 	return u
 }
 
-// print puts an amount into words.
+// print formats an amount.
 func (u unit) print(n int64) string {
 	switch u {
 	case cost:

@@ -11,36 +11,36 @@ import (
 
 // Store keeps what was spent in the windows of limits. It must be safe for concurrent use. Package storetest checks one.
 type Store interface {
-	// Spend adds each charge's Amount to what was spent in its Slot under its Key, all of them or none, in one step that
-	// nothing can come between. It adds none if one of those with a positive Amount would make the sum of the slots from
-	// Since on exceed Max. A slot never falls below zero. sums are those after Spend, in the order of charges: with the
-	// amounts if spent is true. The keys of charges differ.
+	// Spend atomically adds each charge's Amount to what was spent in its Slot under its Key, or adds none of them. It adds
+	// none if the sum of a charge with a positive Amount would exceed its Max. A sum is that of the slots from Since on. A
+	// slot never falls below zero. Spend returns the sums after it, in the order of charges, and whether it added the
+	// amounts. No two charges have the same Key.
 	//
-	// An error leaves open whether the amounts were added.
+	// After an error it is unknown whether the amounts were added.
 	Spend(ctx context.Context, charges []Charge) (sums []Sum, spent bool, err error)
 }
 
-// Charge is an amount to be spent. Its times are in seconds since 1970.
+// Charge is an amount to be spent. Slot, Since and Until are in seconds since 1970.
 type Charge struct {
 	Key    string // valid UTF-8 without a zero byte, at most 400 bytes
-	Slot   int64  // the part of time that the amount belongs to
+	Slot   int64  // the time that the amount belongs to
 	Since  int64  // the first slot that counts against Max
-	Until  int64  // from then on the slot counts no more, and may be forgotten
-	Amount int64  // at most 1e15; negative: it is given back
+	Until  int64  // when the slot stops to count and may be deleted
+	Amount int64  // at most 1e15; negative to give it back
 	Max    int64  // math.MaxInt64: no limit
 }
 
-// Sum is what was spent under a key in the slots from Since on.
+// Sum is what was spent under a Key in the slots from Since on.
 type Sum struct {
 	Spent  int64
-	Oldest int64 // the first of these slots that has an amount; 0: none has
+	Oldest int64 // the first of these slots with an amount; 0: there is none
 }
 
 // maxKeys is how many keys a Memory keeps.
 const maxKeys = 10_000
 
-// Memory is a Store in memory: what it knows ends with the process. It keeps the busiest 10,000 keys. If there are twice as
-// many it forgets the others, and what they have spent. The zero Memory is empty.
+// Memory is a Store in the memory of one process. If it has more than 20,000 keys, it keeps the 10,000 busiest ones and
+// forgets what the others have spent. The zero Memory is empty.
 type Memory struct {
 	mu       sync.Mutex
 	counters map[string]*counter
@@ -103,7 +103,7 @@ func (m *Memory) add(key string) *counter {
 	return c
 }
 
-// prune forgets what is over, and then the least busy. It is called once for as many new keys.
+// prune removes keys whose windows are over, and then the least busy keys. It runs once for every maxKeys new keys.
 func (m *Memory) prune(now int64) {
 	keys := make([]string, 0, len(m.counters))
 	for key, c := range m.counters {

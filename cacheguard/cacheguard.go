@@ -86,15 +86,18 @@
 //	cacheguard.Config{Similar: cacheguard.Similar{Embed: embedder.Embed, Threshold: 0.9}}
 //
 // The cache compares the vectors of two questions by their cosine similarity. A vector hardly shows a negation, another
-// number or another name. So a guard checks the words first. All words must be the same, in the same order, except for:
+// number or another name. So a guard checks the words first. In an English question all words must be the same, in the same
+// order, except for:
 //
-//   - a list of words that change no meaning in a question, such as "please", "the" and "can you explain"
+//   - a list of words that change no meaning, such as "the" and, where the question begins, "please" and "can you explain"
 //   - a list of synonyms and number words, such as "remove" and "delete"
-//   - plurals, capital letters at the start of a sentence, and punctuation
+//   - capital letters, and the punctuation of sentences
 //
-// A word that is on no list counts as a name. The lists are English. In other languages only plurals in s, capital
-// letters and punctuation may differ. The guard misses many questions that mean the same, in particular those with another
-// word order. It ignores small words that rarely change a meaning, such as "in" and "on". Only the vectors show those.
+// A word that is on no list counts as a name, and its plural as another one. Prepositions, symbols, units and brackets must
+// be equal. The guard misses many questions that mean the same, in particular those with another word order.
+//
+// The lists are English. They apply to a question with a word that only English has, such as "what" or "how", and with no
+// other letters than English has. In all other questions only capital letters and the punctuation of sentences may differ.
 //
 // Only the text of the question may differ. The URL, the headers, the Scope, the tenant of aiguard.WithCall, the model,
 // the system prompt, the tools and all parameters must be equal. The cache compares only requests that it may answer from
@@ -360,7 +363,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// tell calls OnAnswer. A caller whom that throws out has no answer to close.
+// tell calls OnAnswer. If OnAnswer panics, tell closes the answer, because its caller never gets it.
 func (t *Transport) tell(r *reader, source string, waited time.Duration) {
 	returned := false
 	defer func() {

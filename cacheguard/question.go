@@ -40,7 +40,7 @@ func newQuestion(ctx context.Context, op string, identity, plain []byte) *questi
 	if !ok || guard == "" || strings.ContainsRune(text, utf8.RuneError) {
 		return nil
 	}
-	b := appendText(slices.Clip(identity), "similar 1")
+	b := appendText(slices.Clip(identity), "similar 2")
 	b = appendText(b, callctx.Tenant(ctx))
 	b = appendText(b, guard)
 	b = appendText(b, string(plain[:start]))

@@ -35,8 +35,9 @@ const (
 // package comment.
 type Similar struct {
 	// Embed returns a vector for each text. All vectors must have the same dimension. Embed must be safe for concurrent
-	// use and return soon after ctx has ended. It runs in goroutines of the Transport and has ten seconds. ctx has the
-	// values of the caller's context. NewEmbedder returns one over a guarded client. Required
+	// use and return soon after ctx has ended. It runs in goroutines of the Transport for up to ten seconds. A panic in Embed
+	// ends the program. ctx has the values of the caller's context. NewEmbedder returns an Embedder over a guarded client,
+	// whose method Embed fits. Required
 	Embed func(ctx context.Context, texts []string) ([][]float32, error)
 
 	// Threshold is the lowest cosine similarity of two questions that share an answer. The right value depends on the

@@ -21,7 +21,7 @@
 // # Metrics
 //
 // Names, units, buckets and attributes follow the OpenTelemetry semantic conventions for generative AI, release v0.1.0. The
-// file names.go lists all of them. What the conventions lack has a name that begins with aiguard.
+// file names.go lists all of them. Names that the conventions do not have begin with aiguard.
 //
 // Durations cover calls with at least one attempt. They include queue, retries and backoff. aiguard.refused counts rejected
 // calls. Each of endpoint, op, model, host, tenant and route has at most 100 label values. Later values become "other".

@@ -196,6 +196,19 @@ func TestSlotsOfADeadProcessComeBackAtTheEndOfItsLease(t *testing.T) {
 	release()
 }
 
+func TestSlotsOfADeadProcessComeBackWhateverTheLeasesOfOthers(t *testing.T) {
+	needsTime(t)
+	s := startRedis(t)
+	p := newProxy(t, s.addr)
+	long := newLimiter(t, s.client(t), redisguard.Config{Limit: 1, Lease: 2 * time.Minute, Timeout: 5 * time.Second})
+	acquire(t, long)()
+	dead := newLimiter(t, newClient(t, p.addr), redisguard.Config{Limit: 1, Lease: 6 * time.Second, Timeout: 2 * time.Second})
+	held := acquire(t, dead)
+	p.setCut(true)
+	acquire(t, long)()
+	held()
+}
+
 func TestLossOfDataAdmitsNobodyUntilAllProcessesHaveReported(t *testing.T) {
 	needsTime(t)
 	s := startRedis(t)
@@ -257,10 +270,18 @@ func TestMistakesAreReportedByNew(t *testing.T) {
 	for want, f := range map[string]func() error{
 		"ContextTimeoutEnabled": func() error { _, err := redisguard.New(deaf, redisguard.Config{Key: "k", Limit: 1}); return err },
 		"client is nil":         func() error { _, err := redisguard.New(none, redisguard.Config{Key: "k", Limit: 1}); return err },
-		"the client is nil":     func() error { _, err := redisguard.New(nil, redisguard.Config{Key: "k", Limit: 1}); return err },
-		"Config.Key":            func() error { _, err := redisguard.New(good, redisguard.Config{Limit: 1}); return err },
-		`Config.Key = "a{b}"`:   func() error { _, err := redisguard.New(good, redisguard.Config{Key: "a{b}", Limit: 1}); return err },
-		"Config.Limit = 0":      func() error { _, err := redisguard.New(good, redisguard.Config{Key: "k"}); return err },
+		"guard is nil": func() error {
+			_, err := redisguard.ShareRoutes(good, nil, redisguard.RoutesConfig{Key: "k"})
+			return err
+		},
+		"RoutesConfig.Timeout = 1ns": func() error {
+			_, err := redisguard.ShareRoutes(good, new(aiguard.Guard), redisguard.RoutesConfig{Key: "k", Timeout: 1})
+			return err
+		},
+		"the client is nil":   func() error { _, err := redisguard.New(nil, redisguard.Config{Key: "k", Limit: 1}); return err },
+		"Config.Key":          func() error { _, err := redisguard.New(good, redisguard.Config{Limit: 1}); return err },
+		`Config.Key = "a{b}"`: func() error { _, err := redisguard.New(good, redisguard.Config{Key: "a{b}", Limit: 1}); return err },
+		"Config.Limit = 0":    func() error { _, err := redisguard.New(good, redisguard.Config{Key: "k"}); return err },
 		"Config.Lease = 1ms": func() error {
 			_, err := redisguard.New(good, redisguard.Config{Key: "k", Limit: 1, Lease: time.Millisecond})
 			return err

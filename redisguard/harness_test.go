@@ -35,8 +35,9 @@ func needsTime(t *testing.T) {
 
 // server is a Redis or Valkey server that the test has started.
 type server struct {
-	addr string
-	cmd  *exec.Cmd
+	addr   string
+	cmd    *exec.Cmd
+	exited chan struct{} // closed when cmd has exited
 }
 
 // onEach runs f in parallel with each kind of server. It skips those that are not installed.
@@ -62,16 +63,25 @@ func startServer(t testing.TB, name string, options ...string) *server {
 	if err != nil {
 		t.Skipf("needs %s (Debian package %s)", name, name)
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	s := &server{addr: ln.Addr().String()}
-	require.NoError(t, ln.Close())
-	s.start(t, path, options...)
-	t.Cleanup(s.kill)
-	return s
+	for range attempts {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		s := &server{addr: ln.Addr().String()}
+		require.NoError(t, ln.Close())
+		if s.start(t, path, options...) {
+			t.Cleanup(s.kill)
+			return s
+		}
+	}
+	require.FailNow(t, "the server does not start")
+	return nil
 }
 
-func (s *server) start(t testing.TB, path string, options ...string) {
+// attempts is how often a server is started, because a connection of another process may have its port.
+const attempts = 5
+
+// start reports false if the server exits instead of responding.
+func (s *server) start(t testing.TB, path string, options ...string) bool {
 	t.Helper()
 	_, port, err := net.SplitHostPort(s.addr)
 	require.NoError(t, err)
@@ -79,21 +89,42 @@ func (s *server) start(t testing.TB, path string, options ...string) {
 		"--daemonize", "no"}, options...)
 	s.cmd = exec.Command(path, args...)
 	require.NoError(t, s.cmd.Start())
+	cmd, exited := s.cmd, make(chan struct{})
+	go func() {
+		defer close(exited)
+		_ = cmd.Wait()
+	}()
+	s.exited = exited
 	c := s.client(t)
-	require.Eventually(t, func() bool { return c.Ping(t.Context()).Err() == nil }, 10*time.Second, 10*time.Millisecond,
-		"the server does not respond")
+	for start := time.Now(); time.Since(start) < 30*time.Second; {
+		if c.Ping(t.Context()).Err() == nil {
+			return true
+		}
+		select {
+		case <-exited:
+			return false
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	s.kill()
+	return false
 }
 
 func (s *server) kill() {
 	_ = s.cmd.Process.Kill()
-	_ = s.cmd.Wait()
+	<-s.exited
 }
 
 // restart starts the server again, without its data.
 func (s *server) restart(t testing.TB) {
 	t.Helper()
 	s.kill()
-	s.start(t, s.cmd.Path)
+	for range attempts {
+		if s.start(t, s.cmd.Path) {
+			return
+		}
+	}
+	require.FailNow(t, "the server does not start again")
 }
 
 // freeze stops the server without closing its connections.

@@ -107,9 +107,10 @@ func New(client redis.UniversalClient, cfg Config) (*Limiter, error) {
 	return l, nil
 }
 
-// Acquire implements aiguard.Limiter. If there is room it takes one round trip to Redis.
+// Acquire implements aiguard.Limiter. If there is room it takes one round trip to Redis. It returns when ctx ends. If ctx
+// is canceled before its deadline while Redis does not answer, that can take as long as Config.Timeout.
 func (l *Limiter) Acquire(ctx context.Context, call aiguard.Call) (release func(), err error) {
-	w := &waiter{weight: max(call.Weight, 1), priority: line.Priority(call.Priority - aiguard.Background),
+	w := &waiter{weight: max(call.Weight, 1), priority: line.Priority(min(max(call.Priority, aiguard.Background), aiguard.Critical) - aiguard.Background),
 		tenant: tenantKey(call.Tenant, l.member), over: make(chan error, 1)}
 	if w.weight > l.cfg.Limit {
 		return nil, &aiguard.Error{Kind: aiguard.ErrOverloaded, Phase: aiguard.PhaseWeight, Size: w.weight, Max: l.cfg.Limit}

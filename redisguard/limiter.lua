@@ -125,7 +125,8 @@ end
 
 local function join()
   members = members + call('HSET', held, 'm:' .. me, now + ttl)
-  if earliest == 0 then earliest = now + ttl end
+  -- Another process may have a longer lease, and the clock may have been set back.
+  earliest = earliest == 0 and now + ttl or math.min(earliest, now + ttl)
 end
 
 local function fits(priority, weight)
@@ -278,7 +279,7 @@ call('HSET', held, 'u', used, 'b', used_background, 's', since, 'v', string.form
 for member, ids in pairs(granted) do
   if #ids > 0 then call('PUBLISH', held .. ':' .. member, table.concat(ids, ' ')) end
 end
-if op == 'sync' then
+if op == 'sync' and call('PTTL', held) < 10 * ttl then -- a process with a longer lease may have set a longer time
   for _, key in ipairs(KEYS) do call('PEXPIRE', key, 10 * ttl) end
 end
 return {epoch, status, members, queued, result}

@@ -55,3 +55,18 @@ func TestWeightIsSharedByTheProcessesOfAKey(t *testing.T) {
 		require.Equal(t, aiguard.PhaseWeight, e.Phase)
 	})
 }
+
+func TestPriorityOutOfRangeCountsAsTheNearest(t *testing.T) {
+	s := startRedis(t)
+	c := s.client(t)
+	l := newLimiter(t, c, redisguard.Config{Limit: 1})
+	acquire(t, l)()
+	free := acquire(t, l)
+	q := &queue{t: t, c: c}
+	q.add(l, "least", aiguard.Call{Priority: -128})
+	q.add(l, "normal", aiguard.Call{})
+	q.add(l, "most", aiguard.Call{Priority: 127})
+	free()
+	require.Equal(t, []string{"most", "normal", "least"}, q.all())
+	require.True(t, l.Stats().Shared)
+}

@@ -95,6 +95,21 @@ func TestUnusedTokensComeBack(t *testing.T) {
 	require.NoError(t, ctx.Err())
 }
 
+// Processes have different settings while a service is deployed.
+func TestPaceLeavesALimitThatItDoesNotHaveAsItIs(t *testing.T) {
+	s := startRedis(t)
+	requests := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 6}) // one each 10 s
+	tokens := newPace(t, s.addr, redisguard.PaceConfig{TokensPerMinute: 1000})
+	reserve := func(p *redisguard.Pace) error {
+		_, err := p.Reserve(within(t, 5*time.Second), aiguard.Call{}, aiguard.Usage{Input: 1})
+		return err
+	}
+	require.NoError(t, reserve(tokens))
+	require.NoError(t, reserve(requests), "no request was made")
+	require.NoError(t, reserve(tokens))
+	require.ErrorIs(t, reserve(requests), aiguard.ErrRateLimited)
+}
+
 func TestCanceledWaitGivesItsTurnBack(t *testing.T) {
 	s := startRedis(t)
 	p := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 6}) // one each 10 s

@@ -5,6 +5,7 @@ import (
 	"context"
 	_ "embed"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -70,11 +71,14 @@ func ShareRoutes(client redis.UniversalClient, guard *aiguard.Guard, cfg RoutesC
 	if err := checkClient(client); err != nil {
 		return nil, err
 	}
+	if guard == nil {
+		return nil, errors.New("redisguard: ShareRoutes: the guard is nil")
+	}
 	if err := checkKey("RoutesConfig.Key", cfg.Key); err != nil {
 		return nil, err
 	}
-	if cfg.Timeout = cmp.Or(cfg.Timeout, DefaultTimeout); cfg.Timeout < 0 {
-		return nil, fmt.Errorf("redisguard: RoutesConfig.Timeout = %v: want more than 0", cfg.Timeout)
+	if cfg.Timeout = cmp.Or(cfg.Timeout, DefaultTimeout); cfg.Timeout < time.Millisecond || cfg.Timeout > time.Minute {
+		return nil, fmt.Errorf("redisguard: RoutesConfig.Timeout = %v: want 1ms to 1m", cfg.Timeout)
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()

@@ -105,7 +105,13 @@ func NewRunner(ctx context.Context, g *aiguard.Guard, pool *pgxpool.Pool, cfg Co
 	return r, nil
 }
 
-var schemaNames = regexp.MustCompile(`^([a-z_][a-z0-9_]{0,39})?$`)
+var (
+	schemaNames = regexp.MustCompile(`^([a-z_][a-z0-9_]{0,39})?$`)
+	queueNames  = regexp.MustCompile(`^([a-z0-9]+([_-][a-z0-9]+)*)?$`) // a part of what River accepts
+)
+
+// maxQueueName is River's limit.
+const maxQueueName = 64
 
 // complete replaces zero fields by their defaults and returns the guard's TaskTimeout.
 func (cfg *Config) complete(g *aiguard.Guard) (limit time.Duration, err error) {
@@ -121,6 +127,8 @@ func (cfg *Config) complete(g *aiguard.Guard) (limit time.Duration, err error) {
 	check(cfg.MaxAttempts >= 0 && cfg.MaxAttempts <= 1000, "MaxAttempts", cfg.MaxAttempts, "1 to 1,000, or 0 for the default")
 	check(cfg.Patience >= aiguard.Off, "Patience", cfg.Patience, "a positive duration, 0 for the default, or Off")
 	check(schemaNames.MatchString(cfg.Schema), "Schema", strconv.Quote(cfg.Schema), "1 to 40 lower-case letters, digits and underscores, or nothing")
+	check(queueNames.MatchString(cfg.Queue) && len(cfg.Queue) <= maxQueueName, "Queue", strconv.Quote(cfg.Queue[:min(len(cfg.Queue), maxQueueName)]),
+		"1 to 64 lower-case letters and digits, with single hyphens or underscores between them, or nothing for the default")
 	check(cfg.Grace >= 0, "Grace", cfg.Grace, "a positive duration, or 0 for the default")
 	limit, ok := taskTimeout(g)
 	if !ok {

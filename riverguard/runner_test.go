@@ -82,6 +82,10 @@ func TestInvalidConfigNamesTheField(t *testing.T) {
 		_, err = riverguard.NewRunner(t.Context(), g, pool, riverguard.Config{Schema: schema})
 		require.ErrorContains(t, err, "Config.Schema is "+strconv.Quote(schema))
 	}
+	for _, queue := range []string{"A", "a b", "a'", "-a", "a_", "a--b", "ü", strings.Repeat("x", 65)} {
+		_, err = riverguard.NewRunner(t.Context(), g, pool, riverguard.Config{Queue: queue, SubmitOnly: true})
+		require.ErrorContains(t, err, "Config.Queue is "+strconv.Quote(queue[:min(len(queue), 64)]))
+	}
 	_, err = riverguard.NewRunner(t.Context(), g, pool, riverguard.Config{MaxRunning: 10_001})
 	require.ErrorContains(t, err, "MaxRunning is 10001")
 	_, err = riverguard.NewRunner(t.Context(), newGuard(t, aiguard.Config{TaskTimeout: aiguard.Off}), pool, riverguard.Config{})

@@ -90,15 +90,16 @@ func TestPostgresNeedsNoCreateRightForExistingTables(t *testing.T) {
 	s := openStore(t, d)
 	var schema string
 	require.NoError(t, s.DB().QueryRowContext(t.Context(), "SELECT current_schema()").Scan(&schema))
+	role := schema + "_worker" // roles belong to the whole server
 	for _, statement := range []string{
-		"CREATE ROLE worker LOGIN",
-		"GRANT USAGE ON SCHEMA " + schema + " TO worker",
-		"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA " + schema + " TO worker",
+		"CREATE ROLE " + role + " LOGIN",
+		"GRANT USAGE ON SCHEMA " + schema + " TO " + role,
+		"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA " + schema + " TO " + role,
 	} {
 		_, err := s.DB().ExecContext(t.Context(), statement)
 		require.NoError(t, err)
 	}
-	worker := openStore(t, database{DSN: d.DSN + " user=worker"})
+	worker := openStore(t, database{DSN: d.DSN + " user=" + role})
 	require.NoError(t, worker.Renew(t.Context(), "owner", time.Hour))
 	add(t, worker, "a", task.Pending, time.Time{})
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/aiguard-go/aiguard/budget"
 )
 
-// Spend implements budget.Store. It is one transaction, which has locked its keys when it reads what was spent.
+// Spend implements budget.Store in one transaction. It locks the keys before it reads what was spent.
 func (s *Store) Spend(ctx context.Context, charges []budget.Charge) (sums []budget.Sum, spent bool, err error) {
 	if len(charges) == 0 {
 		return nil, true, nil
@@ -141,8 +141,8 @@ func addTo(ctx context.Context, tx *sql.Tx, c budget.Charge) (err error) {
 	return err
 }
 
-// DeleteSpent removes what was spent in windows that were over at the time given, and says how many entries those were. It goes
-// by steps, as DeleteFinished does. Give calls that began in such a window the time to end, an hour say.
+// DeleteSpent deletes what was spent in windows that ended before the given time, and returns the number of entries. It
+// deletes in steps, as DeleteFinished does. Pass a time that is longer ago than any call can take, such as an hour.
 func (s *Store) DeleteSpent(ctx context.Context, before time.Time) (deleted int64, err error) {
 	const step = 1000
 	for n := int64(step); err == nil && n == step; deleted += n {

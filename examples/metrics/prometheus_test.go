@@ -328,10 +328,15 @@ func (p *prometheusServer) count(alert string) int {
 // await polls the alerts until ok holds for one second.
 func (p *prometheusServer) await(t *testing.T, ctx context.Context, what string, ok func(firing map[string]int) bool) {
 	t.Helper()
-	for since := time.Now(); time.Since(since) < time.Second; time.Sleep(100 * time.Millisecond) {
+	for since := (time.Time{}); ; time.Sleep(100 * time.Millisecond) {
 		firing := p.firing(t)
-		if !ok(firing) {
+		switch {
+		case !ok(firing):
+			since = time.Time{}
+		case since.IsZero():
 			since = time.Now()
+		case time.Since(since) >= time.Second:
+			return
 		}
 		require.NoError(t, ctx.Err(), "%s: %v", what, firing)
 	}

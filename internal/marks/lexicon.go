@@ -13,37 +13,44 @@ type words struct {
 	inPhrases map[string]bool   // words of phrases
 
 	beginPhrases map[string]bool
-	auxiliaries  map[string]bool // begin a question that yes or no answers
-	greetings    map[string]bool // may precede the question
+	auxiliaries  map[string]string // the marks of words that begin a question that yes or no answers
+	openings     map[string]bool   // have no meaning where a question begins, and after a punctuation mark
+
+	mentionAfter, mentionBefore map[string]bool // a word next to one of them can be what the question is about
+	english                     map[string]bool // words that hardly any other language has
 }
 
 var lexicon = sync.OnceValue(func() *words {
 	w := &words{
 		words: map[string]string{}, phrases: map[string]string{},
 		inPhrases: map[string]bool{}, beginPhrases: map[string]bool{},
-		auxiliaries: set(auxiliaries), greetings: set(greetings),
+		auxiliaries: map[string]string{}, openings: set(openings),
+		mentionAfter: set(mentionAfter), mentionBefore: set(mentionBefore), english: set(englishOnly),
 	}
-	for _, free := range strings.Fields(meaningless + greetings) {
+	for _, free := range strings.Fields(meaningless) {
 		w.words[free] = ""
 	}
-	for aux := range w.auxiliaries {
-		if _, free := w.words[aux]; !free {
-			w.words[aux] = aux
-		}
-	}
-	for line := range strings.Lines(synonyms) {
+	for line := range strings.Lines(auxiliaries + synonyms) {
 		mark, list, ok := strings.Cut(strings.TrimSpace(line), ": ")
 		if !ok {
 			continue
 		}
+		begins := strings.HasPrefix(mark, "?")
 		for same := range strings.SplitSeq(list, ", ") {
 			if first, _, phrase := strings.Cut(same, " "); phrase {
 				w.beginPhrases[first] = true
 				maps.Copy(w.inPhrases, set(same))
 				w.phrases[same] = strings.TrimPrefix(mark, "-")
+			} else if begins {
+				w.auxiliaries[same] = mark
 			} else {
-				w.words[same] = strings.TrimPrefix(mark, "-")
+				w.words[same] = mark
 			}
+		}
+	}
+	for aux := range w.auxiliaries {
+		if _, ok := w.words[aux]; !ok {
+			w.words[aux] = aux
 		}
 	}
 	return w
@@ -57,22 +64,42 @@ func set(list string) map[string]bool {
 	return s
 }
 
-// meaningless are words that may be missing or differ. Do not add a word that has an opposite.
+// meaningless are words that may be missing or differ, except at the end of a sentence. Do not add a word that has an
+// opposite, and no preposition: "what is it for" and "what is it in" differ.
 const meaningless = `
-a an the this that these those there here it its
-i me my myself we us our you
-am is are be been being do does have has
-of in on at for to with about as into and
+a an the there it its
+i me my myself us you
+am is are be been being do does
 what which
 just actually really basically simply exactly briefly
 `
 
-const greetings = `
+const openings = `
 hi hello hey please kindly thanks thank ok okay so well sorry
+explain describe define exactly
 `
 
+const mentionAfter = `
+say spell pronounce translate write type word words keyword term
+`
+
+const mentionBefore = `
+mean means work works keyword
+`
+
+const englishOnly = `
+the what how why which who whom whose where when does did can could should would your you my tell explain describe
+define please hello thanks give show like cannot it this that there
+`
+
+// auxiliaries has a mark on each line, and the words that begin a question that yes or no answers.
 const auxiliaries = `
-am is are do does have has can could should would may might must shall
+?: am, is, are, do, does
+?can: can, could, may
+?should: should
+?would: would
+?might: might
+?must: must
 `
 
 // synonyms has a mark on each line, and the words and phrases with this meaning. The mark "-" is none.
@@ -81,7 +108,7 @@ const synonyms = `
 -: could you please tell me, can you explain, could you explain, can you please explain, could you please explain
 -: can you explain to me, could you explain to me, do you know, tell me, tell me about, please tell me, give me, show me
 -: i want to know, i would like to know, i'd like to know, i need to know, i am wondering, i was wondering, i wonder
--: i have a question, i am curious, help me understand, let me know, explain, explain to me, describe, define, describe to me
+-: i have a question, i am curious, help me understand, let me know, explain to me, describe to me
 -: what do you know about, i want to understand, thank you, thanks a lot, for me, to me, any idea, i am trying to find out
 -: does anyone know, what does the term, what exactly, the following
 how: how do i, how can i, how do you, how can you, how do we, how can we, how does one, how could i, how would i
@@ -96,15 +123,16 @@ how: help me
 how: can you help me, could you help me, i want to, i would like to, i'd like to, i am trying to, how might i
 how: what would i do to
 how: how
-?: is it possible to, am i able to, are we able to, is it possible for me to, is it ok to, is it okay to, am i allowed to
+?can: is it possible to, am i able to, are we able to, is it possible for me to, is it ok to, is it okay to, am i allowed to
 when: when, what time, at what time, what date, on what date, on which date, on which day, on what day
 where: where, in what place, at what place, in which place, what location, in what location
 why: why, how come, what is the reason, what's the reason, the reason why, the reason, for what reason
 why: what is the reason why, what are the reasons
 who: who, whom, which person, what person
 many: many, what number of, what is the number of
-mean: mean, meaning of, the meaning of, definition of, the definition of, stand for, signify
-did: did, was, were, had
+mean: mean, signify, meaning of, the meaning of, definition of, the definition of, stand for
+did: did, was, were
+have: have, has
 will: will, shall, going to
 not: not, no, never, without
 0: zero
@@ -147,7 +175,7 @@ create: create, make
 change: change, modify, alter
 find: find, locate
 get: get, obtain
-choose: choose, pick, select
+choose: choose, select
 use: use, utilize
 avoid: avoid, prevent
 happen: happen, occur, take place
@@ -162,7 +190,7 @@ disable: disable, deactivate, turn off, switch off
 login: login, log in, sign in, log into, sign into
 register: register, sign up, create an account
 setup: setup, set up, configure
-email: email, e mail, mail
+email: email, e mail
 often: often, frequently
 easy: easy, simple
 hard: hard, difficult
@@ -170,13 +198,10 @@ entire: entire, whole
 needed: needed, required, necessary
 need: need, require
 amount: amount, quantity
-shop: shop, store
 trip: trip, journey
 speak: speak, talk
 cost: cost, price
 learn: learn, study
-cure: cure, treat
-kind: kind, type, sort
 wrote: wrote, authored
 example: example, sample
 advantage: advantage, benefit

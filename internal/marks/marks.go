@@ -1,14 +1,13 @@
 // Package marks finds what two questions must have in common to mean the same, however similar their vectors are. A
 // vector hardly shows a negation, another number or another name.
 //
-// The marks of a question are its words in order, except for a short list of English words that change no meaning, such
-// as "please" and "the". A few synonyms are one word. So each word that this package does not know counts as a name, in
-// any language. Two questions with different marks are never similar. Questions with equal marks can still differ in the
-// words on the list, such as "in" and "on", and in punctuation.
+// The marks of a question are its words in order. In an English question, a short list of words that change no meaning,
+// such as "can you" and "the", has no marks, and a few synonyms are one word. So each word that this package does not know
+// counts as a name.
 //
-// Whatever this package does not understand keeps questions apart: another word order, inflections other than a plural,
-// and any synonym that it does not know. In scripts without spaces between words, such as Chinese and Thai, only
-// punctuation may differ.
+// Whatever this package does not understand keeps questions apart: another word order, any inflection and synonym that it
+// does not know, and punctuation that stands alone. In other languages only capital letters and the punctuation of
+// sentences may differ, because "on" can be ten, and "a" can show who does what to whom.
 package marks
 
 import (
@@ -19,93 +18,117 @@ import (
 )
 
 // Of returns the marks of text. Two texts may mean the same only if their marks are equal. The cost is linear in the
-// text. Of returns "" for a text without a word that has a meaning.
+// text. Of returns "" for a text without a word.
 func Of(text string) string {
-	m := marker{out: make([]byte, 0, len(text)+16)}
-	var t tokenizer
-	t.text = text
-	for {
-		tok, ok := t.next()
-		if !ok {
-			break
-		}
-		m.add(tok)
+	if !strings.ContainsFunc(text, isWord) {
+		return ""
 	}
-	m.flush(0)
+	t := tokenizer{text: strings.TrimSpace(text), english: english(text)}
+	m := marker{out: make([]byte, 0, len(text)+16), rest: t.all(), english: t.english, opening: true}
+	for len(m.rest) > 0 {
+		n := m.emitFirst()
+		m.before, m.rest = m.rest[n-1].text, m.rest[n:]
+	}
 	return string(m.out)
 }
 
-// marker turns tokens into marks. It holds back a few tokens, because they may begin a phrase.
+// english reports whether the lists of this package apply to text: it has a word that only English has, and no letter
+// that English does not have.
+func english(text string) bool {
+	found := false
+	for w := range strings.FieldsFuncSeq(text, func(r rune) bool { return !unicode.IsLetter(r) }) {
+		if strings.ContainsFunc(w, func(r rune) bool { return r >= utf8.RuneSelf }) {
+			return false
+		}
+		found = found || lexicon().english[strings.ToLower(w)]
+	}
+	return found
+}
+
+// marker turns tokens into marks.
 type marker struct {
-	out   []byte
-	held  []token
-	begun bool // there was a token other than a greeting
+	out     []byte
+	rest    []token
+	before  string // the last token that is no longer in rest
+	english bool
+	opening bool // the question has not begun
 }
 
 // longestPhrase is the number of words in the longest phrase.
 const longestPhrase = 6
 
-func (m *marker) add(tok token) {
-	m.held = append(m.held, tok)
-	m.flush(longestPhrase - 1)
-}
-
-// flush emits tokens until at most keep are held.
-func (m *marker) flush(keep int) {
-	for len(m.held) > keep {
-		n := m.emitFirst()
-		m.held = m.held[:copy(m.held, m.held[n:])]
-	}
-}
-
 // emitFirst emits the phrase or the token at the front, and returns how many tokens that is.
 func (m *marker) emitFirst() int {
+	tok := m.rest[0]
+	m.opening = m.opening || tok.first
+	if !m.english || tok.kind != word || tok.name {
+		m.emit(tok.text)
+		m.opening = false
+		return 1
+	}
+	if mark, n := m.phrase(); n > 0 && (mark != "" || m.opening || m.last(n) && !m.mentioned(n)) {
+		m.emit(mark)
+		m.opening = m.opening && mark == ""
+		return n
+	}
+	if lexicon().openings[tok.text] && (m.opening || tok.paused) {
+		return 1
+	}
+	mark, known := lexicon().words[tok.text]
+	auxiliary, asks := lexicon().auxiliaries[tok.text]
+	switch {
+	case m.opening && asks: // a question that yes or no answers
+		m.emit(auxiliary)
+	case known && mark == "" && (m.mentioned(1) || m.last(1) && !asks):
+		m.emit(tok.text)
+	default:
+		m.emitWord(tok.text)
+	}
+	m.opening = false
+	return 1
+}
+
+// phrase returns the mark of the longest phrase at the front, and how many words it has.
+func (m *marker) phrase() (mark string, n int) {
+	if !lexicon().beginPhrases[m.rest[0].text] {
+		return "", 0
+	}
 	var key [128]byte
-	phrase, n, mark := key[:0], 0, ""
-	for i, tok := range m.held {
-		if i == 0 && !lexicon().beginPhrases[tok.text] {
-			break
-		}
-		if tok.kind != word || tok.name || len(phrase)+len(tok.text)+1 > len(key) {
+	phrase := key[:0]
+	for i, tok := range m.rest[:min(len(m.rest), longestPhrase)] {
+		if tok.kind != word || tok.name || i > 0 && tok.first || len(phrase)+len(tok.text)+1 > len(key) {
 			break
 		}
 		if i > 0 {
 			phrase = append(phrase, ' ')
 		}
 		phrase = append(phrase, tok.text...)
-		if found, ok := lexicon().phrases[string(phrase)]; ok && i > 0 {
-			n, mark = i+1, found
+		if found, ok := lexicon().phrases[string(phrase)]; ok {
+			mark, n = found, i+1
 		}
 	}
-	if n > 0 {
-		m.emit(mark)
-		m.begun = true
-		return n
-	}
-	tok := m.held[0]
-	switch {
-	case tok.kind != word || tok.name:
-		m.emit(tok.text)
-	case !m.begun && lexicon().auxiliaries[tok.text]: // a question that yes or no answers
-		m.emit("?")
-	default:
-		m.emitWord(tok.text)
-	}
-	m.begun = m.begun || !lexicon().greetings[tok.text]
-	return 1
+	return mark, n
 }
 
+// last reports whether the first n tokens end a sentence.
+func (m *marker) last(n int) bool { return n == len(m.rest) || m.rest[n].first }
+
+// mentioned reports whether the question is about the first n tokens as words: how do I say "thanks".
+func (m *marker) mentioned(n int) bool {
+	return lexicon().mentionAfter[m.before] || n < len(m.rest) && lexicon().mentionBefore[m.rest[n].text]
+}
+
+// emitWord emits a word of the lists, or its plural, as its mark. A word that is on no list can be a name, so that its
+// plural can be another one: adam and adams.
 func (m *marker) emitWord(w string) {
-	if mark, ok := lexicon().words[w]; ok {
-		m.emit(mark)
-		return
+	mark, ok := lexicon().words[w]
+	if !ok {
+		mark, ok = lexicon().words[singular(w)]
 	}
-	w = singular(w)
-	if mark, ok := lexicon().words[w]; ok {
-		m.emit(mark)
-		return
+	if !ok {
+		mark = w
 	}
-	m.emit(w)
+	m.emit(mark)
 }
 
 // emit appends a mark. The empty mark means nothing.
@@ -142,60 +165,100 @@ const (
 
 // token is a word, a number or a symbol. Words are in lower case.
 type token struct {
-	text string
-	kind kind
-	name bool // must be equal as it is: not a word of a sentence
+	text   string
+	kind   kind
+	name   bool // must be equal as it is: not a word of a sentence
+	first  bool // begins a sentence
+	paused bool // follows a punctuation mark
 }
 
 // tokenizer splits a text into tokens.
 type tokenizer struct {
 	text    string
+	english bool
 	at      int
-	pending []token // parts of a token that are not yet returned
-	inside  bool    // the text continues a sentence, so that a capital letter begins a name
+	tokens  []token
+	inside  bool // the text continues a sentence, so that a capital letter begins a name
+	paused  bool // there was a punctuation mark since the last token
 	quoted  bool
 }
 
-func (t *tokenizer) next() (token, bool) {
-	for len(t.pending) == 0 {
-		if t.at == len(t.text) {
-			return token{}, false
-		}
+// punctuation separates words if it follows one. It is a symbol if it stands alone.
+const punctuation = ".,;:!?…"
+
+// all returns the tokens of the text.
+func (t *tokenizer) all() []token {
+	for t.at < len(t.text) {
 		r, size := utf8.DecodeRuneInString(t.text[t.at:])
 		switch {
 		case isWord(r):
 			t.readWord()
 			continue
+		case strings.ContainsRune(punctuation, r):
+			t.readPunctuation()
+			continue
 		case strings.ContainsRune("\"`“”„«»「」『』", r):
 			t.quoted = !t.quoted
 			if t.quoted {
-				t.pending = append(t.pending, token{text: `"`, kind: symbol})
+				t.add(token{text: `"`, kind: symbol})
 			}
-		case r == '.' || r == '?' || r == '!' || r == '\n' || r == '。' || r == '？' || r == '！' || r == '؟':
-			t.inside = false
+		case r == '\n' || r == '。' || r == '？' || r == '！' || r == '؟':
+			t.inside, t.paused = false, true
 		case t.means(r, size):
-			t.pending = append(t.pending, token{text: t.text[t.at : t.at+size], kind: symbol})
+			t.add(token{text: t.text[t.at : t.at+size], kind: symbol})
+		case r == '、' || r == '，' || r == '：' || r == '；':
+			t.paused = true
 		}
 		t.at += size
 	}
-	tok := t.pending[0]
-	t.pending = t.pending[1:]
-	return tok, true
+	return t.tokens
+}
+
+func (t *tokenizer) add(tok token) {
+	tok.first, tok.paused = !t.inside, t.paused
+	t.tokens = append(t.tokens, tok)
+	t.paused = false
+}
+
+// readPunctuation reads punctuation marks in a row.
+func (t *tokenizer) readPunctuation() {
+	start := t.at
+	for t.at < len(t.text) {
+		r, size := utf8.DecodeRuneInString(t.text[t.at:])
+		if !strings.ContainsRune(punctuation, r) {
+			break
+		}
+		t.at += size
+	}
+	run := t.text[start:t.at]
+	before, _ := utf8.DecodeLastRuneInString(t.text[:start])
+	if start == 0 || unicode.IsSpace(before) && t.at < len(t.text) { // at the end of a text it is not alone: "Pourquoi ?"
+		t.add(token{text: run, kind: symbol})
+		return
+	}
+	t.paused = true
+	t.inside = t.inside && !strings.ContainsAny(run, ".!?")
 }
 
 func isWord(r rune) bool {
 	return unicode.IsLetter(r) || unicode.IsMark(r) || unicode.IsNumber(r) || r == '_' || r == utf8.RuneError
 }
 
-// means reports whether the rune outside of words has a meaning. Punctuation has none, but for a minus sign.
+// means reports whether the rune outside of words has a meaning. Commas and the like have none.
 func (t *tokenizer) means(r rune, size int) bool {
+	before, _ := utf8.DecodeLastRuneInString(t.text[:t.at])
+	after, _ := utf8.DecodeRuneInString(t.text[t.at+size:])
 	switch r {
-	case ' ', '\t', '\r', ',', ';', ':', '\'', '’', '‘', '(', ')', '[', ']', '{', '}', '–', '—', '…', '¿', '¡',
-		'、', '，', '：', '；', '（', '）':
+	case ' ', '\t', '\r', '‘', '–', '—', '¿', '¡', '、', '，', '：', '；', '（', '）':
 		return false
+	case '\'', '’':
+		return unicode.IsNumber(before) // feet and minutes
+	case '(':
+		return isWord(before) || !isWord(after) // a call, or nothing within
+	case ')':
+		return !isWord(before) && !strings.ContainsRune(punctuation, before)
 	case '-':
-		after, _ := utf8.DecodeRuneInString(t.text[t.at+size:])
-		return unicode.IsNumber(after) || after == '-' // an option of a program
+		return unicode.IsNumber(after) || after == '-' || unicode.IsSpace(after) // a sign, an option of a program, a minus
 	}
 	return !unicode.IsSpace(r)
 }
@@ -223,7 +286,7 @@ func (t *tokenizer) readWord() {
 	}
 	switch first, _ := utf8.DecodeRuneInString(text); {
 	case t.quoted:
-		t.pending = append(t.pending, token{text: text, name: true})
+		t.add(token{text: text, name: true})
 	case unicode.IsNumber(first):
 		t.splitNumber(text)
 	default:
@@ -249,22 +312,22 @@ func (t *tokenizer) splitNumber(text string) {
 		}
 	}
 	if strings.IndexFunc(text[end:], unicode.IsNumber) >= 0 { // a date with the name of a month, an identifier
-		t.pending = append(t.pending, token{text: strings.ToLower(text), kind: number})
+		t.add(token{text: strings.ToLower(text), kind: number})
 		return
 	}
-	t.pending = append(t.pending, token{text: plainNumber(text[:end]), kind: number})
-	switch unit := strings.ToLower(text[end:]); unit {
+	t.add(token{text: t.plainNumber(text[:end]), kind: number})
+	switch unit := text[end:]; strings.ToLower(unit) {
 	case "", "st", "nd", "rd", "th":
 	default:
-		t.pending = append(t.pending, token{text: unit})
+		t.addPart(unit)
 	}
 }
 
-// plainNumber writes the digits of any script as 0 to 9, and removes commas between groups of three digits.
-func plainNumber(text string) string {
+// plainNumber writes the digits of any script as 0 to 9. In English it removes commas between groups of three digits.
+func (t *tokenizer) plainNumber(text string) string {
 	var b strings.Builder
 	for i, r := range text {
-		if r == ',' && groups(text[i+1:]) {
+		if r == ',' && t.english && groups(text[i+1:]) { // elsewhere a comma precedes decimals
 			continue
 		}
 		if d, ok := digit(r); ok {
@@ -305,25 +368,37 @@ func (t *tokenizer) splitWord(text string) {
 		return !unicode.IsLetter(r) && !unicode.IsMark(r) && r != '-' && r != '\'' && r != '’'
 	}
 	if strings.ContainsFunc(text, odd) {
-		t.pending = append(t.pending, token{text: strings.ToLower(text), name: true}) // a file, an address, a version
-		t.inside = true
+		t.add(token{text: strings.ToLower(text), name: true}) // a file, an address, a version
 		return
 	}
 	for part := range strings.SplitSeq(text, "-") {
-		if part == "" {
-			continue
+		if part != "" {
+			t.addPart(strings.ReplaceAll(part, "’", "'"))
+			t.inside = true
 		}
-		first, _ := utf8.DecodeRuneInString(part)
-		t.addPart(strings.ReplaceAll(strings.ToLower(part), "’", "'"), unicode.IsUpper(first), part == strings.ToUpper(part))
-		t.inside = true
 	}
 }
 
-// addPart adds a word without hyphens. capital means that its first letter is upper case, and upper that all are.
-func (t *tokenizer) addPart(w string, capital, upper bool) {
-	not, will := false, false
+// addPart adds a word without hyphens.
+func (t *tokenizer) addPart(text string) {
+	w := strings.ToLower(text)
+	if !t.english {
+		t.add(token{text: w})
+		return
+	}
+	w, more := contraction(w)
+	t.add(t.wordToken(text, w))
+	if more != "" {
+		t.add(token{text: more})
+	}
+}
+
+// contraction separates "not" and "will" from a word.
+func contraction(w string) (stem, more string) {
+	if w == "cannot" {
+		return "can", "not"
+	}
 	if stem, ok := strings.CutSuffix(w, "n't"); ok {
-		not = true
 		switch stem {
 		case "wo":
 			stem = "will"
@@ -332,33 +407,42 @@ func (t *tokenizer) addPart(w string, capital, upper bool) {
 		case "sha":
 			stem = "shall"
 		}
-		w = stem
-	} else if stem, ending, ok := strings.Cut(w, "'"); ok && stem != "" {
+		return stem, "not"
+	}
+	if stem, ending, ok := strings.Cut(w, "'"); ok && stem != "" {
 		switch ending {
 		case "ll":
-			w, will = stem, true
-		case "s", "re", "ve", "m", "d":
-			w = stem
+			return stem, "will"
+		case "s", "re", "ve", "m": // "d" can be "did", "had" and "would"
+			return stem, ""
 		}
 	}
-	if w == "cannot" {
-		w, not = "can", true
+	return w, ""
+}
+
+// wordToken returns the token of the word w, which is written as text.
+func (t *tokenizer) wordToken(text, w string) token {
+	var before token // in the same phrase
+	if n := len(t.tokens); n > 0 && !t.paused {
+		before = t.tokens[n-1]
 	}
+	first, size := utf8.DecodeRuneInString(text)
+	capital := unicode.IsUpper(first)
 	mark, known := lexicon().words[w]
-	known = known || lexicon().inPhrases[w]
-	tok := token{text: w}
+	known = known || lexicon().inPhrases[w] || lexicon().openings[w]
 	switch {
-	case !capital || w == "i":
+	case mark == "" && before.kind == number && len(text) <= 3: // a unit: mW is not MW
+		return token{text: text, name: true}
+	case !capital && len(text) <= 3 && text[size:] != w[size:]: // the same
+		return token{text: text, name: true}
+	case w == "i" && capital && before.name: // World War I
+		return token{text: "^i", name: true}
+	case !capital || w == "i" || w == "i'd":
+		return token{text: w}
 	case !known:
-		tok.name = true // in a plural too: Williams is not William
-	case t.inside && (mark == "" || !upper):
-		tok = token{text: "^" + w, name: true} // "US", "May" and "Will" are not "us", "may" and "will"
+		return token{text: w, name: true}
+	case t.inside && (mark == "" || text != strings.ToUpper(text)):
+		return token{text: "^" + w, name: true} // "US", "May" and "Will" are not "us", "may" and "will"
 	}
-	t.pending = append(t.pending, tok)
-	if will {
-		t.pending = append(t.pending, token{text: "will"})
-	}
-	if not {
-		t.pending = append(t.pending, token{text: "not"})
-	}
+	return token{text: w}
 }
