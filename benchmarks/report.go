@@ -33,7 +33,7 @@ func report(w io.Writer, r cost.Results, rows []cost.Row, rounds int, now time.T
 		word, peer := "reached", ""
 		if !v.Reached {
 			word = "MISSED"
-			missed = append(missed, fmt.Sprintf("- %s: %s, is %s", v.Row.Work, v.Target.Text, v.String()))
+			missed = append(missed, strings.TrimSpace(fmt.Sprintf("- %s: %s, is %s. %s", v.Row.Work, v.Target.Text, v.String(), cost.Reasons[v.Row.Work])))
 		}
 		if v.Target.Peer != "" {
 			peer = cost.Quantity(v.Peer, v.Target.Unit)

@@ -49,6 +49,9 @@ func TestReportListsEveryTargetAndTheMissedOnes(t *testing.T) {
 	text := b.String()
 	require.Contains(t, text, "on 2026-01-02")
 	require.Contains(t, text, "quick run")
+	for _, why := range cost.Reasons {
+		require.Contains(t, text, why)
+	}
 	require.Contains(t, text, "**3 of ", "1e9 percent are reused, in two rows, and 1e9 bytes are read in a second")
 	for _, row := range cost.Rows {
 		for _, target := range row.Targets {

@@ -112,3 +112,9 @@ func TestEveryBenchmarkMeasuresItsRow(t *testing.T) {
 		assert.True(t, slices.Contains(known, key.bench), "%s belongs to no row", key.bench)
 	}
 }
+
+func TestReasonsAreThoseOfRows(t *testing.T) {
+	for work := range Reasons {
+		assert.True(t, slices.ContainsFunc(Rows, func(row Row) bool { return row.Work == work }), work)
+	}
+}
