@@ -49,6 +49,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/storm"
 )
 
 // Stats is a snapshot of a Guard. The first fields are gauges, the others are counters since New. A call that its
@@ -96,7 +98,7 @@ type core struct {
 	ids      atomic.Uint64 // the last CallID; its random start keeps those of several guards apart
 	repeats  repeats
 	recent   recent
-	storm    storm
+	storm    storm.Limit[stormKey]
 	ring     ring
 	reuse    sync.Pool // of *call, for Do
 	verdicts sync.Pool // of *dialect.Stream, for verdict

@@ -16,6 +16,7 @@ import (
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/internal/errtree"
+	"github.com/aiguard-go/aiguard/internal/storm"
 )
 
 // DefaultRetryAfter is the Retry-After of 429, 503 and 504 responses if the error has no better value.
@@ -78,7 +79,8 @@ type exchange struct {
 
 	page   *template.Template // nil: the built-in page
 	log    *slog.Logger
-	answer *answer // nil if the handler has the server's ResponseWriter
+	sent   *storm.Limit[sentKey] // nil: not behind Limit, which has the Logger
+	answer *answer               // nil if the handler has the server's ResponseWriter
 }
 
 func newExchange(w http.ResponseWriter, r *http.Request) *exchange {
@@ -135,7 +137,9 @@ func (x *exchange) answerWith(w http.ResponseWriter, err error) {
 	if p.Status >= 500 || p.Status == http.StatusTooManyRequests {
 		level = levelFailed
 	}
-	x.log.LogAttrs(context.Background(), level, "httpguard: error response sent", append(x.attrs(err), slog.Int("status", p.Status))...)
+	if x.mayLog(level, p) {
+		x.log.LogAttrs(context.Background(), level, sentLine, append(x.attrs(err), slog.Int("status", p.Status))...)
+	}
 
 	header := w.Header()
 	for _, of := range []string{"Content-Encoding", "Content-Disposition", "Content-Range", "Etag", "Last-Modified"} {
@@ -275,6 +279,26 @@ const (
 	levelFailed  = slog.LevelWarn
 	levelRefused = slog.LevelInfo
 )
+
+const sentLine = "httpguard: error response sent"
+
+// sentKey is what similar error responses have in common. They share a limit of lines in the log.
+type sentKey struct {
+	status      int
+	code, route string
+}
+
+// mayLog reports whether the log may get a line about p now.
+func (x *exchange) mayLog(level slog.Level, p Problem) bool {
+	if x.sent == nil {
+		return true
+	}
+	key, log := sentKey{p.Status, p.Code, x.route}, x.log
+	return x.sent.Allow(key, sentKey{status: p.Status}, func(key sentKey, suppressed int) {
+		log.LogAttrs(context.Background(), level, "httpguard: similar lines suppressed", slog.String("line", sentLine),
+			slog.Int("status", key.status), slog.String("code", key.code), slog.String("route", key.route), slog.Int("suppressed", suppressed))
+	})
+}
 
 // attrs returns the facts of an error response that are safe to log. An error that is not an aiguard.Error may quote
 // a prompt or the provider, so the log gets only its type.

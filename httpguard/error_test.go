@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	openai "github.com/sashabaranov/go-openai"
@@ -25,6 +26,7 @@ import (
 
 	"github.com/aiguard-go/aiguard"
 	"github.com/aiguard-go/aiguard/httpguard"
+	"github.com/aiguard-go/aiguard/internal/syncbuf"
 )
 
 const providerWords = "PROVIDER WORDS about sk-secret"
@@ -365,6 +367,29 @@ func TestLogHasOnlyTheRequestIDAndSafeFacts(t *testing.T) {
 		assert.NotContains(t, line, "PROVIDER")
 		assert.NotContains(t, line, "secret")
 	}
+}
+
+func TestLogOfAStormOfErrorResponsesIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var logged syncbuf.Buffer
+		failing := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			httpguard.Error(w, r, &aiguard.Error{Kind: aiguard.Kind(r.URL.Query().Get("kind"))})
+		})
+		h := limited(t, newGuard(t, aiguard.Config{}), failing, httpguard.Config{Logger: slog.New(slog.NewTextHandler(&logged, nil))})
+		send := func(kind aiguard.Kind) {
+			h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/ask?kind="+string(kind), nil))
+		}
+		for range 100 {
+			send(aiguard.ErrOverloaded)
+		}
+		send(aiguard.ErrTimeout)
+		assert.Equal(t, 4, strings.Count(logged.String(), "error response sent"), "three and one of another code")
+		time.Sleep(time.Second)
+		synctest.Wait()
+		assert.Contains(t, logged.String(), `"httpguard: similar lines suppressed" line="httpguard: error response sent" status=503 code=overloaded route="" suppressed=97`)
+		send(aiguard.ErrOverloaded)
+		assert.Equal(t, 5, strings.Count(logged.String(), "\"httpguard: error response sent\" request_id"), "a new second")
+	})
 }
 
 func TestErrorResponseShowsNoSecret(t *testing.T) {

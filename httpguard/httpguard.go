@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/internal/storm"
 )
 
 // The defaults of Config.
@@ -77,8 +78,9 @@ type Config struct {
 	// nonce="{{.Nonce}}". Images, fonts and style sheets may come from the same origin. Default: the built-in page.
 	Page *template.Template
 
-	// Logger logs error responses, with their request ID and facts, and handlers that ignored their time limit. It
-	// never gets a URL, a prompt, an answer or a key. Default: no logging.
+	// Logger logs error responses, with their request ID and facts, and handlers that ignored their time limit. Of
+	// responses with the same status, code and route it logs three per second, and how many others there were. It never
+	// gets a URL, a prompt, an answer or a key. Default: no logging.
 	Logger *slog.Logger
 }
 
@@ -126,12 +128,12 @@ func Limit(g *aiguard.Guard, cfg Config) (func(http.Handler) http.Handler, error
 	}
 	limits := g.Config()
 	cfg.setDefaults(&limits)
-	places := newPlaces(cfg.MaxConcurrent, cfg.MaxQueue, cfg.QueueTimeout)
+	places, sent := newPlaces(cfg.MaxConcurrent, cfg.MaxQueue, cfg.QueueTimeout), new(storm.Limit[sentKey])
 	return func(next http.Handler) http.Handler {
 		if next == nil {
 			panic("httpguard: Limit: nil handler")
 		}
-		return &handler{guard: g, next: next, cfg: cfg, places: places}
+		return &handler{guard: g, next: next, cfg: cfg, places: places, sent: sent}
 	}, nil
 }
 
@@ -173,11 +175,12 @@ type handler struct {
 	next   http.Handler
 	cfg    Config
 	places *places
+	sent   *storm.Limit[sentKey]
 }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := newExchange(w, r)
-	x.page, x.log = h.cfg.Page, h.cfg.Logger
+	x.page, x.log, x.sent = h.cfg.Page, h.cfg.Logger, h.sent
 	r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x))
 	var limit *limit
 	waiting := r.Context()
