@@ -91,11 +91,9 @@ type odd struct {
 	Raw    json.RawMessage `json:"raw"`
 	Any    any             `json:"any"`
 	Err    error           `json:"err"`
-	Dash   string          `json:"-,"`
 	Hidden string          `json:"-"`
 	Next   *odd            `json:"next"`
 	Nested struct{ embedded }
-	twin
 }
 
 type ownDecoder struct{}
@@ -103,8 +101,6 @@ type ownDecoder struct{}
 func (*ownDecoder) UnmarshalJSON([]byte) error { return assert.AnError }
 
 type embedded struct{ N int }
-
-type twin map[string]int
 
 // Whatever fits the form of a type can be decoded into it.
 func FuzzWhatFitsCanBeDecoded(f *testing.F) {
