@@ -158,7 +158,7 @@ func TestMarkingIsLinear(t *testing.T) {
 }
 
 func FuzzOf(f *testing.F) {
-	for _, seed := range []string{"How do I reset my password?", "I can't pay $1,000.50", "C++ -5 ١٢٣ \"a\" e-mail 東京", "how do how do i", "\xff’s-'"} {
+	for _, seed := range []string{"How do I reset my password?", "I can't pay $1,000.50", "C++ -5 ١٢٣ \"a\" e-mail 東京", "how do how do i", "\xff’s-'", ""} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
@@ -170,7 +170,9 @@ func FuzzOf(f *testing.F) {
 			return
 		}
 		for _, change := range []string{" 7", " not", " Zanzibar", " zanzibar", " %"} {
-			require.NotEqual(t, m, Of(text+change), change)
+			if other := Of(text + change); m != "" || other != "" { // without marks they are not compared
+				require.NotEqual(t, m, other, change)
+			}
 		}
 	})
 }
