@@ -149,8 +149,8 @@ func TestWaitAllocatesNoLargerStack(t *testing.T) {
 	for name, leave := range map[string]bool{"served": false, "canceled": true} {
 		t.Run(name, func(t *testing.T) {
 			least := int64(math.MaxInt64)
-			for range 5 { // on a busy machine some goroutines need more, to be preempted
-				if least = min(least, stackOfAWait(t, leave)); least < 3<<10 {
+			for range 5 { // on a busy machine some goroutines need 4 KiB, to be preempted
+				if least = min(least, stackOfAWait(t, leave)); least < 3500 {
 					return
 				}
 			}
