@@ -93,7 +93,7 @@ func TestNewNamesTheFieldItsValueAndWhatIsAllowed(t *testing.T) {
 	assert.GreaterOrEqual(t, fields, 18, "the walk finds the fields")
 }
 
-// A field that has the largest value means that there is no limit. No sum with it may overflow.
+// The largest value of a field means no limit. A sum with it must not overflow.
 func TestLargestValuesLimitNothing(t *testing.T) {
 	try := func(t *testing.T, cfg aiguard.Config, call aiguard.Call) {
 		if _, err := aiguard.New(cfg); err != nil {

@@ -117,7 +117,7 @@ func (h *history) tell(ctx context.Context, err error) {
 	}
 }
 
-// logEnd logs the failure of the call.
+// logEnd logs the failure of the call. Like send, it is not part of tell, to keep the frame of tell small.
 //
 //go:noinline
 func (h *history) logEnd(ctx context.Context, t EventType, e *Error) {
@@ -181,6 +181,8 @@ func (h *history) tellTurn(ctx context.Context, err error) {
 	}
 }
 
+// reportTurn is the rest of tellTurn. Most calls have no change to report, and its frame is large.
+//
 //go:noinline
 func (h *history) reportTurn(ctx context.Context, err error) {
 	t := h.turned

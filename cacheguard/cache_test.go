@@ -615,7 +615,7 @@ func liveHeap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// A field that has the largest value means that there is no limit. No sum with it may overflow.
+// The largest value of a field means no limit. A sum with it must not overflow.
 func TestLargestValuesLimitNothing(t *testing.T) {
 	for name, cfg := range map[string]cacheguard.Config{
 		"TTL": {TTL: math.MaxInt64}, "MaxBytes": {MaxBytes: math.MaxInt64}, "MaxRequestBytes": {MaxRequestBytes: math.MaxInt64},

@@ -45,8 +45,8 @@ type Config struct {
 //
 // Progress, results, error codes and messages are those of task.Runner. These are the differences:
 //
-//   - There is no Start, because a function cannot be sent to another process. The context of an operation's function
-//     does not have the values of the context given to Submit.
+//   - There is no method Start, because a function cannot be sent to another process. The function of an operation does
+//     not get the context given to Submit, nor its values.
 //   - An operation that is rate limited, overloaded or over a budget whose window ends is snoozed and runs again, for
 //     Patience after its start. All that time it is Running.
 //   - An operation that fails for a temporary reason runs again up to MaxAttempts times, with River's backoff.

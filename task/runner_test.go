@@ -347,7 +347,7 @@ func TestOperationsBeyondCapacityWaitAndThenAreRejected(t *testing.T) {
 	})
 }
 
-// A field that has the largest value means that there is no limit. No sum with it may overflow.
+// The largest value of a field means no limit. A sum with it must not overflow.
 func TestLargestValuesLimitNothing(t *testing.T) {
 	for name, cfg := range map[string]task.Config{
 		"MaxRunning": {MaxRunning: math.MaxInt}, "MaxPending": {MaxPending: math.MaxInt}, "Grace": {Grace: math.MaxInt64}, "Lease": {Lease: math.MaxInt64},

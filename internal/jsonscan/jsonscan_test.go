@@ -265,7 +265,8 @@ func TestCursorReadsDeepInOnePass(t *testing.T) {
 	require.Nil(t, c.Value(), "there is no other")
 }
 
-// trace returns all that a Cursor tells of its value. choices decides which values are skipped, read whole or entered.
+// trace reads the value at a Cursor and returns what the Cursor reported. choices decides for each value in it whether
+// trace skips it, reads it whole, or goes on inside it.
 func trace(c *Cursor, choices *[]byte) (out []string) {
 	choice := byte(2)
 	if rest := *choices; len(rest) > 0 {
