@@ -398,7 +398,7 @@ func contraction(w string) (stem, more string) {
 	if w == "cannot" {
 		return "can", "not"
 	}
-	if stem, ok := strings.CutSuffix(w, "n't"); ok {
+	if stem, ok := strings.CutSuffix(w, "n't"); ok && stem != "" {
 		switch stem {
 		case "wo":
 			stem = "will"
@@ -433,7 +433,7 @@ func (t *tokenizer) wordToken(text, w string) token {
 	switch {
 	case mark == "" && before.kind == number && len(text) <= 3: // a unit: mW is not MW
 		return token{text: text, name: true}
-	case !capital && len(text) <= 3 && text[size:] != w[size:]: // the same
+	case !capital && len(text) <= 3 && text[size:] != strings.ToLower(text[size:]): // the same
 		return token{text: text, name: true}
 	case w == "i" && capital && before.name: // World War I
 		return token{text: "^i", name: true}

@@ -17,6 +17,8 @@ func TestWordingThatChangesNoMeaningHasNoMark(t *testing.T) {
 		{"What is photosynthesis?", "what's photosynthesis", "Explain photosynthesis.", "Could you please explain photosynthesis?", "Photosynthesis"},
 		{"Why is the sky blue?", "What is the reason the sky is blue?", "How come the sky is blue?"},
 		{"I can't log in.", "I cannot sign in", "i can’t log in"},
+		{"What if I'm late?", "what if i'm late"},
+		{"What is n't?", "what is N't"},
 		{"How far is 1,000 km?", "How far is 1000 kilometers?", "how far is 1000km", "How far is １０００ km?", "How far is ١٠٠٠ km?"},
 		{"What do 3 dogs eat?", "What do three dogs eat?"},
 		{"What are the benefits?", "What is the benefit?", "What's the advantage?"},
@@ -158,7 +160,7 @@ func TestMarkingIsLinear(t *testing.T) {
 }
 
 func FuzzOf(f *testing.F) {
-	for _, seed := range []string{"How do I reset my password?", "I can't pay $1,000.50", "C++ -5 ١٢٣ \"a\" e-mail 東京", "how do how do i", "\xff’s-'", ""} {
+	for _, seed := range []string{"How do I reset my password?", "I can't pay $1,000.50", "C++ -5 ١٢٣ \"a\" e-mail 東京", "how do how do i", "\xff’s-'", "Can n't", ""} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
