@@ -86,31 +86,47 @@ type history struct {
 	mayBill                   bool // one of the attempts may be billed
 }
 
-// tell counts the end of the call, calls OnEvent, which may panic, and writes the log.
+// tell counts the end of the call and announces it.
 func (h *history) tell(ctx context.Context, err error) {
+	h.count(ctx, err)
+	h.announce(ctx, err)
+}
+
+// endOf returns the Event that ends the call, and err if it is the call's own.
+func (h *history) endOf(ctx context.Context, err error) (EventType, *Error) {
 	e := ownError(ctx, err)
-	t := EventDone
 	if e != nil && h.attempts == 0 {
-		t = EventRefused
+		return EventRefused, e
 	}
-	if !h.nested {
-		switch {
-		case err == nil:
-			h.succeeded.Add(1)
-		case e == nil && (ctx.Err() != nil || err == errLeft): // canceled by the caller
-		case t == EventRefused:
-			h.refused.Add(1)
-			h.recent.record(h, e)
-		default:
-			h.failed.Add(1)
-			h.recent.record(h, e)
-			if e != nil && e.Kind == ErrTimeout {
-				h.timeouts.Add(1)
-			}
+	return EventDone, e
+}
+
+// count counts the end of the call in Stats and keeps its failure for Inspect.
+func (h *history) count(ctx context.Context, err error) {
+	if h.nested { // the enclosing Do counts
+		return
+	}
+	switch t, e := h.endOf(ctx, err); {
+	case err == nil:
+		h.succeeded.Add(1)
+	case e == nil && (ctx.Err() != nil || err == errLeft): // canceled by the caller
+	case t == EventRefused:
+		h.refused.Add(1)
+		h.recent.record(h, e)
+	default:
+		h.failed.Add(1)
+		h.recent.record(h, e)
+		if e != nil && e.Kind == ErrTimeout {
+			h.timeouts.Add(1)
 		}
 	}
+}
+
+// announce calls OnEvent, which may panic, and writes the log.
+func (h *history) announce(ctx context.Context, err error) {
 	h.attemptDone(ctx, err)
 	h.tellTurn(ctx, err)
+	t, e := h.endOf(ctx, err)
 	h.emit(ctx, t, err)
 	if e != nil && !h.nested { // the enclosing Do logs
 		h.logEnd(ctx, t, e)

@@ -305,6 +305,27 @@ func TestAbandonedStreamIsEndedByStreamTimeout(t *testing.T) {
 	})
 }
 
+func TestReaderOfAnEndedStreamFindsItCountedWhileOnEventRuns(t *testing.T) {
+	var over chan struct{}
+	slow := func(_ context.Context, e aiguard.Event) {
+		if e.Type == aiguard.EventAbandoned {
+			<-over
+		}
+	}
+	inVirtualTime(t, aiguard.Config{OnEvent: slow}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		over = make(chan struct{})
+		srv.SetDefault(aiguardtest.HangAfter(aiguardtest.Events(hello)))
+		s, err := c.CreateChatCompletionStream(t.Context(), chatRequest)
+		require.NoError(t, err)
+		time.Sleep(11 * time.Minute)
+		_, _ = s.Recv() // what had come
+		_, err = s.Recv()
+		require.Equal(t, aiguard.ErrTimeout, aiguard.KindOf(err))
+		require.EqualValues(t, 1, c.Guard().Stats().Failed)
+		close(over)
+	})
+}
+
 func TestResponsesStream(t *testing.T) {
 	created := `{"type":"response.created","response":{"id":"r","status":"in_progress"}}`
 	delta := `{"type":"response.output_text.delta","delta":"Hello"}`

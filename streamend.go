@@ -110,11 +110,12 @@ func (s *stream) finish(err error) error {
 	return s.final
 }
 
-// settleCall releases what the call holds, and fills the facts into its error. It closes ended before the other callbacks,
-// which may call Close, and even if the Budget panics, because the caller's deferred Close waits for it.
+// settleCall releases what the call holds, fills the facts into its error and counts its end. It closes ended before the
+// other callbacks, which may call Close, and even if the Budget panics, because the caller's deferred Close waits for it.
 func (s *stream) settleCall(ctx context.Context, err error) {
 	defer close(s.ended)
 	s.x.call.settle(ctx, err)
+	s.x.call.count(ctx, err)
 }
 
 // conclude ends the call once. It reports false if another goroutine does. abandoned is for the log.
@@ -141,7 +142,7 @@ func (s *stream) conclude(err error, abandoned bool) bool {
 	if abandoned {
 		c.report(ctx, EventAbandoned, err.(*Error), 0)
 	}
-	c.tell(ctx, err)
+	c.announce(ctx, err)
 	c.leap(ctx, c.wire)
 	return true
 }
