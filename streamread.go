@@ -32,7 +32,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	}
 	for {
 		if s.err != nil {
-			s.err = s.finish(s.err)
+			s.err = s.finishUnlocked(s.err)
 		}
 		more := copy(p[n:], s.out)
 		n, s.out = n+more, s.out[more:]
@@ -66,10 +66,17 @@ func (s *stream) readBytes(p []byte) (int, error) {
 	n, err := s.source.Read(p)
 	s.source.arrived()
 	if err != nil {
-		s.err = s.finish(s.ending(err))
+		s.err = s.finishUnlocked(s.ending(err))
 		return n, s.err
 	}
 	return n, nil
+}
+
+// finishUnlocked is finish without the lock of Read, because callbacks may read.
+func (s *stream) finishUnlocked(err error) error {
+	s.using.Unlock()
+	defer s.using.Lock()
+	return s.finish(err)
 }
 
 // maxBehind limits the kept events without content. Beyond it, repeated ones are dropped.

@@ -743,7 +743,7 @@ var mutations = []mutation{
 	{name: "store that fails now and then floods the log", in: "budget", run: "^TestStoreThatFailsNowAndThenIsLoggedOnceASecond$",
 		file: "budget/budget.go", old: "now.Sub(b.logged) < logInterval", new: "false"},
 	{name: "panic in a budget blocks Close of the stream", run: "^TestPanicAtTheEndOfAStreamLetsItsCallerCloseIt$",
-		file: "streamend.go", old: "\tdefer close(s.ended)\n\ts.x.call.settle(ctx, err)", new: "\ts.x.call.settle(ctx, err)\n\tclose(s.ended)"},
+		file: "streamend.go", old: "\tclose(s.ended)\n", new: "\tdefer close(s.ended)\n"},
 	{name: "absurd usage believed", run: "^TestAbsurdUsageIsBounded$",
 		file: "answer.go", old: "return min(max(n, 0), most)", new: "return n"},
 	{name: "instants overflow", run: "^TestLargestValuesLimitNothing$",
