@@ -87,4 +87,3 @@ func (f logFunc) Handle(context.Context, slog.Record) error {
 
 func (f logFunc) WithAttrs([]slog.Attr) slog.Handler { return f }
 func (f logFunc) WithGroup(string) slog.Handler      { return f }
-
