@@ -838,6 +838,8 @@ var mutations = []mutation{
 		file: "redisguard/limiter.lua", old: "if since >= 9 then", new: "if false then"},
 	{name: "lost message loses a slot", in: "redisguard", run: "^TestGrantReachesAWaiterWhoseMessageWasLost$",
 		file: "redisguard/sync.go", old: "for _, id := range got.granted {", new: "for _, id := range got.granted[:0] {"},
+	{name: "slot granted to a caller that has left", in: "redisguard", run: "^TestCanceledCallerDoesNotWaitForRedis$",
+		file: "redisguard/limiter.go", old: "if w.asking = false; w.left {", new: "if w.asking = false; false {"},
 	{name: "process without Redis takes the whole limit", in: "redisguard", run: "^TestCallsWithoutRedis$",
 		file: "redisguard/local.go", old: "max(l.cfg.Limit/l.members, 1)", new: "l.cfg.Limit"},
 	{name: "calls that Redis admitted are no part of the share", in: "redisguard", run: "^TestCallsWithoutRedis$",
