@@ -394,7 +394,7 @@ var mutations = []mutation{
 	{name: "Retry.Patience ignored",
 		file: "timing.go", old: "if t.planB && t.cfg.Retry.Patience != Off {", new: "if false {"},
 	{name: "last alternative gets too little time", run: "^TestOnlyAnAlternativeWithAnotherBehindItHurries$",
-		file: "fallback.go", old: "if planB := others > 0; planB", new: "if planB := true; planB"},
+		file: "fallback.go", old: "if planB := s.planB || others > 0; planB", new: "if planB := true; planB"},
 	{name: "first alternative takes all the time", run: "^TestSilentProviderLeavesTheOthersTheirShareOfTheCallersTime$",
 		file: "fallback.go", old: "own := left - min(shareOfOthers, left/time.Duration(others+1))*time.Duration(others)", new: "own := left"},
 	{name: "Fallback goes on after Final", run: "^TestRelayThatHasSentTextIsNotRepeated$",
