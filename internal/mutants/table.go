@@ -489,7 +489,7 @@ var mutations = []mutation{
 	{name: "an error in Ollama's stream kept from its client", run: "^TestEndsOfKnownStreams$",
 		file: "streamread.go", old: "if s.x.endpoint.Deaf() && ", new: "if false && "},
 	{name: "failure of the guard kept from Ollama's client", run: "^TestEndsOfKnownStreams$",
-		file: "streamread.go", old: "if !failed || s.told ||", new: "if true || s.told ||"},
+		file: "streamread.go", old: "if !failed || s.told ||", new: "if !failed || failed ||"},
 	{name: "blanks before JSON lines taken for an event stream", run: "^TestFaultsOfEveryAPI$/ollama_chat/stream/huge-comments",
 		file: "stream.go", old: "case first == 0 && s.x.endpoint.Framing() == dialect.JSON", new: "case false && s.x.endpoint.Framing() == dialect.JSON"},
 	{name: "pings taken for progress", run: "^TestOnlyProgressKeepsAStreamAlive$",
