@@ -92,7 +92,7 @@ func TestProcessesStayWithinTheSharedLimit(t *testing.T) {
 		{name: "kill -9 of a process", most: limit, lost: true, disturb: func(t *testing.T, f *fleet) {
 			c := f.redis.client(t)
 			members := func() int { n, _ := c.HGet(t.Context(), "aiguard:{test}:held", "c").Int(); return n }
-			require.Equal(t, processes, members())
+			eventually(t, func() bool { return members() == processes }, "all processes have begun")
 			require.NoError(t, f.children[0].cmd.Process.Kill())
 			killed := time.Now()
 			eventually(t, func() bool { return members() == processes-1 }, "its lease ends")
