@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -26,14 +27,15 @@ const (
 // fleet is a provider and processes that share a limit.
 type fleet struct {
 	redis    *server
+	client   *redis.Client
 	provider *aiguardtest.Server
 	proxy    *proxy // between the first process and Redis
 	children []*process
-	began    time.Time
 }
 
 func startFleet(t *testing.T, cfg redisguard.Config) *fleet {
-	f := &fleet{redis: startRedis(t), provider: aiguardtest.NewServer(t), began: time.Now()}
+	f := &fleet{redis: startRedis(t), provider: aiguardtest.NewServer(t)}
+	f.client = f.redis.client(t)
 	f.provider.SetDefault(aiguardtest.After(answerIn, aiguardtest.Text("Hello!")))
 	f.proxy = newProxy(t, f.redis.addr)
 	for i := range processes {
@@ -44,8 +46,14 @@ func startFleet(t *testing.T, cfg redisguard.Config) *fleet {
 		f.children = append(f.children, startChild(t, order{Redis: addr, Provider: f.provider.URL, Calls: callsEach, Callers: 12,
 			Config: cfg}))
 	}
-	eventually(t, func() bool { return f.provider.Count() > 40 }, "the processes work")
+	eventually(t, func() bool { return f.provider.Count() > 40 && f.members(t) == len(f.children) }, "all processes work")
 	return f
+}
+
+// members returns the number of processes that Redis knows.
+func (f *fleet) members(t *testing.T) int {
+	n, _ := f.client.HGet(t.Context(), "aiguard:{test}:held", "c").Int()
+	return n
 }
 
 // observe measures how long more than the limit is in flight at the provider, until stop is called.
@@ -90,12 +98,9 @@ func TestProcessesStayWithinTheSharedLimit(t *testing.T) {
 			}
 		}},
 		{name: "kill -9 of a process", most: limit, lost: true, disturb: func(t *testing.T, f *fleet) {
-			c := f.redis.client(t)
-			members := func() int { n, _ := c.HGet(t.Context(), "aiguard:{test}:held", "c").Int(); return n }
-			eventually(t, func() bool { return members() == processes }, "all processes have begun")
 			require.NoError(t, f.children[0].cmd.Process.Kill())
 			killed := time.Now()
-			eventually(t, func() bool { return members() == processes-1 }, "its lease ends")
+			eventually(t, func() bool { return f.members(t) == processes-1 }, "its lease ends")
 			took := time.Since(killed)
 			t.Logf("the slots of the dead process came back after %v, with a lease of %v", took, lease)
 			assert.Less(t, took, lease+time.Second)
