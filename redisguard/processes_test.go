@@ -20,7 +20,7 @@ const (
 	limit     = 8
 	processes = 4
 	callsEach = 200
-	lease     = 3 * time.Second
+	lease     = 6 * time.Second
 	answerIn  = 50 * time.Millisecond
 )
 
@@ -106,8 +106,8 @@ func TestProcessesStayWithinTheSharedLimit(t *testing.T) {
 			assert.Less(t, took, lease+time.Second)
 		}},
 		{name: "CLIENT PAUSE", most: 2*limit - share, alone: processes, disturb: func(t *testing.T, f *fleet) {
-			require.NoError(t, f.redis.client(t).Do(t.Context(), "CLIENT", "PAUSE", 2500).Err())
-			time.Sleep(2500 * time.Millisecond)
+			require.NoError(t, f.redis.client(t).Do(t.Context(), "CLIENT", "PAUSE", 3000).Err())
+			time.Sleep(3 * time.Second)
 		}},
 		{name: "restart with data loss", most: 2*limit - share, alone: processes, disturb: func(t *testing.T, f *fleet) {
 			f.redis.restart(t)
@@ -129,7 +129,7 @@ func TestProcessesStayWithinTheSharedLimit(t *testing.T) {
 				t.Skip("takes a minute together")
 			}
 			t.Parallel()
-			cfg := redisguard.Config{Key: "test", Limit: limit, Lease: lease}
+			cfg := redisguard.Config{Key: "test", Limit: limit, Lease: lease, Timeout: lease / 3}
 			if d.alone == 0 && !d.lost {
 				cfg.Lease, cfg.Timeout = redisguard.DefaultLease, redisguard.DefaultLease/3 // the machine may be slow
 			}
