@@ -388,7 +388,7 @@ func (p promise) keeps(t *testing.T, srv *aiguardtest.Server, g *aiguard.Guard, 
 		most += time.Duration(attempts-1) * (max(p.retryAfter, p.upTo)*5/4 - p.retryAfter) // jitter
 	}
 	if p.large || least == 0 {
-		most += slack // to encode a large request before the clock starts, or to send a large answer
+		most += 4 * slack // to encode a large request before the clock starts, or to send a large answer
 	}
 	a, err := bounded(t, least, most, call)
 	require.Zero(t, g.Stats().InFlight, "the slot is free when the call is over")
@@ -678,7 +678,7 @@ func guardedServer(t *testing.T, fault aiguardtest.Fault, proto string, cfg aigu
 	t.Helper()
 	for _, d := range []*time.Duration{&cfg.CallTimeout, &cfg.StreamIdleTimeout, &cfg.StreamTimeout} {
 		if *d == 0 {
-			*d = patience
+			*d = 3 * patience // a large answer takes a while on a busy machine
 		}
 	}
 	if cfg.Retry.BaseDelay == 0 { // not to wait
