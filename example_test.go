@@ -161,7 +161,7 @@ func ExampleGuard_RunTask() {
 	defer fake.Close()
 	fake.Enqueue(aiguardtest.Text("a summary"), aiguardtest.Hang())
 
-	client, err := aiguard.NewClient(fakeConfig(fake), aiguard.Config{TaskTimeout: 500 * time.Millisecond})
+	client, err := aiguard.NewClient(fakeConfig(fake), aiguard.Config{TaskTimeout: 2 * time.Second})
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -186,7 +186,7 @@ func ExampleGuard_RunTask() {
 
 	// Output:
 	// one: a summary
-	// timeout task 500ms
+	// timeout task 2s
 	// This took longer than expected and was stopped. Please try again, or try with a smaller request.
 }
 

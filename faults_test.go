@@ -388,7 +388,7 @@ func (p promise) keeps(t *testing.T, srv *aiguardtest.Server, g *aiguard.Guard, 
 		most += time.Duration(attempts-1) * (max(p.retryAfter, p.upTo)*5/4 - p.retryAfter) // jitter
 	}
 	if p.large || least == 0 {
-		most += slack // to encode a large request before the clock starts, or to send a large answer
+		most += 4 * slack // to encode a large request before the clock starts, or to send a large answer
 	}
 	a, err := bounded(t, least, most, call)
 	require.Zero(t, g.Stats().InFlight, "the slot is free when the call is over")
@@ -678,7 +678,7 @@ func guardedServer(t *testing.T, fault aiguardtest.Fault, proto string, cfg aigu
 	t.Helper()
 	for _, d := range []*time.Duration{&cfg.CallTimeout, &cfg.StreamIdleTimeout, &cfg.StreamTimeout} {
 		if *d == 0 {
-			*d = patience
+			*d = 3 * patience // a large answer takes a while on a busy machine
 		}
 	}
 	if cfg.Retry.BaseDelay == 0 { // not to wait
@@ -1121,7 +1121,7 @@ func TestNameThatDoesNotResolveIsUnavailable(t *testing.T) {
 		return nil, errors.New("no name server")
 	}}
 	base := &http.Transport{DialContext: (&net.Dialer{Resolver: dead}).DialContext}
-	c := clientOf(t, quick, "http://provider.invalid/v1", &http.Client{Transport: base})
+	c := clientOf(t, persistent, "http://provider.invalid/v1", &http.Client{Transport: base})
 	for name, call := range map[string]request{
 		"inference": plain(c.CreateChatCompletion, false),
 		"what creates something": func(ctx context.Context) (answer, error) {
@@ -1250,7 +1250,7 @@ func TestTraceOfAnAttemptIsItsOwn(t *testing.T) {
 		first.GotFirstResponseByte()
 		return nil, lost
 	})
-	_, err := chat(t.Context(), clientOf(t, quick, "http://provider.invalid/v1", &http.Client{Transport: base}))
+	_, err := chat(t.Context(), clientOf(t, persistent, "http://provider.invalid/v1", &http.Client{Transport: base}))
 	require.ErrorIs(t, err, lost)
 	require.Equal(t, 3, facts(t, err, aiguard.ErrUnavailable).Attempts)
 }
@@ -1268,7 +1268,7 @@ func TestTraceOfTheCallerIsCalledInEachAttempt(t *testing.T) {
 		trace.GotFirstResponseByte()
 		return nil, io.ErrUnexpectedEOF
 	})
-	_, err := chat(ctx, clientOf(t, quick, "http://provider.invalid/v1", &http.Client{Transport: base}))
+	_, err := chat(ctx, clientOf(t, persistent, "http://provider.invalid/v1", &http.Client{Transport: base}))
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 	require.Equal(t, [2]int{3, 3}, [2]int{conns, replies})
 }
@@ -1282,7 +1282,7 @@ func TestCutAfterEarlyHintsIsUnavailable(t *testing.T) {
 					w.WriteHeader(http.StatusEarlyHints)
 					cut(w, r)
 				})
-				_, err := chat(t.Context(), newClient(t, srv, quick))
+				_, err := chat(t.Context(), newClient(t, srv, persistent))
 				require.Equal(t, 3, facts(t, err, aiguard.ErrUnavailable).Attempts)
 			})
 		})

@@ -50,7 +50,7 @@ const (
 	runaway     = 600_000 // where the child ends itself, and not the machine
 
 	memoryCap   = 1 << 20
-	childTime   = 60 * time.Second
+	childTime   = 4 * time.Minute // on a busy machine
 	exitRunaway = 86
 )
 
@@ -292,7 +292,7 @@ func (row memoryRow) String() string {
 }
 
 func (row memoryRow) order(calls int) memoryOrder {
-	order := memoryOrder{Calls: calls, Stream: row.stream, Slow: row.slow, MaxResponseBytes: memoryCap, CallTimeout: 15 * time.Second}
+	order := memoryOrder{Calls: calls, Stream: row.stream, Slow: row.slow, MaxResponseBytes: memoryCap, CallTimeout: childTime / 2}
 	if row.stream { // it is the length of a line that bounds it
 		order.MaxResponseBytes, order.MaxEventBytes = 0, memoryCap
 	}

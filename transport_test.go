@@ -24,11 +24,11 @@ import (
 	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
-// quick is a Config for tests in real time.
-var quick = aiguard.Config{
-	CallTimeout: 300 * time.Millisecond,
-	Retry:       aiguard.Retry{BaseDelay: time.Millisecond, Budget: aiguard.Off},
-}
+// persistent is a Config for tests in real time. Its retries do not wait.
+var persistent = aiguard.Config{Retry: aiguard.Retry{BaseDelay: time.Millisecond, Budget: aiguard.Off}}
+
+// quick is persistent with a short timeout, for what never answers: on a busy machine an answer may take longer.
+var quick = aiguard.Config{CallTimeout: 300 * time.Millisecond, Retry: persistent.Retry}
 
 func clientOf(t *testing.T, cfg aiguard.Config, baseURL string, doer openai.HTTPDoer) *aiguard.Client {
 	t.Helper()
@@ -71,7 +71,7 @@ func TestConnectionsAreReused(t *testing.T) {
 
 func TestConnectionFaults(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, srv *aiguardtest.Server) {
-		c := newClient(t, srv, quick)
+		c := newClient(t, srv, persistent)
 		for _, tc := range []struct {
 			name  string
 			reply aiguardtest.Reply
@@ -92,7 +92,7 @@ func TestConnectionFaults(t *testing.T) {
 		}
 		srv.SetDefault(aiguardtest.HangAfter(aiguardtest.HeadersThen(0, aiguardtest.JSON(200, `{"choi`))))
 		start := time.Now()
-		_, err := chat(t.Context(), c)
+		_, err := chat(t.Context(), c.With(aiguard.Call{Timeout: quick.CallTimeout}))
 		e := facts(t, err, aiguard.ErrTimeout)
 		require.Equal(t, "call", e.Phase)
 		require.GreaterOrEqual(t, time.Since(start), quick.CallTimeout)
@@ -190,7 +190,7 @@ func TestHeadersAreCapped(t *testing.T) {
 		for _, limit := range []int64{0, 64 << 10} {
 			base = base.Clone()
 			base.MaxResponseHeaderBytes = limit
-			c := clientOf(t, quick, srv.URL, &http.Client{Transport: base})
+			c := clientOf(t, persistent, srv.URL, &http.Client{Transport: base})
 			srv.Reset()
 			_, err := chat(t.Context(), c)
 			require.Equal(t, 1, facts(t, err, aiguard.ErrInvalidResponse).Attempts)
@@ -200,7 +200,7 @@ func TestHeadersAreCapped(t *testing.T) {
 	})
 	srv := aiguardtest.NewServer(t)
 	srv.SetDefault(aiguardtest.JSON(200, "{}", "X-Long", strings.Repeat("x", 70<<10)))
-	_, err := chat(t.Context(), clientOf(t, quick, srv.URL, nil))
+	_, err := chat(t.Context(), clientOf(t, persistent, srv.URL, nil))
 	require.Equal(t, 1, facts(t, err, aiguard.ErrInvalidResponse).Attempts)
 }
 
@@ -295,7 +295,7 @@ func TestNotHTTPIsAnInvalidResponse(t *testing.T) {
 		_, _ = http.ReadRequest(bufio.NewReader(conn))
 		_, _ = io.WriteString(conn, "SSH-2.0-my secret prompt\r\n\r\n")
 	})
-	_, err := chat(t.Context(), clientOf(t, quick, url, nil))
+	_, err := chat(t.Context(), clientOf(t, persistent, url, nil))
 	facts(t, err, aiguard.ErrInvalidResponse)
 	require.NotContains(t, err.Error(), "secret")
 }
@@ -311,7 +311,7 @@ func TestAnswerCutInItsHeadersIsAConnectionLost(t *testing.T) {
 			_, _ = io.WriteString(conn, sent)
 			conn.Close()
 		})
-		_, err := chat(t.Context(), clientOf(t, quick, srv.URL, nil))
+		_, err := chat(t.Context(), clientOf(t, persistent, srv.URL, nil))
 		require.Equal(t, 3, facts(t, err, aiguard.ErrUnavailable).Attempts, "%q", sent)
 	}
 }
@@ -350,7 +350,7 @@ func TestUsersHTTPClientIsRespected(t *testing.T) {
 		http.SetCookie(w, &http.Cookie{Name: "session", Value: "1"})
 		aiguardtest.Text("Hello!")(w, r)
 	})
-	hc := &http.Client{Transport: base, Jar: jar, Timeout: 200 * time.Millisecond}
+	hc := &http.Client{Transport: base, Jar: jar}
 	c := clientOf(t, aiguard.Config{}, srv.URL, hc)
 	for range 2 {
 		_, err = chat(t.Context(), c)
@@ -360,6 +360,7 @@ func TestUsersHTTPClientIsRespected(t *testing.T) {
 	require.IsType(t, base, hc.Transport, "the caller's client is not touched")
 
 	srv.SetDefault(aiguardtest.Hang())
+	c = clientOf(t, aiguard.Config{}, srv.URL, &http.Client{Transport: base, Timeout: 200 * time.Millisecond})
 	start := time.Now()
 	_, err = chat(t.Context(), c)
 	require.ErrorIs(t, err, context.DeadlineExceeded)

@@ -100,7 +100,7 @@ func open(t *testing.T, address string) *tab {
 	t.Cleanup(closeTab)
 	b := &tab{t: t, host: u.Host}
 	require.NoError(t, chromedp.Listen(ctx, b.listen))
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	t.Cleanup(cancel)
 	b.ctx = ctx
 	b.do(chromedp.Navigate(address))
@@ -157,7 +157,7 @@ func eval[T any](b *tab, format string, args ...any) T {
 // until waits until a JavaScript expression in the page is true.
 func (b *tab) until(format string, args ...any) {
 	b.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !eval[bool](b, format, args...); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); !eval[bool](b, format, args...); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			require.Fail(b.t, "not seen", "want %s; the page says:\n%s", fmt.Sprintf(format, args...), b.text("body"))
 		}

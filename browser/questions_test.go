@@ -47,12 +47,13 @@ func serve(t *testing.T, flags ...string) (address string) {
 	return address
 }
 
-// questions opens the page on a service with one slot and one place in the queue.
-func questions(t *testing.T) *tab {
+// questions opens the page on a service with one slot and one place in the queue. A slow answer takes a hundred times
+// the pace.
+func questions(t *testing.T, flags ...string) *tab {
 	t.Helper()
 	t.Parallel()
 	needChromium(t)
-	return open(t, serve(t, "-pace", "20ms", "-call-timeout", "1500ms", "-max-concurrent", "1", "-max-queue", "1")+"/")
+	return open(t, serve(t, append([]string{"-pace", "60ms", "-call-timeout", "20s", "-max-concurrent", "1", "-max-queue", "1"}, flags...)...)+"/")
 }
 
 const (
@@ -96,7 +97,7 @@ func TestProgressIsShown(t *testing.T) {
 }
 
 func TestFailuresHaveFriendlyMessages(t *testing.T) {
-	b := questions(t)
+	b := questions(t, "-call-timeout", "3s")
 	for _, failure := range []struct{ fault, message string }{
 		{"timeout", "The AI service took too long to answer. Please try again in a moment."},
 		{"outage", "The AI service is temporarily unavailable. Please try again in a moment."},
@@ -135,7 +136,7 @@ func TestOverloadShowsAMessage(t *testing.T) {
 }
 
 func TestCancelEndsAnOperation(t *testing.T) {
-	b := questions(t)
+	b := questions(t, "-pace", "150ms") // on a busy machine a click may take seconds
 	b.fault("slow")
 	b.click(askQuestions + " button")
 	b.see(newest+" .status", "Running")
@@ -190,7 +191,7 @@ func TestFailedOperationIsRetriedFromItsCard(t *testing.T) {
 }
 
 func TestResultIsInViewOnAPhone(t *testing.T) {
-	b := questions(t)
+	b := questions(t, "-pace", "150ms") // on a busy machine a click may take seconds
 	b.emulate(380, 667, "light")
 	inView := func(selector string) {
 		b.until(`(box => box && box.top >= 0 && box.bottom <= innerHeight)(document.querySelector(%q)?.getBoundingClientRect())`, selector)

@@ -68,38 +68,40 @@ func TestNoCentIsSpentTwice(t *testing.T) {
 		"cost of run":   {run: budget.Run{Cost: 70_000 * fit}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			cfg := budget.Config{Prices: map[string]budget.Price{"gpt-*": {Input: 2.5 * budget.Unit, Output: 10 * budget.Unit}}}
-			if tc.run == (budget.Run{}) {
-				tc.limit.Name, tc.limit.Window = "l", budget.Month
-				cfg.Limits = []budget.Limit{tc.limit}
-			}
-			b := newBudget(t, cfg)
-			ctx := budget.WithRun(t.Context(), tc.run)
-			var sent atomic.Int64
-			settle := make(chan func(aiguard.Usage), callers)
-			var all sync.WaitGroup
-			for range callers {
-				all.Go(func() {
-					s, err := b.Reserve(ctx, gpt, ten)
-					if err != nil {
-						assert.ErrorIs(t, err, aiguard.ErrBudget)
-						return
-					}
-					sent.Add(1)
-					settle <- s
-				})
-			}
-			all.Wait()
-			require.EqualValues(t, fit, sent.Load(), "exactly what fits is sent")
-			(<-settle)(nothing)
-			s, err := b.Reserve(ctx, gpt, ten)
-			require.NoError(t, err, "what was given back fits again")
-			_, err = b.Reserve(ctx, gpt, ten)
-			refused(t, err)
-			s(ten)
-			s(nothing) // the second time nothing happens
-			_, err = b.Reserve(ctx, gpt, ten)
-			refused(t, err)
+			synctest.Test(t, func(t *testing.T) { // no window ends
+				cfg := budget.Config{Prices: map[string]budget.Price{"gpt-*": {Input: 2.5 * budget.Unit, Output: 10 * budget.Unit}}}
+				if tc.run == (budget.Run{}) {
+					tc.limit.Name, tc.limit.Window = "l", budget.Month
+					cfg.Limits = []budget.Limit{tc.limit}
+				}
+				b := newBudget(t, cfg)
+				ctx := budget.WithRun(t.Context(), tc.run)
+				var sent atomic.Int64
+				settle := make(chan func(aiguard.Usage), callers)
+				var all sync.WaitGroup
+				for range callers {
+					all.Go(func() {
+						s, err := b.Reserve(ctx, gpt, ten)
+						if err != nil {
+							assert.ErrorIs(t, err, aiguard.ErrBudget)
+							return
+						}
+						sent.Add(1)
+						settle <- s
+					})
+				}
+				all.Wait()
+				require.EqualValues(t, fit, sent.Load(), "exactly what fits is sent")
+				(<-settle)(nothing)
+				s, err := b.Reserve(ctx, gpt, ten)
+				require.NoError(t, err, "what was given back fits again")
+				_, err = b.Reserve(ctx, gpt, ten)
+				refused(t, err)
+				s(ten)
+				s(nothing) // the second time nothing happens
+				_, err = b.Reserve(ctx, gpt, ten)
+				refused(t, err)
+			})
 		})
 	}
 }
@@ -107,44 +109,46 @@ func TestNoCentIsSpentTwice(t *testing.T) {
 // Calls of random size come and go in any order, at the same time. What has been reserved and settled never exceeds the
 // limit, and what is left in the end is what was settled.
 func TestRandomInterleavingsNeverExceedALimit(t *testing.T) {
-	const most = 5000
-	b := newBudget(t, budget.Config{Limits: []budget.Limit{{Name: "l", Tokens: most, Window: budget.Month}}})
-	ctx := budget.WithRun(t.Context(), budget.Run{Tokens: most})
-	var held, peak atomic.Int64
-	var all sync.WaitGroup
-	for i := range 1000 {
-		all.Go(func() {
-			random := rand.New(rand.NewPCG(uint64(i), 1))
-			for range 5 {
-				n := 1 + random.Int64N(100)
-				settle, err := b.Reserve(ctx, gpt, aiguard.Usage{Input: n})
-				if err != nil {
-					continue
+	synctest.Test(t, func(t *testing.T) { // no window ends
+		const most = 5000
+		b := newBudget(t, budget.Config{Limits: []budget.Limit{{Name: "l", Tokens: most, Window: budget.Month}}})
+		ctx := budget.WithRun(t.Context(), budget.Run{Tokens: most})
+		var held, peak atomic.Int64
+		var all sync.WaitGroup
+		for i := range 1000 {
+			all.Go(func() {
+				random := rand.New(rand.NewPCG(uint64(i), 1))
+				for range 5 {
+					n := 1 + random.Int64N(100)
+					settle, err := b.Reserve(ctx, gpt, aiguard.Usage{Input: n})
+					if err != nil {
+						continue
+					}
+					now := held.Add(n)
+					for p := peak.Load(); now > p && !peak.CompareAndSwap(p, now); p = peak.Load() {
+					}
+					used := random.Int64N(n + 1)
+					held.Add(used - n)
+					if used == 0 {
+						settle(nothing)
+					} else {
+						settle(aiguard.Usage{Input: used})
+					}
 				}
-				now := held.Add(n)
-				for p := peak.Load(); now > p && !peak.CompareAndSwap(p, now); p = peak.Load() {
-				}
-				used := random.Int64N(n + 1)
-				held.Add(used - n)
-				if used == 0 {
-					settle(nothing)
-				} else {
-					settle(aiguard.Usage{Input: used})
-				}
-			}
-		})
-	}
-	all.Wait()
-	require.LessOrEqual(t, peak.Load(), int64(most))
-	spent := budget.Spent(ctx)
-	require.Equal(t, held.Load(), spent.Tokens)
-	require.Zero(t, spent.ReservedTokens)
-	require.Zero(t, spent.ReservedCalls)
-	left := most - spent.Tokens
-	_, err := b.Reserve(t.Context(), gpt, aiguard.Usage{Input: left + 1})
-	refused(t, err)
-	_, err = b.Reserve(t.Context(), gpt, aiguard.Usage{Input: left})
-	require.NoError(t, err)
+			})
+		}
+		all.Wait()
+		require.LessOrEqual(t, peak.Load(), int64(most))
+		spent := budget.Spent(ctx)
+		require.Equal(t, held.Load(), spent.Tokens)
+		require.Zero(t, spent.ReservedTokens)
+		require.Zero(t, spent.ReservedCalls)
+		left := most - spent.Tokens
+		_, err := b.Reserve(t.Context(), gpt, aiguard.Usage{Input: left + 1})
+		refused(t, err)
+		_, err = b.Reserve(t.Context(), gpt, aiguard.Usage{Input: left})
+		require.NoError(t, err)
+	})
 }
 
 // model is a limit of tokens in all and two runs, one inside the other, as simple as can be.
@@ -172,54 +176,56 @@ func (m *model) add(depth int, n, calls int64) {
 }
 
 func TestEverySequenceIsAsTheModelSays(t *testing.T) {
-	for seed := range uint64(300) {
-		random := rand.New(rand.NewPCG(seed, 9))
-		m := model{limits: [3]int64{1000, 500, 300}, most: [3]int64{0, 30, 10}}
-		b := newBudget(t, budget.Config{Limits: []budget.Limit{{Name: "l", Tokens: m.limits[0], Window: budget.Month}}})
-		outer := budget.WithRun(t.Context(), budget.Run{Tokens: m.limits[1], Calls: m.most[1]})
-		inner := budget.WithRun(outer, budget.Run{Tokens: m.limits[2], Calls: m.most[2]})
-		contexts := []context.Context{t.Context(), outer, inner}
-		type open struct {
-			depth  int
-			n      int64
-			settle func(aiguard.Usage)
-		}
-		var all []open
-		for range 100 {
-			if len(all) == 0 || random.IntN(2) == 0 {
-				o := open{depth: random.IntN(3), n: 1 + random.Int64N(120)}
-				settle, err := b.Reserve(contexts[o.depth], gpt, aiguard.Usage{Input: o.n})
-				require.Equal(t, m.reserve(o.depth, o.n), err == nil, "seed %d: %v", seed, err)
-				if err == nil {
-					o.settle = settle
-					all = append(all, o)
-				}
-				continue
+	synctest.Test(t, func(t *testing.T) { // no window ends
+		for seed := range uint64(300) {
+			random := rand.New(rand.NewPCG(seed, 9))
+			m := model{limits: [3]int64{1000, 500, 300}, most: [3]int64{0, 30, 10}}
+			b := newBudget(t, budget.Config{Limits: []budget.Limit{{Name: "l", Tokens: m.limits[0], Window: budget.Month}}})
+			outer := budget.WithRun(t.Context(), budget.Run{Tokens: m.limits[1], Calls: m.most[1]})
+			inner := budget.WithRun(outer, budget.Run{Tokens: m.limits[2], Calls: m.most[2]})
+			contexts := []context.Context{t.Context(), outer, inner}
+			type open struct {
+				depth  int
+				n      int64
+				settle func(aiguard.Usage)
 			}
-			i := random.IntN(len(all))
-			o := all[i]
-			all = append(all[:i], all[i+1:]...)
-			switch random.IntN(3) {
-			case 0:
+			var all []open
+			for range 100 {
+				if len(all) == 0 || random.IntN(2) == 0 {
+					o := open{depth: random.IntN(3), n: 1 + random.Int64N(120)}
+					settle, err := b.Reserve(contexts[o.depth], gpt, aiguard.Usage{Input: o.n})
+					require.Equal(t, m.reserve(o.depth, o.n), err == nil, "seed %d: %v", seed, err)
+					if err == nil {
+						o.settle = settle
+						all = append(all, o)
+					}
+					continue
+				}
+				i := random.IntN(len(all))
+				o := all[i]
+				all = append(all[:i], all[i+1:]...)
+				switch random.IntN(3) {
+				case 0:
+					o.settle(nothing)
+					m.add(o.depth, -o.n, -1)
+				default: // an answer may be larger than was thought
+					used := 1 + random.Int64N(150)
+					o.settle(aiguard.Usage{Output: used})
+					m.add(o.depth, used-o.n, 0)
+				}
+			}
+			for _, o := range all {
 				o.settle(nothing)
 				m.add(o.depth, -o.n, -1)
-			default: // an answer may be larger than was thought
-				used := 1 + random.Int64N(150)
-				o.settle(aiguard.Usage{Output: used})
-				m.add(o.depth, used-o.n, 0)
+			}
+			for depth, ctx := range contexts[1:] {
+				spent := budget.Spent(ctx)
+				require.Equal(t, m.spent[depth+1], spent.Tokens)
+				require.Equal(t, m.calls[depth+1], spent.Calls)
+				require.Zero(t, spent.ReservedTokens)
 			}
 		}
-		for _, o := range all {
-			o.settle(nothing)
-			m.add(o.depth, -o.n, -1)
-		}
-		for depth, ctx := range contexts[1:] {
-			spent := budget.Spent(ctx)
-			require.Equal(t, m.spent[depth+1], spent.Tokens)
-			require.Equal(t, m.calls[depth+1], spent.Calls)
-			require.Zero(t, spent.ReservedTokens)
-		}
-	}
+	})
 }
 
 func TestRefusalSaysWhichLimitAndUntilWhen(t *testing.T) {

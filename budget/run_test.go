@@ -143,24 +143,26 @@ func TestRunTellsTwentyModelsApart(t *testing.T) {
 
 // Users may choose names of models and tenants, which then reach a log.
 func TestControlCharactersReachNoText(t *testing.T) {
-	const hostile = "m\x1b[2J\r\nINFO all is well\x00\u202e\u2028"
-	var reached budget.Reached
-	b := newBudget(t, budget.Config{
-		OnSoft: func(_ context.Context, r budget.Reached) { reached = r },
-		Limits: []budget.Limit{{Name: "model", Cost: budget.Unit, Per: budget.Model, Window: budget.Day, Soft: 0.5}},
-		Prices: map[string]budget.Price{"*": {Input: 700_000 * budget.Unit}},
-	})
-	ctx := budget.WithRun(t.Context(), budget.Run{Name: hostile, Calls: 2})
-	call(t, b, ctx, hostile, aiguard.Usage{Input: 1})
-	require.Equal(t, hostile, reached.Key)
-	require.Regexp(t, `^limit "model": cost 0.7 of 1 spent, until \d{4}-`, reached.String())
-	_, err := b.Reserve(ctx, aiguard.Call{Model: hostile}, aiguard.Usage{Input: 1})
-	e, _ := refused(t, err)
-	for _, v := range []any{budget.Spent(ctx), reached, e, err} {
-		for _, verb := range []string{"%v", "%+v", "%s"} {
-			require.NotRegexp(t, "[\x1b\r\n\x00\u202e\u2028]", fmt.Sprintf(verb, v))
+	synctest.Test(t, func(t *testing.T) { // no window ends
+		const hostile = "m\x1b[2J\r\nINFO all is well\x00\u202e\u2028"
+		var reached budget.Reached
+		b := newBudget(t, budget.Config{
+			OnSoft: func(_ context.Context, r budget.Reached) { reached = r },
+			Limits: []budget.Limit{{Name: "model", Cost: budget.Unit, Per: budget.Model, Window: budget.Day, Soft: 0.5}},
+			Prices: map[string]budget.Price{"*": {Input: 700_000 * budget.Unit}},
+		})
+		ctx := budget.WithRun(t.Context(), budget.Run{Name: hostile, Calls: 2})
+		call(t, b, ctx, hostile, aiguard.Usage{Input: 1})
+		require.Equal(t, hostile, reached.Key)
+		require.Regexp(t, `^limit "model": cost 0.7 of 1 spent, until \d{4}-`, reached.String())
+		_, err := b.Reserve(ctx, aiguard.Call{Model: hostile}, aiguard.Usage{Input: 1})
+		e, _ := refused(t, err)
+		for _, v := range []any{budget.Spent(ctx), reached, e, err} {
+			for _, verb := range []string{"%v", "%+v", "%s"} {
+				require.NotRegexp(t, "[\x1b\r\n\x00\u202e\u2028]", fmt.Sprintf(verb, v))
+			}
 		}
-	}
+	})
 }
 
 func TestMistakesInARunPanic(t *testing.T) {

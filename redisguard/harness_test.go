@@ -181,6 +181,13 @@ func inFlight(ctx context.Context, c *redis.Client, key string) int64 {
 	return n
 }
 
+// subscribed waits until so many processes get messages for a key.
+func subscribed(t testing.TB, c *redis.Client, key string, processes int64) {
+	t.Helper()
+	channel := "aiguard:{" + key + "}:held"
+	eventually(t, func() bool { return c.PubSubNumSub(t.Context(), channel).Val()[channel] == processes }, "the processes listen")
+}
+
 // queued returns the number of calls that wait in Redis for a key.
 func queued(ctx context.Context, c *redis.Client, key string) int64 {
 	return c.ZCard(ctx, "aiguard:{"+key+"}:queue").Val()

@@ -63,12 +63,15 @@ func TestProcessesShareARequestRate(t *testing.T) {
 	assert.GreaterOrEqual(t, took, 1300*time.Millisecond, "15 calls wait for their turn")
 	assert.Less(t, took, 5*time.Second)
 
-	_, err := one.Reserve(within(t, 50*time.Millisecond), aiguard.Call{Model: "m"}, aiguard.Usage{})
+	slow := newPace(t, s.addr, redisguard.PaceConfig{Key: "slow", RequestsPerMinute: 6}) // one each 10 s
+	_, err := slow.Reserve(t.Context(), aiguard.Call{Model: "m"}, aiguard.Usage{})
+	require.NoError(t, err)
+	_, err = slow.Reserve(within(t, 2*time.Second), aiguard.Call{Model: "m"}, aiguard.Usage{})
 	e := aiguard.Explain(err)
 	require.NotNil(t, e, "%v", err)
 	require.ErrorIs(t, err, aiguard.ErrRateLimited)
 	require.Positive(t, e.RetryAfter)
-	_, err = one.Reserve(within(t, time.Second), aiguard.Call{Model: "another"}, aiguard.Usage{})
+	_, err = slow.Reserve(within(t, 2*time.Second), aiguard.Call{Model: "another"}, aiguard.Usage{})
 	require.NoError(t, err, "each model has its own pace")
 }
 
@@ -81,16 +84,16 @@ func TestUnusedTokensComeBack(t *testing.T) {
 	settle, err := one.Reserve(t.Context(), aiguard.Call{Model: "m"}, most)
 	require.NoError(t, err)
 	ctx := within(t, 20*time.Second)
-	_, err = two.Reserve(within(t, 100*time.Millisecond), aiguard.Call{Model: "m"}, most)
+	_, err = two.Reserve(within(t, 2*time.Second), aiguard.Call{Model: "m"}, most)
 	require.ErrorIs(t, err, aiguard.ErrRateLimited)
-	settle(aiguard.Usage{Input: 200, Output: 100})
+	settle(aiguard.Usage{Input: 50})
 	settle(aiguard.Usage{})
 	eventually(t, func() bool {
-		_, err := two.Reserve(within(t, 100*time.Millisecond), aiguard.Call{Model: "m"}, aiguard.Usage{Input: 600})
+		_, err := two.Reserve(within(t, 100*time.Millisecond), aiguard.Call{Model: "m"}, aiguard.Usage{Input: 900})
 		return err == nil
-	}, "700 of the tokens are back")
-	require.Less(t, time.Since(start), 3600*time.Millisecond, "which the rate alone does not allow")
-	_, err = two.Reserve(within(t, 100*time.Millisecond), aiguard.Call{Model: "m"}, aiguard.Usage{Input: 600})
+	}, "950 of the tokens are back")
+	require.Less(t, time.Since(start), 5400*time.Millisecond, "which the rate alone does not allow")
+	_, err = two.Reserve(within(t, 2*time.Second), aiguard.Call{Model: "m"}, aiguard.Usage{Input: 900})
 	require.ErrorIs(t, err, aiguard.ErrRateLimited, "and no more")
 	require.NoError(t, ctx.Err())
 }
@@ -120,7 +123,7 @@ func TestCanceledWaitGivesItsTurnBack(t *testing.T) {
 	_, err = p.Reserve(ctx, aiguard.Call{}, aiguard.Usage{})
 	require.ErrorIs(t, err, context.Canceled)
 	eventually(t, func() bool {
-		_, err := p.Reserve(within(t, 10*time.Millisecond), aiguard.Call{}, aiguard.Usage{})
+		_, err := p.Reserve(within(t, time.Second), aiguard.Call{}, aiguard.Usage{})
 		e := aiguard.Explain(err)
 		return e != nil && e.RetryAfter < 10*time.Second
 	}, "its turn is free again")
@@ -145,7 +148,7 @@ func TestPaceAsksTheBudgetFirst(t *testing.T) {
 	require.NoError(t, err)
 	settle(aiguard.Usage{Input: 3})
 	require.Equal(t, []aiguard.Usage{{Input: 3}}, inner.settled)
-	_, err = p.Reserve(within(t, 10*time.Millisecond), aiguard.Call{}, aiguard.Usage{})
+	_, err = p.Reserve(within(t, 2*time.Second), aiguard.Call{}, aiguard.Usage{})
 	require.ErrorIs(t, err, aiguard.ErrRateLimited)
 	require.Equal(t, aiguard.Usage{}, inner.settled[1], "what is too late costs nothing")
 }

@@ -27,6 +27,7 @@ func TestEachKeyIsOneHashSlotOfACluster(t *testing.T) {
 	t.Cleanup(func() { _ = c.Close() })
 
 	one, two := newLimiter(t, c, redisguard.Config{Limit: 1}), newLimiter(t, c, redisguard.Config{Limit: 1})
+	subscribed(t, node, "test", 2)
 	release := acquire(t, one)
 	got := make(chan func(), 1)
 	go func() {

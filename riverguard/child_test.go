@@ -22,7 +22,7 @@ import (
 )
 
 // The tests run this test binary as another process. The environment holds its order, and the process writes a line
-// for each function that starts.
+// for each function that starts and one for each that ends.
 
 // order tells a child process what to do. It works on the operations "work", which end with their context.
 type order struct {
@@ -49,6 +49,7 @@ func (o order) obey(ctx context.Context) error {
 	task.Register(r, "work", func(ctx context.Context, token string) (any, error) {
 		fmt.Println(token)
 		<-ctx.Done()
+		fmt.Println(token, "ended")
 		return nil, ctx.Err()
 	})
 	fmt.Println("ready")

@@ -60,6 +60,7 @@ func TestOperationsOfACrashedProcessAreMarkedOrTakenOver(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 42, v)
 		require.Equal(t, task.Pending, get(t, b, foreign.ID).Status, "b has no handler")
+		synctest.Wait() // the store has what Stats does not count yet
 		require.EqualValues(t, 2, b.Stats().Interrupted)
 
 		c := newRunner(t, memory, task.Config{})

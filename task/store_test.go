@@ -144,6 +144,7 @@ func TestShutdownCountsLostOperations(t *testing.T) {
 		next := newRunner(t, memory, task.Config{})
 		require.Equal(t, task.KindInterrupted, wait(t, next, op.ID).ErrorCode)
 		require.LessOrEqual(t, time.Since(op.CreatedAt), 2*task.DefaultLease)
+		synctest.Wait() // the store has what Stats does not count yet
 		require.EqualValues(t, 1, next.Stats().Interrupted)
 	})
 }

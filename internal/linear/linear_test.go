@@ -3,6 +3,8 @@ package linear
 import (
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 // verdict notes whether a check has failed.
@@ -40,6 +42,27 @@ func TestQuadraticWorkFails(t *testing.T) {
 			if v.failed != tc.fail {
 				t.Errorf("failed is %v; want %v", v.failed, tc.fail)
 			}
+		})
+	}
+}
+
+func TestSlowWorkFails(t *testing.T) {
+	for name, tc := range map[string]struct {
+		late int // runs that take longer
+		fail bool
+	}{"always in time": {0, false}, "in time at last": {9, false}, "never in time": {10, true}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				v, runs := &verdict{}, 0
+				Within(v, time.Second, func() {
+					if runs++; runs <= tc.late {
+						time.Sleep(time.Second)
+					}
+				})
+				if v.failed != tc.fail {
+					t.Errorf("failed is %v; want %v", v.failed, tc.fail)
+				}
+			})
 		})
 	}
 }

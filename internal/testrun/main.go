@@ -162,7 +162,8 @@ func (r *runner) test(ctx context.Context, dir string, flags ...string) error {
 		}
 	}
 	_ = command(ctx, dir, "go", append(build, "./...")...).Run() // the tests report compile errors
-	cmd := command(ctx, dir, "go", append(append([]string{"test", "-json", "-p=1"}, flags...), "./...")...)
+	// On a busy machine the slowest package comes near go test's default of ten minutes.
+	cmd := command(ctx, dir, "go", append(append([]string{"test", "-json", "-p=1", "-timeout=30m"}, flags...), "./...")...)
 	pipe, err := cmd.StdoutPipe()
 	if err != nil {
 		return err

@@ -20,7 +20,9 @@ type client struct {
 }
 
 func newClient(url string) *client {
-	t := &http.Transport{MaxIdleConnsPerHost: 1000}
+	// A transport may open connections that it then does not use. The service closes them after its ReadHeaderTimeout of
+	// 5 s, and a request that is sent at that moment fails. So the client closes them first.
+	t := &http.Transport{MaxIdleConnsPerHost: 1000, IdleConnTimeout: 2 * time.Second}
 	return &client{url: url, transport: t, http: http.Client{Transport: t, Timeout: 30 * time.Second}}
 }
 

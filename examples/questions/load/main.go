@@ -101,15 +101,23 @@ func run(ctx context.Context, o options, out io.Writer) error {
 	}
 	check(r.improper == nil, "improper response: %v", r.improper)
 	check(len(r.latencies[refused]) > 0, "no request was rejected, so there was no overload")
-	check(r.quantile(refused, 0.99) < limit, "the 99th percentile of refusals took %v; want less than %v", r.quantile(refused, 0.99), limit)
 	check(r.done == len(r.latencies[accepted]), "%d operations were accepted, %d done", len(r.latencies[accepted]), r.done)
-	check(float64(r.done) >= leastOfTheWork*capacity*o.length.Seconds(), "only %d operations were done", r.done)
 	check(float64(last) <= maxGrowth*float64(first), "memory grew from %.1f MB to %.1f MB", mb(first), mb(last))
 	check(s.end() == nil, "the service did not exit cleanly")
-	if broken == nil {
-		fmt.Fprintln(out, "PASS")
+	if broken != nil {
+		return errors.Join(broken...)
 	}
-	return errors.Join(broken...)
+	if p99 := r.quantile(refused, 0.99); p99 >= limit {
+		return slow{fmt.Errorf("the 99th percentile of refusals took %v; want less than %v", p99, limit)}
+	}
+	if float64(r.done) < leastOfTheWork*capacity*o.length.Seconds() {
+		return slow{fmt.Errorf("only %d operations were done", r.done)}
+	}
+	fmt.Fprintln(out, "PASS")
+	return nil
 }
+
+// slow is the failure of a check of the speed. Other programs on the machine may cause it.
+type slow struct{ error }
 
 func mb(bytes int64) float64 { return float64(bytes) / 1e6 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"strings"
 	"testing"
@@ -14,10 +15,17 @@ import (
 func TestMain(m *testing.M) { leaktest.Main(m) }
 
 func TestServiceHandlesTwentyTimesItsCapacity(t *testing.T) {
-	var table strings.Builder
-	err := run(t.Context(), options{length: 3 * time.Second, times: 20}, &table)
-	t.Log("\n" + table.String())
-	require.NoError(t, err)
+	for tries := 5; ; tries-- {
+		var table strings.Builder
+		err := run(t.Context(), options{length: 3 * time.Second, times: 20}, &table)
+		t.Log("\n" + table.String())
+		if tries > 1 && errors.As(err, new(slow)) {
+			t.Log(err)
+			continue
+		}
+		require.NoError(t, err)
+		return
+	}
 }
 
 func TestServiceThatDoesNotStartIsAnError(t *testing.T) {

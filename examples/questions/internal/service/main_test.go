@@ -86,7 +86,7 @@ func request(t *testing.T, method, url, body string) (resp *http.Response, answe
 
 func TestProgramDrainsAndExitsCleanlyOnSIGTERM(t *testing.T) {
 	t.Parallel()
-	p := start(t, nil, "-pace", "50ms", "-drain-delay", "1s", "-shutdown-timeout", "2s", "-call-timeout", "1m")
+	p := start(t, nil, "-pace", "50ms", "-drain-delay", "3s", "-shutdown-timeout", "2s", "-call-timeout", "1m")
 	var watching sync.WaitGroup
 	t.Cleanup(watching.Wait)
 	begun := func(path string) (events chan string) {
@@ -105,7 +105,7 @@ func TestProgramDrainsAndExitsCleanlyOnSIGTERM(t *testing.T) {
 
 	told := time.Now()
 	require.NoError(t, p.Process.Signal(syscall.SIGTERM))
-	for resp.StatusCode == http.StatusOK && time.Since(told) < 800*time.Millisecond {
+	for resp.StatusCode == http.StatusOK && time.Since(told) < 2*time.Second {
 		resp, _ = request(t, "GET", p.url+"/readyz", "")
 	}
 	require.Equal(t, http.StatusServiceUnavailable, resp.StatusCode, "the service reports that it is not ready")
