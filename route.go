@@ -172,10 +172,10 @@ func (rs *routes) evict() {
 
 // peek is like get, but does not make a route, because the call may be rejected.
 func (rs *routes) peek(s *settings) *route {
-	key, ok := s.routeKey()
-	if !ok {
+	if !s.hasRoute() {
 		return &rs.nameless
 	}
+	key, _ := s.routeKey()
 	if r := rs.m[key]; r != nil {
 		return r
 	}
