@@ -30,15 +30,14 @@ func (g *Guard) refuseInCrowd(ctx context.Context, s *settings) error {
 	if callctx.HoldsSlot(ctx) || ctx.Err() != nil || g.ring.closing.Load() {
 		return nil // rejected for another reason
 	}
-	e := l.crowded(s)
+	silently := s.silent() && !g.recent.on.Load()
+	e := l.crowded(s, silently)
 	if e == nil {
 		return nil
 	}
-	if !s.silent() || g.recent.on.Load() {
+	if !silently {
 		return g.refuse(ctx, s, e)
 	}
-	g.calls.Add(1)
-	g.refused.Add(1)
 	e.Op, e.Model = s.Op, s.Model
 	return e
 }

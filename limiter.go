@@ -49,6 +49,7 @@ type limiter struct {
 	perToken float64         // the same per token of usage
 	inFlight [3]int64        // weight, by priority
 	refused  [3]int64        // calls, by priority
+	uncalled int64           // rejected calls for which no call was made: part of Stats.Calls and Stats.Refused
 	timer    *time.Timer
 	due      instant // when timer fires; 0: not set
 	closed   bool
@@ -102,8 +103,8 @@ func (l *limiter) fits(weight int64) *Error {
 }
 
 // crowded returns an error if the call would find the queue full, else nil. It does not make a route or tenant,
-// because rejecting is most of a guard's work under overload.
-func (l *limiter) crowded(s *settings) *Error {
+// because rejecting is most of a guard's work under overload. If no call will be made for it, silently is true.
+func (l *limiter) crowded(s *settings, silently bool) *Error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now, r, t := l.now(), l.routes.peek(s), l.tenants.peek(s.Tenant)
@@ -112,6 +113,9 @@ func (l *limiter) crowded(s *settings) *Error {
 	}
 	if r.state.DownSince() != 0 || !r.full() || l.line.Displaced(&r.line, &t.line, s.Priority.line(), int64(now)) != nil {
 		return nil
+	}
+	if silently {
+		l.uncalled++
 	}
 	l.refused[s.Priority.line()]++
 	t.refused++
@@ -400,7 +404,7 @@ func (l *limiter) stats() Stats {
 	st := Stats{
 		InFlight: l.line.InFlight(), Waiting: l.waiting.Load(), MaxConcurrent: l.capacity, Limit: l.capacity,
 		PausedUntil: l.routes.pausedUntil(l.now()), WaitCount: l.waitCount.Load(), WaitTime: time.Duration(l.waitTime.Load()),
-		Tenants: l.tenants.stats(),
+		Tenants: l.tenants.stats(), Calls: l.uncalled, Refused: l.uncalled,
 	}
 	if limit := l.routes.limit(); limit < float64(l.capacity) {
 		st.Limit = int64(limit)
