@@ -14,8 +14,7 @@ import (
 // refuseIfCrowded rejects a call that would find the queue full, before a call is made. Rejecting is most of a
 // guard's work under overload.
 func (g *Guard) refuseIfCrowded(ctx context.Context, s *settings) error {
-	l := g.limiter
-	if s.cfg.MaxQueue == Off || l.waiting.Load() < int64(s.cfg.MaxQueue) {
+	if !g.limiter.full.Load() {
 		return nil
 	}
 	return g.refuseInCrowd(ctx, s)
@@ -123,8 +122,9 @@ func (c *call) dequeued(ctx context.Context, joined instant, err error) error {
 		now = c.now()
 	}
 	c.queued += time.Duration(now - joined)
-	c.limiter.waitCount.Add(1)
-	c.limiter.waitTime.Add(int64(now - joined))
+	if l := c.limiter; l.custom != nil {
+		l.custom.endWait(time.Duration(now - joined))
+	}
 	if err == nil {
 		c.begun(ctx, now)
 	}

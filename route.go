@@ -301,7 +301,7 @@ func (r *route) linger() bool {
 		return false
 	}
 	r.lingering++
-	l.waiting.Add(1)
+	l.addWaiting(1)
 	return true
 }
 
@@ -310,7 +310,7 @@ func (r *route) endLinger() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r.lingering--
-	l.waiting.Add(-1)
+	l.addWaiting(-1)
 }
 
 // retry takes one retry token from the budgets.
