@@ -14,8 +14,7 @@ import (
 // refuseIfCrowded rejects a call that would find the queue full, before a call is made. Rejecting is most of a
 // guard's work under overload.
 func (g *Guard) refuseIfCrowded(ctx context.Context, s *settings) error {
-	l := g.limiter
-	if s.cfg.MaxQueue == Off || l.waiting.Load() < int64(s.cfg.MaxQueue) {
+	if !g.limiter.full.Load() {
 		return nil
 	}
 	return g.refuseInCrowd(ctx, s)
@@ -30,15 +29,14 @@ func (g *Guard) refuseInCrowd(ctx context.Context, s *settings) error {
 	if callctx.HoldsSlot(ctx) || ctx.Err() != nil || g.ring.closing.Load() {
 		return nil // rejected for another reason
 	}
-	e := l.crowded(s)
+	silently := s.silent() && !g.recent.on.Load()
+	e := l.crowded(s, silently)
 	if e == nil {
 		return nil
 	}
-	if !s.silent() || g.recent.on.Load() {
+	if !silently {
 		return g.refuse(ctx, s, e)
 	}
-	g.calls.Add(1)
-	g.refused.Add(1)
 	e.Op, e.Model = s.Op, s.Model
 	return e
 }
@@ -124,8 +122,9 @@ func (c *call) dequeued(ctx context.Context, joined instant, err error) error {
 		now = c.now()
 	}
 	c.queued += time.Duration(now - joined)
-	c.limiter.waitCount.Add(1)
-	c.limiter.waitTime.Add(int64(now - joined))
+	if l := c.limiter; l.custom != nil {
+		l.custom.endWait(time.Duration(now - joined))
+	}
 	if err == nil {
 		c.begun(ctx, now)
 	}

@@ -195,6 +195,27 @@ func TestNeverMoreInFlightThanCapacity(t *testing.T) {
 	})
 }
 
+func TestEveryWaitIsCountedHoweverItEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuard(t, aiguard.Config{MaxConcurrent: 1, QueueTimeout: 10 * time.Second})
+		work := func(ctx context.Context) error { return sleep(ctx, 20*time.Second) }
+		var wg sync.WaitGroup
+		wg.Go(func() { require.NoError(t, do(t.Context(), g, work)) })
+		synctest.Wait()
+		leaving, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		wg.Go(func() { require.ErrorIs(t, do(leaving, g, work), context.DeadlineExceeded) })
+		wg.Go(func() { facts(t, do(t.Context(), g, work), aiguard.ErrOverloaded) })
+		synctest.Wait()
+		require.EqualValues(t, 2, g.Stats().Waiting)
+		wg.Wait()
+		st := g.Stats()
+		require.Zero(t, st.Waiting)
+		require.EqualValues(t, 2, st.WaitCount)
+		require.Equal(t, (3+10)*time.Second, st.WaitTime)
+	})
+}
+
 func TestQueueIsFirstInFirstOutAndLargeOnesAreNotOvertaken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(t, aiguard.Config{MaxConcurrent: 4})

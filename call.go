@@ -279,8 +279,8 @@ func (c *call) letGo() {
 	}
 	defer c.ring.remove(c)
 	if c.waits {
-		c.waits = false
 		c.place.abandon()
+		c.waits = false
 	}
 	c.free()
 }

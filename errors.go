@@ -61,18 +61,19 @@ type Error struct {
 	// or canceled. A status of 400 and above is a refusal, except for a gateway that has stopped waiting (504, 524).
 	MayBeBilled bool
 
+	retry    verdict // these five fill a gap: a smaller Error makes a rejection cheaper
+	judged   bool    // the route has counted this failure
+	told     bool    // its pause, by a call inside the Do
+	expected bool    // phase queue: rejected without waiting for Limit
+	outrun   bool    // phase queue: newer calls were served first
+
 	Queued, Backoff, InFlight time.Duration // where the time went
 
 	Err error // the cause: *openai.APIError, *openai.RequestError, a net or context error…
 
-	refusal  *refusal // the provider's response, if the provider rejected the call
-	route    *route   // the route that is paused or rate limited: phases pause and pace
-	setting  string   // the setting that allows more
-	retry    verdict
-	judged   bool // the route has counted this failure
-	told     bool // its pause, by a call inside the Do
-	expected bool // phase queue: rejected without waiting for Limit
-	outrun   bool // phase queue: newer calls were served first
+	refusal *refusal // the provider's response, if the provider rejected the call
+	route   *route   // the route that is paused or rate limited: phases pause and pace
+	setting string   // the setting that allows more
 }
 
 // verdict says whether a failure may be retried, where its Kind alone does not decide.

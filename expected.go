@@ -27,14 +27,16 @@ func (r *route) expected(weight int64, now instant, t *tenant, p Priority) (wait
 	if limit := l.line.Capacity; limit > 0 && l.held > 0 {
 		seconds, known = l.held*float64(before+weight)/float64(limit), true
 	}
-	if limit, held := r.state.Limit(), r.state.Held(); held > 0 && !math.IsInf(limit, 1) && r.line.Room() < weight {
+	if limit, held := r.state.Limit(), r.state.Held(); r.line.Room() < weight && held > 0 && !math.IsInf(limit, 1) {
 		seconds, known = max(seconds, held*float64(atRoute+weight)/max(limit, 1)), true
 	}
 	if until := r.state.PausedUntil(provider.Instant(now)); until != 0 {
 		seconds, known = max(seconds, time.Duration(until-provider.Instant(now)).Seconds()), true
 	}
-	if pace := r.state.Pace.Requests(); pace > 0 && r.line.Room() <= 0 {
-		seconds, known = max(seconds, 60/pace*float64(r.line.Waiting()+1)), true
+	if r.line.Room() <= 0 {
+		if pace := r.state.Pace.Requests(); pace > 0 {
+			seconds, known = max(seconds, 60/pace*float64(r.line.Waiting()+1)), true
+		}
 	}
 	return time.Duration(min(seconds, 1e9) * float64(time.Second)), known
 }

@@ -34,13 +34,15 @@ type limiter struct {
 	clock
 	custom *userLimiter // nil: line limits the capacity
 
-	waiting             atomic.Int64 // calls that wait in line or for a route
-	waitCount, waitTime atomic.Int64
+	full atomic.Bool // waiting has reached maxQueue; set with mu held
 
 	mu       *sync.Mutex   // ring.mu; it guards all that follows
 	capacity int64         // MaxConcurrent; Off: no limit
 	maxQueue int           // Off: no limit
 	patience time.Duration // QueueTimeout; Off: no limit
+	waiting  int64         // calls that wait in line, for a route or in Config.Limiter
+	waits    int64         // calls that have waited
+	waitTime time.Duration
 	line     line.Line[*inLine]
 	routes   routes
 	tenants  tenants
@@ -49,6 +51,7 @@ type limiter struct {
 	perToken float64         // the same per token of usage
 	inFlight [3]int64        // weight, by priority
 	refused  [3]int64        // calls, by priority
+	uncalled int64           // rejected calls for which no call was made: part of Stats.Calls and Stats.Refused
 	timer    *time.Timer
 	due      instant // when timer fires; 0: not set
 	closed   bool
@@ -91,6 +94,24 @@ func (l *limiter) configure(cfg *Config) {
 	if l.patience != Off {
 		l.line.Overload = int64(l.patience / 3)
 	}
+	l.addWaiting(0)
+}
+
+// addWaiting adds n to the number of calls that wait.
+func (l *limiter) addWaiting(n int64) {
+	l.waiting += n
+	if full := l.maxQueue != Off && l.waiting >= int64(l.maxQueue); full != l.full.Load() {
+		l.full.Store(full)
+	}
+}
+
+// endWait counts the end of a wait in line. A wait for Config.Limiter ends later.
+func (l *limiter) endWait(c *call, now instant) {
+	l.addWaiting(-1)
+	if c.waits && l.custom == nil {
+		l.waits++
+		l.waitTime += time.Duration(now - c.place.joined)
+	}
 }
 
 // fits rejects a call that can never be admitted.
@@ -102,8 +123,8 @@ func (l *limiter) fits(weight int64) *Error {
 }
 
 // crowded returns an error if the call would find the queue full, else nil. It does not make a route or tenant,
-// because rejecting is most of a guard's work under overload.
-func (l *limiter) crowded(s *settings) *Error {
+// because rejecting is most of a guard's work under overload. If no call will be made for it, silently is true.
+func (l *limiter) crowded(s *settings, silently bool) *Error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now, r, t := l.now(), l.routes.peek(s), l.tenants.peek(s.Tenant)
@@ -112,6 +133,9 @@ func (l *limiter) crowded(s *settings) *Error {
 	}
 	if r.state.DownSince() != 0 || !r.full() || l.line.Displaced(&r.line, &t.line, s.Priority.line(), int64(now)) != nil {
 		return nil
+	}
+	if silently {
+		l.uncalled++
 	}
 	l.refused[s.Priority.line()]++
 	t.refused++
@@ -206,7 +230,7 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	w := c.newPlace()
 	w.joined, w.until, w.Weight = now, c.admission(ctx, now), c.Weight
 	w.patience, w.byTotal = l.patience, c.boundByTotal(now, l.patience)
-	l.waiting.Add(1)
+	l.addWaiting(1)
 	for n := l.line.Join(&w.Waiter, &r.line, &t.line, p, int64(now), r.slots()); n > 0; n-- {
 		w.Eldest().Value.dismiss(hopeless)
 	}
@@ -287,6 +311,7 @@ func (l *limiter) next(now instant) (last *inLine) {
 			break
 		}
 		l.grant(c, now)
+		l.endWait(c, now)
 		last.leave()
 		last = w.Value
 	}
@@ -398,9 +423,9 @@ func (l *limiter) stats() Stats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	st := Stats{
-		InFlight: l.line.InFlight(), Waiting: l.waiting.Load(), MaxConcurrent: l.capacity, Limit: l.capacity,
-		PausedUntil: l.routes.pausedUntil(l.now()), WaitCount: l.waitCount.Load(), WaitTime: time.Duration(l.waitTime.Load()),
-		Tenants: l.tenants.stats(),
+		InFlight: l.line.InFlight(), Waiting: l.waiting, MaxConcurrent: l.capacity, Limit: l.capacity,
+		PausedUntil: l.routes.pausedUntil(l.now()), WaitCount: l.waits, WaitTime: l.waitTime,
+		Tenants: l.tenants.stats(), Calls: l.uncalled, Refused: l.uncalled,
 	}
 	if limit := l.routes.limit(); limit < float64(l.capacity) {
 		st.Limit = int64(limit)

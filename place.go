@@ -55,7 +55,6 @@ func (c *call) newPlace() *inLine {
 // leave ends the wait of a call that is out of the line. Do not use w afterwards, because the call may reuse it.
 func (w *inLine) leave() {
 	if w != nil {
-		w.call.limiter.waiting.Add(-1)
 		w.over <- struct{}{}
 	}
 }
@@ -92,10 +91,11 @@ func (l *limiter) drop(w *inLine) bool {
 	if w.call.permit.held.Load() || w.fate != admitted {
 		return false
 	}
+	now := l.now()
 	l.line.Leave(&w.Waiter)
-	l.waiting.Add(-1)
+	l.endWait(w.call, now)
 	if !l.line.Full() { // the call may have been too heavy and in the way of others
-		l.next(l.now()).leave()
+		l.next(now).leave()
 	}
 	return true
 }
@@ -105,6 +105,7 @@ func (w *inLine) dismiss(f fate) {
 	l := w.call.limiter
 	w.fate = f
 	l.line.Leave(&w.Waiter)
+	l.endWait(w.call, l.now())
 	if f != shutOut {
 		l.refused[w.call.Priority.line()]++
 		w.call.permit.tenant.refused++

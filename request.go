@@ -85,7 +85,7 @@ func (o *outgoing) prepare(ctx context.Context) error {
 		asked = k.Facts
 	} else {
 		o.settle(o.endpoint.Model())
-		if cfg := &o.settings.cfg; len(cfg.Middleware) == 0 && cfg.MaxQueue != Off && o.guard.limiter.waiting.Load() >= int64(cfg.MaxQueue) {
+		if len(o.settings.cfg.Middleware) == 0 && o.guard.limiter.full.Load() {
 			o.settle(o.glance())
 			if err := o.guard.refuseIfCrowded(ctx, &o.settings); err != nil {
 				return err

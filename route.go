@@ -172,10 +172,10 @@ func (rs *routes) evict() {
 
 // peek is like get, but does not make a route, because the call may be rejected.
 func (rs *routes) peek(s *settings) *route {
-	key, ok := s.routeKey()
-	if !ok {
+	if !s.hasRoute() {
 		return &rs.nameless
 	}
+	key, _ := s.routeKey()
 	if r := rs.m[key]; r != nil {
 		return r
 	}
@@ -301,7 +301,7 @@ func (r *route) linger() bool {
 		return false
 	}
 	r.lingering++
-	l.waiting.Add(1)
+	l.addWaiting(1)
 	return true
 }
 
@@ -310,7 +310,7 @@ func (r *route) endLinger() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r.lingering--
-	l.waiting.Add(-1)
+	l.addWaiting(-1)
 }
 
 // retry takes one retry token from the budgets.

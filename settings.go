@@ -13,8 +13,8 @@ import (
 
 // settings are the settings of a call, fixed before it begins. Calls may share them.
 type settings struct {
+	*live // beside the first fields of Call, so that a rejection reads few cache lines
 	Call
-	*live
 	host, path  string        // of the route; host is empty for a Do
 	usual       time.Duration // timeout of an attempt without the caller's own: the model's or Config's
 	source      string        // setting that Timeout comes from, named in the error when it expires

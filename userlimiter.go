@@ -85,7 +85,7 @@ func (u *userLimiter) begin(c *call) *Error {
 		return p.route.queueFull(c.Weight, l.now(), p.tenant, c.Priority)
 	}
 	u.asking++
-	l.waiting.Add(1)
+	l.addWaiting(1)
 	return nil
 }
 
@@ -95,8 +95,17 @@ func (u *userLimiter) end(c *call) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	u.asking--
-	l.waiting.Add(-1)
+	l.addWaiting(-1)
 	c.permit.sending.At = provider.Instant(l.now())
+}
+
+// endWait counts the end of a wait, for the route and in Acquire.
+func (u *userLimiter) endWait(waited time.Duration) {
+	l := u.limiter
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.waits++
+	l.waitTime += waited
 }
 
 func (u *userLimiter) retryAfter(c *call) time.Duration {

@@ -46,6 +46,33 @@ func (l *countingLimiter) Acquire(_ context.Context, call aiguard.Call) (func(),
 	return func() { l.held.Add(-call.Weight) }, nil
 }
 
+func TestWaitForCustomLimiterIsCountedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuard(t, aiguard.Config{Limiter: slowLimiter(2 * time.Second)}).With(aiguard.Call{Op: "summarize", Attempts: 1})
+		for range 3 {
+			require.NoError(t, do(t.Context(), g, func(context.Context) error { return nil }))
+		}
+		st := g.Stats()
+		require.EqualValues(t, 3, st.WaitCount)
+		require.Equal(t, 6*time.Second, st.WaitTime)
+
+		pause := &aiguard.Error{Kind: aiguard.ErrRateLimited, RetryAfter: 5 * time.Second}
+		facts(t, do(t.Context(), g, func(context.Context) error { return pause }), aiguard.ErrRateLimited)
+		start := time.Now()
+		require.NoError(t, do(t.Context(), g, func(context.Context) error { return nil }), "waits for the route, then for the limiter")
+		st = g.Stats()
+		require.EqualValues(t, 5, st.WaitCount)
+		require.Equal(t, 8*time.Second+time.Since(start), st.WaitTime)
+	})
+}
+
+// slowLimiter is a Limiter that admits each call after a while.
+type slowLimiter time.Duration
+
+func (l slowLimiter) Acquire(ctx context.Context, _ aiguard.Call) (func(), error) {
+	return func() {}, sleep(ctx, time.Duration(l))
+}
+
 // panicking is a Limiter that breaks in one of its steps.
 type panicking struct{ acquire, release bool }
 

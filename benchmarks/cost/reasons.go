@@ -33,5 +33,5 @@ const (
 	crowded = "Almost all of the time is the runtime's: it parks and wakes a goroutine for each call. Where other programs use the " +
 		"processors, the figures of all contenders double in some rounds."
 	fairness = "An admission moves the tenant in two heaps: by the service that it has received, and by the length of its queue."
-	refusal  = "A third of the time makes the Error of 240 bytes that the caller gets, and a sixth is the reading of the clock."
+	refusal  = "A third of the time makes the Error of 224 bytes that the caller gets, and a sixth is the reading of the clock."
 )
