@@ -420,7 +420,7 @@ var mutations = []mutation{
 	{name: "MaxRequestBytes ignored, length unknown", run: "^TestRequestIsLimitedHoweverItIsSent$",
 		file: "attempt.go", old: "b.read > b.limit {", new: "b.read < 0 {"},
 	{name: "Accept-Encoding kept", run: "^TestAcceptEncodingOfTheSDKIsNotSent$",
-		file: "attempt.go", old: `req.Header.Del("Accept-Encoding")`, new: "_ = req.Header"},
+		file: "attempt.go", old: `delete(req.Header, "Accept-Encoding")`, new: "_ = req.Header"},
 	{name: "body of an unsent request left open", run: "^TestBodyThatCannotBeReplayedIsSentOnce$",
 		file: "request.go", old: "if !o.sent && o.req.Body != nil {", new: "if false {"},
 
@@ -640,7 +640,7 @@ var mutations = []mutation{
 	{name: "settings of another guard's Do kept", run: "^TestOneContextServesTheDosOfSeveralGuards$", file: "settings.go", old: "last.guard == g && last.live == l {", new: "last.live == l {"},
 	{name: "alternatives ignored in a Do", file: "settings.go", old: "\ts.planB, s.alternative = in.planB, in.alternative\n\tin.last", new: "\tin.last"},
 	{name: "remaining time not sent", run: "^TestTimeThatIsLeftTravelsInAHeader$",
-		file: "attempt.go", old: "ok && name != \"\" {", new: "ok && name == \"\" {"},
+		file: "attempt.go", old: "\t\tif name != \"\" {", new: "\t\tif name == \"\" {"},
 	{name: "typed nils inspected", run: "TypedNil", file: "internal/errtree/errtree.go",
 		old: "return p.Kind() == reflect.Pointer && p.IsNil()", new: "return p.Kind() == reflect.Invalid"},
 	{name: "branch behind a typed nil left out", in: "internal/errtree", run: "^TestTypedNilsAreSkipped$",
