@@ -497,6 +497,8 @@ var mutations = []mutation{
 		also: []edit{{"internal/sse/sse.go", `case "data":`, `case "data", "":`}}},
 	{name: "empty events passed on", run: "^TestManyPingsThenAGoodAnswer$",
 		file: "streamread.go", old: "case len(ev.Data) == 0 && string", new: "case false && string"},
+	{name: "user in the base URL not sent", run: "^TestClientSendsAsAnHTTPClientDoes$",
+		file: "client.go", old: " && u.User == nil {", new: " {"},
 	{name: "event lines passed to go-openai", run: "^TestEndOfStream$",
 		file: "client.go", old: "&transport{guard: g}", new: "&transport{guard: g, eventLines: true}"},
 	{name: "event lines kept from other SDKs", run: "^TestEventLinesReachOtherSDKsOnly$",
