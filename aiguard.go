@@ -188,7 +188,8 @@ func (g *Guard) Stats() Stats {
 
 // Shutdown rejects new calls and tasks with ErrClosed and waits until all active calls, including queued ones, are
 // done. If ctx ends first, Shutdown cancels the remaining calls, as Close does, and returns ctx's error. It closes
-// the connections of the Guard's own pool. Shutdown may be called more than once and concurrently with Close.
+// the connections of the Guard's own pool. Shutdown may be called more than once and concurrently with Close. A callback
+// of a call, or a function inside a Do or RunTask, must not wait for Shutdown: it would wait for itself until ctx ends.
 func (g *Guard) Shutdown(ctx context.Context) error {
 	g.must("Shutdown")
 	mustContext("Shutdown", ctx)

@@ -74,9 +74,12 @@ func (c *call) reserve(ctx context.Context) error {
 type reserved struct{ atomic.Pointer[reservation] }
 
 // pay settles the reservation, once.
-func (r *reserved) pay(used Usage) {
-	if granted := r.Swap(nil); granted != nil {
-		granted.settle(used)
+func (r *reserved) pay(used Usage) { r.Swap(nil).pay(used) }
+
+// pay settles a reservation that was taken from the call; nil: there was none.
+func (r *reservation) pay(used Usage) {
+	if r != nil {
+		r.settle(used)
 	}
 }
 

@@ -183,25 +183,36 @@ func (c *call) free() { c.giveBack(false) }
 // giveBack implements free. If the attempt is the last, it also takes the call out of the ring. It reports whether it
 // did.
 func (c *call) giveBack(last bool) bool {
-	if c.reserved.Load() != nil || c.wire != nil && c.billed && c.cfg.OnEvent != nil {
+	if c.accountable() {
 		return c.giveBackAndAccount(last)
 	}
 	return c.release(last)
 }
 
-// giveBackAndAccount is giveBack for an attempt with a reservation or an observer. It settles the reservation when the
+// accountable reports whether the attempt has a reservation or an observer.
+func (c *call) accountable() bool {
+	return c.reserved.Load() != nil || c.wire != nil && c.billed && c.cfg.OnEvent != nil
+}
+
+// giveBackAndAccount is giveBack for an accountable attempt. It settles the reservation when the
 // slot is free. It is not inlined into giveBack, because the frame of giveBack is on the stack while the next call is
 // admitted, and the 2 KiB with which a goroutine starts should suffice.
 //
 //go:noinline
 func (c *call) giveBackAndAccount(last bool) bool {
-	var used Usage
+	granted, used := c.account()
+	defer granted.pay(used)
+	return c.release(last)
+}
+
+// account takes the attempt's reservation, and returns with what it is to be settled.
+func (c *call) account() (granted *reservation, used Usage) {
+	granted = c.reserved.Swap(nil)
 	if c.billed {
-		used = c.wire.used(c.permit.route, c.reserved.Load(), c.settings)
+		used = c.wire.used(c.permit.route, granted, c.settings)
 	}
 	c.trail.note(used)
-	defer c.reserved.pay(used)
-	return c.release(last)
+	return granted, used
 }
 
 // release is giveBack without the account of what was used.
@@ -217,11 +228,16 @@ func (c *call) release(last bool) bool {
 	}
 	next.leave()
 	c.verdict, c.admitted = provider.Outcome{}, 0
-	if release := c.permit.release; release != nil {
-		c.permit.release = nil
+	if release := c.permit.releaser(); release != nil {
 		release()
 	}
 	return last
+}
+
+// releaser takes the function with which the user's Limiter wants its slot back; nil: none.
+func (p *permit) releaser() (release func()) {
+	release, p.release = p.release, nil
+	return release
 }
 
 // succeed ends the call with an answer.
@@ -246,6 +262,11 @@ func (c *call) finish(ctx context.Context, err error) error {
 // settle releases what the call holds and fills the facts into its error.
 func (c *call) settle(ctx context.Context, err error) {
 	c.letGo()
+	c.explainEnd(ctx, err)
+}
+
+// explainEnd fills the facts into the error that ends the call.
+func (c *call) explainEnd(ctx context.Context, err error) {
 	if e := ownError(ctx, err); e != nil {
 		c.fill(e)
 	}

@@ -185,6 +185,7 @@ func TestFromEnvSaysWhatIsWrongWithAModel(t *testing.T) {
 		"o3:timeout":                     `for "o3" timeout to be a positive duration`,
 		"o3:timeout=5":                   `for "o3" timeout to be a positive duration`,
 		"o3:timeout=5m;o3:weight=2":      `the model "o3" once`,
+		"o3:timeout=5m, timeout =6m":     `for "o3" timeout once`,
 		"o3:weight=off":                  `for "o3" weight to be a positive whole number`,
 		"o3:tenant=x":                    `for "o3" one of attempts, ends_without_finish`,
 		"o3:priority=high":               "background, normal or critical",

@@ -142,10 +142,16 @@ func modelsSetting(field *map[string]Call) setter {
 				return fmt.Sprintf("the model %q once", name)
 			}
 			var call Call
+			var set []string
 			for text := range strings.SplitSeq(entry[colon+1:], ",") {
-				if want := call.set(text); want != "" {
+				setting, want := call.set(text)
+				if slices.Contains(set, setting) {
+					want = fmt.Sprintf("%s once", setting)
+				}
+				if want != "" {
 					return fmt.Sprintf("for %q %s", name, want)
 				}
+				set = append(set, setting)
 			}
 			all[name] = call
 		}
@@ -154,10 +160,11 @@ func modelsSetting(field *map[string]Call) setter {
 	}
 }
 
-// set sets a field of a model from a text such as "timeout=5m". If the text is invalid, it returns a description of
-// the allowed values.
-func (c *Call) set(text string) (want string) {
+// set sets a field of a model from a text such as "timeout=5m", and returns the name of the setting. If the text is
+// invalid, it also returns a description of the allowed values.
+func (c *Call) set(text string) (name, want string) {
 	name, value, _ := strings.Cut(strings.TrimSpace(text), "=")
+	name = strings.TrimSpace(name)
 	settings := map[string]setter{
 		"timeout":             durationSetting(&c.Timeout),
 		"total_timeout":       durationSetting(&c.TotalTimeout),
@@ -169,14 +176,14 @@ func (c *Call) set(text string) (want string) {
 		"ends_without_finish": boolSetting(&c.EndsWithoutFinish),
 		"priority":            prioritySetting(&c.Priority),
 	}
-	set, ok := settings[strings.TrimSpace(name)]
+	set, ok := settings[name]
 	if !ok {
-		return fmt.Sprintf("one of %s, not %q", strings.Join(slices.Sorted(maps.Keys(settings)), ", "), name)
+		return name, fmt.Sprintf("one of %s, not %q", strings.Join(slices.Sorted(maps.Keys(settings)), ", "), name)
 	}
 	if want := set(strings.TrimSpace(value)); want != "" {
-		return fmt.Sprintf("%s to be %s, not %q", strings.TrimSpace(name), want, value)
+		return name, fmt.Sprintf("%s to be %s, not %q", name, want, value)
 	}
-	return ""
+	return name, ""
 }
 
 func weightSetting(field *int64) setter {

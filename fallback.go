@@ -20,7 +20,7 @@ import (
 // Each alternative except the last gives up early. Its guarded calls fail at once while their route is down or
 // paused. They wait at most Retry.Patience in total for their provider. If ctx has a deadline, each alternative
 // leaves a share of the remaining time to the later ones. An alternative must use the context it is given for its
-// calls.
+// calls. An alternative may call Fallback again.
 //
 // The returned error joins the errors of all alternatives, the last one first. KindOf and UserMessage use the first
 // error that they know. Fallback panics if there are no alternatives or one is nil.
@@ -56,10 +56,11 @@ func Fallback[T any](ctx context.Context, alternatives ...func(context.Context) 
 // shareOfOthers is the minimum time reserved for each later alternative, if that much time is left.
 const shareOfOthers = 10 * time.Second
 
-// try runs alternative n, from 0. others is the number of alternatives after it.
+// try runs alternative n, from 0. others is the number of alternatives after it. A Fallback around this one may have
+// further alternatives.
 func try[T any](ctx context.Context, alternative func(context.Context) (T, error), n, others int) (T, error) {
 	s := scopeOf(ctx)
-	if planB := others > 0; planB != s.planB || s.alternative != int32(n) {
+	if planB := s.planB || others > 0; planB != s.planB || s.alternative != int32(n) {
 		s.planB, s.alternative = planB, int32(n)
 		ctx = context.WithValue(ctx, scopeKey{}, s)
 	}

@@ -48,6 +48,19 @@ func TestFallbackIsNotKeptWaitingByItsFirstChoice(t *testing.T) {
 	}
 }
 
+func TestAlternativeOfAnInnerFallbackIsNotTheLastOne(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.Handle(byModel(map[string]aiguardtest.Reply{"a": retryAfter(20), "b": retryAfter(20)}))
+		start := time.Now()
+		text, err := aiguard.Fallback(t.Context(), func(ctx context.Context) (string, error) {
+			return aiguard.Fallback(ctx, alternative(c, "a"), alternative(c, "b"))
+		}, alternative(c, "c"))
+		require.NoError(t, err)
+		require.Equal(t, "c", text)
+		took(t, start, 0)
+	})
+}
+
 // The last alternative, and a call without one, wait as long as they may.
 func TestOnlyAnAlternativeWithAnotherBehindItHurries(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {

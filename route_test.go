@@ -455,6 +455,31 @@ func TestPaceOfTheProvidersHeadersIsKept(t *testing.T) {
 	})
 }
 
+func TestRouteIsTriedOnceAMinuteAgainstTheHeadersOfAnAnswer(t *testing.T) {
+	for name, header := range map[string][]string{
+		"requests": {"X-Ratelimit-Limit-Requests", "60", "X-Ratelimit-Remaining-Requests", "0", "X-Ratelimit-Reset-Requests", "8760h"},
+		"tokens":   {"X-Ratelimit-Limit-Tokens", "60000", "X-Ratelimit-Remaining-Tokens", "0", "X-Ratelimit-Reset-Tokens", "8760h"},
+		"date":     {"Anthropic-Ratelimit-Requests-Limit", "60", "Anthropic-Ratelimit-Requests-Remaining", "0", "Anthropic-Ratelimit-Requests-Reset", "9999-12-31T00:00:00Z"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+				srv.SetDefault(aiguardtest.JSON(200, `{"object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"Hello!"},"finish_reason":"stop"}]}`, header...))
+				require.NoError(t, askModel(t.Context(), c, "a"))
+				for range 3 {
+					for range 5 {
+						e := facts(t, askModel(t.Context(), c, "a"), aiguard.ErrRateLimited)
+						require.Equal(t, aiguard.PhasePace, e.Phase)
+						require.Greater(t, e.RetryAfter, time.Hour)
+					}
+					time.Sleep(time.Minute)
+					require.NoError(t, askModel(t.Context(), c, "a"))
+				}
+				require.Equal(t, 4, srv.Count())
+			})
+		})
+	}
+}
+
 func TestConfiguredPaceIsKeptPerRoute(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{RequestsPerMinute: 60}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
 		start := time.Now()

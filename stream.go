@@ -51,6 +51,8 @@ type stream struct {
 	decoder  *decoder   // nil: go-openai does not decode the events
 	single   bool       // a whole answer came instead of a stream
 	any      bool       // an event has come
+	told     bool       // out has, or had, the failure as an event
+	midLine  bool       // the last event that was returned does not end its line
 	out      []byte     // bytes that the reader has not fetched yet
 	buf      []byte     // memory of out
 	behind   []byte     // events without content, to be returned together with the next event that has some

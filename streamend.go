@@ -111,11 +111,22 @@ func (s *stream) finish(err error) error {
 }
 
 // settleCall releases what the call holds, fills the facts into its error and counts its end. It closes ended before the
-// other callbacks, which may call Close, and even if the Budget panics, because the caller's deferred Close waits for it.
+// callbacks of the Limiter and the Budget, which may call Close or Read or panic. Shutdown waits for these callbacks.
 func (s *stream) settleCall(ctx context.Context, err error) {
-	defer close(s.ended)
-	s.x.call.settle(ctx, err)
-	s.x.call.count(ctx, err)
+	c := &s.x.call
+	defer c.ring.remove(c)
+	if c.accountable() {
+		granted, used := c.account()
+		defer granted.pay(used)
+	}
+	release := c.permit.releaser()
+	c.release(false)
+	c.explainEnd(ctx, err)
+	c.count(ctx, err)
+	close(s.ended)
+	if release != nil {
+		release()
+	}
 }
 
 // conclude ends the call once. It reports false if another goroutine does. abandoned is for the log.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/aiguard-go/aiguard/internal/dialect"
@@ -32,7 +33,8 @@ func (s *stream) Read(p []byte) (int, error) {
 	}
 	for {
 		if s.err != nil {
-			s.err = s.finish(s.err)
+			s.err = s.finishUnlocked(s.err)
+			s.tellDeaf()
 		}
 		more := copy(p[n:], s.out)
 		n, s.out = n+more, s.out[more:]
@@ -66,10 +68,17 @@ func (s *stream) readBytes(p []byte) (int, error) {
 	n, err := s.source.Read(p)
 	s.source.arrived()
 	if err != nil {
-		s.err = s.finish(s.ending(err))
+		s.err = s.finishUnlocked(s.ending(err))
 		return n, s.err
 	}
 	return n, nil
+}
+
+// finishUnlocked is finish without the lock of Read, because callbacks may read.
+func (s *stream) finishUnlocked(err error) error {
+	s.using.Unlock()
+	defer s.using.Lock()
+	return s.finish(err)
 }
 
 // maxBehind limits the kept events without content. Beyond it, repeated ones are dropped.
@@ -139,10 +148,30 @@ func (s *stream) deliver(ev *sse.Event) {
 		out = append(s.behind, out...)
 		s.behind, s.idle = out[:0], s.idle[:0]
 	}
-	s.out = out
+	s.out, s.midLine = out, !bytes.HasSuffix(out, newline)
 	if s.single || s.progress.Terminal() {
 		s.settle()
 	}
+}
+
+var newline = []byte{'\n'}
+
+// tellDeaf adds the failure to the stream as an error event in the API's format, if the API's own client ignores the
+// error of Read.
+func (s *stream) tellDeaf() {
+	e, failed := s.err.(*Error)
+	if !failed || s.told || s.lines != nil || !s.x.endpoint.Deaf() {
+		return
+	}
+	s.told = true
+	event := slices.Clone(s.out)
+	if len(event) > 0 {
+		s.midLine = !bytes.HasSuffix(event, newline)
+	}
+	if s.midLine {
+		event = append(event, '\n')
+	}
+	s.out = append(append(event, s.x.endpoint.ErrorBody(HTTPStatus(e), string(e.Kind), UserMessage(e))...), '\n')
 }
 
 // hold keeps an event without content for the next event with content.
@@ -184,7 +213,7 @@ func (s *stream) judge(ev *sse.Event) error {
 	f, failed := s.progress.Read(ev.Name, ev.Read())
 	if failed {
 		if s.x.endpoint.Deaf() && len(ev.Raw) <= maxErrorBytes { // else its client takes this end for a good one
-			s.behind = append(s.behind, ev.Raw...)
+			s.behind, s.told = append(s.behind, ev.Raw...), true
 		}
 		return s.failed(f, ErrUnavailable)
 	}

@@ -348,6 +348,7 @@ func TestEndsOfKnownStreams(t *testing.T) {
 	const geminiPath = "/v1beta/models/gemini-pro:streamGenerateContent"
 	ollama := "{\"model\":\"m\",\"message\":{\"role\":\"assistant\",\"content\":\"Hi\"},\"done\":false}\n"
 	ollamaEnd := "{\"model\":\"m\",\"message\":{\"content\":\"\"},\"done\":true,\"done_reason\":\"stop\",\"prompt_eval_count\":3,\"eval_count\":4}\n"
+	ollamaCut := `{"error":"` + aiguard.UserMessage(&aiguard.Error{Kind: aiguard.ErrTruncated}) + "\"}\n"
 	generated := "{\"model\":\"m\",\"response\":\"Hi\",\"done\":false}\n"
 	cohere := `{"type":"content-delta","index":0,"delta":{"message":{"content":{"text":"Hi"}}}}`
 	cohereEnd := `{"type":"message-end","delta":{"finish_reason":"COMPLETE","usage":{"tokens":{"input_tokens":3,"output_tokens":4}}}}`
@@ -381,12 +382,14 @@ func TestEndsOfKnownStreams(t *testing.T) {
 		"Gemini, error in an array": {path: geminiPath, reply: aiguardtest.JSON(200, `[{"error":{"code":503,"status":"UNAVAILABLE","message":"x"}}]`),
 			kind: aiguard.ErrUnavailable, sent: 3},
 
-		"Ollama":       {path: "/api/chat", reply: aiguardtest.Raw(200, "application/x-ndjson", ollama+ollamaEnd), want: ollama + ollamaEnd, usage: &aiguard.Usage{Input: 3, Output: 4}},
-		"Ollama, cut":  {path: "/api/chat", reply: aiguardtest.Raw(200, "application/x-ndjson", ollama), kind: aiguard.ErrTruncated, want: ollama, handed: true},
-		"Ollama, half": {path: "/api/chat", reply: aiguardtest.Raw(200, "application/x-ndjson", ollama+`{"mod`), kind: aiguard.ErrTruncated, want: ollama, handed: true},
+		"Ollama":      {path: "/api/chat", reply: aiguardtest.Raw(200, "application/x-ndjson", ollama+ollamaEnd), want: ollama + ollamaEnd, usage: &aiguard.Usage{Input: 3, Output: 4}},
+		"Ollama, cut": {path: "/api/chat", reply: aiguardtest.Raw(200, "application/x-ndjson", ollama), kind: aiguard.ErrTruncated, want: ollama + ollamaCut, handed: true},
+		"Ollama, cut before a line end": {path: "/api/chat", reply: aiguardtest.Raw(200, "application/x-ndjson", strings.TrimSpace(ollama)), kind: aiguard.ErrTruncated,
+			want: ollama + ollamaCut, handed: true},
+		"Ollama, half": {path: "/api/chat", reply: aiguardtest.Raw(200, "application/x-ndjson", ollama+`{"mod`), kind: aiguard.ErrTruncated, want: ollama + ollamaCut, handed: true},
 		"Ollama, failed": {path: "/api/chat", reply: aiguardtest.Raw(200, "application/x-ndjson", ollama+`{"error":"model runner has unexpectedly stopped"}`), kind: aiguard.ErrUnavailable,
 			want: ollama + `{"error":"model runner has unexpectedly stopped"}`, handed: true},
-		"Ollama, generate": {path: "/api/generate", reply: aiguardtest.Raw(200, "application/x-ndjson", generated), kind: aiguard.ErrTruncated, want: generated, handed: true},
+		"Ollama, generate": {path: "/api/generate", reply: aiguardtest.Raw(200, "application/x-ndjson", generated), kind: aiguard.ErrTruncated, want: generated + ollamaCut, handed: true},
 		"Ollama, no stream": {path: "/api/chat", body: `{"model":"m","stream":false,"messages":[]}`, reply: aiguardtest.JSON(200, ollamaEnd), want: ollamaEnd,
 			usage: &aiguard.Usage{Input: 3, Output: 4}},
 		"Ollama, embed": {path: "/api/embed", body: `{"model":"m","input":"x"}`, reply: aiguardtest.JSON(200, `{"embeddings":[[1]]}`), want: `{"embeddings":[[1]]}`},

@@ -63,10 +63,14 @@ var memoryLine = regexp.MustCompile(`^\s*(\S.*?) +HTTP/[0-9.]+ +(\d+) +(\d+\.\d)
 // readMemory returns the highest peaks in the test's table: of the guarded rows with all callers, and of the controls
 // without the guard, which a watchdog stops.
 func readMemory(out []byte) (map[string]float64, error) {
-	peaks := map[string]float64{}
+	peaks, honest := map[string]float64{}, false
 	for line := range bytes.Lines(out) {
 		m := memoryLine.FindSubmatch(line)
-		if m == nil || strings.HasPrefix(string(m[1]), honestRow) {
+		if m == nil {
+			continue
+		}
+		if strings.HasPrefix(string(m[1]), honestRow) {
+			honest = true
 			continue
 		}
 		name := contender.Aiguard
@@ -84,6 +88,9 @@ func readMemory(out []byte) (map[string]float64, error) {
 	}
 	if len(peaks) != 2 {
 		return nil, fmt.Errorf("%s: no table in\n%s", memoryTest, out)
+	}
+	if !honest { // it has another name, and its peak counts as that of a fault
+		return nil, fmt.Errorf("%s: no row %q in\n%s", memoryTest, honestRow, out)
 	}
 	return peaks, nil
 }

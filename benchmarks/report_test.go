@@ -116,6 +116,8 @@ func TestMemoryIsThatOfTheWorstFault(t *testing.T) {
 	require.Equal(t, map[string]float64{contender.Aiguard: 90.5e6, contender.Bare: 612e6}, peaks)
 	_, err = readMemory([]byte("--- SKIP\n"))
 	require.Error(t, err)
+	_, err = readMemory([]byte(strings.Replace(printed, honestRow, "a good answer", 1)))
+	require.ErrorContains(t, err, honestRow, "a row with another name counts as a fault")
 }
 
 func TestChartNeedsEveryFigure(t *testing.T) {

@@ -145,6 +145,42 @@ func TestWaitForRedisEndsWithTheCallersContext(t *testing.T) {
 	eventually(t, func() bool { return inFlight(t.Context(), c, "test") == 0 }, "a slot that nobody uses is given back")
 }
 
+func TestCanceledCallerDoesNotWaitForRedis(t *testing.T) {
+	s := startRedis(t)
+	c := s.client(t)
+	const timeout = 20 * time.Second
+	l := newLimiter(t, c, redisguard.Config{Limit: 1, Lease: time.Minute, Timeout: timeout})
+	pace := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 1, Timeout: timeout})
+	free := func() bool { return inFlight(t.Context(), c, "test") == 0 }
+	acquire(t, l)()
+	eventually(t, free, "the slot is free")
+	before := l.Stats().Commands
+	canceled := func(wait func(context.Context) error) {
+		s.freeze(t)
+		start := time.Now()
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(100*time.Millisecond, cancel)
+		require.ErrorIs(t, wait(ctx), context.Canceled)
+		require.Less(t, time.Since(start), timeout/4)
+		s.thaw(t)
+	}
+	canceled(func(ctx context.Context) error {
+		_, err := l.Acquire(ctx, aiguard.Call{})
+		return err
+	})
+	start := time.Now()
+	eventually(t, func() bool { return l.Stats().Commands >= before+2 && free() }, "a slot that was granted too late is given back")
+	require.Less(t, time.Since(start), timeout/4, "before the next sync")
+	canceled(func(ctx context.Context) error {
+		_, err := pace.Reserve(ctx, aiguard.Call{}, aiguard.Usage{})
+		return err
+	})
+	eventually(t, func() bool {
+		_, err := pace.Reserve(within(t, time.Second), aiguard.Call{}, aiguard.Usage{})
+		return err == nil
+	}, "a turn that was granted too late is given back")
+}
+
 func TestGrantReachesAWaiterWhoseMessageWasLost(t *testing.T) {
 	s := startRedis(t)
 	c := s.client(t)

@@ -64,6 +64,8 @@ type waiter struct {
 	tenant   string     // key in Redis
 	over     chan error // receives the outcome
 	queued   bool       // it is in Redis's queue, or the next sync puts it there
+	asking   bool       // its command is in flight
+	left     bool       // the caller left while it was
 	since    time.Time  // when it was admitted
 
 	line.Waiter[*waiter] // in the local line
@@ -107,8 +109,8 @@ func New(client redis.UniversalClient, cfg Config) (*Limiter, error) {
 	return l, nil
 }
 
-// Acquire implements aiguard.Limiter. If there is room it takes one round trip to Redis. It returns when ctx ends. If ctx
-// is canceled before its deadline while Redis does not answer, that can take as long as Config.Timeout.
+// Acquire implements aiguard.Limiter. If there is room it takes one round trip to Redis. It returns when ctx ends. A slot
+// that Redis grants later is given back.
 func (l *Limiter) Acquire(ctx context.Context, call aiguard.Call) (release func(), err error) {
 	w := &waiter{weight: max(call.Weight, 1), priority: line.Priority(min(max(call.Priority, aiguard.Background), aiguard.Critical) - aiguard.Background),
 		tenant: tenantKey(call.Tenant, l.member), over: make(chan error, 1)}
@@ -118,12 +120,8 @@ func (l *Limiter) Acquire(ctx context.Context, call aiguard.Call) (release func(
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	along, epoch, ask, err := l.begin(w)
-	if err != nil {
+	if err := l.begin(ctx, w); err != nil {
 		return nil, err
-	}
-	if ask {
-		l.ask(ctx, w, along, epoch)
 	}
 	select {
 	case err = <-w.over:
@@ -144,29 +142,31 @@ func (l *Limiter) Acquire(ctx context.Context, call aiguard.Call) (release func(
 	}, nil
 }
 
-// begin registers a call. It returns the releases that its command takes along, and whether to ask Redis. epoch is
-// set if acquire.lua is worth trying.
-func (l *Limiter) begin(w *waiter) (along []release, epoch string, ask bool, err error) {
+// begin registers a call. It asks Redis in another goroutine, because go-redis waits for a reply until a deadline and does
+// not notice that ctx is canceled.
+func (l *Limiter) begin(ctx context.Context, w *waiter) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
-		return nil, "", false, &aiguard.Error{Kind: aiguard.ErrClosed}
+		return &aiguard.Error{Kind: aiguard.ErrClosed}
 	}
 	if l.down != nil && l.cfg.OnFailure == FailClosed {
-		return nil, "", false, noAnswer(aiguard.PhaseQueue, l.down)
+		return noAnswer(aiguard.PhaseQueue, l.down)
 	}
 	l.last++
 	w.number = l.last
 	l.waiting[w.number] = w
 	if l.down != nil {
 		l.withoutRedis(w)
-		return nil, "", false, nil
+		return nil
 	}
-	along = l.unsent()
+	along, epoch := l.unsent(), ""
 	if !l.busy && short(w, along) {
 		epoch = l.epoch
 	}
-	return along, epoch, true, nil
+	w.asking = true
+	l.running.Go(func() { l.ask(ctx, w, along, epoch) })
+	return nil
 }
 
 // unsent returns the releases to be sent. A sync in flight repeats what it saw, so releases wait for its end.
@@ -179,7 +179,8 @@ func (l *Limiter) unsent() []release {
 	return along
 }
 
-// ask asks Redis for a slot.
+// ask asks Redis for a slot. along are the releases that its command takes along. epoch is set if acquire.lua is worth
+// trying.
 func (l *Limiter) ask(ctx context.Context, w *waiter, along []release, epoch string) {
 	cctx, cancel := context.WithTimeout(ctx, l.cfg.Timeout)
 	defer cancel()
@@ -190,6 +191,7 @@ func (l *Limiter) ask(ctx context.Context, w *waiter, along []release, epoch str
 		if granted, err = l.take(cctx, w, along, epoch); granted {
 			l.mu.Lock()
 			defer l.mu.Unlock()
+			defer l.asked(w)
 			if l.waiting[w.number] == w {
 				l.admit(w)
 			}
@@ -201,6 +203,7 @@ func (l *Limiter) ask(ctx context.Context, w *waiter, along []release, epoch str
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	defer l.asked(w)
 	if err != nil {
 		l.released = append(along, l.released...)
 		if ctx.Err() == nil {
@@ -227,6 +230,14 @@ func (l *Limiter) ask(ctx context.Context, w *waiter, along []release, epoch str
 	}
 }
 
+// asked records that the command of a call has ended. Only now can Redis learn that the caller has left, because the
+// commands of several connections may overtake each other.
+func (l *Limiter) asked(w *waiter) {
+	if w.asking = false; w.left {
+		l.giveBack(release{w.number, -1, w.priority == line.Background})
+	}
+}
+
 // learn records what every answer tells.
 func (l *Limiter) learn(got answer) {
 	if got.status == statusStranger {
@@ -247,7 +258,9 @@ func (l *Limiter) abandon(w *waiter) bool {
 	}
 	delete(l.waiting, w.number)
 	l.leave(w)
-	l.giveBack(release{w.number, -1, w.priority == line.Background})
+	if w.left = true; !w.asking {
+		l.giveBack(release{w.number, -1, w.priority == line.Background})
+	}
 	return true
 }
 

@@ -158,9 +158,7 @@ func (p *Pace) reserve(ctx context.Context, model string, requests, tokens float
 	if p.isDown() {
 		return p.reserveLocally(model, requests, tokens, longest)
 	}
-	cctx, cancel := context.WithTimeout(ctx, p.cfg.Timeout)
-	defer cancel()
-	wait, err := p.run(cctx, model, requests, tokens, longest)
+	wait, err := p.ask(ctx, model, requests, tokens, longest)
 	switch {
 	case err == nil && wait < 0:
 		return 0, tooLate(-wait)
@@ -171,6 +169,34 @@ func (p *Pace) reserve(ctx context.Context, model string, requests, tokens float
 	}
 	p.fail(err)
 	return p.reserveLocally(model, requests, tokens, longest)
+}
+
+// ask asks Redis for a turn in another goroutine, because go-redis waits for a reply until a deadline and does not notice
+// that ctx is canceled. If ctx ends first, the goroutine gives back what Redis grants.
+func (p *Pace) ask(ctx context.Context, model string, requests, tokens float64, longest time.Duration) (time.Duration, error) {
+	type reply struct {
+		wait time.Duration
+		err  error
+	}
+	replies := make(chan reply)
+	go func() {
+		cctx, cancel := context.WithTimeout(ctx, p.cfg.Timeout)
+		defer cancel()
+		wait, err := p.run(cctx, model, requests, tokens, longest)
+		select {
+		case replies <- reply{wait, err}:
+		case <-ctx.Done():
+			if err == nil && wait >= 0 {
+				p.giveBack(model, requests, tokens)
+			}
+		}
+	}()
+	select {
+	case r := <-replies:
+		return r.wait, r.err
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
 }
 
 func tooLate(wait time.Duration) error {

@@ -94,6 +94,8 @@ func TestFakeStreamsBreakAsTheSDKSeesThem(t *testing.T) {
 				require.Equal(t, kind, aiguard.KindOf(err), "%s: %v", fault, err)
 			case fault == aiguardtest.FaultStreamError:
 				require.ErrorContains(t, err, aiguardtest.ProviderText, "as without a guard")
+			default:
+				require.EqualError(t, err, aiguard.UserMessage(&aiguard.Error{Kind: kind}), fault)
 			}
 		}
 	})

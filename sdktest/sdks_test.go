@@ -28,7 +28,7 @@ type sdk struct {
 	own          func(error) (status int) // status in the SDK's own error type; 0: err has none
 	carries      bool                     // the SDK's error contains the response and the guard's facts
 	swallows     bool                     // the SDK drops the error of a RoundTripper
-	deaf         bool                     // the SDK accepts any end of a stream
+	deaf         bool                     // the SDK ignores an error of Read in a stream, and gets it as an event
 	retries      bool                     // the SDK retries by default
 }
 

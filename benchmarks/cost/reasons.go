@@ -16,8 +16,10 @@ var Reasons = map[string]string{
 	"CreateChatCompletion over loopback": "As in memory. A microsecond of work costs about two here: meanwhile a thread goes to " +
 		"sleep, which must be woken for the answer.",
 	"openai-go over HTTPClient, a prompt of 20,000 characters": "As for CreateChatCompletion, and one scan of the request.",
-	"stream of 1,000 chunks, each of another shape": "Each event is checked as JSON, read for its meaning, and compared with what " +
-		"go-openai can decode: about 0.6 µs. Events of the same shape skip all three.",
+	"stream of 1,000 events, provider in memory": "Each event is compared with the one before it and copied once more: about 0.2 µs. " +
+		"By processor time that is 1.05 × bare. By the clock it is more where other programs use the processors.",
+	"stream of 1,000 chunks, each of another shape": "Each event is checked as JSON (0.25 µs), read for its meaning (0.15 µs), and " +
+		"compared with what go-openai can decode (0.2 µs). Events of the same shape skip all three.",
 
 	"100,000 goroutines waiting in Do, memory of each": "A call waits for its slot and for its caller's context at once. For that the " +
 		"runtime keeps two records of 112 bytes; the peer does not heed the context. The call's state, its place in line and its channel take 528 bytes.",

@@ -109,7 +109,8 @@ func (e Endpoint) Framing() Framing {
 	return e.api.framing
 }
 
-// Deaf reports whether the API's own client reports an error event in a stream but ignores an error while reading it.
+// Deaf reports whether the API's own client reports an error event in a stream but ignores an error while reading it. Each
+// event of such an API is a line of JSON.
 func (e Endpoint) Deaf() bool { return e.api != nil && e.api.deaf }
 
 // before returns the part of path before suffix, without the slash between them.

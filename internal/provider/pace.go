@@ -11,6 +11,7 @@ type Pace struct {
 	requests, tokens         bucket // from the configuration
 	toldRequests, toldTokens bucket // from headers
 	learned                  learned
+	sent                     Instant // when the last request was sent
 	sentTokens               float64
 	flying, flyingTokens     float64 // unanswered requests, and their tokens
 }
@@ -73,12 +74,28 @@ func (b *bucket) take(now Instant, n float64) {
 
 // next returns when a request of that many tokens may be sent.
 func (p *Pace) next(now Instant, tokens float64) Instant {
-	return max(p.requests.next(now, 1), p.tokens.next(now, tokens), p.toldRequests.next(now, 1), p.toldTokens.next(now, tokens),
-		p.learned.next(now, 1))
+	return max(p.own(now, tokens), p.toldRequests.next(now, 1), p.toldTokens.next(now, tokens))
+}
+
+// own is next without what headers say.
+func (p *Pace) own(now Instant, tokens float64) Instant {
+	return max(p.requests.next(now, 1), p.tokens.next(now, tokens), p.learned.next(now, 1))
+}
+
+// mayAsk reports whether a request may be sent although the headers say that it cannot pass. That is one request per
+// minute, as in a pause, because the headers may be wrong by hours, and only another answer corrects them.
+func (p *Pace) mayAsk(now Instant, tokens float64) bool {
+	return now >= p.sent+Instant(askAgainAfter) && p.own(now, tokens) <= now
+}
+
+// ask returns until, or the time when mayAsk allows a request if that is earlier.
+func (p *Pace) ask(now, until Instant, tokens float64) Instant {
+	return min(until, p.own(max(now, p.sent+Instant(askAgainAfter)), tokens))
 }
 
 // send counts a request and returns the tokens sent so far.
 func (p *Pace) send(now Instant, tokens float64) float64 {
+	p.sent = now
 	p.requests.take(now, 1)
 	p.tokens.take(now, tokens)
 	p.toldRequests.take(now, 1)

@@ -111,7 +111,7 @@ func (r *Route) State(now Instant, tokens float64) (State, Instant) {
 		}
 		return Paused, r.pause.until
 	}
-	if at := r.Pace.next(now, tokens); at > now {
+	if at := r.Pace.next(now, tokens); at > now && !r.Pace.mayAsk(now, tokens) {
 		return Paced, at
 	}
 	if r.window.room() <= 0 {
@@ -131,7 +131,7 @@ func (r *Route) Room(now Instant, tokens float64) (room int64, at Instant) {
 		}
 		return 0, until
 	case Paced:
-		return 0, until
+		return 0, r.Pace.ask(now, until, tokens)
 	case Full:
 		return 0, 0
 	}

@@ -437,6 +437,48 @@ func TestConfiguredPaceIsKept(t *testing.T) {
 	assert.InDelta(t, 60_000, b.Pace.Tokens(), 1)
 }
 
+func TestOneRequestAMinuteIsSentAgainstHeadersThatStopARouteForLong(t *testing.T) {
+	const year = 365 * 24 * time.Hour
+	for name, told := range map[string][2]Told{"requests": {{60, 0, year}, Unknown}, "tokens": {Unknown, {60_000, 0, year}}} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(Config{Least: 1, Most: 10, TokensPerMinute: 60_000})
+			paced := func() {
+				t.Helper()
+				for range 2 {
+					state, until := b.State(b.now, 1000)
+					require.Equal(t, Paced, state)
+					require.Greater(t, until, b.now+Instant(time.Hour), "as long as the headers say")
+					room, at := b.Room(b.now, 1000)
+					require.Zero(t, room)
+					require.LessOrEqual(t, at, b.now+Instant(time.Minute))
+					b.now = at - 1
+				}
+				b.pass(1)
+			}
+			s := b.Send(b.now, 1, 1000, true)
+			b.Tell(b.now, &s, told[0], told[1])
+			b.Done(b.now, &s)
+			for range 3 {
+				paced()
+				room, _ := b.Room(b.now, 1000)
+				require.Positive(t, room)
+				s = b.Send(b.now, 1, 1000, true)
+				b.Done(b.now, &s)
+			}
+			b.Pace.Settle(b.now, 60_000)
+			b.pass(time.Minute)
+			state, _ := b.State(b.now, 6000)
+			require.Equal(t, Paced, state, "the configured pace is kept")
+			b.pass(time.Minute)
+			require.Equal(t, Open, b.state())
+			s = b.Send(b.now, 1, 1000, true)
+			b.Tell(b.now, &s, Told{60, 59, time.Second}, Told{60_000, 59_000, time.Second})
+			b.Done(b.now, &s)
+			require.Equal(t, Open, b.state(), "the headers of the next answer count")
+		})
+	}
+}
+
 func TestPaceOfHeadersIsKept(t *testing.T) {
 	b := open()
 	s, later := b.send(), b.send()

@@ -33,15 +33,18 @@ func request(model, content string) openai.ChatCompletionRequest {
 
 func (s *soak) order(rng *rand.Rand) *order {
 	o := &order{soak: s, to: s.main, id: s.ids.Add(1)}
-	model := "healthy"
+	model, models := "healthy", modelsAFault
 	switch n := rng.IntN(10); {
 	case n == 0:
 		o.to = s.second
+	case n == 9 && rng.IntN(3) == 0:
+		p := s.proxied[rng.IntN(len(s.proxied))]
+		o.to, model, models = &p.provider, "proxied", 1 // one route, because each call is slow until its route is down
 	case n < 6:
 		o.fault = requestFaultNames[rng.IntN(len(requestFaultNames))]
 		model = o.fault
 	}
-	o.req = request(fmt.Sprintf("%s#%d", model, rng.IntN(modelsAFault)), fmt.Sprintf("soak:%d; %s", o.id, strings.Repeat("x", rng.IntN(15_000))))
+	o.req = request(fmt.Sprintf("%s#%d", model, rng.IntN(models)), fmt.Sprintf("soak:%d; %s", o.id, strings.Repeat("x", rng.IntN(15_000))))
 	return o
 }
 
@@ -225,9 +228,11 @@ func clientConfig(url string, base *http.Transport) openai.ClientConfig {
 	return oc
 }
 
-// transport trusts the server's certificate, unlike the guard's pool, and has the same limits as the pool.
-func transport(srv *aiguardtest.Server) *http.Transport {
-	t := srv.Transport()
+// transport trusts the server's certificate, unlike the guard's pool.
+func transport(srv *aiguardtest.Server) *http.Transport { return limited(srv.Transport()) }
+
+// limited gives t the limits of the guard's pool.
+func limited(t *http.Transport) *http.Transport {
 	t.DialContext = (&net.Dialer{Timeout: config.CallTimeout}).DialContext
 	t.TLSHandshakeTimeout = config.CallTimeout
 	t.MaxIdleConnsPerHost = int(config.MaxConcurrent)

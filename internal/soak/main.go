@@ -1,7 +1,8 @@
 // Command soak runs a whole service in one process under a mix of all faults. Fake providers of every dialect answer
-// well half of the time and otherwise play every fault of package aiguardtest. Fifty callers of several tenants and
-// priorities leave, forget their streams, or read them slowly. Some of them call through a cache. Twenty visitors use
-// a web service over httpguard, with tasks in SQLite. Many visitors are hostile.
+// well half of the time and otherwise play every fault of package aiguardtest. Some calls go through a proxy that falls
+// silent. Fifty callers of several tenants and priorities leave, forget their streams, or read them slowly. Some of
+// them call through a cache. Twenty visitors use a web service over httpguard, with tasks in SQLite. Many visitors are
+// hostile.
 //
 //	cd internal/soak && go run . -for 30s
 //
@@ -87,6 +88,8 @@ type soak struct {
 	second *provider // has connection faults
 	replay atomic.Uint64
 
+	proxied []*proxied // each behind a proxy with another fault
+
 	cache   *cacheguard.Transport
 	service *service
 
@@ -102,8 +105,8 @@ func run(ctx context.Context, d time.Duration, callers, visitors int, seed uint6
 	goroutines, heap := runtime.NumGoroutine(), liveHeap()
 	s := &soak{seed: seed, began: time.Now(), outcomes: map[string]int{}}
 	s.meter.gauges = gauges(func() uint64 { return uint64(s.guard.Stats().InFlight) })
-	fmt.Printf("soak for %v, %d callers, %d visitors, -seed %d, %d faults, %d dialects\n",
-		d, callers, visitors, seed, len(aiguardtest.Faults()), len(dialects))
+	fmt.Printf("soak for %v, %d callers, %d visitors, -seed %d, %d faults, %d faults of proxies, %d dialects\n",
+		d, callers, visitors, seed, len(aiguardtest.Faults()), len(aiguardtest.ProxyFaults()), len(dialects))
 
 	guard, err := aiguard.New(config)
 	if err != nil {
@@ -118,6 +121,9 @@ func run(ctx context.Context, d time.Duration, callers, visitors int, seed uint6
 	s.main.client = guard.Client(clientConfig(s.main.URL, nil)) // uses the guard's own connection pool
 	base := transport(s.second.Server)
 	s.second.client = guard.Client(clientConfig(s.second.URL, base))
+	var atEnd cleanups
+	defer atEnd.run()
+	s.proxied = startProxies(&atEnd, guard)
 	if s.cache, err = cacheguard.New(guard.Transport(nil), cacheguard.Config{TTL: 5 * time.Second, MaxBytes: 4 << 20}); err == nil {
 		s.service, err = startService(s)
 	}
@@ -170,6 +176,7 @@ func run(ctx context.Context, d time.Duration, callers, visitors int, seed uint6
 	s.shutdown(base)
 	s.main.Close()
 	s.second.Close()
+	atEnd.run()
 	s.leftovers(goroutines, heap)
 	return s.verdict()
 }
@@ -191,6 +198,9 @@ func (s *soak) shutdown(base *http.Transport) {
 		s.failf("a call after Shutdown: %v", err)
 	}
 	base.CloseIdleConnections()
+	for _, p := range s.proxied {
+		p.base.CloseIdleConnections()
+	}
 	if !soon(func() bool { return s.connections() == 0 }) {
 		s.failf("%d connections left after Shutdown", s.connections())
 	}
@@ -213,6 +223,14 @@ func (s *soak) leftovers(goroutines int, heap uint64) {
 		if g.early > 0 && g.late > g.early+g.most {
 			s.failf("%s", g)
 		}
+	}
+	tunnels := 0
+	for _, p := range s.proxied {
+		_, total := p.proxy.Conns()
+		tunnels += total
+	}
+	if s.calls.Load() > 2000 && tunnels == 0 {
+		s.failf("the run is too weak: no call went through a proxy")
 	}
 	if s.calls.Load() > 200 {
 		for _, must := range []string{"ok", "ok in a dialect", "ok through the cache", "visitor ok", "task ok", "hostile input rejected",
@@ -268,7 +286,12 @@ func (s *soak) took(what string, began time.Time, bound time.Duration) {
 func (s *soak) connections() int {
 	a, _ := s.main.Conns()
 	b, _ := s.second.Conns()
-	return a + b
+	sum := a + b
+	for _, p := range s.proxied {
+		open, _ := p.proxy.Conns()
+		sum += open
+	}
+	return sum
 }
 
 // report prints the lines. It also resets the servers, because their journals would look like a leak.
