@@ -101,7 +101,7 @@ type core struct {
 	storm    storm.Limit[stormKey]
 	ring     ring
 	reuse    sync.Pool // of *call, for Do
-	verdicts sync.Pool // of *dialect.Stream, for verdict
+	verdicts sync.Pool // of *judge
 
 	calls, succeeded, failed, refused, retries, timeouts atomic.Int64
 }

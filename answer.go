@@ -81,7 +81,10 @@ func (r reply) judge(body []byte) (end int, u Usage, err error) {
 	case !couldBeText(media):
 		return 0, u, r.invalid()
 	}
-	end, err = jsonscan.Check(body, dialect.MaxShape)
+	j := r.x.guard.newJudge()
+	defer r.x.guard.verdicts.Put(j)
+	j.scan.Reset(dialect.MaxShape)
+	end, err = j.scan.Line(body)
 	if r.x.endpoint.Plain() && !isJSON(media) && media != "text/html" && (err != nil || !jsonObject(body)) {
 		return len(body), u, nil // transcript as plain text
 	}
@@ -96,7 +99,7 @@ func (r reply) judge(body []byte) (end int, u Usage, err error) {
 	case err != nil:
 		return 0, u, r.invalid()
 	}
-	a := r.x.verdict(body[:end])
+	a := r.x.endpoint.JudgeWith(&j.verdict, j.scan.Read(body[:end]))
 	switch {
 	case a.Failed:
 		nameless := ErrInvalidResponse
@@ -113,14 +116,17 @@ func (r reply) judge(body []byte) (end int, u Usage, err error) {
 	return end, usageOf(a.Usage), nil
 }
 
-// verdict judges a whole JSON answer.
-func (x *exchange) verdict(body []byte) dialect.Answer {
-	s, _ := x.guard.verdicts.Get().(*dialect.Stream)
-	if s == nil {
-		s = new(dialect.Stream)
+// judge is the memory for judging a JSON answer. Answers share it one after another.
+type judge struct {
+	scan    jsonscan.Scanner // checks the answer, and notes what is where in it for the verdict
+	verdict dialect.Stream
+}
+
+func (c *core) newJudge() *judge {
+	if j, _ := c.verdicts.Get().(*judge); j != nil {
+		return j
 	}
-	defer x.guard.verdicts.Put(s)
-	return x.endpoint.JudgeWith(s, body)
+	return new(judge)
 }
 
 // judgeEvents checks an event stream with the media type of another format.

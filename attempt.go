@@ -125,9 +125,11 @@ func (x *exchange) request(w *watch) (*http.Request, error) {
 		// must not.
 		url := *req.URL
 		req.URL, req.Header = &url, ownHeader(req.Header)
-		req.Header.Del("Accept-Encoding")
-		if left, ok := w.left(); ok && name != "" {
-			req.Header.Set(name, strconv.FormatFloat(max(left.Seconds(), 0), 'f', 3, 64))
+		delete(req.Header, "Accept-Encoding")
+		if name != "" {
+			if left, ok := w.left(); ok {
+				req.Header.Set(name, strconv.FormatFloat(max(left.Seconds(), 0), 'f', 3, 64))
+			}
 		}
 		if more != nil {
 			more.AddHeaders(req.Header)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 
 	openai "github.com/sashabaranov/go-openai"
 
@@ -56,11 +57,27 @@ func (g *Guard) Client(oc openai.ClientConfig) *Client {
 	}
 	bounded := oc
 	bounded.HTTPClient = hc
-	c := &Client{Client: openai.NewClientWithConfig(bounded), guard: g, config: oc}
+	c := &Client{guard: g, config: oc}
 	if u, err := url.Parse(oc.BaseURL); err == nil {
 		c.host = u.Host
+		if hc.Jar == nil && hc.Timeout == 0 && u.User == nil {
+			bounded.HTTPClient = sender{t}
+		}
 	}
+	c.Client = openai.NewClientWithConfig(bounded)
 	return c
+}
+
+// sender sends go-openai's requests as an http.Client does that has neither cookies nor a Timeout. It does not copy
+// their headers for redirects, which the transport never returns.
+type sender struct{ *transport }
+
+func (s sender) Do(req *http.Request) (*http.Response, error) {
+	resp, err := s.RoundTrip(req)
+	if err != nil {
+		return nil, &url.Error{Op: req.Method[:1] + strings.ToLower(req.Method[1:]), URL: req.URL.Redacted(), Err: err}
+	}
+	return resp, nil
 }
 
 type doerTransport struct{ openai.HTTPDoer }

@@ -219,7 +219,7 @@ func (s *stream) judge(ev *sse.Event) error {
 	}
 	s.source.thinking = s.progress.Thinking()
 	if ev.Bare && !s.any && s.x.endpoint.Framing() == dialect.SSE && s.x.eventLines {
-		a := s.x.verdict(ev.Data[:ev.End])
+		a := s.x.endpoint.Judge(ev.Data[:ev.End])
 		if !a.OK {
 			return s.invalid()
 		}

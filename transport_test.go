@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/cookiejar"
+	"net/url"
 	"reflect"
 	"strings"
 	"sync"
@@ -371,6 +372,35 @@ func TestUsersHTTPClientIsRespected(t *testing.T) {
 	for _, doer := range []openai.HTTPDoer{doerFunc(http.DefaultClient.Do), nil, nilClient, &http.Client{}} {
 		_, err = chat(t.Context(), clientOf(t, aiguard.Config{}, srv.URL, doer))
 		require.NoError(t, err)
+	}
+}
+
+// The Client sends requests itself where an http.Client has nothing to add. An hour's Timeout makes an http.Client send
+// them.
+func TestClientSendsAsAnHTTPClientDoes(t *testing.T) {
+	for op, send := range map[string]func(*aiguard.Client) error{
+		"Get":    func(c *aiguard.Client) error { _, err := c.ListModels(t.Context()); return err },
+		"Post":   func(c *aiguard.Client) error { _, err := c.CreateImage(t.Context(), openai.ImageRequest{}); return err },
+		"Delete": func(c *aiguard.Client) error { return c.DeleteFile(t.Context(), "x") },
+	} {
+		for user, authorization := range map[string]string{"": "", "user:password@": "Basic dXNlcjpwYXNzd29yZA=="} {
+			var errs []*url.Error
+			for _, timeout := range []time.Duration{0, time.Hour} {
+				base := roundTripper(func(req *http.Request) (*http.Response, error) {
+					require.Equal(t, authorization, req.Header.Get("Authorization"))
+					return nil, io.ErrUnexpectedEOF
+				})
+				oc := openai.DefaultConfig("")
+				oc.BaseURL, oc.HTTPClient = "http://"+user+"provider.invalid/v1", &http.Client{Transport: base, Timeout: timeout}
+				var err *url.Error
+				require.ErrorAs(t, send(newGuard(t, quick).Client(oc)), &err)
+				require.Equal(t, op, err.Op)
+				require.Equal(t, aiguard.ErrUnavailable, aiguard.KindOf(err))
+				errs = append(errs, err)
+			}
+			require.Equal(t, errs[1].URL, errs[0].URL)
+			require.NotContains(t, errs[0].URL, "password")
+		}
 	}
 }
 

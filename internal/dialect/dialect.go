@@ -147,16 +147,16 @@ type Answer struct {
 // Judge judges a whole JSON answer that passed jsonscan.Check.
 func (e Endpoint) Judge(body []byte) Answer {
 	var s Stream
-	return e.JudgeWith(&s, body)
+	return e.JudgeWith(&s, jsonscan.Read(body))
 }
 
-// JudgeWith is Judge without allocations. It overwrites s.
-func (e Endpoint) JudgeWith(s *Stream, body []byte) Answer {
+// JudgeWith is Judge for an answer that has a Cursor, without allocations. It overwrites s.
+func (e Endpoint) JudgeWith(s *Stream, body jsonscan.Cursor) Answer {
 	if e.api == nil {
 		return Answer{OK: true}
 	}
 	*s = Stream{api: e.api, answer: true}
-	f, failed := s.Event(nil, body)
+	f, failed := s.Read(nil, body)
 	own := !failed && s.failed
 	if own {
 		f, failed = s.failure, true

@@ -42,6 +42,13 @@ func FuzzAnswer(f *testing.F) {
 		refusal, _ := Refusal(body)
 		Classify(429, refusal)
 		a := e.Judge(body)
+		var scan jsonscan.Scanner
+		for range 2 { // the second time with tokens
+			scan.Reset(jsonscan.Limits{Containers: 1000, Depth: 50})
+			end, err := scan.Line(body)
+			require.NoError(t, err)
+			require.Equal(t, a, e.JudgeWith(new(Stream), scan.Read(body[:end])))
+		}
 		require.False(t, a.Failed && a.OK)
 		require.False(t, a.Whole && !a.OK)
 		s := e.Follow()
@@ -193,7 +200,7 @@ func BenchmarkJudge(b *testing.B) {
 	var s Stream
 	b.ReportAllocs()
 	for b.Loop() {
-		if a := e.JudgeWith(&s, body); !a.OK {
+		if a := e.JudgeWith(&s, jsonscan.Read(body)); !a.OK {
 			b.Fatal("no answer")
 		}
 	}
