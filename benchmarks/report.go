@@ -43,7 +43,8 @@ func report(w io.Writer, r cost.Results, rows []cost.Row, rounds int, now time.T
 
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# What a guard costs\n\nWritten by `make bench` on %s: %s on %s.\n", now.Format(time.DateOnly), runtime.Version(), machine())
-	fmt.Fprintf(&b, "Figures are medians of %d rounds. In each round every contender ran once, in a separate process.\n", rounds)
+	fmt.Fprintf(&b, "Figures are medians of %d rounds. In each round every contender ran once, in a separate process.\n"+
+		"The figure of a target with a peer is the median of the rounds' own ratios or differences.\n", rounds)
 	if rounds < enoughRounds {
 		fmt.Fprintf(&b, "This was a quick run. Fewer than %d rounds prove little.\n", enoughRounds)
 	}

@@ -61,7 +61,10 @@ func withoutProcs(name benchfmt.Name) string {
 
 // Median returns the median and its 95% confidence interval, in percent.
 func (r Results) Median(bench, name, unit string) (v float64, spread string, ok bool) {
-	values := r.Values(bench, name, unit)
+	return median(r.Values(bench, name, unit))
+}
+
+func median(values []float64) (v float64, spread string, ok bool) {
 	if len(values) == 0 {
 		return math.NaN(), "", false
 	}
@@ -79,20 +82,27 @@ type Verdict struct {
 	Reached bool
 }
 
-// Judge compares the measured values with the targets of the row.
+// Judge compares the measured values with the targets of the row. A target with a peer is judged by the median of the
+// figures of all rounds, because a machine that is slow for a while is slow for both.
 func (r Results) Judge(row Row) (verdicts []Verdict, err error) {
 	for _, t := range row.Targets {
 		v := Verdict{Row: row, Target: t, Peer: math.NaN()}
+		figures := slices.Clone(r.Values(row.Bench, contender.Aiguard, t.Unit))
 		var ok bool
-		if v.Ours, _, ok = r.Median(row.Bench, contender.Aiguard, t.Unit); !ok {
+		if v.Ours, _, ok = median(figures); !ok {
 			return nil, fmt.Errorf("%s: no %s of aiguard", row.Work, t.Unit)
 		}
 		if t.Peer != "" {
-			if v.Peer, _, ok = r.Median(row.Bench, t.Peer, t.Unit); !ok {
-				return nil, fmt.Errorf("%s: no %s of %s", row.Work, t.Unit, t.Peer)
+			peers := r.Values(row.Bench, t.Peer, t.Unit)
+			if len(peers) != len(figures) {
+				return nil, fmt.Errorf("%s: %s of %s from %d rounds; want %d", row.Work, t.Unit, t.Peer, len(peers), len(figures))
+			}
+			v.Peer, _, _ = median(peers)
+			for round, peer := range peers {
+				figures[round] = t.measure(figures[round], peer)
 			}
 		}
-		v.Figure = t.measure(v.Ours, v.Peer)
+		v.Figure, _, _ = median(figures)
 		v.Reached = t.reached(v.Figure)
 		verdicts = append(verdicts, v)
 	}

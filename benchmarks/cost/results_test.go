@@ -80,6 +80,20 @@ func TestTargetIsReachedUpToItsBound(t *testing.T) {
 	}
 }
 
+func TestRatioIsThatOfTheMedianRound(t *testing.T) {
+	row := Row{Work: "work", Bench: "Do", Targets: []Target{ratio(SecPerOp, 0.5, "hand")}}
+	r := Results{{"Do", contender.Aiguard, SecPerOp}: {4, 9, 2}, {"Do", "hand", SecPerOp}: {10, 18, 2}} // the machine was slow in the second round
+	verdicts, err := r.Judge(row)
+	require.NoError(t, err)
+	require.Equal(t, 0.5, verdicts[0].Figure)
+	require.Equal(t, 4.0, verdicts[0].Ours)
+	require.Equal(t, 10.0, verdicts[0].Peer)
+
+	r.Add("Do", "hand", SecPerOp, 1)
+	_, err = r.Judge(row)
+	require.EqualError(t, err, "work: sec/op of hand from 4 rounds; want 3")
+}
+
 // TestEveryBenchmarkMeasuresItsRow runs each benchmark once, with small crowds. It checks that all contenders do the
 // work and that each benchmark reports the units of its targets.
 func TestEveryBenchmarkMeasuresItsRow(t *testing.T) {

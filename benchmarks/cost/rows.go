@@ -117,12 +117,12 @@ const (
 	PeakBytes       = "B"
 )
 
-// Target is a bound for aiguard's median in a unit, often relative to a peer's median.
+// Target is a bound for aiguard's figures in a unit, often relative to a peer's.
 type Target struct {
 	Unit string
 	Peer string // "": no peer
 	Text string
-	// measure computes the judged figure from both medians. write formats it.
+	// measure computes the figure of a round, if there is a peer. write formats it.
 	measure func(aiguard, peer float64) float64
 	reached func(figure float64) bool
 	write   func(figure float64) string
@@ -148,8 +148,7 @@ func atLeast(unit string, bound float64) Target {
 }
 
 func absolute(unit, relation string, bound float64, reached func(float64) bool) Target {
-	return Target{unit, "", relation + Quantity(bound, unit), func(aiguard, _ float64) float64 { return aiguard }, reached,
-		func(x float64) string { return Quantity(x, unit) }}
+	return Target{unit, "", relation + Quantity(bound, unit), nil, reached, func(x float64) string { return Quantity(x, unit) }}
 }
 
 func quotient(aiguard, peer float64) float64 { return aiguard / peer }
