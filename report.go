@@ -133,7 +133,7 @@ func (h *history) announce(ctx context.Context, err error) {
 	}
 }
 
-// logEnd logs the failure of the call. Like send, it is not part of tell, to keep the frame of tell small.
+// logEnd logs the failure of the call. Like send, it is not part of announce, to keep the frame of announce small.
 //
 //go:noinline
 func (h *history) logEnd(ctx context.Context, t EventType, e *Error) {
@@ -179,7 +179,7 @@ func (h *history) emit(ctx context.Context, t EventType, err error) {
 }
 
 // send calls OnEvent. An Event takes so much stack that a goroutine which has waited would have to grow its own, so
-// send is not part of emit or tell.
+// send is not part of emit or announce.
 //
 //go:noinline
 func (h *history) send(ctx context.Context, t EventType, err error) {
