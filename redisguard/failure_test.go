@@ -50,12 +50,12 @@ func TestCallsWithoutRedis(t *testing.T) {
 	needsTime(t)
 	for name, hurt := range map[string]func(t *testing.T, s *server) (mend func()){
 		"frozen": func(t *testing.T, s *server) func() {
-			s.freeze(t)
-			return func() { s.thaw(t) }
+			s.Freeze(t)
+			return func() { s.Thaw(t) }
 		},
 		"gone": func(t *testing.T, s *server) func() {
-			s.kill()
-			return func() { s.restart(t) }
+			s.Kill()
+			return func() { s.Restart(t) }
 		},
 		"full": func(t *testing.T, s *server) func() {
 			c := s.client(t)
@@ -133,14 +133,14 @@ func TestWaitForRedisEndsWithTheCallersContext(t *testing.T) {
 	s := startRedis(t)
 	l := newLimiter(t, s.client(t), redisguard.Config{Limit: 1, Lease: time.Minute, Timeout: 20 * time.Second})
 	acquire(t, l)()
-	s.freeze(t)
+	s.Freeze(t)
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	_, err := l.Acquire(ctx, aiguard.Call{})
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.Less(t, time.Since(start), time.Second)
-	s.thaw(t)
+	s.Thaw(t)
 	c := s.client(t)
 	eventually(t, func() bool { return inFlight(t.Context(), c, "test") == 0 }, "a slot that nobody uses is given back")
 }
@@ -150,19 +150,19 @@ func TestCanceledCallerDoesNotWaitForRedis(t *testing.T) {
 	c := s.client(t)
 	const timeout = 20 * time.Second
 	l := newLimiter(t, c, redisguard.Config{Limit: 1, Lease: time.Minute, Timeout: timeout})
-	pace := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 1, Timeout: timeout})
+	pace := newPace(t, s.Addr, redisguard.PaceConfig{RequestsPerMinute: 1, Timeout: timeout})
 	free := func() bool { return inFlight(t.Context(), c, "test") == 0 }
 	acquire(t, l)()
 	eventually(t, free, "the slot is free")
 	before := l.Stats().Commands
 	canceled := func(wait func(context.Context) error) {
-		s.freeze(t)
+		s.Freeze(t)
 		start := time.Now()
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(100*time.Millisecond, cancel)
 		require.ErrorIs(t, wait(ctx), context.Canceled)
 		require.Less(t, time.Since(start), timeout/4)
-		s.thaw(t)
+		s.Thaw(t)
 	}
 	canceled(func(ctx context.Context) error {
 		_, err := l.Acquire(ctx, aiguard.Call{})
@@ -208,7 +208,7 @@ func TestGrantReachesAWaiterWhoseMessageWasLost(t *testing.T) {
 func TestSlotsOfADeadProcessComeBackAtTheEndOfItsLease(t *testing.T) {
 	needsTime(t)
 	s := startRedis(t)
-	p := newProxy(t, s.addr)
+	p := newProxy(t, s.Addr)
 	const lease = 6 * time.Second
 	dead := newLimiter(t, newClient(t, p.addr), redisguard.Config{Limit: 2, Lease: lease})
 	other := newLimiter(t, s.client(t), redisguard.Config{Limit: 2, Lease: lease, Timeout: lease / 3})
@@ -235,7 +235,7 @@ func TestSlotsOfADeadProcessComeBackAtTheEndOfItsLease(t *testing.T) {
 func TestSlotsOfADeadProcessComeBackWhateverTheLeasesOfOthers(t *testing.T) {
 	needsTime(t)
 	s := startRedis(t)
-	p := newProxy(t, s.addr)
+	p := newProxy(t, s.Addr)
 	long := newLimiter(t, s.client(t), redisguard.Config{Limit: 1, Lease: 2 * time.Minute, Timeout: 5 * time.Second})
 	acquire(t, long)()
 	dead := newLimiter(t, newClient(t, p.addr), redisguard.Config{Limit: 1, Lease: 6 * time.Second, Timeout: 2 * time.Second})
@@ -341,16 +341,16 @@ func TestMistakesAreReportedByNew(t *testing.T) {
 
 func TestNewDoesNotWaitForRedis(t *testing.T) {
 	s := startRedis(t)
-	s.freeze(t)
+	s.Freeze(t)
 	start := time.Now()
 	l := newLimiter(t, s.client(t), redisguard.Config{Limit: 1})
 	g, err := aiguard.New(aiguard.Config{Limiter: l})
 	require.NoError(t, err)
 	r, err := redisguard.ShareRoutes(s.client(t), g, redisguard.RoutesConfig{Key: "test"})
 	require.NoError(t, err)
-	p := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 1, Timeout: time.Second})
+	p := newPace(t, s.Addr, redisguard.PaceConfig{RequestsPerMinute: 1, Timeout: time.Second})
 	require.Less(t, time.Since(start), time.Second)
-	s.thaw(t)
+	s.Thaw(t)
 	require.NoError(t, r.Close())
 	require.NoError(t, g.Close())
 	require.NoError(t, p.Close())

@@ -3,9 +3,7 @@ package redisguard_test
 import (
 	"context"
 	"log/slog"
-	"net"
 	"os/exec"
-	"syscall"
 	"testing"
 	"time"
 
@@ -15,6 +13,7 @@ import (
 
 	"github.com/aiguard-go/aiguard/internal/childtest"
 	"github.com/aiguard-go/aiguard/internal/leaktest"
+	"github.com/aiguard-go/aiguard/internal/redistest"
 	"github.com/aiguard-go/aiguard/redisguard"
 )
 
@@ -34,11 +33,7 @@ func needsTime(t *testing.T) {
 }
 
 // server is a Redis or Valkey server that the test has started.
-type server struct {
-	addr   string
-	cmd    *exec.Cmd
-	exited chan struct{} // closed when cmd has exited
-}
+type server struct{ *redistest.Server }
 
 // onEach runs f in parallel with each kind of server. It skips those that are not installed.
 func onEach(t *testing.T, f func(t *testing.T, s *server)) {
@@ -59,86 +54,10 @@ func startRedis(t testing.TB, options ...string) *server {
 
 func startServer(t testing.TB, name string, options ...string) *server {
 	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		t.Skipf("needs %s (Debian package %s)", name, name)
-	}
-	for range attempts {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		require.NoError(t, err)
-		s := &server{addr: ln.Addr().String()}
-		require.NoError(t, ln.Close())
-		if s.start(t, path, options...) {
-			t.Cleanup(s.kill)
-			return s
-		}
-	}
-	require.FailNow(t, "the server does not start")
-	return nil
+	return &server{redistest.Start(t, name, options...)}
 }
 
-// attempts is how often a server is started, because a connection of another process may have its port.
-const attempts = 5
-
-// start reports false if the server exits instead of responding.
-func (s *server) start(t testing.TB, path string, options ...string) bool {
-	t.Helper()
-	_, port, err := net.SplitHostPort(s.addr)
-	require.NoError(t, err)
-	args := append([]string{"--bind", "127.0.0.1", "--port", port, "--dir", t.TempDir(), "--save", "", "--appendonly", "no",
-		"--daemonize", "no"}, options...)
-	s.cmd = exec.Command(path, args...)
-	require.NoError(t, s.cmd.Start())
-	cmd, exited := s.cmd, make(chan struct{})
-	go func() {
-		defer close(exited)
-		_ = cmd.Wait()
-	}()
-	s.exited = exited
-	c := s.client(t)
-	for start := time.Now(); time.Since(start) < 30*time.Second; {
-		if c.Ping(t.Context()).Err() == nil {
-			return true
-		}
-		select {
-		case <-exited:
-			return false
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-	s.kill()
-	return false
-}
-
-func (s *server) kill() {
-	_ = s.cmd.Process.Kill()
-	<-s.exited
-}
-
-// restart starts the server again, without its data.
-func (s *server) restart(t testing.TB) {
-	t.Helper()
-	s.kill()
-	for range attempts {
-		if s.start(t, s.cmd.Path) {
-			return
-		}
-	}
-	require.FailNow(t, "the server does not start again")
-}
-
-// freeze stops the server without closing its connections.
-func (s *server) freeze(t testing.TB) {
-	t.Helper()
-	require.NoError(t, s.cmd.Process.Signal(syscall.SIGSTOP))
-}
-
-func (s *server) thaw(t testing.TB) {
-	t.Helper()
-	require.NoError(t, s.cmd.Process.Signal(syscall.SIGCONT))
-}
-
-func (s *server) client(t testing.TB) *redis.Client { return newClient(t, s.addr) }
+func (s *server) client(t testing.TB) *redis.Client { return newClient(t, s.Addr) }
 
 func newClient(t testing.TB, addr string) *redis.Client {
 	c := redis.NewClient(&redis.Options{Addr: addr, ContextTimeoutEnabled: true})

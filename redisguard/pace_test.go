@@ -44,7 +44,7 @@ func within(t *testing.T, d time.Duration) context.Context {
 func TestProcessesShareARequestRate(t *testing.T) {
 	s := startRedis(t)
 	cfg := redisguard.PaceConfig{RequestsPerMinute: 600} // 10 a second, 60 at once
-	one, two := newPace(t, s.addr, cfg), newPace(t, s.addr, cfg)
+	one, two := newPace(t, s.Addr, cfg), newPace(t, s.Addr, cfg)
 	start := time.Now()
 	var all sync.WaitGroup
 	const calls = 75
@@ -63,7 +63,7 @@ func TestProcessesShareARequestRate(t *testing.T) {
 	assert.GreaterOrEqual(t, took, 1300*time.Millisecond, "15 calls wait for their turn")
 	assert.Less(t, took, 5*time.Second)
 
-	slow := newPace(t, s.addr, redisguard.PaceConfig{Key: "slow", RequestsPerMinute: 6}) // one each 10 s
+	slow := newPace(t, s.Addr, redisguard.PaceConfig{Key: "slow", RequestsPerMinute: 6}) // one each 10 s
 	_, err := slow.Reserve(t.Context(), aiguard.Call{Model: "m"}, aiguard.Usage{})
 	require.NoError(t, err)
 	_, err = slow.Reserve(within(t, 2*time.Second), aiguard.Call{Model: "m"}, aiguard.Usage{})
@@ -78,7 +78,7 @@ func TestProcessesShareARequestRate(t *testing.T) {
 func TestUnusedTokensComeBack(t *testing.T) {
 	s := startRedis(t)
 	cfg := redisguard.PaceConfig{TokensPerMinute: 10_000} // 1,000 at once
-	one, two := newPace(t, s.addr, cfg), newPace(t, s.addr, cfg)
+	one, two := newPace(t, s.Addr, cfg), newPace(t, s.Addr, cfg)
 	most := aiguard.Usage{Input: 200, Output: 800, Estimated: true}
 	start := time.Now()
 	settle, err := one.Reserve(t.Context(), aiguard.Call{Model: "m"}, most)
@@ -101,8 +101,8 @@ func TestUnusedTokensComeBack(t *testing.T) {
 // Processes have different settings while a service is deployed.
 func TestPaceLeavesALimitThatItDoesNotHaveAsItIs(t *testing.T) {
 	s := startRedis(t)
-	requests := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 6}) // one each 10 s
-	tokens := newPace(t, s.addr, redisguard.PaceConfig{TokensPerMinute: 1000})
+	requests := newPace(t, s.Addr, redisguard.PaceConfig{RequestsPerMinute: 6}) // one each 10 s
+	tokens := newPace(t, s.Addr, redisguard.PaceConfig{TokensPerMinute: 1000})
 	reserve := func(p *redisguard.Pace) error {
 		_, err := p.Reserve(within(t, 5*time.Second), aiguard.Call{}, aiguard.Usage{Input: 1})
 		return err
@@ -115,7 +115,7 @@ func TestPaceLeavesALimitThatItDoesNotHaveAsItIs(t *testing.T) {
 
 func TestCanceledWaitGivesItsTurnBack(t *testing.T) {
 	s := startRedis(t)
-	p := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 6}) // one each 10 s
+	p := newPace(t, s.Addr, redisguard.PaceConfig{RequestsPerMinute: 6}) // one each 10 s
 	_, err := p.Reserve(t.Context(), aiguard.Call{}, aiguard.Usage{})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -141,7 +141,7 @@ func (r *refusing) Reserve(_ context.Context, call aiguard.Call, _ aiguard.Usage
 func TestPaceAsksTheBudgetFirst(t *testing.T) {
 	s := startRedis(t)
 	inner := &refusing{}
-	p := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 10, Budget: inner})
+	p := newPace(t, s.Addr, redisguard.PaceConfig{RequestsPerMinute: 10, Budget: inner})
 	_, err := p.Reserve(t.Context(), aiguard.Call{Tenant: "poor"}, aiguard.Usage{})
 	require.ErrorContains(t, err, "no money")
 	settle, err := p.Reserve(t.Context(), aiguard.Call{}, aiguard.Usage{})
@@ -157,13 +157,13 @@ func TestPaceWithoutRedis(t *testing.T) {
 	needsTime(t)
 	s := startRedis(t)
 	var lg record
-	share := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 1200, Logger: lg.logger(), Timeout: 300 * time.Millisecond})
-	closed := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 1200, OnFailure: redisguard.FailClosed, Timeout: 300 * time.Millisecond})
+	share := newPace(t, s.Addr, redisguard.PaceConfig{RequestsPerMinute: 1200, Logger: lg.logger(), Timeout: 300 * time.Millisecond})
+	closed := newPace(t, s.Addr, redisguard.PaceConfig{RequestsPerMinute: 1200, OnFailure: redisguard.FailClosed, Timeout: 300 * time.Millisecond})
 	for _, p := range []*redisguard.Pace{share, closed, share} {
 		_, err := p.Reserve(t.Context(), aiguard.Call{}, aiguard.Usage{})
 		require.NoError(t, err)
 	}
-	s.kill()
+	s.Kill()
 	start := time.Now()
 	for range 5 {
 		_, err := share.Reserve(t.Context(), aiguard.Call{}, aiguard.Usage{})
@@ -173,7 +173,7 @@ func TestPaceWithoutRedis(t *testing.T) {
 	_, err := closed.Reserve(t.Context(), aiguard.Call{}, aiguard.Usage{})
 	require.ErrorIs(t, err, aiguard.ErrOverloaded)
 	assert.Equal(t, 1, lg.count("Redis does not answer"))
-	s.restart(t)
+	s.Restart(t)
 	eventually(t, func() bool {
 		_, err := closed.Reserve(t.Context(), aiguard.Call{}, aiguard.Usage{})
 		return err == nil && lg.count("Redis answers again") == 1
@@ -197,7 +197,7 @@ func TestMistakesAreReportedByNewPace(t *testing.T) {
 
 func TestGuardSendsNoRequestBeforeItsTurn(t *testing.T) {
 	s, srv := startRedis(t), aiguardtest.NewServer(t)
-	pace := newPace(t, s.addr, redisguard.PaceConfig{RequestsPerMinute: 6}) // one each 10 s
+	pace := newPace(t, s.Addr, redisguard.PaceConfig{RequestsPerMinute: 6}) // one each 10 s
 	g, err := aiguard.New(aiguard.Config{Budget: pace, QueueTimeout: 5 * time.Second})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, g.Close()) }()

@@ -37,9 +37,9 @@ func startFleet(t *testing.T, cfg redisguard.Config) *fleet {
 	f := &fleet{redis: startRedis(t), provider: aiguardtest.NewServer(t)}
 	f.client = f.redis.client(t)
 	f.provider.SetDefault(aiguardtest.After(answerIn, aiguardtest.Text("Hello!")))
-	f.proxy = newProxy(t, f.redis.addr)
+	f.proxy = newProxy(t, f.redis.Addr)
 	for i := range processes {
-		addr := f.redis.addr
+		addr := f.redis.Addr
 		if i == 0 {
 			addr = f.proxy.addr
 		}
@@ -110,7 +110,7 @@ func TestProcessesStayWithinTheSharedLimit(t *testing.T) {
 			time.Sleep(3 * time.Second)
 		}},
 		{name: "restart with data loss", most: 2*limit - share, alone: processes, disturb: func(t *testing.T, f *fleet) {
-			f.redis.restart(t)
+			f.redis.Restart(t)
 		}},
 		{name: "maxmemory", most: 2*limit - share, alone: processes, disturb: func(t *testing.T, f *fleet) {
 			c := f.redis.client(t)

@@ -57,7 +57,7 @@ func (s *sharer) route(model string) (r aiguard.RouteStats) {
 
 func TestProcessesShareAPause(t *testing.T) {
 	s, srv := startRedis(t), aiguardtest.NewServer(t)
-	one, two := newSharer(t, s.addr, srv), newSharer(t, s.addr, srv)
+	one, two := newSharer(t, s.Addr, srv), newSharer(t, s.Addr, srv)
 	srv.SetDefault(aiguardtest.Error(429, "rate_limit_exceeded", "Retry-After", "120"))
 	require.ErrorIs(t, one.ask(t.Context(), "m"), aiguard.ErrRateLimited)
 	start := time.Now()
@@ -68,13 +68,13 @@ func TestProcessesShareAPause(t *testing.T) {
 	require.ErrorIs(t, two.ask(t.Context(), "m"), aiguard.ErrRateLimited)
 	require.Equal(t, sent, srv.Count())
 
-	late := newSharer(t, s.addr, srv) // a process that starts later
+	late := newSharer(t, s.Addr, srv) // a process that starts later
 	eventually(t, func() bool { return !late.route("m").PausedUntil.IsZero() }, "a new process knows the pause")
 }
 
 func TestProcessesShareAnOutageAndItsEnd(t *testing.T) {
 	s, srv := startRedis(t), aiguardtest.NewServer(t)
-	one, two := newSharer(t, s.addr, srv), newSharer(t, s.addr, srv)
+	one, two := newSharer(t, s.Addr, srv), newSharer(t, s.Addr, srv)
 	srv.SetDefault(aiguardtest.Error(500, "server_error"))
 	for range 5 {
 		require.Error(t, one.ask(t.Context(), "m"))
@@ -88,7 +88,7 @@ func TestProcessesShareAnOutageAndItsEnd(t *testing.T) {
 
 func TestProcessesHaveOneRetryBudgetPerRoute(t *testing.T) {
 	s, srv := startRedis(t), aiguardtest.NewServer(t)
-	one, two := newSharer(t, s.addr, srv), newSharer(t, s.addr, srv)
+	one, two := newSharer(t, s.Addr, srv), newSharer(t, s.Addr, srv)
 	require.NoError(t, one.ask(t.Context(), "m"))
 	require.NoError(t, two.ask(t.Context(), "m"))
 	for range 3 {
@@ -103,12 +103,12 @@ func TestProcessesHaveOneRetryBudgetPerRoute(t *testing.T) {
 
 func TestRoutesAreToldAfterRedisIsBack(t *testing.T) {
 	s, srv := startRedis(t), aiguardtest.NewServer(t)
-	one, two := newSharer(t, s.addr, srv), newSharer(t, s.addr, srv)
-	s.kill()
+	one, two := newSharer(t, s.Addr, srv), newSharer(t, s.Addr, srv)
+	s.Kill()
 	srv.SetDefault(aiguardtest.Error(429, "rate_limit_exceeded", "Retry-After", "120"))
 	start := time.Now()
 	require.ErrorIs(t, one.ask(t.Context(), "m"), aiguard.ErrRateLimited)
 	assert.Less(t, time.Since(start), 2*time.Second, "no call waits for Redis")
-	s.restart(t)
+	s.Restart(t)
 	eventually(t, func() bool { return !two.route("m").PausedUntil.IsZero() }, "the other process knows the pause")
 }

@@ -53,7 +53,7 @@ func TestStoreReportsAServerThatIsGone(t *testing.T) {
 	needsTime(t)
 	s := startRedis(t)
 	store := newStore(t, s, "k")
-	s.kill()
+	s.Kill()
 	_, _, err := store.Spend(t.Context(), []budget.Charge{{Key: "a", Amount: 1, Max: 10}})
 	require.ErrorContains(t, err, "redisguard: spend")
 }

@@ -23,7 +23,7 @@ func TestEachKeyIsOneHashSlotOfACluster(t *testing.T) {
 	node := s.client(t)
 	require.NoError(t, node.Do(t.Context(), "CLUSTER", "ADDSLOTSRANGE", 0, 16383).Err())
 	eventually(t, func() bool { return strings.Contains(node.ClusterInfo(t.Context()).Val(), "cluster_state:ok") }, "the cluster is ready")
-	c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{s.addr}, ContextTimeoutEnabled: true})
+	c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{s.Addr}, ContextTimeoutEnabled: true})
 	t.Cleanup(func() { _ = c.Close() })
 
 	one, two := newLimiter(t, c, redisguard.Config{Limit: 1}), newLimiter(t, c, redisguard.Config{Limit: 1})
@@ -62,18 +62,18 @@ func TestEachKeyIsOneHashSlotOfACluster(t *testing.T) {
 func TestLimitSurvivesAFailover(t *testing.T) {
 	needsTime(t)
 	master, replica := startRedis(t), startRedis(t)
-	host, port, err := net.SplitHostPort(master.addr)
+	host, port, err := net.SplitHostPort(master.Addr)
 	require.NoError(t, err)
 	r := replica.client(t)
 	require.NoError(t, r.ReplicaOf(t.Context(), host, port).Err())
-	p := newProxy(t, master.addr)
+	p := newProxy(t, master.Addr)
 	l := newLimiter(t, newClient(t, p.addr), redisguard.Config{Limit: 2, Lease: 6 * time.Second})
 	held := acquire(t, l)
 	eventually(t, func() bool { return inFlight(t.Context(), r, "test") == 1 }, "the replica has the data")
 
-	master.kill()
+	master.Kill()
 	require.NoError(t, r.ReplicaOf(t.Context(), "NO", "ONE").Err())
-	p.redirect(replica.addr)
+	p.redirect(replica.Addr)
 	eventually(t, func() bool {
 		acquire(t, l)()
 		return l.Stats().Shared
@@ -96,7 +96,7 @@ func TestGuardWaitsForRedisNoLongerThanQueueTimeout(t *testing.T) {
 	begun, frozen, running := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	go func() { running <- do(func() { close(begun); <-frozen }) }()
 	<-begun
-	s.freeze(t)
+	s.Freeze(t)
 	start := time.Now()
 	err = do(func() {})
 	require.ErrorIs(t, err, aiguard.ErrOverloaded)
@@ -104,5 +104,5 @@ func TestGuardWaitsForRedisNoLongerThanQueueTimeout(t *testing.T) {
 	assert.GreaterOrEqual(t, time.Since(start), 300*time.Millisecond)
 	close(frozen)
 	require.NoError(t, <-running, "a call that runs does not notice")
-	s.thaw(t)
+	s.Thaw(t)
 }

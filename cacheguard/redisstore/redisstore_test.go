@@ -4,11 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -22,6 +19,7 @@ import (
 	"github.com/aiguard-go/aiguard/cacheguard"
 	"github.com/aiguard-go/aiguard/cacheguard/redisstore"
 	"github.com/aiguard-go/aiguard/internal/leaktest"
+	"github.com/aiguard-go/aiguard/internal/redistest"
 )
 
 func TestMain(m *testing.M) {
@@ -32,86 +30,15 @@ func TestMain(m *testing.M) {
 var _ cacheguard.Store = (*redisstore.Store)(nil)
 
 // server is a redis-server started by the test.
-type server struct {
-	addr   string
-	cmd    *exec.Cmd
-	exited chan struct{} // closed when cmd has exited
-}
-
-// attempts is how often a server is started, because a connection of another process may have its port.
-const attempts = 5
+type server struct{ *redistest.Server }
 
 func startServer(t *testing.T) *server {
 	t.Helper()
-	if _, err := exec.LookPath("redis-server"); err != nil {
-		t.Skip("needs redis-server (Debian package redis-server)")
-	}
-	for range attempts {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		require.NoError(t, err)
-		s := &server{addr: ln.Addr().String()}
-		require.NoError(t, ln.Close())
-		if s.start(t) {
-			t.Cleanup(s.kill)
-			return s
-		}
-	}
-	require.FailNow(t, "redis-server does not start")
-	return nil
-}
-
-// start reports false if the server exits instead of responding.
-func (s *server) start(t *testing.T) bool {
-	t.Helper()
-	_, port, err := net.SplitHostPort(s.addr)
-	require.NoError(t, err)
-	cmd, exited := exec.Command("redis-server", "--bind", "127.0.0.1", "--port", port, "--dir", t.TempDir(),
-		"--save", "", "--appendonly", "no", "--daemonize", "no"), make(chan struct{})
-	s.cmd, s.exited = cmd, exited
-	require.NoError(t, cmd.Start())
-	go func() {
-		defer close(exited)
-		_ = cmd.Wait()
-	}()
-	c := s.client(t)
-	for start := time.Now(); time.Since(start) < 30*time.Second; {
-		if c.Ping(t.Context()).Err() == nil {
-			return true
-		}
-		select {
-		case <-exited:
-			return false
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-	s.kill()
-	return false
-}
-
-// restart starts the server again, without its data.
-func (s *server) restart(t *testing.T) {
-	t.Helper()
-	s.kill()
-	for range attempts {
-		if s.start(t) {
-			return
-		}
-	}
-	require.FailNow(t, "redis-server does not start again")
-}
-
-func (s *server) kill() {
-	_ = s.cmd.Process.Kill()
-	<-s.exited
-}
-
-// freeze stops the server until the end of the test without closing its connections.
-func (s *server) freeze(t *testing.T) {
-	require.NoError(t, s.cmd.Process.Signal(syscall.SIGSTOP))
+	return &server{redistest.Start(t, "redis-server")}
 }
 
 func (s *server) client(t *testing.T) *redis.Client {
-	c := redis.NewClient(&redis.Options{Addr: s.addr, ContextTimeoutEnabled: true})
+	c := redis.NewClient(&redis.Options{Addr: s.Addr, ContextTimeoutEnabled: true})
 	t.Cleanup(func() { _ = c.Close() })
 	return c
 }
@@ -228,13 +155,13 @@ func TestFrozenServerDelaysACallASecondByTheLookupTimeout(t *testing.T) {
 	for name, heedsContext := range map[string]bool{"stops with its context": true, "stops with its own timeout": false} {
 		t.Run(name, func(t *testing.T) {
 			redisServer, provider := startServer(t), aiguardtest.NewServer(t)
-			client := redis.NewClient(&redis.Options{Addr: redisServer.addr, ContextTimeoutEnabled: heedsContext, ReadTimeout: readTimeout})
+			client := redis.NewClient(&redis.Options{Addr: redisServer.Addr, ContextTimeoutEnabled: heedsContext, ReadTimeout: readTimeout})
 			defer client.Close()
 			p := newProcess(t, provider, client)
 			require.Equal(t, "miss", p.ask(t, 0))
 			p.settle(t)
 			require.Equal(t, "hit", p.ask(t, 0))
-			redisServer.freeze(t)
+			redisServer.Freeze(t)
 			start := time.Now()
 			for i := range 10 {
 				require.Equal(t, "miss", p.ask(t, i))
@@ -254,11 +181,11 @@ func TestServerThatDiesAndComesBack(t *testing.T) {
 	require.Equal(t, "miss", p.ask(t, 0))
 	p.settle(t)
 	require.Equal(t, "hit", p.ask(t, 0))
-	redisServer.kill()
+	redisServer.Kill()
 	for i := range 20 {
 		require.Equal(t, "miss", p.ask(t, i))
 	}
 	require.Positive(t, p.cache.Stats().StoreFailures)
-	redisServer.restart(t)
+	redisServer.Restart(t)
 	require.Eventually(t, func() bool { return p.ask(t, 0) == "hit" }, 10*time.Second, 50*time.Millisecond)
 }
