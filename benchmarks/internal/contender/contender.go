@@ -114,11 +114,12 @@ func New[T any](name string, waiting Waiting) (run Run[T], stop func()) {
 }
 
 // Guard returns aiguard with its defaults except for the queue. An endless queue is for crowds that the defaults would
-// reject, because a busy machine cannot serve them all within the QueueTimeout.
+// reject, because a busy machine cannot serve them all within the QueueTimeout. Its limits exceed each estimate of the
+// wait, even one made after a slot was held for seconds.
 func Guard(waiting Waiting) *aiguard.Guard {
 	cfg := aiguard.Config{MaxQueue: Queue}
 	if waiting == Endless {
-		cfg.MaxQueue, cfg.QueueTimeout, cfg.TotalTimeout = aiguard.Off, time.Hour, 2*time.Hour
+		cfg.MaxQueue, cfg.QueueTimeout, cfg.TotalTimeout = aiguard.Off, 1000*time.Hour, 2000*time.Hour
 	}
 	g, err := aiguard.New(cfg)
 	if err != nil {
