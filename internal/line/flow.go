@@ -10,7 +10,7 @@ type flow[T any] struct {
 
 	oldest, newest *Waiter[T]
 	length         int
-	at             [2]int // positions in the heaps of its lane
+	at             [orders]int // positions in the heaps of its lane
 
 	calm    int64   // when its queue was last empty without too much demand
 	last    int64   // time of the last arrival
@@ -116,15 +116,14 @@ func (f *flow[T]) push(w *Waiter[T]) {
 	n.length++
 	n.weight += w.Weight
 	if f.length == 1 {
-		n.byService.push(f, 0)
-		n.byLength.push(f, 1)
+		n.byService.push(f, byService)
+		n.byLength.push(f, byLength)
 		return
 	}
-	n.byLength.up(f.at[1])
+	n.byLength.sooner(f)
 }
 
 func (f *flow[T]) remove(w *Waiter[T]) {
-	oldest := w == f.oldest
 	if w.older != nil {
 		w.older.newer = w.newer
 	} else {
@@ -143,12 +142,7 @@ func (f *flow[T]) remove(w *Waiter[T]) {
 	if f.length == 0 {
 		n.byService.remove(f)
 		n.byLength.remove(f)
-		return
 	}
-	if oldest { // it breaks ties
-		n.byService.down(f.at[0])
-	}
-	n.byLength.down(f.at[1])
 }
 
 // forget removes an empty flow without a history worth keeping.

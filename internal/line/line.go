@@ -344,13 +344,12 @@ func (l *Line[T]) Release(t *Tenant[T], p Priority, weight int64, owed float64) 
 // charge adds to the service that a tenant has received.
 func (t *Tenant[T]) charge(service float64) {
 	t.service += service
+	if service >= 0 {
+		return
+	}
 	for _, f := range t.flows {
-		switch {
-		case f.length == 0:
-		case service < 0:
-			f.lane().byService.up(f.at[0])
-		default:
-			f.lane().byService.down(f.at[0])
+		if f.length > 0 {
+			f.lane().byService.sooner(f)
 		}
 	}
 }
@@ -407,14 +406,14 @@ func (l *Line[T]) Ahead(r *Route[T], t *Tenant[T], p Priority, now int64) (line,
 	flows, own := 0, 0
 	for _, other := range l.busy {
 		if other.room > 0 {
-			flows += len(other.lanes[p].byService.flows)
+			flows += len(other.lanes[p].byService.ranked)
 		}
 	}
 	for q := p + 1; q < priorities; q++ {
 		line += l.weight[q]
 		route += r.lanes[q].weight
 	}
-	own = len(r.lanes[p].byService.flows)
+	own = len(r.lanes[p].byService.ranked)
 	if f := t.flow(r, p); f == nil || f.length == 0 {
 		own++
 		flows++
@@ -433,7 +432,8 @@ func (l *Line[T]) Ahead(r *Route[T], t *Tenant[T], p Priority, now int64) (line,
 // Reopened reports that a pause had closed the route. Waiting during the pause does not count as overload.
 func (r *Route[T]) Reopened(now, closed int64) {
 	for p := range r.lanes {
-		for _, f := range r.lanes[p].byService.flows {
+		for _, e := range r.lanes[p].byService.ranked {
+			f := e.flow
 			f.calm = min(f.calm+closed, now)
 			if !f.crowded() {
 				f.arrived = 0
