@@ -305,7 +305,11 @@ func (l *limiter) refuse(r *route, t *tenant, p line.Priority, now instant, e *E
 // next admits the calls whose turn it is. The caller must call leave on the last one, which next returns; nil: none.
 // It can do so after it has released the lock, which others are waiting for.
 func (l *limiter) next(now instant) (last *inLine) {
-	for w := l.line.First(int64(now)); w != nil; w = l.line.First(int64(now)) {
+	for !l.line.Full() {
+		w := l.line.First(int64(now))
+		if w == nil {
+			break
+		}
 		c := w.Value.call
 		if !l.line.Admit(w, c.permit.route.cost(c.Weight)) {
 			break

@@ -94,9 +94,7 @@ func (l *limiter) drop(w *inLine) bool {
 	now := l.now()
 	l.line.Leave(&w.Waiter)
 	l.endWait(w.call, now)
-	if !l.line.Full() { // the call may have been too heavy and in the way of others
-		l.next(now).leave()
-	}
+	l.next(now).leave() // the call may have been too heavy and in the way of others
 	return true
 }
 

@@ -20,7 +20,7 @@ var mutations = []mutation{
 	{name: "timed-out waiter blocks the queue",
 		file: "limiter.go", old: "\t\troute.refresh(now)\n\t}\n\tl.next(now).leave()\n\tif next", new: "\t\troute.refresh(now)\n\t}\n\tif next"},
 	{name: "cancelled waiter blocks the queue", run: "^(TestWaiterThatLeavesIsRemovedAtOnce|TestWaiterOfTheAdaptiveLimitThatLeavesLetsTheNextIn)$",
-		file: "place.go", old: "if !l.line.Full() { // the call", new: "if false { // the call"},
+		file: "place.go", old: "l.next(now).leave() // the call", new: "// the call"},
 	{name: "TaskTimeout ignored", run: "^TestRunTaskIsBounded$",
 		file: "timeout.go", old: "limit = c.cfg.TaskTimeout", new: "limit = Off"},
 	{name: "StreamTimeout ignored", run: "^TestAbandonedStreamIsEndedByStreamTimeout$",
