@@ -2,8 +2,6 @@ package aiguard
 
 import (
 	"context"
-	"io"
-	"net/http"
 	"slices"
 	"sync"
 )
@@ -187,55 +185,4 @@ func (r *room) give(h *hold, rest int64) {
 		r.extra = nil
 	}
 	r.settle()
-}
-
-// wholeBody is the body of an answer that was read whole. Its bytes count as held until the caller reads it to the end
-// or closes it. SDKs close the body after decoding.
-type wholeBody struct {
-	hold hold
-	call *call
-	ctx  context.Context // the caller's context
-
-	mu     sync.Mutex
-	rest   []byte
-	closed bool
-}
-
-func (b *wholeBody) Read(p []byte) (int, error) {
-	n, err := b.read(p)
-	if err == io.EOF {
-		b.letGo()
-	}
-	return n, err
-}
-
-func (b *wholeBody) read(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	switch {
-	case b.closed:
-		return 0, http.ErrBodyReadAfterClose
-	case len(b.rest) == 0:
-		b.rest = nil
-		return 0, io.EOF
-	}
-	n := copy(p, b.rest)
-	b.rest = b.rest[n:]
-	return n, nil
-}
-
-// Close releases the bytes, so that a response kept for its headers does not keep them in memory. It may be called at
-// any time and more than once.
-func (b *wholeBody) Close() error {
-	b.mu.Lock()
-	b.closed, b.rest = true, nil
-	b.mu.Unlock()
-	b.letGo()
-	return nil
-}
-
-func (b *wholeBody) letGo() {
-	if b.hold.release() {
-		b.call.leap(b.ctx, b.call.wire)
-	}
 }
