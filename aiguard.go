@@ -84,24 +84,24 @@ type Stats struct {
 // call Shutdown or Close at the end. A Guard is safe for concurrent use.
 type Guard struct {
 	*core
-	own  Call                     // the Call given to With
-	call atomic.Pointer[settings] // settings of a Do: own on top of the model's settings; see usual
+	own    Call                     // the Call given to With
+	cached atomic.Pointer[settings] // what usual returns: own on top of the settings of its model
 }
 
 // core is the state shared by a Guard and all Guards derived from it by With.
 type core struct {
 	clock
-	current  atomic.Pointer[live]
-	limiter  *limiter
-	memory   *memory
-	pool     *pool
-	ids      atomic.Uint64 // the last CallID; its random start keeps those of several guards apart
-	repeats  repeats
-	recent   recent
-	storm    storm.Limit[stormKey]
-	ring     ring
-	reuse    sync.Pool // of *call, for Do
-	verdicts sync.Pool // of *judge
+	current atomic.Pointer[live]
+	limiter *limiter
+	memory  *memory
+	pool    *pool
+	ids     atomic.Uint64 // the last CallID; its random start keeps those of several guards apart
+	repeats repeats
+	recent  recent
+	storm   storm.Limit[stormKey]
+	ring    ring
+	reuse   sync.Pool // of *call, for Do
+	judges  sync.Pool // of *judge
 
 	calls, succeeded, failed, refused, retries, timeouts atomic.Int64
 }

@@ -76,7 +76,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 		return resp, nil
 	case resp.StatusCode >= 300, headerSize(resp.Header) > maxHeaderBytes, !decoded(resp):
 		e := r.errorOf(ErrInvalidResponse)
-		e.Phase, e.retry = PhaseHeaders, neverAsk
+		e.Phase, e.retry = PhaseHeaders, neverRetry
 		return nil, e
 	}
 	if r.isWhole() {
@@ -108,7 +108,7 @@ func (x *exchange) request(w *watch) (*http.Request, error) {
 		x.closeUnsent()
 		body, err := x.req.GetBody()
 		if err != nil {
-			return nil, &Error{Kind: ErrUnavailable, Err: err, retry: neverAsk}
+			return nil, &Error{Kind: ErrUnavailable, Err: err, retry: neverRetry}
 		}
 		req.Body = body
 	}

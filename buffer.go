@@ -129,6 +129,6 @@ func (b *wholeBody) Close() error {
 
 func (b *wholeBody) letGo() {
 	if b.hold.release() {
-		b.call.leap(b.ctx, b.call.wire)
+		b.call.checkSpike(b.ctx, b.call.wire)
 	}
 }

@@ -255,7 +255,7 @@ func (c *call) finish(ctx context.Context, err error) error {
 	c.over = true
 	c.settle(ctx, err)
 	c.tell(ctx, err)
-	c.leap(ctx, c.wire)
+	c.checkSpike(ctx, c.wire)
 	return err
 }
 

@@ -90,7 +90,7 @@ func (x *exchange) unanswered(w *watch, err error) error {
 		return &copied
 	case !w.conn.asked.Load() && !sendable(x.req.URL), refusedBeforehand(err):
 		x.call.billed = false
-		return &Error{Kind: ErrMisconfigured, Phase: PhaseConnect, Err: err, retry: neverAsk}
+		return &Error{Kind: ErrMisconfigured, Phase: PhaseConnect, Err: err, retry: neverRetry}
 	case ne != nil && timedOut(ne):
 		e := &Error{Kind: ErrTimeout, Phase: PhaseConnect, Limit: connectLimit(&x.settings.cfg), Err: err}
 		if connected { // a header limit of a custom base
@@ -98,7 +98,7 @@ func (x *exchange) unanswered(w *watch, err error) error {
 		}
 		return x.repeatable(e, connected)
 	case w.conn.replied.Load() && !isConnectionLoss(err) && !w.conn.ended(), isProtocolError(err):
-		return &Error{Kind: ErrInvalidResponse, Phase: PhaseHeaders, Err: err, retry: neverAsk} // not HTTP, or over a limit
+		return &Error{Kind: ErrInvalidResponse, Phase: PhaseHeaders, Err: err, retry: neverRetry} // not HTTP, or over a limit
 	}
 	e := &Error{Kind: ErrUnavailable, Err: err}
 	if !connected {
@@ -114,11 +114,11 @@ func (x *exchange) unanswered(w *watch, err error) error {
 func (x *exchange) repeatable(e *Error, acted bool) *Error {
 	switch {
 	case !x.replayable:
-		e.retry = neverAsk
+		e.retry = neverRetry
 	case !acted:
 		e.retry = mayRetry
 	case !x.safe && e.retry != mayRetry && e.Kind != ErrRateLimited:
-		e.retry = neverAsk
+		e.retry = neverRetry
 	}
 	return e
 }

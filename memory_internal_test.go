@@ -26,7 +26,7 @@ func TestHeapIsSampledByTheGuardsClock(t *testing.T) {
 
 		require.True(t, m.tell(m.now()))
 		require.False(t, m.tell(m.now()))
-		time.Sleep(leapEvery)
+		time.Sleep(spikeEvery)
 		require.True(t, m.tell(m.now()))
 		require.Less(t, m.told.Load(), int64(time.Hour))
 

@@ -81,7 +81,7 @@ func (o *outgoing) prepare(ctx context.Context) error {
 		if o.settings.cfg.Budget != nil {
 			o.read() // for the estimate of its tokens
 		}
-		o.settings = o.guard.request(req.Context(), k.live, k.op, k.Model, req.URL.Host, req.URL.Path)
+		o.settings = o.guard.requestSettings(req.Context(), k.live, k.op, k.Model, req.URL.Host, req.URL.Path)
 		asked = k.Facts
 	} else {
 		o.settle(o.endpoint.Model())
@@ -137,7 +137,7 @@ func (o *outgoing) settle(model string) {
 	if op == "" {
 		op = dialect.NameOf(o.req.URL.Path)
 	}
-	o.settings = o.guard.request(o.req.Context(), o.settings.live, op, model, o.req.URL.Host, o.req.URL.Path)
+	o.settings = o.guard.requestSettings(o.req.Context(), o.settings.live, op, model, o.req.URL.Host, o.req.URL.Path)
 }
 
 // accepts reports whether a request accepts this media type.

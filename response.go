@@ -101,7 +101,7 @@ func incomplete(req *http.Request) (err error) {
 func mended(base http.RoundTripper, resp *http.Response) error {
 	switch {
 	case resp == nil:
-		return &Error{Kind: ErrInvalidResponse, Phase: PhaseHeaders, retry: neverAsk,
+		return &Error{Kind: ErrInvalidResponse, Phase: PhaseHeaders, retry: neverRetry,
 			Err: fmt.Errorf("aiguard: RoundTripper %T returned neither a response nor an error", base)}
 	case resp.Body == nil:
 		resp.Body = http.NoBody
@@ -168,12 +168,12 @@ func (r reply) refusal() error {
 	case "true":
 		e.retry = onlyIf(e.Kind == ErrUnavailable || e.Kind == ErrRateLimited, mayRetry)
 	case "false":
-		e.retry = neverAsk
+		e.retry = neverRetry
 	}
 	return r.x.repeatable(e, true)
 }
 
-func onlyIf(ok bool, v verdict) verdict {
+func onlyIf(ok bool, v retryRule) retryRule {
 	if ok {
 		return v
 	}

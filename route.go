@@ -363,9 +363,9 @@ func (s *settings) outcome(e *Error, pause time.Duration) (o provider.Outcome) {
 	return o
 }
 
-// hopeless reports whether a call that has an alternative should stop waiting for this provider after e. It should if
+// failsOver reports whether a call that has an alternative should stop waiting for this provider after e. It should if
 // the route is down, or has sent more than one 429 since its last answer.
-func (r *route) hopeless(e *Error) bool {
+func (r *route) failsOver(e *Error) bool {
 	if e.Phase == PhaseOutage || e.Phase == PhasePause {
 		return true // the guard's own error, possibly about the route of a nested call
 	}

@@ -15,11 +15,11 @@ import (
 type settings struct {
 	*live // beside the first fields of Call, so that a rejection reads few cache lines
 	Call
-	host, path  string        // of the route; host is empty for a Do
-	usual       time.Duration // timeout of an attempt without the caller's own: the model's or Config's
-	source      string        // setting that Timeout comes from, named in the error when it expires
-	planB       bool          // a later alternative of Fallback exists
-	alternative int32         // which one; 0: the first, or none
+	host, path   string        // of the route; host is empty for a Do
+	usualTimeout time.Duration // timeout of an attempt without the caller's own: the model's or Config's
+	source       string        // setting that Timeout comes from, named in the error when it expires
+	planB        bool          // a later alternative of Fallback exists
+	alternative  int32         // which one; 0: the first, or none
 }
 
 // scope holds what a context says about the calls made with it.
@@ -104,12 +104,12 @@ func (m *models) find(model string) (call Call, key string, ok bool) {
 
 // settle completes a call's settings: own overrides the settings of its model.
 func (l *live) settle(own Call) settings {
-	s := settings{Call: own, live: l, usual: l.cfg.CallTimeout, source: "Config.CallTimeout"}
+	s := settings{Call: own, live: l, usualTimeout: l.cfg.CallTimeout, source: "Config.CallTimeout"}
 	if l.models.exact != nil {
 		if model, key, ok := l.models.find(own.Model); ok {
 			s.Call = model.over(own)
 			if model.Timeout != 0 {
-				s.usual, s.source = model.Timeout, `Config.Models["`+short(key)+`"].Timeout`
+				s.usualTimeout, s.source = model.Timeout, `Config.Models["`+short(key)+`"].Timeout`
 			}
 		}
 	}
@@ -125,8 +125,8 @@ func (l *live) settle(own Call) settings {
 // measured reports whether the usage of calls is estimated where no answer reports it, for a Budget or for events.
 func (l *live) measured() bool { return l.cfg.Budget != nil || l.cfg.OnEvent != nil }
 
-// do returns the settings of a Do made with ctx.
-func (g *Guard) do(ctx context.Context) *settings {
+// doSettings returns the settings of a Do made with ctx.
+func (g *Guard) doSettings(ctx context.Context) *settings {
 	if in, _ := ctx.Value(scopeKey{}).(*scope); in != nil {
 		return g.scoped(in)
 	}
@@ -135,7 +135,7 @@ func (g *Guard) do(ctx context.Context) *settings {
 
 // usual returns the settings of a call without settings of its own. They are kept until the configuration changes.
 func (g *Guard) usual() *settings {
-	if s := g.call.Load(); s.live == g.current.Load() {
+	if s := g.cached.Load(); s.live == g.current.Load() {
 		return s
 	}
 	return g.resettle()
@@ -144,11 +144,11 @@ func (g *Guard) usual() *settings {
 //go:noinline
 func (g *Guard) resettle() *settings {
 	s := g.current.Load().settle(g.own)
-	g.call.Store(&s)
+	g.cached.Store(&s)
 	return &s
 }
 
-// scoped returns the settings of a Do within a scope. It is not inlined into do, because its frame is large and a
+// scoped returns the settings of a Do within a scope. It is not inlined, because its frame is large and a
 // waiting call keeps the stack that it has needed.
 //
 //go:noinline
@@ -163,8 +163,8 @@ func (g *Guard) scoped(in *scope) *settings {
 	return &s.settings
 }
 
-// request returns the settings of the call for a request under l. With may change its name, but not its model.
-func (g *Guard) request(ctx context.Context, l *live, op, model, host, path string) settings {
+// requestSettings returns the settings of the call for a request under l. With may change its name, but not its model.
+func (g *Guard) requestSettings(ctx context.Context, l *live, op, model, host, path string) settings {
 	own := Call{Op: op}.over(g.own)
 	in, _ := ctx.Value(scopeKey{}).(*scope)
 	if in != nil {
@@ -183,12 +183,12 @@ func (g *Guard) request(ctx context.Context, l *live, op, model, host, path stri
 
 // timeout returns the limit of one attempt.
 func (s *settings) timeout() time.Duration {
-	return cmp.Or(s.Timeout, s.usual)
+	return cmp.Or(s.Timeout, s.usualTimeout)
 }
 
 // shorter reports whether limit is a caller's own limit, shorter than the usual limit of the model.
 func (s *settings) shorter(limit time.Duration) bool {
-	return limit > 0 && (s.usual == Off || limit < s.usual)
+	return limit > 0 && (s.usualTimeout == Off || limit < s.usualTimeout)
 }
 
 // total returns the limit of queueing, pauses, attempts and backoff together.

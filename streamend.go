@@ -154,6 +154,6 @@ func (s *stream) conclude(err error, abandoned bool) bool {
 		c.report(ctx, EventAbandoned, err.(*Error), 0)
 	}
 	c.announce(ctx, err)
-	c.leap(ctx, c.wire)
+	c.checkSpike(ctx, c.wire)
 	return true
 }

@@ -37,7 +37,7 @@ func (c *core) newTrail(outer *call) *trail {
 func (t *trail) begin(n int32, now instant, m *memory) {
 	t.attempt, t.first, t.used = int(n), 0, Usage{}
 	if n == 1 {
-		t.heap = m.sample(now, memorySample) // for leap
+		t.heap = m.sample(now, memorySample) // for checkSpike
 	}
 }
 
