@@ -134,7 +134,7 @@ func (g *Guard) With(c Call) *Guard {
 
 func (c *core) guard(own Call) *Guard {
 	g := &Guard{core: c, own: own}
-	g.resettle()
+	g.cacheSettings()
 	return g
 }
 

@@ -253,16 +253,11 @@ func (c *call) succeed(ctx context.Context) {
 //go:noinline
 func (c *call) finish(ctx context.Context, err error) error {
 	c.over = true
-	c.settle(ctx, err)
+	c.letGo()
+	c.explainEnd(ctx, err)
 	c.tell(ctx, err)
 	c.checkSpike(ctx, c.wire)
 	return err
-}
-
-// settle releases what the call holds and fills the facts into its error.
-func (c *call) settle(ctx context.Context, err error) {
-	c.letGo()
-	c.explainEnd(ctx, err)
 }
 
 // explainEnd fills the facts into the error that ends the call.

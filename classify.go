@@ -244,7 +244,7 @@ func isContentPolicy(err error) bool {
 			return dialect.Classify(ae.HTTPStatusCode, apiFailure(ae)) == dialect.ContentPolicy
 		}
 		f, ok := readForeign(err)
-		return ok && dialect.Classify(f.status, f.said) == dialect.ContentPolicy
+		return ok && dialect.Classify(f.status, f.failure) == dialect.ContentPolicy
 	})
 }
 

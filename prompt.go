@@ -18,7 +18,7 @@ func (g *Guard) CheckPrompt(model string, texts ...string) error {
 	g.must("CheckPrompt")
 	s := g.usual()
 	if model != "" {
-		own := s.live.settle(g.own.over(Call{Model: model}))
+		own := s.live.settingsOf(g.own.over(Call{Model: model}))
 		s = &own
 	}
 	return s.checkPrompt(&prompt{texts: texts})

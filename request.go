@@ -84,15 +84,15 @@ func (o *outgoing) prepare(ctx context.Context) error {
 		o.settings = o.guard.requestSettings(req.Context(), k.live, k.op, k.Model, req.URL.Host, req.URL.Path)
 		asked = k.Facts
 	} else {
-		o.settle(o.endpoint.Model())
+		o.useModel(o.endpoint.Model())
 		if len(o.settings.cfg.Middleware) == 0 && o.guard.limiter.full.Load() {
-			o.settle(o.glance())
+			o.useModel(o.glance())
 			if err := o.guard.refuseIfCrowded(ctx, &o.settings); err != nil {
 				return err
 			}
 		}
 		asked = o.read()
-		o.settle(asked.Model)
+		o.useModel(asked.Model)
 	}
 	if e := &o.cost; o.settings.measured() && e.guess == 0 && e.input == 0 {
 		o.estimateUnread()
@@ -127,8 +127,8 @@ func (o *outgoing) glance() string {
 	return o.endpoint.Read(start, nil).Model
 }
 
-// settle sets the settings to those of a model.
-func (o *outgoing) settle(model string) {
+// useModel sets the settings to those of a model.
+func (o *outgoing) useModel(model string) {
 	if o.settled && o.model == model {
 		return
 	}
@@ -294,7 +294,7 @@ func (o *outgoing) closeUnsent() {
 // understand reads data, the body of the request.
 func (o *outgoing) understand(data []byte) dialect.Facts {
 	if o.settings.models.exact != nil { // limits may depend on the model, which may be named at the end
-		o.settle(o.endpoint.Read(data, nil).Model)
+		o.useModel(o.endpoint.Read(data, nil).Model)
 	}
 	limits := o.settings.limits()
 	t := tally{limits: limits, count: o.settings.measured()}
@@ -303,7 +303,7 @@ func (o *outgoing) understand(data []byte) dialect.Facts {
 		t = tally{limits: limits, count: t.count, exact: true}
 		r = o.endpoint.Read(data, t.part())
 	}
-	o.settle(r.Model)
+	o.useModel(r.Model)
 	if t.over() {
 		o.flaw = promptTooLarge(&o.settings, PhasePrompt, int64(t.chars), int64(limits.chars))
 	} else if limits.tokens > 0 && t.longest(limits.tokens) {

@@ -33,10 +33,10 @@ func (x *exchange) outcome(ctx context.Context, err error) (*http.Response, erro
 	if !ok || !x.responses || ctx.Err() != nil && err == context.Cause(ctx) {
 		return nil, err
 	}
-	if e.Phase == PhaseOutage && x.said != nil { // the route is down, and the provider has already answered this call with said
+	if e.Phase == PhaseOutage && x.refused != nil { // the route is down, and the provider has already refused this call
 		copied := *e
 		e = &copied
-		e.StatusCode, e.RequestID, e.Err, e.refusal = x.said.StatusCode, x.said.RequestID, x.said.Err, x.said.refusal
+		e.StatusCode, e.RequestID, e.Err, e.refusal = x.refused.StatusCode, x.refused.RequestID, x.refused.Err, x.refused.refusal
 	}
 	var resp *http.Response
 	switch {
@@ -158,7 +158,7 @@ func (r reply) refusal() error {
 		e.Kind, e.Phase, e.Max = ErrResponseTooLarge, PhaseErrorBody, maxErrorBytes
 	} else if r.resp.StatusCode >= 400 {
 		e.refusal = &refusal{r.resp, body}
-		r.x.said = e
+		r.x.refused = e
 	}
 	switch r.resp.StatusCode {
 	case http.StatusServiceUnavailable, 529: // turned away before any work was done

@@ -56,7 +56,7 @@ func (r *room) resize(size int64) {
 			r.remove(w) // it could wait forever
 		}
 	}
-	r.settle()
+	r.grant()
 }
 
 // use returns the bytes held and the size.
@@ -110,12 +110,12 @@ func (r *room) ask(h *hold, size int64) *waiter {
 	}
 	r.waiting = append(r.waiting, w)
 	r.stalled += h.bytes
-	r.settle()
+	r.grant()
 	return w
 }
 
-// settle grants the requests that fit. If only waiting answers are left, it rejects the latest.
-func (r *room) settle() {
+// grant grants the requests that fit. If only waiting answers are left, it rejects the latest.
+func (r *room) grant() {
 	for _, w := range slices.Clone(r.waiting) {
 		more := w.size - w.hold.bytes
 		fits := more <= r.size-r.held
@@ -130,7 +130,7 @@ func (r *room) settle() {
 		}
 	}
 	if n := len(r.waiting); n > 0 && r.held == r.stalled {
-		r.remove(r.waiting[n-1]) // its release settles the others
+		r.remove(r.waiting[n-1]) // its release may grant the others
 	}
 }
 
@@ -184,5 +184,5 @@ func (r *room) give(h *hold, rest int64) {
 	if h == r.extra {
 		r.extra = nil
 	}
-	r.settle()
+	r.grant()
 }

@@ -102,8 +102,8 @@ func (m *models) find(model string) (call Call, key string, ok bool) {
 	return call, "", false
 }
 
-// settle completes a call's settings: own overrides the settings of its model.
-func (l *live) settle(own Call) settings {
+// settingsOf completes the settings of a call: own overrides the settings of its model.
+func (l *live) settingsOf(own Call) settings {
 	s := settings{Call: own, live: l, usualTimeout: l.cfg.CallTimeout, source: "Config.CallTimeout"}
 	if l.models.exact != nil {
 		if model, key, ok := l.models.find(own.Model); ok {
@@ -138,12 +138,12 @@ func (g *Guard) usual() *settings {
 	if s := g.cached.Load(); s.live == g.current.Load() {
 		return s
 	}
-	return g.resettle()
+	return g.cacheSettings()
 }
 
 //go:noinline
-func (g *Guard) resettle() *settings {
-	s := g.current.Load().settle(g.own)
+func (g *Guard) cacheSettings() *settings {
+	s := g.current.Load().settingsOf(g.own)
 	g.cached.Store(&s)
 	return &s
 }
@@ -157,7 +157,7 @@ func (g *Guard) scoped(in *scope) *settings {
 	if last := in.last.Load(); last != nil && last.guard == g && last.live == l {
 		return &last.settings
 	}
-	s := &scopedSettings{guard: g, settings: l.settle(g.own.over(in.call))}
+	s := &scopedSettings{guard: g, settings: l.settingsOf(g.own.over(in.call))}
 	s.planB, s.alternative = in.planB, in.alternative
 	in.last.Store(s)
 	return &s.settings
@@ -173,7 +173,7 @@ func (g *Guard) requestSettings(ctx context.Context, l *live, op, model, host, p
 	if model != "" {
 		own.Model = model
 	}
-	s := l.settle(own)
+	s := l.settingsOf(own)
 	s.host, s.path = host, path
 	if in != nil {
 		s.planB, s.alternative = in.planB, in.alternative

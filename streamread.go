@@ -150,7 +150,7 @@ func (s *stream) deliver(ev *sse.Event) {
 	}
 	s.out, s.midLine = out, !bytes.HasSuffix(out, newline)
 	if s.single || s.progress.Terminal() {
-		s.settle()
+		s.drain()
 	}
 }
 
