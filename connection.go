@@ -88,7 +88,10 @@ func (x *exchange) unanswered(w *watch, err error) error {
 		copied := *own
 		x.call.billed = false
 		return &copied
-	case !w.conn.asked.Load() && !sendable(x.req.URL), refusedBeforehand(err):
+	case !w.conn.asked.Load() && !sendable(x.req.URL):
+		x.call.billed = false
+		return &Error{Kind: ErrMisconfigured, Phase: PhaseConnect, Err: &urlError{err, x.req.URL}, retry: neverRetry}
+	case refusedBeforehand(err):
 		x.call.billed = false
 		return &Error{Kind: ErrMisconfigured, Phase: PhaseConnect, Err: err, retry: neverRetry}
 	case ne != nil && timedOut(ne):
@@ -126,6 +129,19 @@ func (x *exchange) repeatable(e *Error, acted bool) *Error {
 // sendable reports whether a URL has the scheme and host that every transport needs.
 func sendable(u *url.URL) bool {
 	return (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
+}
+
+// urlError is the error of a base for a URL that is not sendable.
+type urlError struct {
+	error
+	url *url.URL
+}
+
+func (e *urlError) Unwrap() error { return e.error }
+
+// LogText names what is wrong with the URL, without its path and query, which may contain a key.
+func (e *urlError) LogText() string {
+	return fmt.Sprintf("the URL has the scheme %q and the host %q; want http or https, and a host", e.url.Scheme, e.url.Host)
 }
 
 // refusedBeforehand reports whether base failed before it sent the request, for example because it was refused a
