@@ -10,9 +10,9 @@ import (
 	"math"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
+	"github.com/aiguard-go/aiguard/internal/bymodel"
 	"github.com/aiguard-go/aiguard/internal/errtree"
 	"github.com/aiguard-go/aiguard/internal/line"
 )
@@ -334,8 +334,7 @@ func (c *Config) validateModels() error {
 	for _, name := range slices.Sorted(maps.Keys(c.Models)) {
 		call := c.Models[name]
 		m := mistakes{}
-		m.check(name != "" && !strings.Contains(strings.TrimSuffix(name, "*"), "*"), "name", fmt.Sprintf("%q", name),
-			`a model's name, or a prefix that ends in "*"`)
+		m.check(bymodel.IsKey(name), "name", fmt.Sprintf("%q", name), bymodel.WantKey)
 		m.check(call.Op == "" && call.Model == "" && call.Tenant == "", "Op, Model or Tenant", "set", "none of them")
 		if most := cmp.Or(c.MaxConcurrent, DefaultMaxConcurrent); most != Off && c.Limiter == nil {
 			m.check(call.Weight <= most, "Weight", call.Weight, fmt.Sprintf("at most MaxConcurrent (%d)", most))

@@ -293,7 +293,7 @@ func (o *outgoing) closeUnsent() {
 
 // understand reads data, the body of the request.
 func (o *outgoing) understand(data []byte) dialect.Facts {
-	if o.settings.models.exact != nil { // limits may depend on the model, which may be named at the end
+	if !o.settings.models.Empty() { // limits may depend on the model, which may be named at the end
 		o.useModel(o.endpoint.Read(data, nil).Model)
 	}
 	limits := o.settings.limits()

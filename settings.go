@@ -3,8 +3,6 @@ package aiguard
 import (
 	"cmp"
 	"context"
-	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -62,51 +60,11 @@ func scopeOf(ctx context.Context) *scope {
 	return s
 }
 
-// models finds the settings of a model.
-type models struct {
-	exact    map[string]Call
-	prefixes []prefix // longest first
-}
-
-type prefix struct {
-	text string
-	call Call
-}
-
-func newModels(settings map[string]Call) (m models) {
-	if len(settings) == 0 {
-		return m
-	}
-	m.exact = make(map[string]Call)
-	for name, call := range settings {
-		if text, ok := strings.CutSuffix(name, "*"); ok {
-			m.prefixes = append(m.prefixes, prefix{text, call})
-		} else {
-			m.exact[name] = call
-		}
-	}
-	slices.SortFunc(m.prefixes, func(a, b prefix) int { return len(b.text) - len(a.text) })
-	return m
-}
-
-// find returns the settings of a model and their key in Config.Models.
-func (m *models) find(model string) (call Call, key string, ok bool) {
-	if call, ok = m.exact[model]; ok {
-		return call, model, true
-	}
-	for _, p := range m.prefixes {
-		if strings.HasPrefix(model, p.text) {
-			return p.call, p.text + "*", true
-		}
-	}
-	return call, "", false
-}
-
 // settingsOf completes the settings of a call: own overrides the settings of its model.
 func (l *live) settingsOf(own Call) settings {
 	s := settings{Call: own, live: l, usualTimeout: l.cfg.CallTimeout, source: "Config.CallTimeout"}
-	if l.models.exact != nil {
-		if model, key, ok := l.models.find(own.Model); ok {
+	if !l.models.Empty() {
+		if model, key, ok := l.models.Find(own.Model); ok {
 			s.Call = model.over(own)
 			if model.Timeout != 0 {
 				s.usualTimeout, s.source = model.Timeout, `Config.Models["`+short(key)+`"].Timeout`

@@ -384,7 +384,7 @@ var mutations = []mutation{
 	{name: "WithCall drops the context's settings", run: "^TestContextsAddUp$",
 		file: "settings.go", old: "s.call = s.call.over(c)", new: "s.call = c"},
 	{name: "shortest prefix of a model applies",
-		file: "settings.go", old: "return len(b.text) - len(a.text)", new: "return len(a.text) - len(b.text)"},
+		file: "internal/bymodel/bymodel.go", old: "return len(b.text) - len(a.text)", new: "return len(a.text) - len(b.text)"},
 	{name: "default total cuts a long call", run: "^TestDefaultTotalHoldsTheLongestCall$",
 		file: "settings.go", old: "return max(total, totalOf(s.Timeout))", new: "return total"},
 	{name: "Fallback waits for a provider that is down", run: "^TestFallbackIsNotKeptWaitingByItsFirstChoice$",
