@@ -71,10 +71,11 @@ type Stats struct {
 	OverMemory, Draining bool      // new calls are rejected: memory limit reached; Shutdown or Close was called
 	ConfigVersion        int64     // 1 after New; each Update adds 1
 
-	Calls, Succeeded, Failed, Refused int64
-	Retries, Timeouts                 int64
-	WaitCount                         int64         // calls that had to wait
-	WaitTime                          time.Duration // total time that calls waited
+	Calls, Succeeded, Failed int64         // calls begun; calls that succeeded; calls that failed
+	Refused                  int64         // calls rejected before their first attempt
+	Retries, Timeouts        int64         // repeated attempts; calls and tasks that ended with ErrTimeout
+	WaitCount                int64         // calls that had to wait
+	WaitTime                 time.Duration // total time that calls waited
 
 	Background, Normal, Critical PriorityStats
 	Tenants                      []TenantStats // the 1,000 busiest tenants, busiest first; nil if no call has a Tenant

@@ -1,7 +1,7 @@
 package aiguard
 
 // Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
-// This file: what an attempt may spend, and what it has.
+// This file: what an attempt may spend, and what it has spent.
 
 import (
 	"context"

@@ -20,7 +20,7 @@ import (
 // another attempt and waits for it. A call belongs to one goroutine, except for cancel and the ring (guarded by
 // ring.mu) and the permit (which any goroutine may release).
 type call struct {
-	history       // what it tells
+	history       // for events, the log and the error
 	outer   *call // the Do or RunTask around this call, of any Guard
 
 	permit  permit

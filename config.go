@@ -85,8 +85,11 @@ type Config struct {
 	// Rate limits in a provider's headers are always honored. Default none
 	RequestsPerMinute, TokensPerMinute int64
 
-	MaxPromptChars  int // characters (runes) in all texts of a request. Default 20,000
-	MaxPromptTokens int // tokens in all texts of a request; needs CountTokens. Default none
+	// MaxPromptChars limits the characters (runes) in all texts of a request. Each input of an embeddings request is a
+	// prompt of its own. Default 20,000
+	MaxPromptChars int
+
+	MaxPromptTokens int // tokens of a prompt; needs CountTokens. Default none
 
 	// CountTokens counts the tokens of a text and must be safe for concurrent use. It is called once by New, and for
 	// a prompt whose size in bytes does not already show that it is within the limit. It may add up to 8 tokens per
@@ -125,8 +128,9 @@ type Config struct {
 	// its first event still ends with an error. Default false
 	FailuresAsResponses bool
 
-	// OnEvent is called for each Event of a call, in the call's goroutine and with no lock held. It may use the Guard
-	// and should not block. Default none
+	// OnEvent is called for each Event of a call, with no lock held. It runs in the goroutine of the call. The end of a
+	// stream is reported in the goroutine that reads or closes it, or in another one if its context ends first. OnEvent
+	// may use the Guard and should not block. Default none
 	OnEvent func(context.Context, Event)
 
 	// Logger receives timeouts, retries, rejections, pauses, outages and abandoned streams. The log never

@@ -63,7 +63,7 @@ type Error struct {
 
 	retry    retryRule // these five fill a gap: a smaller Error makes a rejection cheaper
 	judged   bool      // the route has counted this failure
-	told     bool      // its pause, by a call inside the Do
+	told     bool      // the pause was reported by a call inside the Do
 	expected bool      // phase queue: rejected without waiting for Limit
 	hopeless bool      // phase queue: newer calls were served first
 

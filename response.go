@@ -11,11 +11,10 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/aiguard-go/aiguard/internal/callctx"
 	"github.com/aiguard-go/aiguard/internal/dialect"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 	"github.com/aiguard-go/aiguard/internal/provider"
-
-	"github.com/aiguard-go/aiguard/internal/callctx"
 )
 
 // This file decides what RoundTrip returns for a failed call: the provider's response, a response made by the guard,

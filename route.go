@@ -19,13 +19,13 @@ import (
 type RouteStats struct {
 	Host, Name string // Name is the model, the path, or a Do's Op and Model, cut to 128 bytes
 
-	InFlight, Waiting int64     // weight in flight; calls that wait for the route or for a slot
-	Limit             int64     // weight that may be in flight now; Off: no limit
-	PausedUntil       time.Time // end of the pause that the provider asked for; zero: none
-	DownSince         time.Time // start of the outage; zero: not down
-	RetryTokens       float64   // retries that the route's budget allows now
-	RequestsPerMinute float64   // rate limit from Config or the provider's headers; 0: none
-	TokensPerMinute   float64
+	InFlight, Waiting int64         // weight in flight; calls that wait for the route or for a slot
+	Limit             int64         // weight that may be in flight now; Off: no limit
+	PausedUntil       time.Time     // end of the pause that the provider asked for; zero: none
+	DownSince         time.Time     // start of the outage; zero: not down
+	RetryTokens       float64       // retries that the route's budget allows now
+	RequestsPerMinute float64       // rate limit from Config, the provider's headers or its 429s; 0: none
+	TokensPerMinute   float64       // rate limit from Config or the provider's headers; 0: none
 	Held              time.Duration // average time that a request is in flight
 }
 
