@@ -435,3 +435,20 @@ func liveHeap() int64 {
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
 }
+
+func TestMemoryLimitRefusesNewCalls(t *testing.T) {
+	rec := &recorder{}
+	g := newGuard(t, aiguard.Config{MemoryLimit: 1, OnEvent: rec.OnEvent})
+	for range 3 {
+		e := facts(t, do(t.Context(), g, func(context.Context) error { panic("not reached") }), aiguard.ErrOverloaded)
+		require.Equal(t, "memory", e.Phase)
+		require.Greater(t, e.Size, e.Max)
+		require.Positive(t, e.RetryAfter)
+	}
+	require.Len(t, rec.all(aiguard.EventMemorySpike), 1, "told once, until it is below again")
+	require.Len(t, rec.all(aiguard.EventRefused), 3)
+	require.EqualValues(t, 1, g.Stats().MemoryLimit)
+	require.Positive(t, g.Stats().HeapBytes)
+	g = newGuard(t, aiguard.Config{MemoryLimit: 1 << 50})
+	require.NoError(t, do(t.Context(), g, func(context.Context) error { return nil }))
+}
