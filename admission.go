@@ -206,7 +206,7 @@ func (l *limiter) find(c *call, now instant) (*route, *tenant) {
 }
 
 // enter admits a call if none is before it. Otherwise it puts the call in line and returns errQueue. Any other error
-// rejects the call. It is a single function, because the goroutine of a waiting call keeps the stack that this
+// rejects the call. It is a single function, because the goroutine of a waiting call keeps the stack that it
 // needed.
 func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	l.mu.Lock()
@@ -247,7 +247,7 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	for n := l.line.Join(&w.Waiter, &r.line, &t.line, p, int64(now), r.slots()); n > 0; n-- {
 		w.Eldest().Value.dismiss(hopeless)
 	}
-	l.next(now).leave()
+	l.next(now).signal()
 	if c.permit.held.Load() {
 		<-w.over
 		return nil

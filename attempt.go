@@ -117,7 +117,7 @@ func (x *exchange) request(w *watch) (*http.Request, error) {
 		req.Body = &requestBody{ReadCloser: req.Body, limit: limit}
 	}
 	var more callctx.Headers
-	if len(x.settings.cfg.Middleware) > 0 { // which alone can have put it into the context
+	if len(x.settings.cfg.Middleware) > 0 { // only a Middleware can have put it into the context
 		more = callctx.HeadersOf(w.caller)
 	}
 	if name := x.settings.cfg.DeadlineHeader; name != "" || more != nil || !x.keepsRequests() || field(req.Header, "Accept-Encoding") != "" {

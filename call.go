@@ -174,7 +174,7 @@ func (c *call) judge(ctx context.Context, err error) {
 
 // answered updates the route at once, because a stream keeps its slot long after the provider's first answer.
 func (c *call) answered() {
-	c.turned = c.permit.judge(provider.Outcome{Answered: true, Found: true})
+	c.transition = c.permit.judge(provider.Outcome{Answered: true, Found: true})
 }
 
 // free releases an attempt's slot. A second call does nothing.
@@ -205,7 +205,7 @@ func (c *call) giveBackAndAccount(last bool) bool {
 	return c.release(last)
 }
 
-// account takes the attempt's reservation, and returns with what it is to be settled.
+// account takes the attempt's reservation and returns it with the usage to settle it with.
 func (c *call) account() (granted *reservation, used Usage) {
 	granted = c.reserved.Swap(nil)
 	if c.billed {
@@ -226,7 +226,7 @@ func (c *call) release(last bool) bool {
 	if !ok {
 		return false
 	}
-	next.leave()
+	next.signal()
 	c.verdict, c.admitted = provider.Outcome{}, 0
 	if release := c.permit.releaser(); release != nil {
 		release()
@@ -234,7 +234,7 @@ func (c *call) release(last bool) bool {
 	return last
 }
 
-// releaser takes the function with which the user's Limiter wants its slot back; nil: none.
+// releaser takes the function that gives the slot back to the user's Limiter; nil: none.
 func (p *permit) releaser() (release func()) {
 	release, p.release = p.release, nil
 	return release

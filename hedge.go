@@ -262,7 +262,7 @@ func (x *exchange) claim() error {
 
 // tellFailure reports what the failure of one of two attempts means for the route.
 func (h *history) tellFailure(ctx context.Context, err error) {
-	h.tellTurn(ctx, err)
+	h.tellTransition(ctx, err)
 	if e := ownError(ctx, err); e != nil && e.Kind == ErrRateLimited {
 		h.report(ctx, EventPaused, e, h.cfg.Retry.pauseAfter(e, h.attempts))
 	}

@@ -102,7 +102,7 @@ func (l *limiter) endWait(c *call, now instant) {
 	}
 }
 
-// next admits the calls whose turn it is. The caller must call leave on the last one, which next returns; nil: none.
+// next admits the calls whose turn it is. The caller must call signal on the last one, which next returns; nil: none.
 // It can do so after it has released the lock, which others are waiting for.
 func (l *limiter) next(now instant) (last *inLine) {
 	for !l.line.Full() {
@@ -116,7 +116,7 @@ func (l *limiter) next(now instant) (last *inLine) {
 		}
 		l.grant(c, now)
 		l.endWait(c, now)
-		last.leave()
+		last.signal()
 		last = w.Value
 	}
 	return last
@@ -124,7 +124,7 @@ func (l *limiter) next(now instant) (last *inLine) {
 
 // finish releases what an attempt holds, after it has recorded the outcome. tokens is the usage of the answer and
 // more is the part of it that was not expected; 0 means unknown. After the last attempt the call leaves the ring. ok
-// is false if there is nothing to release. The caller must call leave on next, the call that gets the slot; nil: none.
+// is false if there is nothing to release. The caller must call signal on next, the call that gets the slot; nil: none.
 func (l *limiter) finish(c *call, tokens int64, more float64, last bool) (next *inLine, ok bool) {
 	p := &c.permit
 	if !p.held.Load() {
@@ -139,8 +139,8 @@ func (l *limiter) finish(c *call, tokens int64, more float64, last bool) (next *
 		c.ring.strike(c)
 	}
 	now := l.now()
-	if turned := p.apply(c.verdict, now); turned != noTurn {
-		c.turned = turned
+	if changed := p.apply(c.verdict, now); changed != noTransition {
+		c.transition = changed
 	}
 	took := time.Duration(now - instant(p.sending.At))
 	c.inFlight += took
@@ -216,7 +216,7 @@ func (l *limiter) sweep(now instant) {
 		}
 		route.refresh(now)
 	}
-	l.next(now).leave()
+	l.next(now).signal()
 	if next != 0 && l.line.Waiting() {
 		l.wake(next)
 	}

@@ -16,9 +16,9 @@ type history struct {
 
 	queued, backoff, inFlight time.Duration
 	attempts                  int32
-	turned                    turn // change of the route, to be reported
-	nested                    bool // part of a Do, which counts
-	mayBill                   bool // one of the attempts may be billed
+	transition                transition // change of the route, to be reported
+	nested                    bool       // part of a Do, which counts
+	mayBill                   bool       // one of the attempts may be billed
 }
 
 // tell counts the end of the call and announces it.
@@ -60,7 +60,7 @@ func (h *history) count(ctx context.Context, err error) {
 // announce calls OnEvent, which may panic, and writes the log.
 func (h *history) announce(ctx context.Context, err error) {
 	h.attemptDone(ctx, err)
-	h.tellTurn(ctx, err)
+	h.tellTransition(ctx, err)
 	t, e := h.endOf(ctx, err)
 	h.emit(ctx, t, err)
 	if e != nil && !h.nested { // the enclosing Do logs
@@ -125,19 +125,19 @@ func (h *history) send(ctx context.Context, t EventType, err error) {
 	h.cfg.OnEvent(ctx, e)
 }
 
-// tellTurn reports once that the call's route went down with err or came back.
-func (h *history) tellTurn(ctx context.Context, err error) {
-	if h.turned != noTurn {
-		h.reportTurn(ctx, err)
+// tellTransition reports once that the call's route went down with err or came back.
+func (h *history) tellTransition(ctx context.Context, err error) {
+	if h.transition != noTransition {
+		h.reportTransition(ctx, err)
 	}
 }
 
-// reportTurn is the rest of tellTurn. Most calls have no change to report, and its frame is large.
+// reportTransition is the rest of tellTransition. Most calls have no change to report, and its frame is large.
 //
 //go:noinline
-func (h *history) reportTurn(ctx context.Context, err error) {
-	t := h.turned
-	h.turned = noTurn
+func (h *history) reportTransition(ctx context.Context, err error) {
+	t := h.transition
+	h.transition = noTransition
 	switch e := ownError(ctx, err); {
 	case t == wentDown && e != nil:
 		h.report(ctx, EventDown, e, 0)

@@ -318,8 +318,8 @@ func (o *outgoing) understand(data []byte) dialect.Facts {
 	return r.Facts
 }
 
-// estimateLate estimates a request whose attempt is over, because its answer does not report its usage. otherwise is
-// returned if the body cannot be read.
+// estimateLate estimates a request whose attempt is over, because its answer does not report its usage. It returns
+// otherwise if the body cannot be read.
 func (o *outgoing) estimateLate(otherwise estimate) estimate {
 	v := view{of: o, use: (*view).estimate, late: otherwise}
 	o.withBody(&v)
@@ -346,7 +346,8 @@ func (o *outgoing) estimateRead(r *dialect.Facts, prompts int64, size, limit int
 	return e
 }
 
-// estimateUnread notes what a request can use whose body was not read: it is too large, say. A form has a file in it.
+// estimateUnread estimates a request whose body was not read, for example because it is too large. It skips forms, which
+// contain files.
 func (o *outgoing) estimateUnread() {
 	if !o.endpoint.Inference() || strings.HasPrefix(mediaType(o.req.Header), "multipart/") {
 		return

@@ -128,7 +128,7 @@ func (c *call) again(ctx context.Context, err error) error {
 		c.free() // what was reserved for the attempt
 	}
 	c.attemptDone(ctx, err)
-	c.tellTurn(ctx, err)
+	c.tellTransition(ctx, err)
 	if ctx.Err() != nil {
 		if !errtree.Is(err, ctx.Err()) {
 			err = callctx.Err(ctx)

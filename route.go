@@ -234,51 +234,51 @@ func (r *route) down(now instant) *Error {
 }
 
 // judge updates the route with the outcome of an attempt, and reports whether the route went down or came back.
-func (p *permit) judge(o provider.Outcome) (turned turn) {
+func (p *permit) judge(o provider.Outcome) (changed transition) {
 	l := p.route.limiter
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.now()
-	turned = p.apply(o, now)
-	l.next(now).leave()
-	return turned
+	changed = p.apply(o, now)
+	l.next(now).signal()
+	return changed
 }
 
-// turn is a change of a route's state that is reported to operators.
-type turn int8
+// transition is a change of a route's state that is reported to operators.
+type transition int8
 
 const (
-	noTurn turn = iota
+	noTransition transition = iota
 	wentDown
 	cameBack
 )
 
 // apply is judge with mu held.
-func (p *permit) apply(o provider.Outcome, now instant) (turned turn) {
+func (p *permit) apply(o provider.Outcome, now instant) (changed transition) {
 	r := p.route
 	if r == &r.limiter.routes.nameless || o == (provider.Outcome{}) {
-		return noTurn
+		return noTransition
 	}
 	before := r.state.DownSince()
 	r.state.Judge(provider.Instant(now), &p.sending, o, r.line.Waiting() > 0)
-	return r.turned(before, o.Limited, now)
+	return r.transition(before, o.Limited, now)
 }
 
-// turned ends the waits that a new outage or pause makes hopeless, and reports whether the route went down or came
+// transition ends the waits that a new outage or pause makes hopeless, and reports whether the route went down or came
 // back.
-func (r *route) turned(before provider.Instant, paused bool, now instant) (turned turn) {
+func (r *route) transition(before provider.Instant, paused bool, now instant) (changed transition) {
 	switch after := r.state.DownSince(); {
 	case before == 0 && after != 0:
-		turned = wentDown
+		changed = wentDown
 		r.dismissAll(now, routeDown)
 	case before != 0 && after == 0:
-		turned = cameBack
+		changed = cameBack
 	}
 	if paused {
 		r.dismissAll(now, routePaused)
 	}
 	r.refresh(now)
-	return turned
+	return changed
 }
 
 // dismissAll ends the wait of calls that the route cannot serve in time.
@@ -305,7 +305,7 @@ func (p *permit) tell(h http.Header) {
 	now := l.now()
 	p.route.state.Tell(provider.Instant(now), &p.sending, requests, tokens)
 	p.route.refresh(now)
-	l.next(now).leave()
+	l.next(now).signal()
 }
 
 // linger counts a Do that waits, without a slot, for the paused route, which one of its calls has met. It reports

@@ -83,7 +83,7 @@ func (g *Guard) LearnRoutes(states ...RouteState) {
 	for i := range states {
 		l.learn(&states[i], now)
 	}
-	l.next(now).leave()
+	l.next(now).signal()
 }
 
 // noteChange notes that a route may have changed.
@@ -146,5 +146,5 @@ func (l *limiter) learn(s *RouteState, now instant) {
 	if !r.changed {
 		r.told = r.state.Shared()
 	}
-	r.turned(before, s.Pause > 0, now)
+	r.transition(before, s.Pause > 0, now)
 }

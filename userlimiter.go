@@ -100,7 +100,7 @@ func (u *userLimiter) begin(c *call) *Error {
 	return nil
 }
 
-// end starts the time for which a slot is held.
+// end counts the end of a wait in Acquire. The time for which the slot is held starts here.
 func (u *userLimiter) end(c *call) {
 	l := u.limiter
 	l.mu.Lock()
