@@ -321,7 +321,7 @@ func (c *Config) validate() error {
 	base, longest := c.Retry.BaseDelay, c.Retry.MaxDelay
 	m.check(base <= 0 || longest <= 0 || base <= longest, "Retry.BaseDelay", base, fmt.Sprintf("at most Retry.MaxDelay (%v)", longest))
 	m.check((c.Retry.Budget >= 0 || c.Retry.Budget == Off) && c.Retry.Budget <= maxBudget, "Retry.Budget", c.Retry.Budget,
-		"a fraction of calls such as 0.1, 0 for the default, or Off")
+		fmt.Sprintf("a fraction of calls such as 0.1, at most %d, 0 for the default, or Off", maxBudget))
 	m.check(c.Hedge.Quantile >= 0 && c.Hedge.Quantile < 1, "Hedge.Quantile", c.Hedge.Quantile, "a fraction below 1 such as 0.95, or 0 for no hedging")
 	m.check(c.Hedge.Quantile == 0 || c.Limiter == nil, "Hedge.Quantile", c.Hedge.Quantile, "0 with a Limiter, which cannot report a free slot")
 	m.check(validHeader(c.DeadlineHeader), "DeadlineHeader", fmt.Sprintf("%q", c.DeadlineHeader), "the name of an HTTP header")

@@ -21,7 +21,7 @@ var debugHTML string
 var debugPage = template.Must(template.New("debug").Parse(debugHTML))
 
 // Debug returns a handler that shows the current state of g: gauges, routes, tenants, calls in progress, and the last
-// 50 failures. It serves an HTML page that refreshes itself every second. It serves the same data as JSON for
+// 50 failures. Each list has at most 100 entries. It serves an HTML page that refreshes itself every second. It serves the same data as JSON for
 // "Accept: application/json" or "?format=json". Neither form contains a prompt, an answer, a key or provider text.
 // Both contain the names of operations, models, hosts and tenants.
 //
