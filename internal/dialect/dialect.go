@@ -97,9 +97,6 @@ func (e Endpoint) Op() string {
 // Model returns the model named in the path, or "".
 func (e Endpoint) Model() string { return e.model }
 
-// Streams reports whether the path asks for a stream.
-func (e Endpoint) Streams() bool { return e.stream }
-
 // Plain reports whether a good answer may have a format other than JSON.
 func (e Endpoint) Plain() bool { return e.api == nil || e.api.plain }
 
