@@ -182,23 +182,6 @@ func (rs *routes) peek(s *settings) *route {
 	return &rs.unknown
 }
 
-// refresh updates the route's room in the line, and sets the timer if the room changes with time.
-func (r *route) refresh(now instant) {
-	l := r.limiter
-	if r == &l.routes.nameless {
-		return // it always has room
-	}
-	r.noteChange()
-	if closed := r.state.Reopened(provider.Instant(now)); closed > 0 {
-		r.line.Reopened(int64(now), int64(closed))
-	}
-	room, at := r.state.Room(provider.Instant(now), r.tokens)
-	l.line.SetRoom(&r.line, room)
-	if at != 0 && r.line.Waiting() > 0 {
-		l.wake(instant(at))
-	}
-}
-
 // notYet returns the error of a call that cannot wait until its route is open.
 func (r *route) notYet(state provider.State, wait time.Duration) *Error {
 	e := &Error{Kind: ErrRateLimited, Phase: PhasePause, RetryAfter: wait, route: r, judged: true}
