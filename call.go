@@ -226,7 +226,7 @@ func (c *call) release(last bool) bool {
 	if !ok {
 		return false
 	}
-	next.signal()
+	next.leave()
 	c.verdict, c.admitted = provider.Outcome{}, 0
 	if release := c.permit.releaser(); release != nil {
 		release()

@@ -182,7 +182,7 @@ func (r *route) refresh(now instant) {
 }
 
 // enter admits a call if none is before it. Otherwise it puts the call in line and returns errQueue. Any other error
-// rejects the call. It is a single function, because the goroutine of a waiting call keeps the stack that it
+// rejects the call. It is a single function, because the goroutine of a waiting call keeps the stack that this
 // needed.
 func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	l.mu.Lock()
@@ -223,7 +223,7 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	for n := l.line.Join(&w.Waiter, &r.line, &t.line, p, int64(now), r.slots()); n > 0; n-- {
 		w.Eldest().Value.dismiss(hopeless)
 	}
-	l.next(now).signal()
+	l.next(now).leave()
 	if c.permit.held.Load() {
 		<-w.over
 		return nil
@@ -291,7 +291,7 @@ func (l *limiter) refuse(r *route, t *tenant, p line.Priority, now instant, e *E
 	return e
 }
 
-// next admits the calls whose turn it is. The caller must call signal on the last one, which next returns; nil: none.
+// next admits the calls whose turn it is. The caller must call leave on the last one, which next returns; nil: none.
 // It can do so after it has released the lock, which others are waiting for.
 func (l *limiter) next(now instant) (last *inLine) {
 	for !l.line.Full() {
@@ -305,7 +305,7 @@ func (l *limiter) next(now instant) (last *inLine) {
 		}
 		l.grant(c, now)
 		l.endWait(c, now)
-		last.signal()
+		last.leave()
 		last = w.Value
 	}
 	return last
@@ -313,7 +313,7 @@ func (l *limiter) next(now instant) (last *inLine) {
 
 // finish releases what an attempt holds, after it has recorded the outcome. tokens is the usage of the answer and
 // more is the part of it that was not expected; 0 means unknown. After the last attempt the call leaves the ring. ok
-// is false if there is nothing to release. The caller must call signal on next, the call that gets the slot; nil: none.
+// is false if there is nothing to release. The caller must call leave on next, the call that gets the slot; nil: none.
 func (l *limiter) finish(c *call, tokens int64, more float64, last bool) (next *inLine, ok bool) {
 	p := &c.permit
 	if !p.held.Load() {
@@ -405,7 +405,7 @@ func (l *limiter) sweep(now instant) {
 		}
 		route.refresh(now)
 	}
-	l.next(now).signal()
+	l.next(now).leave()
 	if next != 0 && l.line.Waiting() {
 		l.wake(next)
 	}

@@ -52,8 +52,8 @@ func (c *call) newPlace() *inLine {
 	return w
 }
 
-// signal wakes a waiting call that is out of the line. Do not use w afterwards, because the call may reuse it.
-func (w *inLine) signal() {
+// leave ends the wait of a call that is out of the line. Do not use w afterwards, because the call may reuse it.
+func (w *inLine) leave() {
 	if w != nil {
 		w.over <- struct{}{}
 	}
@@ -94,7 +94,7 @@ func (l *limiter) drop(w *inLine) bool {
 	now := l.now()
 	l.line.Leave(&w.Waiter)
 	l.endWait(w.call, now)
-	l.next(now).signal() // the call may have been too heavy and in the way of others
+	l.next(now).leave() // the call may have been too heavy and in the way of others
 	return true
 }
 
@@ -108,7 +108,7 @@ func (w *inLine) dismiss(f fate) {
 		l.refused[w.call.Priority.line()]++
 		w.call.permit.tenant.refused++
 	}
-	w.signal()
+	w.leave()
 }
 
 // denied returns the reason why a waiting call was not admitted.

@@ -223,7 +223,7 @@ func (p *permit) judge(o provider.Outcome) (changed transition) {
 	defer l.mu.Unlock()
 	now := l.now()
 	changed = p.apply(o, now)
-	l.next(now).signal()
+	l.next(now).leave()
 	return changed
 }
 
@@ -288,7 +288,7 @@ func (p *permit) tell(h http.Header) {
 	now := l.now()
 	p.route.state.Tell(provider.Instant(now), &p.sending, requests, tokens)
 	p.route.refresh(now)
-	l.next(now).signal()
+	l.next(now).leave()
 }
 
 // linger counts a Do that waits, without a slot, for the paused route, which one of its calls has met. It reports

@@ -83,7 +83,7 @@ func (g *Guard) LearnRoutes(states ...RouteState) {
 	for i := range states {
 		l.learn(&states[i], now)
 	}
-	l.next(now).signal()
+	l.next(now).leave()
 }
 
 // noteChange notes that a route may have changed.
