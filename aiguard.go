@@ -114,7 +114,7 @@ func New(cfg Config) (*Guard, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg.tellAliases()
+	cfg.logAliases()
 	clock := newClock()
 	c := &core{clock: clock, memory: newMemory(l.cfg.MemoryLimit, l.cfg.MaxEventBytes, clock), pool: newPool(&l.cfg)}
 	c.current.Store(l)

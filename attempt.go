@@ -59,7 +59,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 		}
 	}()
 	x.call.billed = billable(resp.StatusCode)
-	x.call.permit.tell(resp.Header)
+	x.call.permit.learnLimits(resp.Header)
 	switch {
 	case resp.StatusCode == http.StatusSwitchingProtocols:
 		if err := r.upgrade(); err != nil {

@@ -137,7 +137,7 @@ func (h *history) measureSpike(ctx context.Context, w *wire) {
 	now := m.now()
 	heap := m.sample(now, age)
 	growth := heap - h.trail.heap
-	if growth < m.spike.Load() || !m.tell(now) {
+	if growth < m.spike.Load() || !m.mayReport(now) {
 		return
 	}
 	if h.cfg.OnEvent != nil {
@@ -154,8 +154,8 @@ func (h *history) measureSpike(ctx context.Context, w *wire) {
 	}
 }
 
-// tell reports whether a growth may be reported again.
-func (m *memory) tell(now instant) bool {
+// mayReport reports whether a growth may be reported again.
+func (m *memory) mayReport(now instant) bool {
 	last := m.told.Load()
 	return due(&m.told, now, spikeEvery) && m.told.CompareAndSwap(last, int64(now))
 }

@@ -276,8 +276,8 @@ func (r *route) dismissAll(now instant, f fate) {
 	}
 }
 
-// tell updates the route with the rate limits in an answer's headers.
-func (p *permit) tell(h http.Header) {
+// learnLimits updates the route with the rate limits in an answer's headers.
+func (p *permit) learnLimits(h http.Header) {
 	requests, tokens, ok := provider.Limits(h)
 	if !ok {
 		return

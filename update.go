@@ -103,7 +103,7 @@ func (g *Guard) Update(cfg Config) error {
 	if err := g.replace(l); err != nil {
 		return err
 	}
-	cfg.tellAliases()
+	cfg.logAliases()
 	return nil
 }
 

@@ -45,7 +45,7 @@ func main() {
 		fake := startFake()
 		defer fake.Close()
 		oc.BaseURL = fake.URL
-		fmt.Println("OPENAI_API_KEY is not set: using a fake provider that asks for tools for ever.")
+		fmt.Println("OPENAI_API_KEY is not set: using a fake provider that asks for tools forever.")
 	}
 	if err := run(ctx, oc, os.Stdout); err != nil {
 		log.Fatal(err)
