@@ -22,11 +22,11 @@
 //
 // # Capacity
 //
-// At most MaxConcurrent calls (5) are in flight and MaxQueue calls (100) wait. Further calls are rejected at once
-// with a RetryAfter. So is a call that is not expected to be served before its deadline. Waiting calls are served by
-// priority, then by fair share between tenants, then in order of arrival. Under overload that lasts longer than a third
-// of QueueTimeout, a tenant's newest call is served first. A call holds its slot while the provider works: until a JSON answer has been read, or until a
-// stream has ended or is closed. It holds no slot while it backs off.
+// At most MaxConcurrent calls (5) are in flight and MaxQueue calls (100) wait. Further calls are rejected at once with
+// a RetryAfter. So is a call that is not expected to be served before its deadline. Waiting calls are served by
+// priority, then by fair share between tenants, then in order of arrival. Under overload that lasts longer than a
+// third of QueueTimeout, a tenant's newest call is served first. A call holds its slot while the provider works: until
+// a JSON answer has been read, or until a stream has ended or is closed. It holds no slot while it backs off.
 //
 // The Guard tracks each route separately. A route is a host and a model. A 429 pauses its route. An outage takes the
 // route down until a probe succeeds. Rate limit headers set its pace. The limit of a route adapts between
