@@ -92,14 +92,6 @@ type estimate struct {
 	whole    bool  // the answer was read whole
 }
 
-// answered records a complete answer of so many bytes. Its length replaces a usage that it does not report.
-func (w *wire) answered(u Usage, bytes int64, whole bool) {
-	if u.Input+u.Output == 0 {
-		u.Output, u.Estimated = bytes/bytesPerToken, true
-	}
-	w.usage, w.estimate.complete, w.estimate.whole = u, true, whole
-}
-
 const (
 	outputGuess    = 1000 // tokens
 	outputQuantile = 0.95
