@@ -12,7 +12,7 @@ import (
 // Store keeps what was spent in the windows of limits. It must be safe for concurrent use. Package storetest checks one.
 type Store interface {
 	// Spend atomically adds each charge's Amount to what was spent in its Slot under its Key, or adds none of them. It adds
-	// none if the sum of a charge with a positive Amount would exceed its Max. A sum is that of the slots from Since on. A
+	// none if the sum of a charge with a positive Amount would exceed its Max. A sum covers the slots from Since on. A
 	// slot never falls below zero. Spend returns the sums after it, in the order of charges, and whether it added the
 	// amounts. No two charges have the same Key.
 	//
