@@ -183,6 +183,12 @@ var mutations = []mutation{
 		file: "internal/line/line.go", old: "return a.priority > b.priority", new: "return a.priority < b.priority"},
 	{name: "newcomer overtakes a higher priority", in: "internal/line", run: "^TestLineDoesWhatAListWouldDo$",
 		file: "internal/line/line.go", old: "for q := p; q < priorities; q++ {\n\t\tif l.ready[q] > 0 {", new: "for q := p; q < priorities; q++ {\n\t\tif false {"},
+	{name: "heavy call gets no turn", in: "internal/line", run: "^TestHeavyCallDoesNotStarveUnderHigherPriority$",
+		file: "internal/line/line.go", old: "w.flow.route.due, l.since = w, 0", new: "l.since = 0"},
+	{name: "newcomer overtakes a heavy call at its turn", in: "internal/line", run: "^TestTurnOfAHeavyCallHoldsUpNoOtherRoute$",
+		file: "internal/line/line.go", old: "return r.due == nil && ", new: "return "},
+	{name: "waiting background call takes the turn of others", in: "internal/line", run: "^TestBackgroundCallThatMustWaitHidesNobody$",
+		file: "internal/line/line.go", old: "w = r.foremost\n", new: "continue\n"},
 	{name: "no call is served out of turn", in: "internal/line", run: "^TestHigherPriorityGoesFirstAndOneInTenIsTheLongestWaiter$",
 		file: "internal/line/line.go", old: "if l.since >= turn-1 {", new: "if false {"},
 	{name: "newcomer takes the longest waiter's turn", in: "internal/line", run: "^TestLineDoesWhatAListWouldDo$",
@@ -241,7 +247,7 @@ var mutations = []mutation{
 
 	// State of a route.
 	{name: "limit of a route ignored", in: "internal/line", run: "^TestLineDoesWhatAListWouldDo$",
-		file: "internal/line/line.go", old: "return weight <= r.room && l.fits", new: "return l.fits"},
+		file: "internal/line/line.go", old: "weight <= r.room && l.fits", new: "l.fits"},
 	{name: "full route blocks others", in: "internal/line", run: "^TestRouteWithoutRoomHoldsNobodyUp$",
 		file: "internal/line/line.go", old: "if w != nil && w.Weight <= r.room && (best", new: "if w != nil && (best"},
 	{name: "waiters of a closed route fill the queue", in: "internal/line", run: "^TestRouteWithoutRoomHoldsNobodyUp$",
