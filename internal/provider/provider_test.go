@@ -159,6 +159,32 @@ func down(cfg Config) *bench {
 	return b
 }
 
+// A 429 asks for a pause, and then the requests that were in flight beside it are lost.
+func TestPauseIsHonoredInAnOutage(t *testing.T) {
+	for _, pause := range []time.Duration{20 * time.Second, 10 * time.Minute} {
+		b := open()
+		var beside []*Sending
+		for range outageAfter {
+			beside = append(beside, b.send())
+		}
+		b.ask(limited(pause))
+		for _, s := range beside {
+			b.end(s, gone)
+		}
+		require.Equal(t, Down, b.state())
+		require.Equal(t, min(pause, askAgainAfter), b.opens(t), "no probe before the end of the pause, or once a minute")
+		b.pass(min(pause, askAgainAfter))
+		probe := b.send()
+		require.True(t, probe.Probe)
+		b.end(probe, gone)
+		require.Equal(t, min(pause, askAgainAfter) == askAgainAfter, b.opens(t) == askAgainAfter, "the pause is over or goes on")
+		b.pass(askAgainAfter)
+		probe = b.send()
+		b.end(probe, Outcome{}) // canceled
+		require.Zero(t, b.opens(t), "the next call is the probe")
+	}
+}
+
 func TestInAnOutageOneProbeAtATimeIsSentLessAndLessOften(t *testing.T) {
 	b := down(Config{Least: 1, Most: 10})
 	var gaps []time.Duration
@@ -197,6 +223,26 @@ func TestProbeThatLearnsNothingLetsTheNextAsk(t *testing.T) {
 }
 
 // A probe that is out for longer than failures take has probably found the provider at work.
+// A probe of a pause may be under way when an outage begins. It does not count as a probe of the outage.
+func TestProbeOfAPauseIsNoProbeOfTheOutageAfterIt(t *testing.T) {
+	b := open()
+	var beside []*Sending
+	for range outageAfter {
+		beside = append(beside, b.send())
+	}
+	b.ask(limited(61 * time.Second))
+	b.pass(askAgainAfter)
+	ofPause := b.send()
+	require.True(t, ofPause.Probe)
+	for _, s := range beside {
+		b.end(s, gone)
+	}
+	b.end(ofPause, gone)
+	b.pass(askAgainAfter)
+	b.end(b.send(), Outcome{}) // canceled
+	require.Zero(t, b.opens(t), "the next call is the probe")
+}
+
 func TestProbeThatTakesLongIsFollowedByAnother(t *testing.T) {
 	b := newBench(Config{})
 	for range outageAfter {
