@@ -108,6 +108,7 @@ func (l *limiter) addWaiting(n int64) {
 // endWait counts the end of a wait in line. A wait for Config.Limiter ends later.
 func (l *limiter) endWait(c *call, now instant) {
 	l.addWaiting(-1)
+	c.permit.route.tokens -= c.wire.expected()
 	if c.waits && l.custom == nil {
 		l.waits++
 		l.waitTime += time.Duration(now - c.place.joined)
@@ -140,7 +141,7 @@ func (l *limiter) crowded(s *settings, silently bool) *Error {
 	l.refused[s.Priority.line()]++
 	t.refused++
 	l.line.Refuse(&r.line, &t.line, s.Priority.line(), int64(now))
-	return r.queueFull(s.Weight, now, t, s.Priority)
+	return r.queueFull(demand{s.Priority, s.Weight, 0}, now, t)
 }
 
 // full reports whether a new call would find no place: at the route if that has no room, else in line.
@@ -155,9 +156,9 @@ func (r *route) full() bool {
 	return l.line.Ready() >= l.maxQueue
 }
 
-func (r *route) queueFull(weight int64, now instant, t *tenant, p Priority) *Error {
+func (r *route) queueFull(d demand, now instant, t *tenant) *Error {
 	most := int64(r.limiter.maxQueue)
-	return &Error{Kind: ErrOverloaded, Phase: PhaseQueue, Size: most, Max: most, RetryAfter: r.retryAfter(weight, now, t, p), setting: "MaxQueue"}
+	return &Error{Kind: ErrOverloaded, Phase: PhaseQueue, Size: most, Max: most, RetryAfter: r.retryAfter(d, now, t), setting: "MaxQueue"}
 }
 
 // find returns the call's route and tenant.
@@ -171,12 +172,15 @@ func (l *limiter) find(c *call, now instant) (*route, *tenant) {
 		p.tenant = l.tenants.get(c.Tenant)
 	}
 	p.route = r
-	r.refresh(now)
+	r.refreshFor(now, c.wire.expected())
 	return r, p.tenant
 }
 
 // refresh updates the route's room in the line, and sets the timer if the room changes with time.
-func (r *route) refresh(now instant) {
+func (r *route) refresh(now instant) { r.refreshFor(now, 0) }
+
+// refreshFor is refresh for a new call of that many tokens.
+func (r *route) refreshFor(now instant, tokens float64) {
 	l := r.limiter
 	if r == &l.routes.nameless {
 		return // it always has room
@@ -185,11 +189,22 @@ func (r *route) refresh(now instant) {
 	if closed := r.state.Reopened(provider.Instant(now)); closed > 0 {
 		r.line.Reopened(int64(now), int64(closed))
 	}
-	room, at := r.state.Room(provider.Instant(now), r.tokens)
+	room, at := r.state.Room(provider.Instant(now), r.nextTokens(now, tokens))
 	l.line.SetRoom(&r.line, room)
 	if at != 0 && r.line.Waiting() > 0 {
 		l.wake(instant(at))
 	}
+}
+
+// nextTokens returns the expected tokens of the call that the route admits next: the first in line, else a new one.
+func (r *route) nextTokens(now instant, ofNew float64) float64 {
+	if !r.state.Pace.LimitsTokens() {
+		return 0
+	}
+	if w := r.limiter.line.Next(&r.line, int64(now)); w != nil {
+		return w.Value.call.wire.expected()
+	}
+	return ofNew
 }
 
 // enter admits a call if none is before it. Otherwise it puts the call in line and returns errQueue. Any other error
@@ -217,7 +232,7 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	if r.full() {
 		d := l.line.Displaced(&r.line, &t.line, p, int64(now))
 		if d == nil {
-			return l.refuse(r, t, p, now, r.queueFull(c.Weight, now, t, c.Priority))
+			return l.refuse(r, t, p, now, r.queueFull(c.demand(), now, t))
 		}
 		gone = d.Value
 	}
@@ -231,15 +246,16 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	w.joined, w.until, w.Weight = now, c.admission(ctx, now), c.Weight
 	w.patience, w.byTotal = l.patience, c.boundByTotal(now, l.patience)
 	l.addWaiting(1)
+	r.tokens += c.wire.expected()
 	for n := l.line.Join(&w.Waiter, &r.line, &t.line, p, int64(now), r.slots()); n > 0; n-- {
 		w.Eldest().Value.dismiss(hopeless)
 	}
+	r.refresh(now)
 	l.next(now).leave()
 	if c.permit.held.Load() {
 		<-w.over
 		return nil
 	}
-	r.refresh(now)
 	if l.patience != Off {
 		l.wake(now.add(l.patience))
 	}

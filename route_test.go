@@ -504,3 +504,95 @@ func TestConfiguredPaceIsKeptPerRoute(t *testing.T) {
 		time.Sleep(time.Minute)
 	})
 }
+
+// told is an answer with what is left of a limit of 60,000 tokens per minute.
+func told(left int) aiguardtest.Reply {
+	return aiguardtest.JSON(200, `{"object":"chat.completion","usage":{"prompt_tokens":4000},"choices":[{"index":0,"message":{"role":"assistant","content":"Hello!"},"finish_reason":"stop"}]}`,
+		"X-Ratelimit-Limit-Tokens", "60000", "X-Ratelimit-Remaining-Tokens", strconv.Itoa(left),
+		"X-Ratelimit-Reset-Tokens", (time.Duration(60000-left) * time.Millisecond).String())
+}
+
+// ofTokens makes a chat of about so many tokens.
+func ofTokens(ctx context.Context, c *aiguard.Client, n int) error {
+	r := chatRequest
+	r.Messages = []openai.ChatCompletionMessage{{Role: openai.ChatMessageRoleUser, Content: strings.Repeat("word", n)}}
+	_, err := c.CreateChatCompletion(ctx, r)
+	return err
+}
+
+func TestRequestLargerThanTheTokensLeftWaitsForThem(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.SetDefault(told(1000))
+		require.NoError(t, ofTokens(t.Context(), c, 100))
+		start := time.Now()
+		require.NoError(t, ofTokens(t.Context(), c, 500))
+		took(t, start, 0)
+		require.NoError(t, ofTokens(t.Context(), c, 4000))
+		require.InDelta(t, 3, time.Since(start).Seconds(), 0.1, "a thousand a second")
+
+		var calls sync.WaitGroup
+		calls.Go(func() { assert.NoError(t, ofTokens(t.Context(), c, 4000)) })
+		synctest.Wait()
+		ctx, leave := context.WithCancel(t.Context())
+		calls.Go(func() { assert.ErrorIs(t, ofTokens(ctx, c, 4000), context.Canceled) })
+		synctest.Wait()
+		calls.Go(func() { assert.NoError(t, ofTokens(t.Context(), c, 100)) })
+		synctest.Wait()
+		leave()
+		start = time.Now()
+		calls.Wait()
+		require.Less(t, time.Since(start), 5*time.Second)
+	})
+}
+
+// Whoever leaves, the next one is judged by its own size.
+func TestSmallRequestBehindALargeOneThatLeavesIsSentAtOnce(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.SetDefault(told(1000))
+		require.NoError(t, ofTokens(t.Context(), c, 100))
+		var calls sync.WaitGroup
+		ctx, leave := context.WithCancel(t.Context())
+		calls.Go(func() { assert.ErrorIs(t, ofTokens(ctx, c, 4000), context.Canceled) })
+		synctest.Wait()
+		calls.Go(func() { assert.NoError(t, ofTokens(t.Context(), c, 100)) })
+		synctest.Wait()
+		require.EqualValues(t, 2, routeOf(t, c.Guard(), chatRequest.Model).Waiting)
+		start := time.Now()
+		leave()
+		calls.Wait()
+		took(t, start, 0)
+	})
+}
+
+// The time that a refused call is told is true: then there are tokens for it.
+func TestCallThatTheTokensPerMinuteDoNotReachInTimeIsRefusedAtOnce(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{TokensPerMinute: 60_000, MaxConcurrent: 50}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.SetDefault(told(60_000))
+		var calls sync.WaitGroup
+		var refused int
+		for range 30 {
+			start, done := time.Now(), make(chan error, 1)
+			calls.Go(func() { done <- ofTokens(t.Context(), c, 4000) })
+			synctest.Wait()
+			select {
+			case err := <-done:
+				if err == nil {
+					continue
+				}
+				e := facts(t, err, aiguard.ErrRateLimited)
+				took(t, start, 0)
+				if refused++; refused == 1 {
+					calls.Go(func() {
+						time.Sleep(e.RetryAfter)
+						assert.NoError(t, ofTokens(t.Context(), c, 4000))
+						took(t, start, e.RetryAfter.Round(time.Millisecond))
+					})
+				}
+			default: // waits
+				calls.Go(func() { assert.NoError(t, <-done) })
+			}
+		}
+		calls.Wait()
+		require.Greater(t, refused, 20)
+	})
+}

@@ -82,7 +82,7 @@ func (u *userLimiter) begin(c *call) *Error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.maxQueue != Off && u.asking >= l.maxQueue {
-		return p.route.queueFull(c.Weight, l.now(), p.tenant, c.Priority)
+		return p.route.queueFull(c.demand(), l.now(), p.tenant)
 	}
 	u.asking++
 	l.addWaiting(1)
@@ -112,7 +112,7 @@ func (u *userLimiter) retryAfter(c *call) time.Duration {
 	l, p := u.limiter, &c.permit
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return p.route.retryAfter(c.Weight, l.now(), p.tenant, c.Priority)
+	return p.route.retryAfter(c.demand(), l.now(), p.tenant)
 }
 
 // stillOpen reports whether the permit's route has stayed open since the call passed it.

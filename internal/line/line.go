@@ -302,6 +302,14 @@ func (l *Line[T]) longest() (oldest *Waiter[T]) {
 	return oldest
 }
 
+// Next returns the waiter that is admitted next at the route once the route has room, or nil.
+func (l *Line[T]) Next(r *Route[T], now int64) *Waiter[T] {
+	if r.due != nil {
+		return r.due
+	}
+	return r.first(now, l.Overload)
+}
+
 // first returns the waiter to be served next at the route.
 func (r *Route[T]) first(now, overload int64) *Waiter[T] {
 	for p := Critical; p >= Background; p-- {

@@ -233,6 +233,9 @@ func (p *Pace) Requests() float64 {
 	return perMinute(slowest(slowest(p.requests.rate, p.toldRequests.rate), p.learned.rate))
 }
 
+// LimitsTokens reports whether a limit of tokens is known.
+func (p *Pace) LimitsTokens() bool { return p.tokens.size != 0 || p.toldTokens.size != 0 }
+
 // Tokens returns the lowest known limit of tokens per minute; 0: none is known.
 func (p *Pace) Tokens() float64 {
 	return perMinute(slowest(p.tokens.rate, p.toldTokens.rate))
