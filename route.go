@@ -212,8 +212,7 @@ func (r *route) closed(ctx context.Context, c *call, now instant) error {
 	default:
 		state = provider.Paced // behind those that wait
 	}
-	patience := c.cfg.Retry.Patience
-	if end := c.admission(ctx, now); end != 0 && now.add(wait) > end || c.planB && (state == provider.Paused || patience != Off && wait > patience) {
+	if end := c.admission(ctx, now); end != 0 && now.add(wait) > end || c.planB && (state == provider.Paused || c.cfg.Retry.Patience != Off && wait > c.cfg.Retry.Patience) {
 		return r.notYet(state, wait)
 	}
 	return nil

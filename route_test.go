@@ -1,7 +1,9 @@
 package aiguard_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -572,7 +574,7 @@ func TestCallThatTheTokensPerMinuteDoNotReachInTimeIsRefusedAtOnce(t *testing.T)
 		var refused int
 		for range 30 {
 			start, done := time.Now(), make(chan error, 1)
-			calls.Go(func() { done <- ofTokens(t.Context(), c, 4000) })
+			calls.Go(func() { done <- ofTokens(t.Context(), c, 4100) })
 			synctest.Wait()
 			select {
 			case err := <-done:
@@ -584,7 +586,7 @@ func TestCallThatTheTokensPerMinuteDoNotReachInTimeIsRefusedAtOnce(t *testing.T)
 				if refused++; refused == 1 {
 					calls.Go(func() {
 						time.Sleep(e.RetryAfter)
-						assert.NoError(t, ofTokens(t.Context(), c, 4000))
+						assert.NoError(t, ofTokens(t.Context(), c, 4100))
 						took(t, start, e.RetryAfter.Round(time.Millisecond))
 					})
 				}
@@ -594,5 +596,30 @@ func TestCallThatTheTokensPerMinuteDoNotReachInTimeIsRefusedAtOnce(t *testing.T)
 		}
 		calls.Wait()
 		require.Greater(t, refused, 20)
+	})
+}
+
+// The bytes of an image are no tokens. Counted as text, this one would need more than the whole limit.
+func TestImagesDoNotCountAsTextInThePace(t *testing.T) {
+	image := chatRequest
+	image.Messages = []openai.ChatCompletionMessage{{Role: openai.ChatMessageRoleUser, MultiContent: []openai.ChatMessagePart{
+		{Type: openai.ChatMessagePartTypeText, Text: "What is this?"},
+		{Type: openai.ChatMessagePartTypeImageURL, ImageURL: &openai.ChatMessageImageURL{URL: "data:image/png;base64," + strings.Repeat("A", 1<<20)}},
+	}}}
+	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.SetDefault(told(1000))
+		start := time.Now()
+		for range 3 {
+			_, err := c.CreateChatCompletion(t.Context(), image)
+			require.NoError(t, err)
+		}
+		raw, err := json.Marshal(image)
+		require.NoError(t, err)
+		hc := &http.Client{Transport: c.Guard().Transport(srv.Transport())}
+		resp, err := hc.Post(srv.URL+"/chat/completions", "application/json", bytes.NewReader(raw))
+		require.NoError(t, err)
+		require.Equal(t, 200, resp.StatusCode)
+		resp.Body.Close()
+		took(t, start, 0)
 	})
 }
