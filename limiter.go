@@ -288,26 +288,34 @@ func (l *limiter) enterNested(c *call, now instant) error {
 func (l *limiter) grant(c *call, now instant) {
 	p := &c.permit
 	r := p.route
-	first := c.attempts == 0
 	if r != &l.routes.nameless {
-		p.sending = r.state.Send(provider.Instant(now), c.Weight, c.wire.expected(), first)
+		p.sending = r.state.Send(provider.Instant(now), c.Weight, c.wire.expected())
 	} else {
 		p.sending = provider.Sending{At: provider.Instant(now), Weight: c.Weight}
-		if first {
-			r.state.Budget.Pay()
-		}
-	}
-	if first {
-		l.budget.Pay()
 	}
 	if !p.nested {
 		p.tenant.inFlight += c.Weight
 		l.inFlight[c.Priority.line()] += c.Weight
 		p.cost = r.cost(c.Weight)
-		p.tenant.calls++
+	}
+	if p.nested || l.custom == nil {
+		l.pay(c)
 	}
 	p.held.Store(true)
 	r.refresh(now)
+}
+
+// pay counts a call at its first attempt, in the retry budgets and for its tenant.
+func (l *limiter) pay(c *call) {
+	if c.attempts > 0 {
+		return
+	}
+	p := &c.permit
+	p.route.state.Budget.Pay()
+	l.budget.Pay()
+	if !p.nested {
+		p.tenant.calls++
+	}
 }
 
 // refuse counts a rejection.
@@ -359,32 +367,45 @@ func (l *limiter) finish(c *call, tokens int64, more float64, last bool) (next *
 		c.turned = turned
 	}
 	took := time.Duration(now - instant(p.sending.At))
-	c.inFlight += took
 	r := p.route
 	if r != &l.routes.nameless {
 		r.state.Done(provider.Instant(now), &p.sending)
 	}
-	r.state.Hold(took)
+	service := 0.
+	if c.admitted != 0 {
+		c.inFlight += took
+		r.state.Hold(took)
+		if !p.nested {
+			service = l.service(c, took, tokens)
+		}
+	} else { // not sent: Config.Limiter has refused the call, or its caller has left
+		r.state.Unsent(provider.Instant(now), &p.sending)
+	}
 	if more != 0 {
 		r.state.Pace.Settle(provider.Instant(now), more)
 	}
 	if !p.nested {
-		l.release(c, took, tokens)
+		l.release(c, service)
 	}
 	r.refresh(now)
 	return l.next(now), true
 }
 
-// release returns the weight of a call that held it for took, and charges its tenant for what it used.
-func (l *limiter) release(c *call, took time.Duration, tokens int64) {
-	p, weight := &c.permit, c.permit.sending.Weight
+// service returns what a call has received that held its weight for took, in slot seconds.
+func (l *limiter) service(c *call, took time.Duration, tokens int64) float64 {
 	l.held = provider.Average(l.held, took.Seconds())
-	service := took.Seconds() * float64(weight)
+	service := took.Seconds() * float64(c.permit.sending.Weight)
 	if tokens > 0 {
 		l.perToken = provider.Average(l.perToken, service/float64(tokens))
 		service = l.perToken * float64(tokens)
 	}
-	priority := c.Priority.line()
+	return service
+}
+
+// release returns the weight of a call, and charges its tenant for the service.
+func (l *limiter) release(c *call, service float64) {
+	p, priority := &c.permit, c.Priority.line()
+	weight := p.sending.Weight
 	p.tenant.inFlight -= weight
 	l.inFlight[priority] -= weight
 	l.line.Release(&p.tenant.line, priority, weight, service-p.cost)

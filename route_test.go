@@ -164,6 +164,18 @@ func TestRetryBudgetsAreOfTheirRoutes(t *testing.T) {
 	})
 }
 
+func TestCallPaysIntoItsRetryBudgetOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuard(t, aiguard.Config{Retry: aiguard.Retry{BaseDelay: 1, MaxDelay: 1}}).With(aiguard.Call{Op: "work"})
+		for range 2 {
+			facts(t, do(t.Context(), g, func(context.Context) error {
+				return &aiguard.Error{Kind: aiguard.ErrInvalidResponse, StatusCode: 200}
+			}), aiguard.ErrInvalidResponse)
+		}
+		require.InDelta(t, 6.1, routeOf(t, g, "work").RetryTokens, 1e-6, "10 at first, 2 taken by each call, 0.1 paid by the second")
+	})
+}
+
 func TestRetriesOfAllRoutesTogetherAreBounded(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{Retry: aiguard.Retry{BaseDelay: time.Millisecond, MaxDelay: time.Millisecond}}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
 		srv.SetDefault(aiguardtest.Error(408, ""))

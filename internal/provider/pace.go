@@ -107,6 +107,15 @@ func (p *Pace) send(now Instant, tokens float64) float64 {
 	return p.sentTokens
 }
 
+// unsent gives back what a request took.
+func (p *Pace) unsent(now Instant, tokens float64) {
+	p.requests.take(now, -1)
+	p.tokens.take(now, -tokens)
+	p.toldRequests.take(now, -1)
+	p.toldTokens.take(now, -tokens)
+	p.learned.take(now, -1)
+}
+
 // landed counts the end of a request of that many tokens.
 func (p *Pace) landed(tokens float64) {
 	p.flying--

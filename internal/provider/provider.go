@@ -150,9 +150,8 @@ func (r *Route) Room(now Instant, tokens float64) (room int64, at Instant) {
 	return r.window.room(), 0
 }
 
-// Send records a request that Room has allowed or that cannot wait. first is true for the first attempt of a call,
-// which adds to the retry budget.
-func (r *Route) Send(now Instant, weight int64, tokens float64, first bool) Sending {
+// Send records a request that Room has allowed or that cannot wait.
+func (r *Route) Send(now Instant, weight int64, tokens float64) Sending {
 	s := Sending{At: now, Weight: weight}
 	switch {
 	case r.outage.since != 0:
@@ -167,11 +166,11 @@ func (r *Route) Send(now Instant, weight int64, tokens float64, first bool) Send
 	s.beside, s.besideTokens, s.own = int32(r.Pace.flying), float32(r.Pace.flyingTokens), float32(tokens)
 	s.tokens = r.Pace.send(now, tokens)
 	s.number = r.sent
-	if first {
-		r.Budget.Pay()
-	}
 	return s
 }
+
+// Unsent returns what a request took from the rate limits that was not sent after all. Call Done too.
+func (r *Route) Unsent(now Instant, s *Sending) { r.Pace.unsent(now, float64(s.own)) }
 
 // Judge records the outcome of a request. busy is true if other calls wait for the route.
 func (r *Route) Judge(now Instant, s *Sending, o Outcome, busy bool) {

@@ -30,7 +30,7 @@ func open() *bench { return newBench(Config{Least: math.Inf(1), Most: math.Inf(1
 func (b *bench) pass(d time.Duration) { b.now += Instant(d) }
 
 func (b *bench) send() *Sending {
-	s := b.Send(b.now, 1, 0, true)
+	s := b.Send(b.now, 1, 0)
 	return &s
 }
 
@@ -436,22 +436,12 @@ func TestRetryBudgetIsAFractionOfCallsAboveAFloor(t *testing.T) {
 	}
 }
 
-func TestEveryCallPaysIntoItsRoutesBudgetOnce(t *testing.T) {
-	b := newBench(Config{Least: 1, Most: 1, Retries: 0.5})
-	for range 5 {
-		b.Budget.Take()
-	}
-	b.Send(b.now, 1, 0, true)
-	b.Send(b.now, 1, 0, false)
-	require.InDelta(t, RouteFloor-4.5, b.Budget.Tokens(b.now), 1e-9)
-}
-
 // sendAll sends as often as the route allows until the time is over.
 func (b *bench) sendAll(t *testing.T, span time.Duration, tokens float64) (n int) {
 	for end := b.now + Instant(span); ; {
 		state, at := b.State(b.now, tokens)
 		for state == Open {
-			s := b.Send(b.now, 1, tokens, true)
+			s := b.Send(b.now, 1, tokens)
 			b.Done(b.now, &s)
 			n++
 			require.Less(t, n, 1000, "nothing paces it")
@@ -501,14 +491,14 @@ func TestOneRequestAMinuteIsSentAgainstHeadersThatStopARouteForLong(t *testing.T
 				}
 				b.pass(1)
 			}
-			s := b.Send(b.now, 1, 1000, true)
+			s := b.Send(b.now, 1, 1000)
 			b.Tell(b.now, &s, told[0], told[1])
 			b.Done(b.now, &s)
 			for range 3 {
 				paced()
 				room, _ := b.Room(b.now, 1000)
 				require.Positive(t, room)
-				s = b.Send(b.now, 1, 1000, true)
+				s = b.Send(b.now, 1, 1000)
 				b.Done(b.now, &s)
 			}
 			b.Pace.Settle(b.now, 60_000)
@@ -517,7 +507,7 @@ func TestOneRequestAMinuteIsSentAgainstHeadersThatStopARouteForLong(t *testing.T
 			require.Equal(t, Paced, state, "the configured pace is kept")
 			b.pass(time.Minute)
 			require.Equal(t, Open, b.state())
-			s = b.Send(b.now, 1, 1000, true)
+			s = b.Send(b.now, 1, 1000)
 			b.Tell(b.now, &s, Told{60, 59, time.Second}, Told{60_000, 59_000, time.Second})
 			b.Done(b.now, &s)
 			require.Equal(t, Open, b.state(), "the headers of the next answer count")
