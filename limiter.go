@@ -391,15 +391,19 @@ func (l *limiter) finish(c *call, tokens int64, more float64, last bool) (next *
 	return l.next(now), true
 }
 
+// maxUsageFactor is how far the service by tokens may be from the slot seconds. Answers may report any number of tokens,
+// and a tenant would wait for all others after an absurd one.
+const maxUsageFactor = 64
+
 // service returns what a call has received that held its weight for took, in slot seconds.
 func (l *limiter) service(c *call, took time.Duration, tokens int64) float64 {
 	l.held = provider.Average(l.held, took.Seconds())
-	service := took.Seconds() * float64(c.permit.sending.Weight)
-	if tokens > 0 {
-		l.perToken = provider.Average(l.perToken, service/float64(tokens))
-		service = l.perToken * float64(tokens)
+	seconds := took.Seconds() * float64(c.permit.sending.Weight)
+	if tokens <= 0 {
+		return seconds
 	}
-	return service
+	l.perToken = provider.Average(l.perToken, seconds/float64(tokens))
+	return min(max(l.perToken*float64(tokens), seconds/maxUsageFactor), seconds*maxUsageFactor)
 }
 
 // release returns the weight of a call, and charges its tenant for the service.

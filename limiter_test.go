@@ -3,10 +3,12 @@ package aiguard_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
 // work holds a slot for a second.
@@ -43,6 +46,37 @@ func TestCapacityIsSharedFairlyBetweenTenants(t *testing.T) {
 		require.EqualValues(t, 2, st.InFlight, "work conserving")
 		require.Equal(t, st.Tenants[0].Waiting, st.Waiting)
 		require.EqualValues(t, 20, st.Tenants[1].Calls)
+		calls.Wait()
+	})
+}
+
+// Shares are measured in tokens where answers report them. One that reports absurdly many keeps its tenant from its share
+// only for a while.
+func TestAbsurdUsageDoesNotKeepATenantFromItsShare(t *testing.T) {
+	cfg := aiguard.Config{MaxConcurrent: 1, MaxQueue: aiguard.Off, QueueTimeout: aiguard.Off, TotalTimeout: aiguard.Off}
+	inVirtualTime(t, cfg, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		var tokens atomic.Int64
+		srv.Handle(func(*aiguardtest.Request) aiguardtest.Reply {
+			return aiguardtest.After(time.Second, aiguardtest.JSON(200, fmt.Sprintf(`{"object":"chat.completion","usage":{"prompt_tokens":%d},
+				"choices":[{"index":0,"message":{"role":"assistant","content":"Hello!"},"finish_reason":"stop"}]}`, tokens.Load())))
+		})
+		tokens.Store(100)
+		for _, tenant := range []string{"one", "other", "one", "other"} {
+			require.NoError(t, askModel(as(t.Context(), tenant), c, "a"))
+		}
+		tokens.Store(9e17)
+		require.NoError(t, askModel(as(t.Context(), "one"), c, "a"))
+		tokens.Store(100)
+		var calls sync.WaitGroup
+		for range 500 {
+			calls.Go(func() { assert.NoError(t, askModel(as(t.Context(), "other"), c, "a")) })
+		}
+		synctest.Wait()
+		start := time.Now()
+		for range 100 {
+			require.NoError(t, askModel(as(t.Context(), "one"), c, "a"))
+		}
+		require.Less(t, time.Since(start), 300*time.Second, "about a minute, and then every second call")
 		calls.Wait()
 	})
 }

@@ -197,6 +197,8 @@ var mutations = []mutation{
 		file: "config.go", old: "func (p Priority) line() line.Priority { return line.Priority(p + 1) }", new: "func (p Priority) line() line.Priority { return line.Normal }"},
 	{name: "service time not charged", in: "internal/line", run: "^TestTenantThatHasReceivedLeastGoesFirst$",
 		file: "internal/line/line.go", old: "\tt.charge(cost)\n", new: ""},
+	{name: "absurd usage charged in full", run: "^TestAbsurdUsageDoesNotKeepATenantFromItsShare$",
+		file: "limiter.go", old: ", seconds*maxUsageFactor)", new: ", 1e300)"},
 	{name: "service beyond its cost not charged", in: "internal/line", run: "^TestLineDoesWhatAListWouldDo$",
 		file: "internal/line/line.go", old: "if owed != 0 {", new: "if false {"},
 	{name: "first tenant not moved when its rank has grown", in: "internal/line", run: "^TestLineDoesWhatAListWouldDo$",
