@@ -242,8 +242,8 @@ func (p *permit) releaser() (release func()) {
 
 // succeed ends the call with an answer.
 func (c *call) succeed(ctx context.Context) {
-	c.over = true
 	c.letGo()
+	c.over = true // now, because the user's Limiter or Budget may have panicked: see end
 	c.tell(ctx, nil)
 }
 
@@ -252,8 +252,8 @@ func (c *call) succeed(ctx context.Context) {
 //
 //go:noinline
 func (c *call) finish(ctx context.Context, err error) error {
-	c.over = true
 	c.settle(ctx, err)
+	c.over = true
 	c.tell(ctx, err)
 	c.leap(ctx, c.wire)
 	return err

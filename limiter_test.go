@@ -283,6 +283,40 @@ func TestCountersAddUpWhateverBecomesOfCalls(t *testing.T) {
 	}
 }
 
+// unsettling is a Budget that panics when an attempt is settled.
+type unsettling struct{}
+
+func (unsettling) Reserve(context.Context, aiguard.Call, aiguard.Usage) (func(aiguard.Usage), error) {
+	return func(aiguard.Usage) { panic("settle") }, nil
+}
+
+func TestCountersAddUpThoughBudgetOrLimiterPanic(t *testing.T) {
+	for name, cfg := range map[string]aiguard.Config{
+		"settle": {Budget: unsettling{}}, "release": {Limiter: panicking{release: true}}, "acquire": {Limiter: panicking{acquire: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var rec recorder
+			cfg.OnEvent, cfg.Retry.MaxAttempts = rec.OnEvent, 1
+			inVirtualTime(t, cfg, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+				ask := func(context.Context) error { return askModel(t.Context(), c, "a") }
+				own := func(ctx context.Context) error {
+					return do(ctx, c.Guard(), func(context.Context) error { return nil })
+				}
+				failing := func(ctx context.Context) error {
+					return do(ctx, c.Guard(), func(context.Context) error { return errors.New("of no kind") })
+				}
+				for _, f := range []func(context.Context) error{ask, own, failing} {
+					require.NotNil(t, panicOf(func() { _ = f(t.Context()) }))
+				}
+				st := c.Guard().Stats()
+				require.EqualValues(t, 3, st.Calls)
+				require.EqualValues(t, 3, st.Succeeded+st.Failed+st.Refused)
+				require.Len(t, rec.all(aiguard.EventDone), 3)
+			})
+		})
+	}
+}
+
 func TestUnknownTenantsDoNotGrowMemory(t *testing.T) {
 	g := newGuard(t, aiguard.Config{})
 	for range 10 {

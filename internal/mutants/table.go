@@ -35,6 +35,8 @@ var mutations = []mutation{
 		file: "streamsource.go", old: "if read := s.read.Add(int64(n)); s.limit", new: "s.watch.wait()\n\tif read := s.read.Add(int64(n)); s.limit"},
 	{name: "caller's deadline reported as the guard's timeout", run: "^TestCallersDeadlineInTheQueueIsTheirOwn$",
 		file: "timeout.go", old: "context.Cause(bctx) == error(why) {", new: "bctx.Err() != nil {"},
+	{name: "call not counted when the user's Budget panics", run: "^TestCountersAddUpThoughBudgetOrLimiterPanic$",
+		file: "call.go", old: "\tc.letGo()\n\tc.over = true // now", new: "\tc.over = true\n\tc.letGo()\n\tc.over = true // now"},
 	{name: "caller's cancellation counted as a failure", run: "^TestCallersOwnEndPassesUnchanged$",
 		file: "report.go", old: "case e == nil && (ctx.Err() != nil || err == errLeft):", new: "case e == nil && err == errLeft:"},
 	{name: "closing a stream counted as a failure", run: "^TestLeavingAStreamFreesItsSlotAtOnce$",
