@@ -31,10 +31,13 @@ func (r *route) retryAfter(d demand, now instant, t *tenant) time.Duration {
 // and the current limits. known is false while nothing determines the wait, such as before any call has finished.
 func (r *route) expected(d demand, now instant, t *tenant) (wait time.Duration, known bool) {
 	l := r.limiter
-	before, atRoute := l.line.Ahead(&r.line, &t.line, d.priority.line(), int64(now))
+	before, atRoute, background := l.line.Ahead(&r.line, &t.line, d.priority.line(), int64(now))
 	var seconds float64
 	if limit := l.line.Capacity; limit > 0 && l.held > 0 {
 		seconds, known = l.held*float64(before+d.weight)/float64(limit), true
+	}
+	if limit := l.line.MaxBackground; background >= 0 && l.held > 0 {
+		seconds, known = max(seconds, l.held*float64(background+d.weight)/float64(limit)), true
 	}
 	if limit, held := r.state.Limit(), r.state.Held(); r.line.Room() < d.weight && held > 0 && !math.IsInf(limit, 1) {
 		seconds, known = max(seconds, held*float64(atRoute+d.weight)/max(limit, 1)), true
@@ -42,8 +45,10 @@ func (r *route) expected(d demand, now instant, t *tenant) (wait time.Duration, 
 	if until := r.state.PausedUntil(provider.Instant(now)); until != 0 {
 		seconds, known = max(seconds, time.Duration(until-provider.Instant(now)).Seconds()), true
 	}
-	if paced := r.paced(now, d.tokens); paced > 0 {
-		seconds, known = max(seconds, paced.Seconds()), true
+	if r.line.Room() <= 0 || d.tokens > 0 {
+		if paced := r.paced(now, d.tokens); paced > 0 {
+			seconds, known = max(seconds, paced.Seconds()), true
+		}
 	}
 	return time.Duration(min(seconds, 1e9) * float64(time.Second)), known
 }

@@ -181,6 +181,27 @@ func TestCallThatWouldNotBeServedInTimeIsRefusedAtOnce(t *testing.T) {
 	})
 }
 
+// What limits a Background call is MaxBackground, however many slots are free.
+func TestBackgroundCallThatWouldNotBeServedInTimeIsRefusedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuard(t, aiguard.Config{MaxConcurrent: 5, MaxBackground: 1}).With(aiguard.Call{Priority: aiguard.Background})
+		nineSeconds := func(ctx context.Context) error { return sleep(ctx, 9*time.Second) }
+		require.NoError(t, do(t.Context(), g, nineSeconds))
+		var calls sync.WaitGroup
+		for range 4 {
+			calls.Go(func() { assert.NoError(t, do(t.Context(), g, nineSeconds)) })
+			synctest.Wait()
+		}
+		start := time.Now()
+		e := facts(t, do(t.Context(), g, nineSeconds), aiguard.ErrOverloaded)
+		took(t, start, 0)
+		time.Sleep(e.RetryAfter)
+		require.NoError(t, do(t.Context(), g, nineSeconds), "the time that it was told is true")
+		took(t, start, e.RetryAfter+9*time.Second)
+		calls.Wait()
+	})
+}
+
 func TestNewestCallsGoFirstUnderLastingOverload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(t, aiguard.Config{MaxConcurrent: 5})

@@ -438,8 +438,9 @@ func (l *Line[T]) longestFlow(r *Route[T], p Priority) (longest *flow[T]) {
 	return longest
 }
 
-// Ahead estimates the weight that is served before a new call: in the whole line, and at its own route.
-func (l *Line[T]) Ahead(r *Route[T], t *Tenant[T], p Priority, now int64) (line, route int64) {
+// Ahead estimates the weight that is served before a new call: in the whole line, and at its own route. background is the
+// part of line that MaxBackground limits, if it limits the new call too; negative: it does not.
+func (l *Line[T]) Ahead(r *Route[T], t *Tenant[T], p Priority, now int64) (line, route, background int64) {
 	position := 1
 	if f := t.flow(r, p); f != nil && !f.overloaded(now, l.Overload) {
 		position = f.length + 1
@@ -460,14 +461,19 @@ func (l *Line[T]) Ahead(r *Route[T], t *Tenant[T], p Priority, now int64) (line,
 		flows++
 	}
 	// Each flow is served at most as many calls before this one as this flow has in line.
+	same := int64(0)
 	if l.ready[p] > 0 {
-		line += min(l.weight[p], int64(position*flows-1)*l.weight[p]/int64(l.ready[p]))
+		same = min(l.weight[p], int64(position*flows-1)*l.weight[p]/int64(l.ready[p]))
+	}
+	line += same
+	if background = -1; !l.fitsBackground(p, 1) {
+		background = same
 	}
 	if n := r.lanes[p].length; n > 0 {
 		w := r.lanes[p].weight
 		route += min(w, int64(position*own-1)*w/int64(n))
 	}
-	return line, route
+	return line, route, background
 }
 
 // Reopened reports that a pause had closed the route. Waiting during the pause does not count as overload.

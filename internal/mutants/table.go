@@ -201,6 +201,8 @@ var mutations = []mutation{
 		file: "internal/line/line.go", old: "\tt.charge(cost)\n", new: ""},
 	{name: "absurd usage charged in full", run: "^TestAbsurdUsageDoesNotKeepATenantFromItsShare$",
 		file: "limiter.go", old: ", seconds*maxUsageFactor)", new: ", 1e300)"},
+	{name: "MaxBackground not expected to limit", run: "^TestBackgroundCallThatWouldNotBeServedInTimeIsRefusedAtOnce$",
+		file: "internal/line/line.go", old: "\t\tbackground = same\n", new: ""},
 	{name: "service beyond its cost not charged", in: "internal/line", run: "^TestLineDoesWhatAListWouldDo$",
 		file: "internal/line/line.go", old: "if owed != 0 {", new: "if false {"},
 	{name: "first tenant not moved when its rank has grown", in: "internal/line", run: "^TestLineDoesWhatAListWouldDo$",
