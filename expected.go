@@ -46,27 +46,32 @@ func (r *route) expected(d demand, now instant, t *tenant) (wait time.Duration, 
 		seconds, known = max(seconds, time.Duration(until-provider.Instant(now)).Seconds()), true
 	}
 	if r.line.Room() <= 0 || d.tokens > 0 {
-		if paced := r.paced(now, d.tokens); paced > 0 {
+		if paced := r.paced(d, now, t); paced > 0 {
 			seconds, known = max(seconds, paced.Seconds()), true
 		}
 	}
 	return time.Duration(min(seconds, 1e9) * float64(time.Second)), known
 }
 
-// paced returns how long the rate limit keeps a new call of that many tokens, which comes after those that wait for the
-// route; 0: the limit is not reached.
-func (r *route) paced(now instant, tokens float64) time.Duration {
-	next := r.nextTokens(now, tokens)
+// paced returns how long the rate limit keeps a new call, which comes after some of those that wait for the route; 0: the
+// limit is not reached.
+func (r *route) paced(d demand, now instant, t *tenant) time.Duration {
+	before := r.limiter.line.Before(&r.line, &t.line, d.priority.line(), int64(now))
+	next := d.tokens
+	if before > 0 {
+		next = r.nextTokens(now, next)
+	}
 	state, until := r.state.State(provider.Instant(now), next)
 	if state != provider.Paced {
 		return 0
 	}
 	var minutes float64 // after the next one
 	if pace := r.state.Pace.Requests(); pace > 0 {
-		minutes = float64(r.line.Waiting()) / pace
+		minutes = float64(before) / pace
 	}
-	if pace := r.state.Pace.Tokens(); pace > 0 {
-		minutes = max(minutes, (r.tokens+tokens-next)/pace)
+	if pace := r.state.Pace.Tokens(); pace > 0 && before > 0 {
+		tokens := r.tokens * float64(before) / float64(r.line.Waiting())
+		minutes = max(minutes, (tokens+d.tokens-next)/pace)
 	}
 	return time.Duration(instant(until)-now) + time.Duration(min(minutes, 1e7)*float64(time.Minute))
 }

@@ -199,7 +199,7 @@ func (r *route) closed(ctx context.Context, c *call, now instant) error {
 	}
 	var wait time.Duration
 	if r.line.Waiting() > 0 {
-		wait = r.paced(now, c.wire.expected())
+		wait = r.paced(c.demand(), now, c.permit.tenant)
 	}
 	state, until := r.state.State(provider.Instant(now), c.wire.expected())
 	switch {

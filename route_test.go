@@ -611,6 +611,31 @@ func TestCallThatTheTokensPerMinuteDoNotReachInTimeIsRefusedAtOnce(t *testing.T)
 	})
 }
 
+// A call that goes before those that wait is not refused for their number: one of a higher priority, or of a light tenant.
+func TestCallIsNotRefusedForThoseBehindItInAPacedLine(t *testing.T) {
+	for name, cfg := range map[string]aiguard.Config{"requests": {RequestsPerMinute: 60}, "tokens": {TokensPerMinute: 6000}} {
+		for who, call := range map[string]aiguard.Call{"critical": {Tenant: "heavy", Priority: aiguard.Critical}, "light": {Tenant: "light"}} {
+			t.Run(name+" "+who, func(t *testing.T) {
+				cfg.MaxConcurrent = 50
+				inVirtualTime(t, cfg, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+					srv.SetDefault(aiguardtest.After(100*time.Millisecond, aiguardtest.JSON(200,
+						`{"object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"Hello!"},"finish_reason":"stop"}]}`)))
+					var calls sync.WaitGroup
+					for range 40 { // some of them are refused
+						calls.Go(func() { _ = ofTokens(as(t.Context(), "heavy"), c, 80) })
+						synctest.Wait()
+					}
+					require.Greater(t, routeOf(t, c.Guard(), chatRequest.Model).Waiting, int64(10))
+					start := time.Now()
+					require.NoError(t, ofTokens(aiguard.WithCall(t.Context(), call), c, 80))
+					require.LessOrEqual(t, time.Since(start), 3*time.Second)
+					calls.Wait()
+				})
+			})
+		}
+	}
+}
+
 // The bytes of an image are no tokens. Counted as text, this one would need more than the whole limit.
 func TestImagesDoNotCountAsTextInThePace(t *testing.T) {
 	image := chatRequest

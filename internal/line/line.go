@@ -476,6 +476,20 @@ func (l *Line[T]) Ahead(r *Route[T], t *Tenant[T], p Priority, now int64) (line,
 	return line, route, background
 }
 
+// Before estimates how many of the route's waiters are admitted before a new call, if only the route's room limits them.
+func (l *Line[T]) Before(r *Route[T], t *Tenant[T], p Priority, now int64) (calls int) {
+	for q := p + 1; q < priorities; q++ {
+		calls += r.lanes[q].length
+	}
+	position, flows := 1, len(r.lanes[p].byService.ranked)
+	if f := t.flow(r, p); f == nil || f.length == 0 {
+		flows++
+	} else if !f.overloaded(now, l.Overload) {
+		position = f.length + 1
+	}
+	return calls + min(r.lanes[p].length, position*flows-1)
+}
+
 // Reopened reports that a pause had closed the route. Waiting during the pause does not count as overload.
 func (r *Route[T]) Reopened(now, closed int64) {
 	for p := range r.lanes {
