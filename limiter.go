@@ -391,8 +391,8 @@ func (l *limiter) finish(c *call, tokens int64, more float64, last bool) (next *
 	return l.next(now), true
 }
 
-// maxUsageFactor is how far the service by tokens may be from the slot seconds. Answers may report any number of tokens,
-// and a tenant would wait for all others after an absurd one.
+// maxUsageFactor limits the ratio between the service measured in tokens and the slot seconds. An answer may report any
+// number of tokens, and after an absurd one its tenant would wait behind all others.
 const maxUsageFactor = 64
 
 // service returns what a call has received that held its weight for took, in slot seconds.

@@ -59,8 +59,8 @@ type Route[T any] struct {
 	room           int64
 	lanes          [priorities]lane[T]
 	oldest, newest *Waiter[T]
-	foremost       *Waiter[T] // oldest of those above Background, which MaxBackground does not concern
-	due            *Waiter[T] // whose turn has come, but whose weight exceeds the room: all others wait
+	foremost       *Waiter[T] // oldest one above Background, which MaxBackground does not limit
+	due            *Waiter[T] // its turn has come but its weight exceeds the room; no other waiter is admitted
 	at             int        // position in Line.busy
 }
 
@@ -261,7 +261,7 @@ func (l *Line[T]) First(now int64) *Waiter[T] {
 			if w.Weight <= w.flow.route.room {
 				return w
 			}
-			w.flow.route.due, l.since = w, 0 // the turn of its route
+			w.flow.route.due, l.since = w, 0 // only its own route waits for it
 		}
 	}
 	var best, due *Waiter[T]
@@ -284,8 +284,8 @@ func (l *Line[T]) First(now int64) *Waiter[T] {
 	return cmp.Or(due, best)
 }
 
-// longest returns the oldest waiter of those whose routes have room, or nil. A waiter that MaxBackground holds up does
-// not hide those behind it.
+// longest returns the oldest waiter of those whose routes have room, or nil. It passes over waiters that must wait for
+// MaxBackground.
 func (l *Line[T]) longest() (oldest *Waiter[T]) {
 	for _, r := range l.busy {
 		w := r.oldest
