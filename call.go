@@ -204,8 +204,8 @@ func (p *permit) releaser() (release func()) {
 
 // succeed ends the call with an answer.
 func (c *call) succeed(ctx context.Context) {
-	c.over = true
 	c.letGo()
+	c.over = true // now, because the user's Limiter or Budget may have panicked: see end
 	c.tell(ctx, nil)
 }
 
@@ -214,9 +214,9 @@ func (c *call) succeed(ctx context.Context) {
 //
 //go:noinline
 func (c *call) finish(ctx context.Context, err error) error {
-	c.over = true
 	c.letGo()
 	c.explainEnd(ctx, err)
+	c.over = true // now, as in succeed
 	c.tell(ctx, err)
 	c.checkSpike(ctx, c.wire)
 	return err

@@ -224,6 +224,7 @@ func (c *Client) settings(k *known) settings {
 func (c *Client) check(k *known, s *settings, prompts ...prompt) error {
 	defer clear(k.texts[:]) // a context may be printed, and a prompt must not be
 	for i := range prompts {
+		k.prompts += prompts[i].bytes()
 		if err := s.checkPrompt(&prompts[i]); err != nil {
 			refused := *s // a copy, so that the caller's settings stay on its stack
 			return c.guard.refuse(k.Context, &refused, err)

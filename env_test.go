@@ -178,6 +178,16 @@ func TestFromEnvReportsWhatDoesNotGoTogether(t *testing.T) {
 	require.ErrorContains(t, err, "CountTokens")
 }
 
+func TestFromEnvTellsAllMistakesOfTheModelsTogether(t *testing.T) {
+	_, err := fromEnv([]string{"AIGUARD_MODELS=o3:timeout=5,weight=0;gpt-4o;o3:tenant=x", "AIGUARD_MAX_QUEUE=none"})
+	for _, want := range []string{
+		`for "o3" timeout to be a positive duration`, `for "o3" weight to be a positive whole number`, `not "gpt-4o"`,
+		`the model "o3" once`, `for "o3" one of attempts`, "AIGUARD_MAX_QUEUE",
+	} {
+		require.ErrorContains(t, err, want)
+	}
+}
+
 func TestFromEnvSaysWhatIsWrongWithAModel(t *testing.T) {
 	for value, want := range map[string]string{
 		"o3":                             "model:setting=value",

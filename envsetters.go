@@ -125,21 +125,23 @@ func headerSetting(field *string) setter {
 	}
 }
 
-// modelsSetting reads "model:name=value,name=value;model:…".
+// modelsSetting reads "model:name=value,name=value;model:…". It describes all mistakes.
 func modelsSetting(field *map[string]Call) setter {
 	return func(value string) string {
 		all := make(map[string]Call)
+		var wants []string
 		for entry := range strings.SplitSeq(value, ";") {
 			if entry = strings.TrimSpace(entry); entry == "" {
 				continue
 			}
 			colon := strings.LastIndexByte(entry, ':')
 			if colon <= 0 {
-				return fmt.Sprintf("model:setting=value,…;model:…, not %q", entry)
+				wants = append(wants, fmt.Sprintf("model:setting=value,…;model:…, not %q", entry))
+				continue
 			}
 			name := strings.TrimSpace(entry[:colon])
 			if _, twice := all[name]; twice {
-				return fmt.Sprintf("the model %q once", name)
+				wants = append(wants, fmt.Sprintf("the model %q once", name))
 			}
 			var call Call
 			var set []string
@@ -149,14 +151,14 @@ func modelsSetting(field *map[string]Call) setter {
 					want = fmt.Sprintf("%s once", setting)
 				}
 				if want != "" {
-					return fmt.Sprintf("for %q %s", name, want)
+					wants = append(wants, fmt.Sprintf("for %q %s", name, want))
 				}
 				set = append(set, setting)
 			}
 			all[name] = call
 		}
 		*field = all
-		return ""
+		return strings.Join(wants, "; ")
 	}
 }
 

@@ -159,3 +159,37 @@ func TestProbeOfACallWithAnAlternativeIsShort(t *testing.T) {
 		took(t, start, 3*time.Second)
 	})
 }
+
+// A call that waits in line is as free to go on as one that has just come.
+func TestWaiterWithAnAlternativeGoesOnWhenItsRouteIsPaused(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{MaxConcurrent: 2}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.Handle(byModel(map[string]aiguardtest.Reply{"a": aiguardtest.After(time.Second, retryAfter(20))}))
+		var first sync.WaitGroup
+		for range 2 {
+			first.Go(func() { _ = askModel(t.Context(), c, "a") })
+		}
+		synctest.Wait()
+		start := time.Now()
+		text, err := aiguard.Fallback(t.Context(), alternative(c, "a"), alternative(c, "b"))
+		require.NoError(t, err)
+		require.Equal(t, "b", text)
+		took(t, start, time.Second)
+		first.Wait()
+	})
+}
+
+// Behind others the turn at a paced route comes later than for a call that is alone.
+func TestNobodyWithAnAlternativeWaitsLongInAPacedLine(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{RequestsPerMinute: 60, MaxConcurrent: 50}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		var calls sync.WaitGroup
+		for range 18 { // six at once and one a second, of two models
+			calls.Go(func() {
+				start := time.Now()
+				_, err := aiguard.Fallback(t.Context(), alternative(c, "a"), alternative(c, "b"))
+				assert.NoError(t, err)
+				assert.LessOrEqual(t, time.Since(start), 3*time.Second, "Retry.Patience")
+			})
+		}
+		calls.Wait()
+	})
+}

@@ -97,6 +97,7 @@ func (l *limiter) addWaiting(n int64) {
 // endWait counts the end of a wait in line. A wait for Config.Limiter ends later.
 func (l *limiter) endWait(c *call, now instant) {
 	l.addWaiting(-1)
+	c.permit.route.tokens -= c.wire.expected()
 	if c.waits && l.custom == nil {
 		l.waits++
 		l.waitTime += time.Duration(now - c.place.joined)
@@ -129,7 +130,7 @@ func (l *limiter) crowded(s *settings, silently bool) *Error {
 	l.refused[s.Priority.line()]++
 	t.refused++
 	l.line.Refuse(&r.line, &t.line, s.Priority.line(), int64(now))
-	return r.queueFull(s.Weight, now, t, s.Priority)
+	return r.queueFull(demand{s.Priority, s.Weight, 0}, now, t)
 }
 
 // full reports whether a new call would find no place: at the route if that has no room, else in line.
@@ -144,9 +145,9 @@ func (r *route) full() bool {
 	return l.line.Ready() >= l.maxQueue
 }
 
-func (r *route) queueFull(weight int64, now instant, t *tenant, p Priority) *Error {
+func (r *route) queueFull(d demand, now instant, t *tenant) *Error {
 	most := int64(r.limiter.maxQueue)
-	return &Error{Kind: ErrOverloaded, Phase: PhaseQueue, Size: most, Max: most, RetryAfter: r.retryAfter(weight, now, t, p), setting: "MaxQueue"}
+	return &Error{Kind: ErrOverloaded, Phase: PhaseQueue, Size: most, Max: most, RetryAfter: r.retryAfter(d, now, t), setting: "MaxQueue"}
 }
 
 // find returns the call's route and tenant.
@@ -160,12 +161,15 @@ func (l *limiter) find(c *call, now instant) (*route, *tenant) {
 		p.tenant = l.tenants.get(c.Tenant)
 	}
 	p.route = r
-	r.refresh(now)
+	r.refreshFor(now, c.wire.expected())
 	return r, p.tenant
 }
 
 // refresh updates the route's room in the line, and sets the timer if the room changes with time.
-func (r *route) refresh(now instant) {
+func (r *route) refresh(now instant) { r.refreshFor(now, 0) }
+
+// refreshFor is refresh for a new call of that many tokens.
+func (r *route) refreshFor(now instant, tokens float64) {
 	l := r.limiter
 	if r == &l.routes.nameless {
 		return // it always has room
@@ -174,11 +178,22 @@ func (r *route) refresh(now instant) {
 	if closed := r.state.Reopened(provider.Instant(now)); closed > 0 {
 		r.line.Reopened(int64(now), int64(closed))
 	}
-	room, at := r.state.Room(provider.Instant(now), r.tokens)
+	room, at := r.state.Room(provider.Instant(now), r.nextTokens(now, tokens))
 	l.line.SetRoom(&r.line, room)
 	if at != 0 && r.line.Waiting() > 0 {
 		l.wake(instant(at))
 	}
+}
+
+// nextTokens returns the expected tokens of the call that the route admits next: the first in line, else a new one.
+func (r *route) nextTokens(now instant, ofNew float64) float64 {
+	if !r.state.Pace.LimitsTokens() {
+		return 0
+	}
+	if w := r.limiter.line.Next(&r.line, int64(now)); w != nil {
+		return w.Value.call.wire.expected()
+	}
+	return ofNew
 }
 
 // enter admits a call if none is before it. Otherwise it puts the call in line and returns errQueue. Any other error
@@ -206,7 +221,7 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	if r.full() {
 		d := l.line.Displaced(&r.line, &t.line, p, int64(now))
 		if d == nil {
-			return l.refuse(r, t, p, now, r.queueFull(c.Weight, now, t, c.Priority))
+			return l.refuse(r, t, p, now, r.queueFull(c.demand(), now, t))
 		}
 		gone = d.Value
 	}
@@ -220,15 +235,16 @@ func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
 	w.joined, w.until, w.Weight = now, c.admission(ctx, now), c.Weight
 	w.patience, w.byTotal = l.patience, c.boundByTotal(now, l.patience)
 	l.addWaiting(1)
+	r.tokens += c.wire.expected()
 	for n := l.line.Join(&w.Waiter, &r.line, &t.line, p, int64(now), r.slots()); n > 0; n-- {
 		w.Eldest().Value.dismiss(hopeless)
 	}
+	r.refresh(now)
 	l.next(now).leave()
 	if c.permit.held.Load() {
 		<-w.over
 		return nil
 	}
-	r.refresh(now)
 	if l.patience != Off {
 		l.wake(now.add(l.patience))
 	}
@@ -261,26 +277,34 @@ func (l *limiter) enterNested(c *call, now instant) error {
 func (l *limiter) grant(c *call, now instant) {
 	p := &c.permit
 	r := p.route
-	first := c.attempts == 0
 	if r != &l.routes.nameless {
-		p.sending = r.state.Send(provider.Instant(now), c.Weight, c.wire.expected(), first)
+		p.sending = r.state.Send(provider.Instant(now), c.Weight, c.wire.expected())
 	} else {
 		p.sending = provider.Sending{At: provider.Instant(now), Weight: c.Weight}
-		if first {
-			r.state.Budget.Pay()
-		}
-	}
-	if first {
-		l.budget.Pay()
 	}
 	if !p.nested {
 		p.tenant.inFlight += c.Weight
 		l.inFlight[c.Priority.line()] += c.Weight
 		p.cost = r.cost(c.Weight)
-		p.tenant.calls++
+	}
+	if p.nested || l.custom == nil {
+		l.pay(c)
 	}
 	p.held.Store(true)
 	r.refresh(now)
+}
+
+// pay counts a call at its first attempt, in the retry budgets and for its tenant.
+func (l *limiter) pay(c *call) {
+	if c.attempts > 0 {
+		return
+	}
+	p := &c.permit
+	p.route.state.Budget.Pay()
+	l.budget.Pay()
+	if !p.nested {
+		p.tenant.calls++
+	}
 }
 
 // refuse counts a rejection.
@@ -332,32 +356,49 @@ func (l *limiter) finish(c *call, tokens int64, more float64, last bool) (next *
 		c.transition = changed
 	}
 	took := time.Duration(now - instant(p.sending.At))
-	c.inFlight += took
 	r := p.route
 	if r != &l.routes.nameless {
 		r.state.Done(provider.Instant(now), &p.sending)
 	}
-	r.state.Hold(took)
+	service := 0.
+	if c.admitted != 0 {
+		c.inFlight += took
+		r.state.Hold(took)
+		if !p.nested {
+			service = l.service(c, took, tokens)
+		}
+	} else { // not sent: Config.Limiter has refused the call, or its caller has left
+		r.state.Unsent(provider.Instant(now), &p.sending)
+	}
 	if more != 0 {
 		r.state.Pace.Settle(provider.Instant(now), more)
 	}
 	if !p.nested {
-		l.release(c, took, tokens)
+		l.release(c, service)
 	}
 	r.refresh(now)
 	return l.next(now), true
 }
 
-// release returns the weight of a call that held it for took, and charges its tenant for what it used.
-func (l *limiter) release(c *call, took time.Duration, tokens int64) {
-	p, weight := &c.permit, c.permit.sending.Weight
+// maxUsageFactor limits the ratio between the service measured in tokens and the slot seconds. An answer may report any
+// number of tokens, and after an absurd one its tenant would wait behind all others.
+const maxUsageFactor = 64
+
+// service returns what a call has received that held its weight for took, in slot seconds.
+func (l *limiter) service(c *call, took time.Duration, tokens int64) float64 {
 	l.held = provider.Average(l.held, took.Seconds())
-	service := took.Seconds() * float64(weight)
-	if tokens > 0 {
-		l.perToken = provider.Average(l.perToken, service/float64(tokens))
-		service = l.perToken * float64(tokens)
+	seconds := took.Seconds() * float64(c.permit.sending.Weight)
+	if tokens <= 0 {
+		return seconds
 	}
-	priority := c.Priority.line()
+	l.perToken = provider.Average(l.perToken, seconds/float64(tokens))
+	return min(max(l.perToken*float64(tokens), seconds/maxUsageFactor), seconds*maxUsageFactor)
+}
+
+// release returns the weight of a call, and charges its tenant for the service.
+func (l *limiter) release(c *call, service float64) {
+	p, priority := &c.permit, c.Priority.line()
+	weight := p.sending.Weight
 	p.tenant.inFlight -= weight
 	l.inFlight[priority] -= weight
 	l.line.Release(&p.tenant.line, priority, weight, service-p.cost)

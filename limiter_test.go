@@ -3,10 +3,12 @@ package aiguard_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -44,6 +46,37 @@ func TestCapacityIsSharedFairlyBetweenTenants(t *testing.T) {
 		require.EqualValues(t, 2, st.InFlight, "work conserving")
 		require.Equal(t, st.Tenants[0].Waiting, st.Waiting)
 		require.EqualValues(t, 20, st.Tenants[1].Calls)
+		calls.Wait()
+	})
+}
+
+// Shares are measured in tokens where answers report them. One that reports absurdly many keeps its tenant from its share
+// only for a while.
+func TestAbsurdUsageDoesNotKeepATenantFromItsShare(t *testing.T) {
+	cfg := aiguard.Config{MaxConcurrent: 1, MaxQueue: aiguard.Off, QueueTimeout: aiguard.Off, TotalTimeout: aiguard.Off}
+	inVirtualTime(t, cfg, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		var tokens atomic.Int64
+		srv.Handle(func(*aiguardtest.Request) aiguardtest.Reply {
+			return aiguardtest.After(time.Second, aiguardtest.JSON(200, fmt.Sprintf(`{"object":"chat.completion","usage":{"prompt_tokens":%d},
+				"choices":[{"index":0,"message":{"role":"assistant","content":"Hello!"},"finish_reason":"stop"}]}`, tokens.Load())))
+		})
+		tokens.Store(100)
+		for _, tenant := range []string{"one", "other", "one", "other"} {
+			require.NoError(t, askModel(as(t.Context(), tenant), c, "a"))
+		}
+		tokens.Store(9e17)
+		require.NoError(t, askModel(as(t.Context(), "one"), c, "a"))
+		tokens.Store(100)
+		var calls sync.WaitGroup
+		for range 500 {
+			calls.Go(func() { assert.NoError(t, askModel(as(t.Context(), "other"), c, "a")) })
+		}
+		synctest.Wait()
+		start := time.Now()
+		for range 100 {
+			require.NoError(t, askModel(as(t.Context(), "one"), c, "a"))
+		}
+		require.Less(t, time.Since(start), 300*time.Second, "about a minute, and then every second call")
 		calls.Wait()
 	})
 }
@@ -148,6 +181,27 @@ func TestCallThatWouldNotBeServedInTimeIsRefusedAtOnce(t *testing.T) {
 	})
 }
 
+// What limits a Background call is MaxBackground, however many slots are free.
+func TestBackgroundCallThatWouldNotBeServedInTimeIsRefusedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuard(t, aiguard.Config{MaxConcurrent: 5, MaxBackground: 1}).With(aiguard.Call{Priority: aiguard.Background})
+		nineSeconds := func(ctx context.Context) error { return sleep(ctx, 9*time.Second) }
+		require.NoError(t, do(t.Context(), g, nineSeconds))
+		var calls sync.WaitGroup
+		for range 4 {
+			calls.Go(func() { assert.NoError(t, do(t.Context(), g, nineSeconds)) })
+			synctest.Wait()
+		}
+		start := time.Now()
+		e := facts(t, do(t.Context(), g, nineSeconds), aiguard.ErrOverloaded)
+		took(t, start, 0)
+		time.Sleep(e.RetryAfter)
+		require.NoError(t, do(t.Context(), g, nineSeconds), "the time that it was told is true")
+		took(t, start, e.RetryAfter+9*time.Second)
+		calls.Wait()
+	})
+}
+
 func TestNewestCallsGoFirstUnderLastingOverload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(t, aiguard.Config{MaxConcurrent: 5})
@@ -246,6 +300,40 @@ func TestCountersAddUpWhateverBecomesOfCalls(t *testing.T) {
 			for _, tenant := range st.Tenants {
 				require.Zero(t, tenant.InFlight+tenant.Waiting, "%+v", tenant)
 			}
+		})
+	}
+}
+
+// unsettling is a Budget that panics when an attempt is settled.
+type unsettling struct{}
+
+func (unsettling) Reserve(context.Context, aiguard.Call, aiguard.Usage) (func(aiguard.Usage), error) {
+	return func(aiguard.Usage) { panic("settle") }, nil
+}
+
+func TestCountersAddUpThoughBudgetOrLimiterPanic(t *testing.T) {
+	for name, cfg := range map[string]aiguard.Config{
+		"settle": {Budget: unsettling{}}, "release": {Limiter: panicking{release: true}}, "acquire": {Limiter: panicking{acquire: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var rec recorder
+			cfg.OnEvent, cfg.Retry.MaxAttempts = rec.OnEvent, 1
+			inVirtualTime(t, cfg, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+				ask := func(context.Context) error { return askModel(t.Context(), c, "a") }
+				own := func(ctx context.Context) error {
+					return do(ctx, c.Guard(), func(context.Context) error { return nil })
+				}
+				failing := func(ctx context.Context) error {
+					return do(ctx, c.Guard(), func(context.Context) error { return errors.New("of no kind") })
+				}
+				for _, f := range []func(context.Context) error{ask, own, failing} {
+					require.NotNil(t, panicOf(func() { _ = f(t.Context()) }))
+				}
+				st := c.Guard().Stats()
+				require.EqualValues(t, 3, st.Calls)
+				require.EqualValues(t, 3, st.Succeeded+st.Failed+st.Refused)
+				require.Len(t, rec.all(aiguard.EventDone), 3)
+			})
 		})
 	}
 }

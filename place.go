@@ -94,7 +94,8 @@ func (l *limiter) drop(w *inLine) bool {
 	now := l.now()
 	l.line.Leave(&w.Waiter)
 	l.endWait(w.call, now)
-	l.next(now).leave() // the call may have been too heavy and in the way of others
+	w.call.permit.route.refresh(now) // the next one may be smaller
+	l.next(now).leave()              // the call may have been too heavy and in the way of others
 	return true
 }
 
@@ -139,7 +140,7 @@ func (w *inLine) denied() *Error {
 	case hopeless:
 		e.hopeless = true
 	}
-	e.RetryAfter = p.route.retryAfter(c.Weight, now, p.tenant, c.Priority)
+	e.RetryAfter = p.route.retryAfter(c.demand(), now, p.tenant)
 	return e
 }
 

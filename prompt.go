@@ -102,6 +102,9 @@ func (c *Config) countReaches() (n, of int, ok bool) {
 	return n, of, err != nil || n > of
 }
 
+// bytes returns the size of the prompt. An ID counts as a token.
+func (p *prompt) bytes() int64 { return int64(p.ids*bytesPerToken + sum(p.texts, length)) }
+
 func (s *settings) checkPrompt(p *prompt) error {
 	limit := s.promptLimit()
 	if limit != Off && p.ids+sum(p.texts, length) > limit { // characters <= bytes: most prompts need no count

@@ -24,6 +24,7 @@ type known struct {
 	op              string
 	live            *live // the configuration that the prompt was checked with
 	dialect.Facts
+	prompts  int64       // bytes of the prompts
 	texts    [4]string   // memory for the texts of most prompts
 	taken    atomic.Bool // by the request that it describes
 	answered bool        // set by the transport: a good answer has come, even if go-openai cannot use it
@@ -50,11 +51,13 @@ type outgoing struct {
 	seen     bool // GetBody was called; some SDKs return the same body each time
 
 	endpoint   dialect.Endpoint
-	judged     bool     // the endpoint's dialect checks the answer
-	stream     bool     // the request seems to ask for a stream
-	json       bool     // the request seems to ask for a JSON answer
-	flaw       error    // why the request must not be sent
-	known      *known   // what Client has passed on
+	judged     bool   // the endpoint's dialect checks the answer
+	stream     bool   // the request seems to ask for a stream
+	json       bool   // the request seems to ask for a JSON answer
+	flaw       error  // why the request must not be sent
+	known      *known // what Client has passed on
+	prompts    int64  // bytes of the prompts, if they are counted
+	counted    bool
 	cost       estimate // for a Budget, and for events
 	safe       bool     // a repeated request has no side effects
 	replayable bool
@@ -82,7 +85,7 @@ func (o *outgoing) prepare(ctx context.Context) error {
 			o.read() // for the estimate of its tokens
 		}
 		o.settings = o.guard.requestSettings(req.Context(), k.live, k.op, k.Model, req.URL.Host, req.URL.Path)
-		asked = k.Facts
+		asked, o.prompts, o.counted = k.Facts, k.prompts, true
 	} else {
 		o.useModel(o.endpoint.Model())
 		if len(o.settings.cfg.Middleware) == 0 && o.guard.limiter.full.Load() {
@@ -312,6 +315,7 @@ func (o *outgoing) understand(data []byte) dialect.Facts {
 	if limits.output > 0 && o.flaw == nil {
 		o.lower(data, &r, limits.output)
 	}
+	o.prompts, o.counted = t.all, t.part() != nil
 	if t.count {
 		o.cost = o.estimateRead(&r.Facts, t.all, len(data), limits.output)
 	}
@@ -344,6 +348,17 @@ func (o *outgoing) estimateRead(r *dialect.Facts, prompts int64, size, limit int
 		e.guess *= int32(max(r.Choices, 1))
 	}
 	return e
+}
+
+// tokens returns the expected tokens of the request. The bytes of images and files say nothing about their tokens, and
+// do not count if the prompts are known.
+func (o *outgoing) tokens() float64 {
+	const other = 1 << 10 // bytes beside the prompts, as most requests have
+	bytes := max(o.req.ContentLength, 0)
+	if o.counted && o.endpoint.Inference() {
+		bytes = min(bytes, o.prompts+other)
+	}
+	return float64(bytes) / bytesPerToken
 }
 
 // estimateUnread estimates a request whose body was not read, for example because it is too large. It skips forms, which

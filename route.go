@@ -53,7 +53,7 @@ type route struct {
 	key       routeKey
 	line      line.Route[*inLine]
 	state     provider.Route
-	tokens    float64 // average per request
+	tokens    float64 // expected tokens of the calls that wait
 	lingering int     // Dos that wait for the end of its pause
 	sharing
 
@@ -197,15 +197,23 @@ func (r *route) closed(ctx context.Context, c *call, now instant) error {
 	if r == &l.routes.nameless {
 		return nil
 	}
+	var wait time.Duration
+	if r.line.Waiting() > 0 {
+		wait = r.paced(c.demand(), now, c.permit.tenant)
+	}
 	state, until := r.state.State(provider.Instant(now), c.wire.expected())
-	switch state {
-	case provider.Down:
+	switch {
+	case state == provider.Down:
 		return r.down(now)
-	case provider.Paused, provider.Paced:
-		wait := time.Duration(instant(until) - now)
-		if end := c.admission(ctx, now); end != 0 && instant(until) > end || c.planB && (state == provider.Paused || c.cfg.Retry.Patience != Off && wait > c.cfg.Retry.Patience) {
-			return r.notYet(state, wait)
-		}
+	case state == provider.Paused, state == provider.Paced:
+		wait = max(wait, time.Duration(instant(until)-now))
+	case wait == 0:
+		return nil
+	default:
+		state = provider.Paced // behind those that wait
+	}
+	if end := c.admission(ctx, now); end != 0 && now.add(wait) > end || c.planB && (state == provider.Paused || c.cfg.Retry.Patience != Off && wait > c.cfg.Retry.Patience) {
+		return r.notYet(state, wait)
 	}
 	return nil
 }
@@ -264,14 +272,14 @@ func (r *route) transition(before provider.Instant, paused bool, now instant) (c
 	return changed
 }
 
-// dismissAll ends the wait of calls that the route cannot serve in time.
+// dismissAll ends the wait of calls that the route cannot serve in time, and of those that have an alternative.
 func (r *route) dismissAll(now instant, f fate) {
 	open := instant(r.state.PausedUntil(provider.Instant(now)))
 	for w := r.line.Oldest(); w != nil; {
-		due := w
+		due := w.Value
 		w = w.Behind()
-		if f == routeDown || due.Value.until != 0 && due.Value.until < open {
-			due.Value.dismiss(f)
+		if f == routeDown || due.until != 0 && due.until < open || due.call.planB && now < open {
+			due.dismiss(f)
 		}
 	}
 }

@@ -1,7 +1,9 @@
 package aiguard_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -159,6 +161,18 @@ func TestRetryBudgetsAreOfTheirRoutes(t *testing.T) {
 			require.ErrorIs(t, err, aiguard.ErrPromptTooLarge)
 		}
 		require.Less(t, count("a"), 3, "what was not sent pays nothing")
+	})
+}
+
+func TestCallPaysIntoItsRetryBudgetOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuard(t, aiguard.Config{Retry: aiguard.Retry{BaseDelay: 1, MaxDelay: 1}}).With(aiguard.Call{Op: "work"})
+		for range 2 {
+			facts(t, do(t.Context(), g, func(context.Context) error {
+				return &aiguard.Error{Kind: aiguard.ErrInvalidResponse, StatusCode: 200}
+			}), aiguard.ErrInvalidResponse)
+		}
+		require.InDelta(t, 6.1, routeOf(t, g, "work").RetryTokens, 1e-6, "10 at first, 2 taken by each call, 0.1 paid by the second")
 	})
 }
 
@@ -502,5 +516,147 @@ func TestConfiguredPaceIsKeptPerRoute(t *testing.T) {
 		require.Equal(t, "pace", e.Phase)
 		require.Positive(t, e.RetryAfter)
 		time.Sleep(time.Minute)
+	})
+}
+
+// told is an answer with what is left of a limit of 60,000 tokens per minute.
+func told(left int) aiguardtest.Reply {
+	return aiguardtest.JSON(200, `{"object":"chat.completion","usage":{"prompt_tokens":4000},"choices":[{"index":0,"message":{"role":"assistant","content":"Hello!"},"finish_reason":"stop"}]}`,
+		"X-Ratelimit-Limit-Tokens", "60000", "X-Ratelimit-Remaining-Tokens", strconv.Itoa(left),
+		"X-Ratelimit-Reset-Tokens", (time.Duration(60000-left) * time.Millisecond).String())
+}
+
+// ofTokens makes a chat of about so many tokens.
+func ofTokens(ctx context.Context, c *aiguard.Client, n int) error {
+	r := chatRequest
+	r.Messages = []openai.ChatCompletionMessage{{Role: openai.ChatMessageRoleUser, Content: strings.Repeat("word", n)}}
+	_, err := c.CreateChatCompletion(ctx, r)
+	return err
+}
+
+func TestRequestLargerThanTheTokensLeftWaitsForThem(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.SetDefault(told(1000))
+		require.NoError(t, ofTokens(t.Context(), c, 100))
+		start := time.Now()
+		require.NoError(t, ofTokens(t.Context(), c, 500))
+		took(t, start, 0)
+		require.NoError(t, ofTokens(t.Context(), c, 4000))
+		require.InDelta(t, 3, time.Since(start).Seconds(), 0.1, "a thousand a second")
+
+		var calls sync.WaitGroup
+		calls.Go(func() { assert.NoError(t, ofTokens(t.Context(), c, 4000)) })
+		synctest.Wait()
+		ctx, leave := context.WithCancel(t.Context())
+		calls.Go(func() { assert.ErrorIs(t, ofTokens(ctx, c, 4000), context.Canceled) })
+		synctest.Wait()
+		calls.Go(func() { assert.NoError(t, ofTokens(t.Context(), c, 100)) })
+		synctest.Wait()
+		leave()
+		start = time.Now()
+		calls.Wait()
+		require.Less(t, time.Since(start), 5*time.Second)
+	})
+}
+
+// Whoever leaves, the next one is judged by its own size.
+func TestSmallRequestBehindALargeOneThatLeavesIsSentAtOnce(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.SetDefault(told(1000))
+		require.NoError(t, ofTokens(t.Context(), c, 100))
+		var calls sync.WaitGroup
+		ctx, leave := context.WithCancel(t.Context())
+		calls.Go(func() { assert.ErrorIs(t, ofTokens(ctx, c, 4000), context.Canceled) })
+		synctest.Wait()
+		calls.Go(func() { assert.NoError(t, ofTokens(t.Context(), c, 100)) })
+		synctest.Wait()
+		require.EqualValues(t, 2, routeOf(t, c.Guard(), chatRequest.Model).Waiting)
+		start := time.Now()
+		leave()
+		calls.Wait()
+		took(t, start, 0)
+	})
+}
+
+// The time that a refused call is told is true: then there are tokens for it.
+func TestCallThatTheTokensPerMinuteDoNotReachInTimeIsRefusedAtOnce(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{TokensPerMinute: 60_000, MaxConcurrent: 50}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.SetDefault(told(60_000))
+		var calls sync.WaitGroup
+		var refused int
+		for range 30 {
+			start, done := time.Now(), make(chan error, 1)
+			calls.Go(func() { done <- ofTokens(t.Context(), c, 4100) })
+			synctest.Wait()
+			select {
+			case err := <-done:
+				if err == nil {
+					continue
+				}
+				e := facts(t, err, aiguard.ErrRateLimited)
+				took(t, start, 0)
+				if refused++; refused == 1 {
+					calls.Go(func() {
+						time.Sleep(e.RetryAfter)
+						assert.NoError(t, ofTokens(t.Context(), c, 4100))
+						took(t, start, e.RetryAfter.Round(time.Millisecond))
+					})
+				}
+			default: // waits
+				calls.Go(func() { assert.NoError(t, <-done) })
+			}
+		}
+		calls.Wait()
+		require.Greater(t, refused, 20)
+	})
+}
+
+// A call that goes before those that wait is not refused for their number: one of a higher priority, or of a light tenant.
+func TestCallIsNotRefusedForThoseBehindItInAPacedLine(t *testing.T) {
+	for name, cfg := range map[string]aiguard.Config{"requests": {RequestsPerMinute: 60}, "tokens": {TokensPerMinute: 6000}} {
+		for who, call := range map[string]aiguard.Call{"critical": {Tenant: "heavy", Priority: aiguard.Critical}, "light": {Tenant: "light"}} {
+			t.Run(name+" "+who, func(t *testing.T) {
+				cfg.MaxConcurrent = 50
+				inVirtualTime(t, cfg, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+					srv.SetDefault(aiguardtest.After(100*time.Millisecond, aiguardtest.JSON(200,
+						`{"object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"Hello!"},"finish_reason":"stop"}]}`)))
+					var calls sync.WaitGroup
+					for range 40 { // some of them are refused
+						calls.Go(func() { _ = ofTokens(as(t.Context(), "heavy"), c, 80) })
+						synctest.Wait()
+					}
+					require.Greater(t, routeOf(t, c.Guard(), chatRequest.Model).Waiting, int64(10))
+					start := time.Now()
+					require.NoError(t, ofTokens(aiguard.WithCall(t.Context(), call), c, 80))
+					require.LessOrEqual(t, time.Since(start), 3*time.Second)
+					calls.Wait()
+				})
+			})
+		}
+	}
+}
+
+// The bytes of an image are no tokens. Counted as text, this one would need more than the whole limit.
+func TestImagesDoNotCountAsTextInThePace(t *testing.T) {
+	image := chatRequest
+	image.Messages = []openai.ChatCompletionMessage{{Role: openai.ChatMessageRoleUser, MultiContent: []openai.ChatMessagePart{
+		{Type: openai.ChatMessagePartTypeText, Text: "What is this?"},
+		{Type: openai.ChatMessagePartTypeImageURL, ImageURL: &openai.ChatMessageImageURL{URL: "data:image/png;base64," + strings.Repeat("A", 1<<20)}},
+	}}}
+	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.SetDefault(told(1000))
+		start := time.Now()
+		for range 3 {
+			_, err := c.CreateChatCompletion(t.Context(), image)
+			require.NoError(t, err)
+		}
+		raw, err := json.Marshal(image)
+		require.NoError(t, err)
+		hc := &http.Client{Transport: c.Guard().Transport(srv.Transport())}
+		resp, err := hc.Post(srv.URL+"/chat/completions", "application/json", bytes.NewReader(raw))
+		require.NoError(t, err)
+		require.Equal(t, 200, resp.StatusCode)
+		resp.Body.Close()
+		took(t, start, 0)
 	})
 }

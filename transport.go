@@ -190,7 +190,7 @@ func (x *exchange) run(ctx context.Context) (*http.Response, error) {
 	if c.trail != nil {
 		c.trail.endpoint = x.endpoint.Op()
 	}
-	c.wire.tokens = max(float64(x.req.ContentLength), 0) / bytesPerToken
+	c.wire.tokens = x.tokens()
 	if err := c.begin(ctx); err != nil {
 		return nil, err
 	}

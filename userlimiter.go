@@ -37,7 +37,7 @@ func (u *userLimiter) admit(ctx context.Context, c *call) error {
 			c.free()
 			return err
 		}
-		if c.permit.stillOpen() {
+		if u.accept(c) {
 			return nil
 		}
 		c.free()
@@ -58,8 +58,16 @@ func (u *userLimiter) passRoute(ctx context.Context, c *call) (err error) {
 	return err
 }
 
-// acquire waits in the user's Limiter.
+// acquire waits in the user's Limiter, and counts a rejection.
 func (u *userLimiter) acquire(ctx context.Context, c *call) error {
+	err := u.wait(ctx, c)
+	if e, ok := err.(*Error); ok && e.Kind != ErrClosed && e.Phase != PhaseTotal {
+		u.refused(c)
+	}
+	return err
+}
+
+func (u *userLimiter) wait(ctx context.Context, c *call) error {
 	wctx, cancel, why := c.bound(ctx, ErrOverloaded, timeBound{PhaseQueue, c.cfg.QueueTimeout})
 	defer cancel()
 	release, err := u.ask(wctx, c)
@@ -93,7 +101,7 @@ func (u *userLimiter) begin(c *call) *Error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.maxQueue != Off && u.asking >= l.maxQueue {
-		return p.route.queueFull(c.Weight, l.now(), p.tenant, c.Priority)
+		return p.route.queueFull(c.demand(), l.now(), p.tenant)
 	}
 	u.asking++
 	l.addWaiting(1)
@@ -123,13 +131,27 @@ func (u *userLimiter) retryAfter(c *call) time.Duration {
 	l, p := u.limiter, &c.permit
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return p.route.retryAfter(c.Weight, l.now(), p.tenant, c.Priority)
+	return p.route.retryAfter(c.demand(), l.now(), p.tenant)
 }
 
-// stillOpen reports whether the permit's route has stayed open since the call passed it.
-func (p *permit) stillOpen() bool {
-	l, s := p.route.limiter, &p.route.state
+// accept counts an admitted call, unless its route has closed since the call passed it.
+func (u *userLimiter) accept(c *call) bool {
+	l, p := u.limiter, &c.permit
+	s := &p.route.state
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return s.PausedUntil(provider.Instant(l.now())) == 0 && s.DownSince() == 0 || p.sending.Probe
+	if !p.sending.Probe && (s.PausedUntil(provider.Instant(l.now())) != 0 || s.DownSince() != 0) {
+		return false
+	}
+	l.pay(c)
+	return true
+}
+
+// refused counts a rejection by the Limiter, or because too many calls wait in it.
+func (u *userLimiter) refused(c *call) {
+	l, p := u.limiter, &c.permit
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refused[c.Priority.line()]++
+	p.tenant.refused++
 }

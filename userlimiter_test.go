@@ -181,3 +181,32 @@ func TestWaitInALimiterOfTheUserEndsWithItsCallerAndWithTheGuard(t *testing.T) {
 		facts(t, second, aiguard.ErrClosed)
 	})
 }
+
+// What the Limiter refuses is not sent: it earns no retries, uses up no rate limit and says nothing of the provider.
+func TestCallThatTheLimiterRefusesLeavesItsRouteAsItWas(t *testing.T) {
+	l := &countingLimiter{}
+	cfg := aiguard.Config{Limiter: l, RequestsPerMinute: 60, Retry: aiguard.Retry{MaxAttempts: 3, BaseDelay: time.Second}}
+	inVirtualTime(t, cfg, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		failing := aiguardtest.After(time.Second, aiguardtest.Error(500, ""))
+		srv.SetDefault(failing)
+		require.ErrorIs(t, askModel(as(t.Context(), "x"), c, "a"), aiguard.ErrUnavailable)
+		before := routeOf(t, c.Guard(), "a")
+		require.InDelta(t, 8, before.RetryTokens, 0.5, "two retries")
+		l.err = errors.New("redis is away")
+		for range 20 {
+			facts(t, askModel(as(t.Context(), "x"), c, "a"), aiguard.ErrOverloaded)
+		}
+		after := routeOf(t, c.Guard(), "a")
+		require.Equal(t, before, after)
+		tenant := c.Guard().Stats().Tenants[0]
+		require.EqualValues(t, 1, tenant.Calls, "a call with three attempts")
+		require.EqualValues(t, 20, tenant.Refused)
+		require.EqualValues(t, 20, c.Guard().Stats().Normal.Refused)
+
+		l.err = nil
+		srv.SetDefault(aiguardtest.Text("Hello!"))
+		start := time.Now()
+		require.NoError(t, askModel(as(t.Context(), "x"), c, "a"))
+		took(t, start, 0)
+	})
+}

@@ -10,6 +10,8 @@
 // gives up when the queue is full. This is adaptive LIFO (Maurer, "Fail at Scale", ACM Queue 2015).
 package line
 
+import "cmp"
+
 // Priority orders calls. It is an index, and Background is the lowest.
 type Priority int8
 
@@ -57,7 +59,9 @@ type Route[T any] struct {
 	room           int64
 	lanes          [priorities]lane[T]
 	oldest, newest *Waiter[T]
-	at             int // position in Line.busy
+	foremost       *Waiter[T] // oldest one above Background, which MaxBackground does not limit
+	due            *Waiter[T] // its turn has come but its weight exceeds the room; no other waiter is admitted
+	at             int        // position in Line.busy
 }
 
 // Waiter is a call in line.
@@ -142,7 +146,7 @@ func (l *Line[T]) Takes(r *Route[T], p Priority, weight int64) bool {
 			return false
 		}
 	}
-	return weight <= r.room && l.fits(p, weight) && (l.since < turn-1 || l.Ready() == 0)
+	return r.due == nil && weight <= r.room && l.fits(p, weight) && (l.since < turn-1 || l.Ready() == 0)
 }
 
 // Take admits a new call if Takes allows it. cost is the service charged to its tenant.
@@ -189,6 +193,9 @@ func (l *Line[T]) Join(w *Waiter[T], r *Route[T], t *Tenant[T], p Priority, now,
 		r.oldest = w
 	}
 	r.newest = w
+	if r.foremost == nil && p > Background {
+		r.foremost = w
+	}
 	t.waiting++
 	f.push(w)
 	if r.room > 0 {
@@ -220,6 +227,14 @@ func (l *Line[T]) Leave(w *Waiter[T]) {
 	} else {
 		r.newest = w.before
 	}
+	if r.foremost == w {
+		for r.foremost = w.behind; r.foremost != nil && r.foremost.flow.priority == Background; {
+			r.foremost = r.foremost.behind // each waiter is passed once, because later ones are behind it
+		}
+	}
+	if r.due == w {
+		r.due = nil
+	}
 	w.before, w.behind = nil, nil
 	if r.waiting == 0 {
 		last := len(l.busy) - 1
@@ -238,35 +253,61 @@ func (l *Line[T]) Leave(w *Waiter[T]) {
 }
 
 // First returns the waiter to be admitted next, of those whose routes have room, or nil. That waiter may still need
-// more room. No later waiter may overtake it, because large weights would starve otherwise.
+// more capacity. No later waiter may overtake it, because large weights would starve otherwise. For the same reason a
+// route admits nobody else while the waiter whose turn has come needs more room.
 func (l *Line[T]) First(now int64) *Waiter[T] {
 	if l.since >= turn-1 {
 		if w := l.longest(); w != nil {
-			return w
+			if w.Weight <= w.flow.route.room {
+				return w
+			}
+			w.flow.route.due, l.since = w, 0 // only its own route waits for it
 		}
 	}
-	var best *Waiter[T]
+	var best, due *Waiter[T]
 	for _, r := range l.busy {
-		w := r.first(now, l.Overload)
+		w := r.due
+		if w != nil && !l.fitsBackground(w.flow.priority, w.Weight) {
+			w, r.due = nil, nil // other routes have used up MaxBackground
+		}
+		if w != nil {
+			if w.Weight <= r.room && (due == nil || w.arrival < due.arrival) {
+				due = w
+			}
+			continue
+		}
+		w = r.first(now, l.Overload)
 		if w != nil && w.Weight <= r.room && (best == nil || w.goesBefore(best)) {
 			best = w
 		}
 	}
-	return best
+	return cmp.Or(due, best)
 }
 
-// longest returns the oldest waiter of those whose routes have room.
+// longest returns the oldest waiter of those whose routes have room, or nil. It passes over waiters that must wait for
+// MaxBackground.
 func (l *Line[T]) longest() (oldest *Waiter[T]) {
 	for _, r := range l.busy {
 		w := r.oldest
-		if r.room < w.Weight || !l.fitsBackground(w.flow.priority, w.Weight) {
+		if r.room <= 0 || r.due != nil {
 			continue
 		}
-		if oldest == nil || w.arrival < oldest.arrival {
+		if !l.fitsBackground(w.flow.priority, w.Weight) {
+			w = r.foremost
+		}
+		if w != nil && (oldest == nil || w.arrival < oldest.arrival) {
 			oldest = w
 		}
 	}
 	return oldest
+}
+
+// Next returns the waiter that is admitted next at the route once the route has room, or nil.
+func (l *Line[T]) Next(r *Route[T], now int64) *Waiter[T] {
+	if r.due != nil {
+		return r.due
+	}
+	return r.first(now, l.Overload)
 }
 
 // first returns the waiter to be served next at the route.
@@ -397,8 +438,9 @@ func (l *Line[T]) longestFlow(r *Route[T], p Priority) (longest *flow[T]) {
 	return longest
 }
 
-// Ahead estimates the weight that is served before a new call: in the whole line, and at its own route.
-func (l *Line[T]) Ahead(r *Route[T], t *Tenant[T], p Priority, now int64) (line, route int64) {
+// Ahead estimates the weight that is served before a new call: in the whole line, and at its own route. background is the
+// part of line that MaxBackground limits, if it limits the new call too; negative: it does not.
+func (l *Line[T]) Ahead(r *Route[T], t *Tenant[T], p Priority, now int64) (line, route, background int64) {
 	position := 1
 	if f := t.flow(r, p); f != nil && !f.overloaded(now, l.Overload) {
 		position = f.length + 1
@@ -419,14 +461,33 @@ func (l *Line[T]) Ahead(r *Route[T], t *Tenant[T], p Priority, now int64) (line,
 		flows++
 	}
 	// Each flow is served at most as many calls before this one as this flow has in line.
+	same := int64(0)
 	if l.ready[p] > 0 {
-		line += min(l.weight[p], int64(position*flows-1)*l.weight[p]/int64(l.ready[p]))
+		same = min(l.weight[p], int64(position*flows-1)*l.weight[p]/int64(l.ready[p]))
+	}
+	line += same
+	if background = -1; !l.fitsBackground(p, 1) {
+		background = same
 	}
 	if n := r.lanes[p].length; n > 0 {
 		w := r.lanes[p].weight
 		route += min(w, int64(position*own-1)*w/int64(n))
 	}
-	return line, route
+	return line, route, background
+}
+
+// Before estimates how many of the route's waiters are admitted before a new call, if only the route's room limits them.
+func (l *Line[T]) Before(r *Route[T], t *Tenant[T], p Priority, now int64) (calls int) {
+	for q := p + 1; q < priorities; q++ {
+		calls += r.lanes[q].length
+	}
+	position, flows := 1, len(r.lanes[p].byService.ranked)
+	if f := t.flow(r, p); f == nil || f.length == 0 {
+		flows++
+	} else if !f.overloaded(now, l.Overload) {
+		position = f.length + 1
+	}
+	return calls + min(r.lanes[p].length, position*flows-1)
 }
 
 // Reopened reports that a pause had closed the route. Waiting during the pause does not count as overload.

@@ -223,6 +223,69 @@ func TestNewestGoesFirstInOverloadAndTheOldestGivesUp(t *testing.T) {
 	require.Equal(t, 3, b.next(), "calm again")
 }
 
+// The longest waiter's turn counts for heavy calls too: its route has room for it only after other calls have ended.
+func TestHeavyCallDoesNotStarveUnderHigherPriority(t *testing.T) {
+	b := newBench(2, 2, 1)
+	take := func() { require.True(t, b.Take(b.routes[0], b.tenants[0], Critical, 1, 1, 0)) }
+	take()
+	take()
+	room := func() { b.SetRoom(b.routes[0], b.Capacity-b.InFlight()) } // as a route's own limit, which equals the capacity
+	heavy := &Waiter[int]{Value: -2, Weight: 2}
+	room()
+	b.Join(heavy, b.routes[0], b.tenants[0], Normal, 0, 2)
+	for range 3 {
+		b.join(0, 0, Critical)
+	}
+	for range 2 * turn {
+		b.Release(b.tenants[0], Critical, 1, 0)
+		room()
+		for w := b.First(0); w != nil && b.Admit(w, 1); w = b.First(0) {
+			if w == heavy {
+				return
+			}
+			room()
+			b.join(0, 0, Critical)
+		}
+	}
+	t.Fatal("the heavy call is never admitted")
+}
+
+// The turn of a heavy call holds up its own route and no other.
+func TestTurnOfAHeavyCallHoldsUpNoOtherRoute(t *testing.T) {
+	b := newBench(5, 2, 1)
+	b.SetRoom(b.routes[0], 1)
+	heavy := &Waiter[int]{Value: -2, Weight: 2}
+	b.Join(heavy, b.routes[0], b.tenants[0], Normal, 0, 2)
+	for range 2 * turn {
+		b.join(1, 0, Normal)
+	}
+	require.Len(t, b.order(), 2*turn)
+	require.Equal(t, 1, b.Ready())
+	require.False(t, b.Take(b.routes[0], b.tenants[0], Critical, 1, 1, 0), "its turn has come")
+	require.True(t, b.Take(b.routes[1], b.tenants[0], Critical, 1, 1, 0))
+	b.Leave(heavy)
+	require.True(t, b.Take(b.routes[0], b.tenants[0], Normal, 1, 1, 0))
+}
+
+// A Background call that waits for MaxBackground does not take the turn of the longest waiter from those behind it.
+func TestBackgroundCallThatMustWaitHidesNobody(t *testing.T) {
+	b := newBench(2, 1, 1)
+	b.MaxBackground = 1
+	require.True(t, b.Take(b.routes[0], b.tenants[0], Background, 1, 1, 0))
+	b.join(0, 0, Background)
+	b.join(0, 0, Background)
+	normal := b.join(0, 0, Normal)
+	for i := range 2 * turn {
+		b.join(0, 0, Critical)
+		if b.next() == normal.Value {
+			require.LessOrEqual(t, i, turn)
+			return
+		}
+		b.join(0, 0, Critical)
+	}
+	t.Fatal("the call waits for ever")
+}
+
 // Calls that have waited for the end of a pause are no overload.
 func TestPauseIsNoOverload(t *testing.T) {
 	b := newBench(1, 1, 1)
@@ -294,7 +357,7 @@ func TestLineDoesWhatAListWouldDo(t *testing.T) {
 		if b.MaxBackground == 0 {
 			b.MaxBackground = 1
 		}
-		m := &model{b: b, service: make([]float64, len(b.tenants))}
+		m := &model{b: b, service: make([]float64, len(b.tenants)), due: map[int]*Waiter[int]{}}
 		for range 300 {
 			m.step(t, rng)
 			m.counts(t)
@@ -318,6 +381,7 @@ type model struct {
 	virtual  float64
 	since    int
 	arrivals int
+	due      map[int]*Waiter[int] // by route
 }
 
 func (m *model) step(t *testing.T, rng *rand.Rand) {
@@ -330,7 +394,7 @@ func (m *model) step(t *testing.T, rng *rand.Rand) {
 		taken := b.Take(b.routes[e.r], b.tenants[e.t], e.p, weight, float64(weight), 0)
 		before := slices.ContainsFunc(m.list, func(o entry) bool { return o.p >= e.p && b.routes[o.r].room > 0 })
 		others := slices.ContainsFunc(m.list, func(o entry) bool { return b.routes[o.r].room > 0 })
-		want := !before && weight <= b.routes[e.r].room && m.fits(e.p, weight) && (m.since < turn-1 || !others)
+		want := !before && m.due[e.r] == nil && weight <= b.routes[e.r].room && m.fits(e.p, weight) && (m.since < turn-1 || !others)
 		require.Equal(t, want, taken)
 		e.w = &Waiter[int]{Value: e.arrival, Weight: weight}
 		if taken {
@@ -360,8 +424,10 @@ func (m *model) step(t *testing.T, rng *rand.Rand) {
 			return
 		}
 		i := rng.IntN(len(m.list))
-		b.Leave(m.list[i].w)
+		e := m.list[i]
+		b.Leave(e.w)
 		m.list = slices.Delete(m.list, i, i+1)
+		m.leaves(e)
 	case 4: // a route opens or closes
 		b.SetRoom(b.routes[rng.IntN(len(b.routes))], rng.Int64N(4)*rng.Int64N(2))
 	}
@@ -383,7 +449,14 @@ func (m *model) step(t *testing.T, rng *rand.Rand) {
 			m.since = 0
 		}
 		m.list = slices.DeleteFunc(m.list, func(o entry) bool { return o.w == e.w })
+		m.leaves(e)
 		m.admit(e)
+	}
+}
+
+func (m *model) leaves(e entry) {
+	if m.due[e.r] == e.w {
+		m.due[e.r] = nil
 	}
 }
 
@@ -444,16 +517,20 @@ func (m *model) fits(p Priority, weight int64) bool {
 	return m.inFlight(false)+weight <= m.b.Capacity && m.fitsBackground(p, weight)
 }
 
-// longest is the oldest of the routes' oldest that could go.
+// longest is the oldest of all whose routes have room, other than those that MaxBackground holds up.
 func (m *model) longest() (found *entry) {
+	held := map[int]bool{} // the oldest is held up by MaxBackground
 	seen := map[int]bool{}
 	for i := range m.list {
 		e := &m.list[i]
-		if seen[e.r] {
+		if seen[e.r] || m.b.routes[e.r].room <= 0 || m.due[e.r] != nil || held[e.r] && e.p == Background {
 			continue
 		}
-		seen[e.r] = true
-		if e.w.Weight <= m.b.routes[e.r].room && m.fitsBackground(e.p, e.w.Weight) && found == nil {
+		if !held[e.r] && !m.fitsBackground(e.p, e.w.Weight) {
+			held[e.r] = true
+			continue
+		}
+		if seen[e.r] = true; found == nil {
 			found = e
 		}
 	}
@@ -464,8 +541,23 @@ func (m *model) longest() (found *entry) {
 func (m *model) first() (best *entry) {
 	if m.since >= turn-1 {
 		if e := m.longest(); e != nil {
-			return e
+			if e.w.Weight <= m.b.routes[e.r].room {
+				return e
+			}
+			m.due[e.r], m.since = e.w, 0
 		}
+	}
+	for i := range m.list {
+		switch e := &m.list[i]; {
+		case m.due[e.r] != e.w:
+		case !m.fitsBackground(e.p, e.w.Weight):
+			m.due[e.r] = nil
+		case best == nil && e.w.Weight <= m.b.routes[e.r].room:
+			best = e
+		}
+	}
+	if best != nil {
+		return best
 	}
 	better := func(a, b *entry) bool {
 		switch {
@@ -479,6 +571,9 @@ func (m *model) first() (best *entry) {
 		return a.arrival < b.arrival
 	}
 	for r := range m.b.routes {
+		if m.due[r] != nil {
+			continue
+		}
 		var own *entry
 		for i := range m.list {
 			if e := &m.list[i]; e.r == r && better(e, own) {

@@ -58,9 +58,12 @@ func (o *outage) probe(now Instant) bool {
 	return true
 }
 
+// failed takes a probe out of those in flight. A probe of the pause before the outage is not one of them.
+func (o *outage) failed() { o.probes = max(o.probes-1, 0) }
+
 // unanswered records a probe without a result, so that the next call becomes a probe.
 func (o *outage) unanswered(now Instant) {
-	if o.probes--; o.probes == 0 {
+	if o.failed(); o.probes == 0 {
 		o.probeAt = now
 	}
 }

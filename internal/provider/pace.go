@@ -107,6 +107,15 @@ func (p *Pace) send(now Instant, tokens float64) float64 {
 	return p.sentTokens
 }
 
+// unsent gives back what a request took.
+func (p *Pace) unsent(now Instant, tokens float64) {
+	p.requests.take(now, -1)
+	p.tokens.take(now, -tokens)
+	p.toldRequests.take(now, -1)
+	p.toldTokens.take(now, -tokens)
+	p.learned.take(now, -1)
+}
+
 // landed counts the end of a request of that many tokens.
 func (p *Pace) landed(tokens float64) {
 	p.flying--
@@ -232,6 +241,9 @@ func (p *Pace) Settle(now Instant, more float64) {
 func (p *Pace) Requests() float64 {
 	return perMinute(slowest(slowest(p.requests.rate, p.toldRequests.rate), p.learned.rate))
 }
+
+// LimitsTokens reports whether a limit of tokens is known.
+func (p *Pace) LimitsTokens() bool { return p.tokens.size != 0 || p.toldTokens.size != 0 }
 
 // Tokens returns the lowest known limit of tokens per minute; 0: none is known.
 func (p *Pace) Tokens() float64 {

@@ -100,10 +100,10 @@ const (
 // State returns the route's state for a request of that many tokens, and when that state ends; 0: unknown.
 func (r *Route) State(now Instant, tokens float64) (State, Instant) {
 	if r.outage.since != 0 {
-		if r.outage.ready(now) {
-			return Open, 0
+		if at := r.probeAt(now); at > now {
+			return Down, at
 		}
-		return Down, r.outage.probeAt
+		return Open, 0
 	}
 	if now < r.pause.until {
 		if r.pause.ready(now) {
@@ -118,6 +118,15 @@ func (r *Route) State(now Instant, tokens float64) (State, Instant) {
 		return Full, 0
 	}
 	return Open, 0
+}
+
+// probeAt returns when the next probe of an outage may be sent. A pause is honored in an outage too.
+func (r *Route) probeAt(now Instant) Instant {
+	at := r.outage.probeAt
+	if now < r.pause.until {
+		at = max(at, min(r.pause.until, r.pause.askAgain))
+	}
+	return at
 }
 
 // Room returns the weight that may be sent now. If it is 0 for a limited time, at is when to ask again.
@@ -141,13 +150,14 @@ func (r *Route) Room(now Instant, tokens float64) (room int64, at Instant) {
 	return r.window.room(), 0
 }
 
-// Send records a request that Room has allowed or that cannot wait. first is true for the first attempt of a call,
-// which adds to the retry budget.
-func (r *Route) Send(now Instant, weight int64, tokens float64, first bool) Sending {
+// Send records a request that Room has allowed or that cannot wait.
+func (r *Route) Send(now Instant, weight int64, tokens float64) Sending {
 	s := Sending{At: now, Weight: weight}
 	switch {
 	case r.outage.since != 0:
-		s.Probe = r.outage.probe(now)
+		if s.Probe = r.outage.probe(now); s.Probe && now < r.pause.until {
+			r.pause.askAgain = now + Instant(askAgainAfter)
+		}
 	case now < r.pause.until:
 		s.Probe = r.pause.probe(now)
 	}
@@ -156,11 +166,11 @@ func (r *Route) Send(now Instant, weight int64, tokens float64, first bool) Send
 	s.beside, s.besideTokens, s.own = int32(r.Pace.flying), float32(r.Pace.flyingTokens), float32(tokens)
 	s.tokens = r.Pace.send(now, tokens)
 	s.number = r.sent
-	if first {
-		r.Budget.Pay()
-	}
 	return s
 }
+
+// Unsent returns what a request took from the rate limits that was not sent after all. Call Done too.
+func (r *Route) Unsent(now Instant, s *Sending) { r.Pace.unsent(now, float64(s.own)) }
 
 // Judge records the outcome of a request. busy is true if other calls wait for the route.
 func (r *Route) Judge(now Instant, s *Sending, o Outcome, busy bool) {
@@ -179,7 +189,7 @@ func (r *Route) Judge(now Instant, s *Sending, o Outcome, busy bool) {
 			r.window.before = max(r.window.before, r.window.limit)
 		} else if s.Probe && r.outage.since != 0 {
 			s.Probe = false
-			r.outage.probes--
+			r.outage.failed()
 			r.outage.again(now, r.Jitter)
 		}
 	case o.Limited:
@@ -212,6 +222,7 @@ func (r *Route) Done(now Instant, s *Sending) {
 	if s.Probe { // the probe has no result
 		if r.outage.since != 0 {
 			r.outage.unanswered(now)
+			r.pause.askAgain = min(r.pause.askAgain, now)
 		} else {
 			r.pause.unanswered(now)
 		}

@@ -30,7 +30,7 @@ func open() *bench { return newBench(Config{Least: math.Inf(1), Most: math.Inf(1
 func (b *bench) pass(d time.Duration) { b.now += Instant(d) }
 
 func (b *bench) send() *Sending {
-	s := b.Send(b.now, 1, 0, true)
+	s := b.Send(b.now, 1, 0)
 	return &s
 }
 
@@ -159,6 +159,32 @@ func down(cfg Config) *bench {
 	return b
 }
 
+// A 429 asks for a pause, and then the requests that were in flight beside it are lost.
+func TestPauseIsHonoredInAnOutage(t *testing.T) {
+	for _, pause := range []time.Duration{20 * time.Second, 10 * time.Minute} {
+		b := open()
+		var beside []*Sending
+		for range outageAfter {
+			beside = append(beside, b.send())
+		}
+		b.ask(limited(pause))
+		for _, s := range beside {
+			b.end(s, gone)
+		}
+		require.Equal(t, Down, b.state())
+		require.Equal(t, min(pause, askAgainAfter), b.opens(t), "no probe before the end of the pause, or once a minute")
+		b.pass(min(pause, askAgainAfter))
+		probe := b.send()
+		require.True(t, probe.Probe)
+		b.end(probe, gone)
+		require.Equal(t, min(pause, askAgainAfter) == askAgainAfter, b.opens(t) == askAgainAfter, "the pause is over or goes on")
+		b.pass(askAgainAfter)
+		probe = b.send()
+		b.end(probe, Outcome{}) // canceled
+		require.Zero(t, b.opens(t), "the next call is the probe")
+	}
+}
+
 func TestInAnOutageOneProbeAtATimeIsSentLessAndLessOften(t *testing.T) {
 	b := down(Config{Least: 1, Most: 10})
 	var gaps []time.Duration
@@ -197,6 +223,26 @@ func TestProbeThatLearnsNothingLetsTheNextAsk(t *testing.T) {
 }
 
 // A probe that is out for longer than failures take has probably found the provider at work.
+// A probe of a pause may be under way when an outage begins. It does not count as a probe of the outage.
+func TestProbeOfAPauseIsNoProbeOfTheOutageAfterIt(t *testing.T) {
+	b := open()
+	var beside []*Sending
+	for range outageAfter {
+		beside = append(beside, b.send())
+	}
+	b.ask(limited(61 * time.Second))
+	b.pass(askAgainAfter)
+	ofPause := b.send()
+	require.True(t, ofPause.Probe)
+	for _, s := range beside {
+		b.end(s, gone)
+	}
+	b.end(ofPause, gone)
+	b.pass(askAgainAfter)
+	b.end(b.send(), Outcome{}) // canceled
+	require.Zero(t, b.opens(t), "the next call is the probe")
+}
+
 func TestProbeThatTakesLongIsFollowedByAnother(t *testing.T) {
 	b := newBench(Config{})
 	for range outageAfter {
@@ -390,22 +436,12 @@ func TestRetryBudgetIsAFractionOfCallsAboveAFloor(t *testing.T) {
 	}
 }
 
-func TestEveryCallPaysIntoItsRoutesBudgetOnce(t *testing.T) {
-	b := newBench(Config{Least: 1, Most: 1, Retries: 0.5})
-	for range 5 {
-		b.Budget.Take()
-	}
-	b.Send(b.now, 1, 0, true)
-	b.Send(b.now, 1, 0, false)
-	require.InDelta(t, RouteFloor-4.5, b.Budget.Tokens(b.now), 1e-9)
-}
-
 // sendAll sends as often as the route allows until the time is over.
 func (b *bench) sendAll(t *testing.T, span time.Duration, tokens float64) (n int) {
 	for end := b.now + Instant(span); ; {
 		state, at := b.State(b.now, tokens)
 		for state == Open {
-			s := b.Send(b.now, 1, tokens, true)
+			s := b.Send(b.now, 1, tokens)
 			b.Done(b.now, &s)
 			n++
 			require.Less(t, n, 1000, "nothing paces it")
@@ -455,14 +491,14 @@ func TestOneRequestAMinuteIsSentAgainstHeadersThatStopARouteForLong(t *testing.T
 				}
 				b.pass(1)
 			}
-			s := b.Send(b.now, 1, 1000, true)
+			s := b.Send(b.now, 1, 1000)
 			b.Tell(b.now, &s, told[0], told[1])
 			b.Done(b.now, &s)
 			for range 3 {
 				paced()
 				room, _ := b.Room(b.now, 1000)
 				require.Positive(t, room)
-				s = b.Send(b.now, 1, 1000, true)
+				s = b.Send(b.now, 1, 1000)
 				b.Done(b.now, &s)
 			}
 			b.Pace.Settle(b.now, 60_000)
@@ -471,7 +507,7 @@ func TestOneRequestAMinuteIsSentAgainstHeadersThatStopARouteForLong(t *testing.T
 			require.Equal(t, Paced, state, "the configured pace is kept")
 			b.pass(time.Minute)
 			require.Equal(t, Open, b.state())
-			s = b.Send(b.now, 1, 1000, true)
+			s = b.Send(b.now, 1, 1000)
 			b.Tell(b.now, &s, Told{60, 59, time.Second}, Told{60_000, 59_000, time.Second})
 			b.Done(b.now, &s)
 			require.Equal(t, Open, b.state(), "the headers of the next answer count")

@@ -21,7 +21,7 @@ func after(d time.Duration) Instant { return start + Instant(d) }
 
 // send1 sends a request of weight 1, which is over at once.
 func (r *Route) send1(now Instant, o Outcome) {
-	s := r.Send(now, 1, 0, true)
+	s := r.Send(now, 1, 0)
 	r.Judge(now, &s, o, true)
 	r.Done(now, &s)
 }
@@ -32,17 +32,17 @@ var gone = Outcome{Lost: true, Dropped: true}
 func TestOneProbeAtATimeUnlessItIsOutForLongerThanFailuresTake(t *testing.T) {
 	r := New(config(10))
 	for range 5 {
-		s := r.Send(start, 1, 0, true)
+		s := r.Send(start, 1, 0)
 		r.Judge(after(20*time.Millisecond), &s, gone, true) // a loss takes 20 ms
 		r.Done(after(20*time.Millisecond), &s)
 	}
 	due := r.outage.probeAt
-	probe := r.Send(due, 1, 0, true)
+	probe := r.Send(due, 1, 0)
 	require.True(t, probe.Probe)
 	state, until := r.State(due+1, 0)
 	require.Equal(t, Down, state)
 	require.Equal(t, due+Instant(80*time.Millisecond), until)
-	second := r.Send(until, 1, 0, true)
+	second := r.Send(until, 1, 0)
 	require.True(t, second.Probe, "the first has probably found the provider at work")
 	r.Judge(until+1, &second, gone, true)
 	r.Done(until+1, &second)
@@ -54,7 +54,7 @@ func TestOneProbeAtATimeUnlessItIsOutForLongerThanFailuresTake(t *testing.T) {
 // Answers to what was sent before an "outage" show that it was none.
 func TestOutageThatWasNoneDoesNotBringTheLimitBack(t *testing.T) {
 	r := New(config(50))
-	early := r.Send(start, 1, 0, true)
+	early := r.Send(start, 1, 0)
 	for i := range 20 {
 		r.send1(after(time.Duration(i)*time.Millisecond), gone)
 	}
@@ -78,7 +78,7 @@ func TestOutageThatWasNoneDoesNotBringTheLimitBack(t *testing.T) {
 
 func TestLongerPauseWinsAndWhatWasSentBeforeDoesNotEndIt(t *testing.T) {
 	r := New(config(10))
-	early := r.Send(start, 1, 0, true)
+	early := r.Send(start, 1, 0)
 	r.send1(after(time.Second), limited(time.Minute))
 	r.send1(after(2*time.Second), limited(time.Second))
 	require.Equal(t, after(61*time.Second), r.PausedUntil(after(3*time.Second)))
@@ -101,7 +101,7 @@ func TestKneeIsFoundWhereDropsComeAgainAndAgain(t *testing.T) {
 		for step := range 60_000 { // 10 ms each
 			now := after(time.Duration(step) * 10 * time.Millisecond)
 			for float64(r.InFlight()) < math.Floor(r.Limit()) {
-				s := r.Send(now, 1, 0, true)
+				s := r.Send(now, 1, 0)
 				if float64(len(jobs)) >= tc.drops {
 					r.Judge(now, &s, Outcome{Found: true, Dropped: true}, true)
 					r.Done(now, &s)
@@ -196,7 +196,7 @@ func TestToldPaceFollowsTheProvidersBucket(t *testing.T) {
 			require.GreaterOrEqual(t, level, 1-1e-6, "step %d", step)
 			level--
 			sent++
-			s := r.Send(now, 1, 0, true)
+			s := r.Send(now, 1, 0)
 			answers = append(answers, answer{s, now + Instant(time.Second), Told{60, math.Floor(level), time.Duration((size - level) / rate * float64(time.Second))}})
 			if sent == 1 {
 				break
@@ -265,7 +265,7 @@ func TestRoutesAreIndependent(t *testing.T) {
 		for range 500 {
 			now += Instant(rng.Int64N(int64(2 * time.Second)))
 			if room, at := driven.Room(now, 0); room > 0 {
-				s := driven.Send(now, 1+rng.Int64N(min(room, 3)), 0, rng.IntN(2) == 0)
+				s := driven.Send(now, 1+rng.Int64N(min(room, 3)), 0)
 				flying = append(flying, &s)
 			} else if at != 0 {
 				require.Greater(t, at, now)

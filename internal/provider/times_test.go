@@ -15,7 +15,7 @@ func timed(quantile float64) *Route {
 
 // take makes a request that takes so long, and returns after how long it was late.
 func (r *Route) take(at Instant, d time.Duration, f Form, answered bool) time.Duration {
-	s := r.Send(at, 1, 0, true)
+	s := r.Send(at, 1, 0)
 	late := r.Late(&s, f)
 	end := at + Instant(d)
 	if answered {
@@ -87,7 +87,7 @@ func TestWhatEndsWithoutAnAnswerCountsOnlyIfItIsLate(t *testing.T) {
 func TestTimesOfRequestsThatNobodyAsksAboutAreNotKept(t *testing.T) {
 	r := timed(0)
 	for range 50 {
-		s := r.Send(1, 1, 0, true)
+		s := r.Send(1, 1, 0)
 		r.Judge(2, &s, Outcome{Answered: true}, false)
 		r.Done(3, &s)
 	}
@@ -104,7 +104,7 @@ func TestRouteIsHealthyFromAnAnswerToTheNextFailure(t *testing.T) {
 	} {
 		r := New(&Config{Least: 1, Most: 10})
 		judge := func(at Instant, o Outcome) {
-			s := r.Send(at, 1, 0, true)
+			s := r.Send(at, 1, 0)
 			r.Judge(at, &s, o, false)
 			r.Done(at, &s)
 		}
