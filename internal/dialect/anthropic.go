@@ -211,5 +211,7 @@ var anthropicErrors = vocabulary{
 		{"prompt is too long", PromptTooLarge, 0},
 		{"required for long context requests", PromptTooLarge, 429}, // a shorter prompt passes
 		{"input length and `max_tokens` exceed context limit", PromptTooLarge, 0},
+		{"blocked by content filtering policy", ContentPolicy, 0},
+		{"organization has been disabled", Unauthorized, 0},
 	},
 }

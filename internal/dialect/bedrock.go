@@ -299,5 +299,10 @@ var bedrockErrors = vocabulary{
 	phrases: []phrase{
 		{"input is too long", PromptTooLarge, 0},
 		{"too many input tokens", PromptTooLarge, 0},
+		{"number of input tokens exceeds", PromptTooLarge, 0}, // Nova
+		{"expected maxlength:", PromptTooLarge, 0},            // Titan
+		{"too many tokens per day", Quota, 0},
+		{"model identifier is invalid", Misconfigured, 0},
+		{"with on-demand throughput isn", Misconfigured, 0}, // needs an inference profile
 	},
 }

@@ -228,7 +228,9 @@ var geminiErrors = vocabulary{
 	},
 	phrases: []phrase{
 		{"input token count", PromptTooLarge, 0},
+		{"request payload size exceeds the limit", PromptTooLarge, 0},
 		{"prepayment credits are depleted", Quota, 0},
+		{"user location is not supported", Unauthorized, 0},
 		{"api key not valid", Unauthorized, 400},
 	},
 }

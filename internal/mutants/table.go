@@ -694,6 +694,10 @@ var mutations = []mutation{
 		file: "internal/dialect/failure.go", old: "limited && neverFits(f.Message):", new: "false:"},
 	{name: "usage limit of days waited for", in: "internal/dialect", run: "^TestRefusals",
 		file: "internal/dialect/failure.go", old: " && f.RetryAfter < longWindow:", new: ":"},
+	{name: "z.ai's bad token taken for MiniMax's rate limit", in: "internal/dialect", run: "^TestRefusals",
+		file: "internal/dialect/failure.go", old: "if f.Number && class == \"\" {", new: "if class == \"\" {"},
+	{name: "Bedrock's rate limit taken for a prompt that is too large", in: "internal/dialect", run: "^TestRefusals",
+		file: "internal/dialect/cohere.go", old: "{\"too many tokens\", PromptTooLarge, 400}", new: "{\"too many tokens\", PromptTooLarge, 0}"},
 
 	// Hedging, in detail.
 	{name: "hedge inside a Do", run: "^TestCallsThatAreNotHedged$", file: "hedge.go", old: "c.maxAttempts(&c.cfg.Retry) > 1 && !c.nested &&", new: "c.maxAttempts(&c.cfg.Retry) > 1 &&"},
