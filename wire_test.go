@@ -199,6 +199,27 @@ func TestLabelsAreHints(t *testing.T) {
 	}
 }
 
+// Ollama and Gemini stream JSON texts. Some servers ignore that no stream was asked for, and label it as JSON.
+func TestStreamOfJSONInPlaceOfAWholeAnswerIsJudgedAsAStream(t *testing.T) {
+	const begin, end = "{\"message\":{\"content\":\"Hi\"},\"done\":false}\n", "{\"message\":{\"content\":\"!\"},\"done\":true,\"prompt_eval_count\":3,\"eval_count\":2}\n"
+	const half, stop = `{"candidates":[{"content":{"parts":[{"text":"Hi"}]}}]}`, `{"candidates":[{"finishReason":"STOP"}],"usageMetadata":{"promptTokenCount":3,"candidatesTokenCount":2}}`
+	used := &aiguard.Usage{Input: 3, Output: 2}
+	for name, x := range map[string]wire{
+		"Ollama":            {path: "/api/chat", reply: aiguardtest.JSON(200, begin+end), want: begin + end, usage: used},
+		"Ollama, cut":       {path: "/api/chat", reply: aiguardtest.JSON(200, begin), kind: aiguard.ErrTruncated, sent: 3},
+		"Ollama, half":      {path: "/api/generate", reply: aiguardtest.JSON(200, begin+end[:9]), kind: aiguard.ErrTruncated, sent: 3},
+		"Ollama, failed":    {path: "/api/chat", reply: aiguardtest.JSON(200, begin+`{"error":"x"}`), kind: aiguard.ErrUnavailable, sent: 3},
+		"Ollama, garbage":   {path: "/api/chat", reply: aiguardtest.JSON(200, begin+"<html>"), kind: aiguard.ErrInvalidResponse, sent: 3},
+		"Gemini":            {path: "/v1/models/g:generateContent", reply: aiguardtest.JSON(200, "["+half+","+stop+"]"), want: "[" + half + "," + stop + "]", usage: used},
+		"Gemini, cut":       {path: "/v1/models/g:generateContent", reply: aiguardtest.JSON(200, "["+half+"]"), kind: aiguard.ErrTruncated, sent: 3},
+		"Gemini, an error":  {path: "/v1/models/g:generateContent", reply: aiguardtest.JSON(200, `[{"error":{"code":403,"status":"PERMISSION_DENIED"}}]`), kind: aiguard.ErrUnauthorized},
+		"Gemini, no answer": {path: "/v1/models/g:generateContent", reply: aiguardtest.JSON(200, `[1]`), kind: aiguard.ErrInvalidResponse, sent: 3},
+	} {
+		x.body = `{"model":"m","stream":false}`
+		t.Run(name, x.run)
+	}
+}
+
 func TestWhatNoDialectKnowsPassesUnchanged(t *testing.T) {
 	plainText := "data: Hello\n\ndata:  world\n\ndata:  \n\nid: 7\nretry: 10\ndata: !\n\ndata: x\nevent: late\n\n: ping\n\n"
 	for name, x := range map[string]wire{
