@@ -110,7 +110,7 @@ func (r reply) judge(body []byte) (end int, u Usage, err error) {
 		return 0, u, r.failed(a.Failure, nameless)
 	case !a.OK && r.x.eventLines && r.x.endpoint.Framing() == dialect.JSON:
 		return r.judgeEvents(body, jsonseq.NewReader(bytes.NewReader(body), len(body), dialect.MaxShape))
-	case !a.OK, r.x.stream && !r.x.eventLines: // go-openai would find no event and report the end of the stream
+	case !a.OK, a.Foreign && !r.x.eventLines, r.x.stream && !r.x.eventLines: // go-openai would find no event and report the end of the stream
 		return 0, u, r.invalid()
 	}
 	if len(bytes.TrimSpace(body[end:])) == 0 {

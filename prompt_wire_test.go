@@ -226,6 +226,8 @@ var dialectRequests = map[string]struct {
 	"Anthropic, on Vertex":   {"/v1/projects/p/locations/l/publishers/anthropic/models/m:rawPredict", func(s string) string { return `{"messages":[{"content":"` + s + `"}]}` }},
 	"Gemini, part":           {"/v1beta/models/m:generateContent", func(s string) string { return `{"contents":[{"parts":[{"text":"` + s + `"}]}]}` }},
 	"Gemini, single content": {"/v1beta/models/m:generateContent", func(s string) string { return `{"contents":{"parts":{"text":"` + s + `"}}}` }},
+	"Gemini, tuned model":    {"/v1beta/tunedModels/m:generateContent", func(s string) string { return `{"contents":[{"parts":[{"text":"` + s + `"}]}]}` }},
+	"Gemini, endpoint":       {"/v1/projects/p/locations/l/endpoints/1:streamGenerateContent", func(s string) string { return `{"contents":[{"parts":[{"text":"` + s + `"}]}]}` }},
 	"Gemini, system":         {"/v1beta/models/m:generateContent", func(s string) string { return `{"systemInstruction":{"parts":[{"text":"` + s + `"}]}}` }},
 	"Gemini, function": {"/v1beta/models/m:generateContent", func(s string) string {
 		return `{"tools":[{"functionDeclarations":[{"name":"n","description":"` + s + `"}]}]}`

@@ -20,6 +20,9 @@ func anthropicRoute(method, path, _ string) (e Endpoint, ok bool) {
 	}
 	if _, rest, ok := strings.Cut(path, "/publishers/anthropic/models/"); ok {
 		model, verb, _ := strings.Cut(rest, ":")
+		if model == "count-tokens" { // an operation in the place of a model
+			return e, false
+		}
 		switch verb {
 		case "rawPredict":
 			return Endpoint{api: &messages, model: model}, true

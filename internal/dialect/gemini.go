@@ -16,11 +16,17 @@ var (
 )
 
 func geminiRoute(method, path, _ string) (e Endpoint, ok bool) {
-	i := strings.LastIndex(path, "/models/")
-	if method != "POST" || i < 0 {
+	rest := ""
+	for _, list := range [...]string{"/models/", "/tunedModels/", "/endpoints/"} { // the last two have tuned models
+		if i := strings.LastIndex(path, list); i >= 0 {
+			rest = path[i+len(list):]
+			break
+		}
+	}
+	if method != "POST" || rest == "" {
 		return e, false
 	}
-	model, verb, _ := strings.Cut(path[i+len("/models/"):], ":")
+	model, verb, _ := strings.Cut(rest, ":")
 	switch verb {
 	case "generateContent":
 		return Endpoint{api: &generate, model: model}, true

@@ -16,8 +16,8 @@ var (
 		output: output{names: []string{"max_tokens"}}}
 	responses = api{op: "responses", ends: marked, member: responseMember, event: responseEvent,
 		output: output{names: []string{"max_output_tokens"}}}
-	embeddings  = api{op: "embeddings", untyped: true, member: embeddingMember, event: listEvent("data")}
-	moderations = api{op: "moderations", member: embeddingMember, event: listEvent("results")}
+	embeddings  = api{op: "embeddings", untyped: true, member: embeddingMember, event: embeddingEvent}
+	moderations = api{op: "moderations", member: embeddingMember, event: moderationEvent}
 	images      = api{op: "images", ends: finished, member: imageMember, event: imageEvent}
 	runs        = api{op: "threads", ends: marked, marks: true, creates: true, event: runEvent}
 	object      = api{creates: true, event: objectEvent}

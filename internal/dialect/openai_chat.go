@@ -163,8 +163,8 @@ func MaxTokensName(model string) string { return maxTokensName(model) }
 func completionEvent(s *Stream, _ []byte, c jsonscan.Cursor) {
 	chatEvent(s, nil, c)
 	data := c.Text()
-	// Other APIs have completions at this path in a different form.
-	if !s.answer && !s.any && !s.err && !s.failed && !empty(data) && member(data, "choices") == nil && member(data, "object") == nil {
+	// Other APIs have completions at this path in a different form. A whole answer of llama.cpp's own has a content.
+	if (!s.answer || first(member(data, "content")) == '"') && !s.any && !s.err && !s.failed && !empty(data) && member(data, "choices") == nil && member(data, "object") == nil {
 		s.foreign, s.any, s.progress = true, true, true
 	}
 }
