@@ -79,12 +79,16 @@ func openaiRoute(method, path, query string) (e Endpoint, ok bool) {
 }
 
 func (u *Usage) readOpenAI(c *jsonscan.Cursor) {
+	var output, reasoning, total int64
 	for key := range c.Members() {
 		switch string(key) {
 		case "prompt_tokens", "input_tokens":
 			u.Input = number(c.Value())
 		case "completion_tokens", "output_tokens":
-			u.Output = number(c.Value())
+			output = number(c.Value())
+			u.Output = output
+		case "total_tokens":
+			total = number(c.Value())
 		case "prompt_cache_hit_tokens", "cached_tokens": // DeepSeek, Moonshot
 			u.CacheRead = number(c.Value())
 		case "prompt_tokens_details", "input_tokens_details":
@@ -99,10 +103,17 @@ func (u *Usage) readOpenAI(c *jsonscan.Cursor) {
 		case "completion_tokens_details", "output_tokens_details":
 			for key := range c.Members() {
 				if string(key) == "reasoning_tokens" {
-					u.Reasoning = number(c.Value())
+					reasoning = number(c.Value())
+					u.Reasoning = reasoning
 				}
 			}
 		}
+	}
+	switch {
+	case reasoning > output, reasoning > 0 && total == u.Input+output+reasoning: // xAI and some gateways count it separately
+		u.Output = output + reasoning
+	case u.Input == 0 && u.Output == 0: // embeddings of Voyage and Jina
+		u.Input = total
 	}
 }
 
