@@ -47,6 +47,15 @@ func messageMember(q *query, key []byte, c *jsonscan.Cursor) {
 		q.content(c)
 	case "name", "refusal", "reasoning_content", "reasoning", "thinking", "tool_plan", "tool_name":
 		q.text(c)
+	case "reasoning_details": // OpenRouter
+		for range c.Elements() {
+			for key := range c.Members() {
+				switch string(key) {
+				case "text", "summary":
+					q.text(c)
+				}
+			}
+		}
 	case "function_call":
 		q.call(c)
 	case "tool_calls":
@@ -68,10 +77,28 @@ func (q *query) content(c *jsonscan.Cursor) {
 		some = true
 		for key := range c.Members() {
 			switch string(key) {
-			case "text", "refusal", "thinking":
+			case "text", "refusal":
 				q.text(c)
+			case "thinking": // a text, or Mistral's list of texts
+				q.texts(c)
 			case "document": // document of a tool result
 				q.strings(c)
+			}
+		}
+	}
+	if !some {
+		q.text(c)
+	}
+}
+
+// texts reads a text or a list of objects with a text.
+func (q *query) texts(c *jsonscan.Cursor) {
+	some := false
+	for range c.Elements() {
+		some = true
+		for key := range c.Members() {
+			if string(key) == "text" {
+				q.text(c)
 			}
 		}
 	}
@@ -132,6 +159,8 @@ func completionMember(q *query, key []byte, c *jsonscan.Cursor) {
 		q.tokens(c)
 	case "suffix":
 		q.text(c)
+	default: // Mistral's agents have messages at this path
+		chatMember(q, key, c)
 	}
 }
 
