@@ -684,6 +684,8 @@ var mutations = []mutation{
 		file: "internal/dialect/anthropic.go", old: "depth > 8 || first(q.body[c.Offset():]) == '{'", new: "depth > 8"},
 	{name: "request for no output raised to the limit", run: "^TestOutputLimit",
 		file: "internal/dialect/request.go", old: "o.zero && string(value) == \"0\"", new: "o.zero && false"},
+	{name: "the caller's broken body taken for an outage", run: "^TestBodyThatFailsIsNoFailureOfTheProvider$",
+		file: "attempt.go", old: "if err != nil && err != io.EOF {\n\t\terr = &bodyError{err}", new: "if err != nil && err == io.ErrNoProgress {\n\t\terr = &bodyError{err}"},
 	{name: "first line of a stream taken for the answer", run: "^TestStreamOfJSONInPlaceOfAWholeAnswer",
 		file: "answer.go", old: "case !a.OK && r.x.eventLines && r.x.endpoint.Framing() == dialect.JSON:", new: "case false:"},
 	{name: "Ollama's unfinished answer taken for a whole one", in: "internal/dialect", run: "^TestOnlyAnswersThatEndedByThemselvesAreWhole$",
