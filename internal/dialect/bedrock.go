@@ -310,6 +310,8 @@ var bedrockErrors = vocabulary{
 		"InvalidSignatureException":     Unauthorized,
 		"ExpiredTokenException":         Unauthorized,
 		"ResourceNotFoundException":     Misconfigured,
+		"ValidationException":           Rejected,
+		"validationException":           Rejected,
 		"ServiceUnavailableException":   Unavailable,
 		"serviceUnavailableException":   Unavailable,
 		"InternalServerException":       Unavailable,

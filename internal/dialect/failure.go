@@ -91,11 +91,10 @@ func Classify(status int, f Failure) Class {
 	if class == "" {
 		class = ofType(status, f.Type)
 	}
-	if class == "" {
-		class = ofMessage(status, f)
-	} else if class == RateLimited || class == Rejected {
-		switch said := ofMessage(status, f); said {
-		case Quota, PromptTooLarge: // Google, Anthropic and MiniMax use one code for all of them
+	switch class {
+	case "", RateLimited, Rejected: // some providers use one code for several classes
+		said := ofMessage(status, f)
+		if said != "" && class != RateLimited || said == Quota || said == PromptTooLarge {
 			class = said
 		}
 	}

@@ -115,7 +115,7 @@ func TestRefusalsAreClassifiedInEveryDialect(t *testing.T) {
 		{429, `{"__type":"ThrottlingException","message":"Too many tokens, please wait before trying again."}`, RateLimited},
 		{429, `{"message":"Too many tokens, please wait before trying again."}`, ""},
 		{429, `{"__type":"ThrottlingException","message":"Too many tokens per day, please wait before trying again."}`, Quota},
-		{400, `{"message":"The provided model identifier is invalid."}`, Misconfigured},
+		{400, `{"__type":"ValidationException","message":"The provided model identifier is invalid."}`, Misconfigured},
 		{400, `{"message":"Malformed input request: expected maxLength: 2048, actual: 3000, please reformat your input and try again."}`, PromptTooLarge},
 		{429, `{"message":"You are using a Trial key, which is limited to 1000 API calls / month."}`, Quota},
 		{400, `{"message":"Input is too long for requested model."}`, PromptTooLarge},
@@ -161,6 +161,9 @@ func TestErrorEventIsClassifiedByItsData(t *testing.T) {
 		{"/v1/chat/completions", "error", `{"error":{"type":"rate_limit_error","message":"x","code":null}}`, RateLimited},
 		{"/v1/chat/completions", "error", `{"message":"x"}`, ""},
 		{"/model/m/converse-stream", "throttlingException", `{"message":"x"}`, RateLimited},
+		{"/model/m/converse-stream", "throttlingException", `{"message":"Too many tokens, please wait before trying again."}`, RateLimited},
+		{"/model/m/converse-stream", "validationException", `{"message":"x"}`, Rejected},
+		{"/model/m/converse-stream", "validationException", `{"message":"Input is too long for requested model."}`, PromptTooLarge},
 	} {
 		s := Of("POST", tc.path, "").Follow()
 		f, failed := s.Event([]byte(tc.name), []byte(tc.data))

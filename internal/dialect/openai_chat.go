@@ -235,7 +235,7 @@ func chatChoice(s *Stream, c *jsonscan.Cursor) {
 		case "index":
 			at = index(c.Value())
 		case "finish_reason":
-			if reason := c.Value(); !said(reason) {
+			if reason := c.Value(); !said(reason) || string(reason) == `"null"` { // some relays write null as a text
 				ended = false
 			} else {
 				ended = true
@@ -290,7 +290,7 @@ func chatDelta(s *Stream, c *jsonscan.Cursor) {
 // chatFinish reads a finish reason. An unknown reason counts as a good end.
 func chatFinish(s *Stream, reason []byte) {
 	switch string(reason) {
-	case `"error"`, `"abort"`, `"aborted"`, `"network_error"`, `"engine_overloaded"`, `"insufficient_system_resource"`,
+	case `"error"`, `"error_finish"`, `"abort"`, `"aborted"`, `"network_error"`, `"engine_overloaded"`, `"insufficient_system_resource"`,
 		`"server_error"`, `"internal_error"`, `"overloaded"`, `"timeout"`:
 		if !s.failed {
 			s.fail(Failure{Code: string(reason[1 : len(reason)-1])})

@@ -487,7 +487,7 @@ var mutations = []mutation{
 	{name: "an error event told by its name", in: "internal/dialect", run: "^TestErrorEventIsClassifiedByItsData$",
 		file: "internal/dialect/stream.go", old: `string(name) != "error" && ClassOf`, new: "ClassOf"},
 	{name: "a used-up budget told as a rate limit", in: "internal/dialect", run: "^TestRefusalsAreClassifiedInEveryDialect$",
-		file: "internal/dialect/failure.go", old: "case Quota, PromptTooLarge: //", new: "case \"\": //"},
+		file: "internal/dialect/failure.go", old: " || said == Quota || said == PromptTooLarge {", new: " {"},
 	{name: "an error in Ollama's stream kept from its client", run: "^TestEndsOfKnownStreams$",
 		file: "streamread.go", old: "if s.x.endpoint.Deaf() && ", new: "if false && "},
 	{name: "failure of the guard kept from Ollama's client", run: "^TestEndsOfKnownStreams$",
