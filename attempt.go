@@ -108,7 +108,7 @@ func (x *exchange) request(w *watch) (*http.Request, error) {
 		x.closeUnsent()
 		body, err := x.req.GetBody()
 		if err != nil {
-			return nil, err // the caller's own error, which says nothing about the provider
+			return nil, callersError(err)
 		}
 		req.Body = body
 	}
@@ -180,6 +180,15 @@ func (b *requestBody) Read(p []byte) (int, error) {
 type bodyError struct{ error }
 
 func (e *bodyError) Unwrap() error { return e.error }
+
+// callersError returns an error of the caller's body unchanged, because it says nothing about the provider. An *Error
+// is about another call, such as a stream that is sent on. It stays wrapped so that nobody takes it for this call's.
+func callersError(err error) error {
+	if _, ok := err.(*Error); ok {
+		return &bodyError{err}
+	}
+	return err
+}
 
 func requestTooLarge(size, limit int64) *Error {
 	return &Error{Kind: ErrPromptTooLarge, Phase: PhaseRequest, Size: size, Max: limit, setting: "MaxRequestBytes"}

@@ -84,7 +84,7 @@ func (x *exchange) unanswered(w *watch, err error) error {
 	}
 	if own := errtree.Find[*bodyError](err); own != nil {
 		x.call.billed = false
-		return own.error // as the caller's reader returned it; it says nothing about the provider
+		return callersError(own.error)
 	}
 	ne := errtree.Find[net.Error](err)
 	switch own := errtree.Find[*Error](err); {

@@ -587,6 +587,27 @@ func TestBodyThatFailsIsNoFailureOfTheProvider(t *testing.T) {
 	}
 }
 
+// A body may be the stream of another guarded call. Its failure is not this call's, and the rest of a body is never sent.
+func TestBodyThatFailsWithAnotherCallsErrorIsSentOnce(t *testing.T) {
+	sent := 0
+	base := roundTripper(func(req *http.Request) (*http.Response, error) {
+		sent++
+		_, err := io.Copy(io.Discard, req.Body)
+		return nil, err
+	})
+	cut := &aiguard.Error{Kind: aiguard.ErrTruncated}
+	g := newGuard(t, aiguard.Config{Retry: aiguard.Retry{BaseDelay: 1}})
+	for _, path := range []string{"/v1/chat/completions", "/v1/files"} {
+		sent = 0
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://provider.example"+path, io.MultiReader(strings.NewReader("{"), iotest.ErrReader(cut)))
+		require.NoError(t, err)
+		_, err = g.Transport(base).RoundTrip(req) //nolint:bodyclose // fails
+		require.ErrorIs(t, err, cut)
+		require.Equal(t, aiguard.ErrTruncated, aiguard.KindOf(err))
+		require.Equal(t, 1, sent, path)
+	}
+}
+
 // A body that never comes holds nobody beyond the context.
 func TestBodyThatNeverComesIsNotWaitedForWithoutEnd(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
