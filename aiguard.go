@@ -22,11 +22,11 @@
 //
 // # Capacity
 //
-// At most MaxConcurrent calls (5) are in flight and MaxQueue calls (100) wait. Further calls are rejected at once
-// with a RetryAfter. So is a call that is not expected to be served before its deadline. Waiting calls are served by
-// priority, then by fair share between tenants, then in order of arrival. Under lasting overload a tenant's newest
-// call is served first. A call holds its slot while the provider works: until a JSON answer has been read, or until a
-// stream has ended or is closed. It holds no slot while it backs off.
+// At most MaxConcurrent calls (5) are in flight and MaxQueue calls (100) wait. Further calls are rejected at once with
+// a RetryAfter. So is a call that is not expected to be served before its deadline. Waiting calls are served by
+// priority, then by fair share between tenants, then in order of arrival. Under overload that lasts longer than a
+// third of QueueTimeout, a tenant's newest call is served first. A call holds its slot while the provider works: until
+// a JSON answer has been read, or until a stream has ended or is closed. It holds no slot while it backs off.
 //
 // The Guard tracks each route separately. A route is a host and a model. A 429 pauses its route. An outage takes the
 // route down until a probe succeeds. Rate limit headers set its pace. The limit of a route adapts between
@@ -71,10 +71,11 @@ type Stats struct {
 	OverMemory, Draining bool      // new calls are rejected: memory limit reached; Shutdown or Close was called
 	ConfigVersion        int64     // 1 after New; each Update adds 1
 
-	Calls, Succeeded, Failed, Refused int64
-	Retries, Timeouts                 int64
-	WaitCount                         int64         // calls that had to wait
-	WaitTime                          time.Duration // total time that calls waited
+	Calls, Succeeded, Failed int64         // calls begun; calls that succeeded; calls that failed
+	Refused                  int64         // calls rejected before their first attempt
+	Retries, Timeouts        int64         // repeated attempts; calls and tasks that ended with ErrTimeout
+	WaitCount                int64         // calls that had to wait
+	WaitTime                 time.Duration // total time that calls waited
 
 	Background, Normal, Critical PriorityStats
 	Tenants                      []TenantStats // the 1,000 busiest tenants, busiest first; nil if no call has a Tenant
@@ -84,24 +85,24 @@ type Stats struct {
 // call Shutdown or Close at the end. A Guard is safe for concurrent use.
 type Guard struct {
 	*core
-	own  Call                     // the Call given to With
-	call atomic.Pointer[settings] // settings of a Do: own on top of the model's settings; see usual
+	own    Call                     // the Call given to With
+	cached atomic.Pointer[settings] // what usual returns: own on top of the settings of its model
 }
 
 // core is the state shared by a Guard and all Guards derived from it by With.
 type core struct {
 	clock
-	current  atomic.Pointer[live]
-	limiter  *limiter
-	memory   *memory
-	pool     *pool
-	ids      atomic.Uint64 // the last CallID; its random start keeps those of several guards apart
-	repeats  repeats
-	recent   recent
-	storm    storm.Limit[stormKey]
-	ring     ring
-	reuse    sync.Pool // of *call, for Do
-	verdicts sync.Pool // of *judge
+	current atomic.Pointer[live]
+	limiter *limiter
+	memory  *memory
+	pool    *pool
+	ids     atomic.Uint64 // the last CallID; its random start keeps those of several guards apart
+	repeats repeats
+	recent  recent
+	storm   storm.Limit[stormKey]
+	ring    ring
+	reuse   sync.Pool // of *call, for Do
+	judges  sync.Pool // of *judge
 
 	calls, succeeded, failed, refused, retries, timeouts atomic.Int64
 }
@@ -113,7 +114,7 @@ func New(cfg Config) (*Guard, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg.tellAliases()
+	cfg.logAliases()
 	clock := newClock()
 	c := &core{clock: clock, memory: newMemory(l.cfg.MemoryLimit, l.cfg.MaxEventBytes, clock), pool: newPool(&l.cfg)}
 	c.current.Store(l)
@@ -134,7 +135,7 @@ func (g *Guard) With(c Call) *Guard {
 
 func (c *core) guard(own Call) *Guard {
 	g := &Guard{core: c, own: own}
-	g.resettle()
+	g.cacheSettings()
 	return g
 }
 

@@ -78,7 +78,7 @@ func TestPerCallTimeoutReplacesTheDefault(t *testing.T) {
 	})
 }
 
-func TestDeadlinesThatAreOff(t *testing.T) {
+func TestDeadlinesThatAreOffDoNotExpire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(t, aiguard.Config{CallTimeout: aiguard.Off, TotalTimeout: aiguard.Off})
 		require.NoError(t, do(t.Context(), g, func(ctx context.Context) error {

@@ -83,7 +83,7 @@ func (r reply) judge(body []byte) (end int, u Usage, err error) {
 		return 0, u, r.invalid()
 	}
 	j := r.x.guard.newJudge()
-	defer r.x.guard.verdicts.Put(j)
+	defer r.x.guard.judges.Put(j)
 	j.scan.Reset(dialect.MaxShape)
 	end, err = j.scan.Line(body)
 	if r.x.endpoint.Plain() && !isJSON(media) && media != "text/html" && (err != nil || !jsonObject(body)) {
@@ -126,7 +126,7 @@ type judge struct {
 }
 
 func (c *core) newJudge() *judge {
-	if j, _ := c.verdicts.Get().(*judge); j != nil {
+	if j, _ := c.judges.Get().(*judge); j != nil {
 		return j
 	}
 	return new(judge)

@@ -59,7 +59,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 		}
 	}()
 	x.call.billed = billable(resp.StatusCode)
-	x.call.permit.tell(resp.Header)
+	x.call.permit.learnLimits(resp.Header)
 	switch {
 	case resp.StatusCode == http.StatusSwitchingProtocols:
 		if err := r.upgrade(); err != nil {
@@ -76,7 +76,7 @@ func (x *exchange) attempt(ctx context.Context) (_ *http.Response, err error) {
 		return resp, nil
 	case resp.StatusCode >= 300, headerSize(resp.Header) > maxHeaderBytes, !decoded(resp):
 		e := r.errorOf(ErrInvalidResponse)
-		e.Phase, e.retry = PhaseHeaders, neverAsk
+		e.Phase, e.retry = PhaseHeaders, neverRetry
 		return nil, e
 	}
 	if r.isWhole() {
@@ -117,7 +117,7 @@ func (x *exchange) request(w *watch) (*http.Request, error) {
 		req.Body = &requestBody{ReadCloser: req.Body, limit: x.settings.cfg.MaxRequestBytes}
 	}
 	var more callctx.Headers
-	if len(x.settings.cfg.Middleware) > 0 { // which alone can have put it into the context
+	if len(x.settings.cfg.Middleware) > 0 { // only a Middleware can have put it into the context
 		more = callctx.HeadersOf(w.caller)
 	}
 	if name := x.settings.cfg.DeadlineHeader; name != "" || more != nil || !x.keepsRequests() || field(req.Header, "Accept-Encoding") != "" {

@@ -1,7 +1,7 @@
 package aiguard
 
 // Pipeline: Client, Transport or Do → budget → line → route → attempt → retry → result or *Error.
-// This file: what an attempt may spend, and what it has.
+// This file: what an attempt may spend, and what it has spent.
 
 import (
 	"context"
@@ -90,14 +90,6 @@ type estimate struct {
 	guess    int32 // output without a limit and without known answers
 	complete bool  // the answer is complete
 	whole    bool  // the answer was read whole
-}
-
-// answered records a complete answer of so many bytes. Its length replaces a usage that it does not report.
-func (w *wire) answered(u Usage, bytes int64, whole bool) {
-	if u.Input+u.Output == 0 {
-		u.Output, u.Estimated = bytes/bytesPerToken, true
-	}
-	w.usage, w.estimate.complete, w.estimate.whole = u, true, whole
 }
 
 const (

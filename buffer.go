@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"math"
+	"net/http"
+	"sync"
 )
 
 // read reads a body to its end, within its limit and the room for buffers.
@@ -78,4 +80,55 @@ func grown(size, announced, limit int64) int64 {
 		size = limit + 1
 	}
 	return size
+}
+
+// wholeBody is the body of an answer that was read whole. Its bytes count as held until the caller reads it to the end
+// or closes it. SDKs close the body after decoding.
+type wholeBody struct {
+	hold hold
+	call *call
+	ctx  context.Context // the caller's context
+
+	mu     sync.Mutex
+	rest   []byte
+	closed bool
+}
+
+func (b *wholeBody) Read(p []byte) (int, error) {
+	n, err := b.read(p)
+	if err == io.EOF {
+		b.letGo()
+	}
+	return n, err
+}
+
+func (b *wholeBody) read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.closed:
+		return 0, http.ErrBodyReadAfterClose
+	case len(b.rest) == 0:
+		b.rest = nil
+		return 0, io.EOF
+	}
+	n := copy(p, b.rest)
+	b.rest = b.rest[n:]
+	return n, nil
+}
+
+// Close releases the bytes, so that a response kept for its headers does not keep them in memory. It may be called at
+// any time and more than once.
+func (b *wholeBody) Close() error {
+	b.mu.Lock()
+	b.closed, b.rest = true, nil
+	b.mu.Unlock()
+	b.letGo()
+	return nil
+}
+
+func (b *wholeBody) letGo() {
+	if b.hold.release() {
+		b.call.checkSpike(b.ctx, b.call.wire)
+	}
 }

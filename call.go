@@ -20,7 +20,7 @@ import (
 // another attempt and waits for it. A call belongs to one goroutine, except for cancel and the ring (guarded by
 // ring.mu) and the permit (which any goroutine may release).
 type call struct {
-	history       // what it tells
+	history       // for events, the log and the error
 	outer   *call // the Do or RunTask around this call, of any Guard
 
 	permit  permit
@@ -45,44 +45,6 @@ type call struct {
 
 	next, prev *call
 	work       killer // the current work of the call; nil: none
-}
-
-// wire holds the extra state of a call over HTTP.
-type wire struct {
-	tokens         float64 // expected tokens of a request
-	usage          Usage   // from the answer
-	prompt, answer int64   // bytes sent and received by the last attempt
-	race           *race   // the race of the attempt; nil: none
-	estimate       estimate
-	unread         *outgoing // whose body has to be read for the estimate; nil: it has been, or need not be
-}
-
-// takeUsage returns the tokens that the answer reported, and how many of them were not expected. It forgets them.
-func (w *wire) takeUsage() (used int64, more float64) {
-	if used = w.usage.Input + w.usage.Output; w.usage.Estimated {
-		used = 0
-	}
-	if used > 0 {
-		more = float64(used) - w.tokens
-	}
-	w.usage = Usage{}
-	return used, more
-}
-
-// expected returns the expected tokens of a request; 0: not a call over HTTP.
-func (w *wire) expected() float64 {
-	if w == nil {
-		return 0
-	}
-	return w.tokens
-}
-
-// moved returns the bytes that the last attempt sent and received.
-func (w *wire) moved() (prompt, answer int64) {
-	if w == nil {
-		return 0, 0
-	}
-	return w.prompt, w.answer
 }
 
 func (g *Guard) newCall(ctx context.Context, s *settings) *call {
@@ -174,7 +136,7 @@ func (c *call) judge(ctx context.Context, err error) {
 
 // answered updates the route at once, because a stream keeps its slot long after the provider's first answer.
 func (c *call) answered() {
-	c.turned = c.permit.judge(provider.Outcome{Answered: true, Found: true})
+	c.transition = c.permit.judge(provider.Outcome{Answered: true, Found: true})
 }
 
 // free releases an attempt's slot. A second call does nothing.
@@ -205,7 +167,7 @@ func (c *call) giveBackAndAccount(last bool) bool {
 	return c.release(last)
 }
 
-// account takes the attempt's reservation, and returns with what it is to be settled.
+// account takes the attempt's reservation and returns it with the usage to settle it with.
 func (c *call) account() (granted *reservation, used Usage) {
 	granted = c.reserved.Swap(nil)
 	if c.billed {
@@ -234,7 +196,7 @@ func (c *call) release(last bool) bool {
 	return last
 }
 
-// releaser takes the function with which the user's Limiter wants its slot back; nil: none.
+// releaser takes the function that gives the slot back to the user's Limiter; nil: none.
 func (p *permit) releaser() (release func()) {
 	release, p.release = p.release, nil
 	return release
@@ -253,16 +215,11 @@ func (c *call) succeed(ctx context.Context) {
 //go:noinline
 func (c *call) finish(ctx context.Context, err error) error {
 	c.over = true
-	c.settle(ctx, err)
-	c.tell(ctx, err)
-	c.leap(ctx, c.wire)
-	return err
-}
-
-// settle releases what the call holds and fills the facts into its error.
-func (c *call) settle(ctx context.Context, err error) {
 	c.letGo()
 	c.explainEnd(ctx, err)
+	c.tell(ctx, err)
+	c.checkSpike(ctx, c.wire)
+	return err
 }
 
 // explainEnd fills the facts into the error that ends the call.

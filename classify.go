@@ -181,7 +181,7 @@ func describe(err error) string {
 
 const maxLogText = 512 // bytes
 
-// logTexter is implemented by errors of a Budget that provide a text for logs.
+// logTexter is implemented by errors that provide a text for logs, such as those of a Budget.
 type logTexter interface {
 	error
 	LogText() string
@@ -244,7 +244,7 @@ func isContentPolicy(err error) bool {
 			return dialect.Classify(ae.HTTPStatusCode, apiFailure(ae)) == dialect.ContentPolicy
 		}
 		f, ok := readForeign(err)
-		return ok && dialect.Classify(f.status, f.said) == dialect.ContentPolicy
+		return ok && dialect.Classify(f.status, f.failure) == dialect.ContentPolicy
 	})
 }
 

@@ -217,7 +217,7 @@ func (c *Client) CreateEmbeddings(ctx context.Context, conv openai.EmbeddingRequ
 func (c *Client) settings(k *known) settings {
 	mustContext("Client", k.Context)
 	k.live = c.guard.current.Load()
-	return c.guard.request(k.Context, k.live, k.op, k.Model, c.host, "")
+	return c.guard.requestSettings(k.Context, k.live, k.op, k.Model, c.host, "")
 }
 
 // check checks the prompts of a request.

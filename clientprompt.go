@@ -4,12 +4,21 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/http"
 	"strconv"
 	"strings"
 
 	openai "github.com/sashabaranov/go-openai"
 
 	"github.com/aiguard-go/aiguard/internal/dialect"
+)
+
+// This file has the texts and the output limits of go-openai's requests. Only MaxRequestBytes limits images and files.
+
+// The endpoints whose dialects read structured input.
+var (
+	responsesEndpoint  = dialect.Of(http.MethodPost, "/responses", "")
+	embeddingsEndpoint = dialect.Of(http.MethodPost, "/embeddings", "")
 )
 
 func (p *prompt) chat(r *openai.ChatCompletionRequest) {

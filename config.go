@@ -10,9 +10,9 @@ import (
 	"math"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
+	"github.com/aiguard-go/aiguard/internal/bymodel"
 	"github.com/aiguard-go/aiguard/internal/errtree"
 	"github.com/aiguard-go/aiguard/internal/line"
 )
@@ -85,8 +85,11 @@ type Config struct {
 	// Rate limits in a provider's headers are always honored. Default none
 	RequestsPerMinute, TokensPerMinute int64
 
-	MaxPromptChars  int // characters (runes) in all texts of a request. Default 20,000
-	MaxPromptTokens int // tokens in all texts of a request; needs CountTokens. Default none
+	// MaxPromptChars limits the characters (runes) in all texts of a request. Each input of an embeddings request is a
+	// prompt of its own. Default 20,000
+	MaxPromptChars int
+
+	MaxPromptTokens int // tokens of a prompt; needs CountTokens. Default none
 
 	// CountTokens counts the tokens of a text and must be safe for concurrent use. It is called once by New, and for
 	// a prompt whose size in bytes does not already show that it is within the limit. It may add up to 8 tokens per
@@ -125,8 +128,9 @@ type Config struct {
 	// its first event still ends with an error. Default false
 	FailuresAsResponses bool
 
-	// OnEvent is called for each Event of a call, in the call's goroutine and with no lock held. It may use the Guard
-	// and should not block. Default none
+	// OnEvent is called for each Event of a call, with no lock held. It runs in the goroutine of the call. The end of a
+	// stream is reported in the goroutine that reads or closes it, or in another one if its context ends first. OnEvent
+	// may use the Guard and should not block. Default none
 	OnEvent func(context.Context, Event)
 
 	// Logger receives timeouts, retries, rejections, pauses, outages and abandoned streams. The log never
@@ -317,7 +321,7 @@ func (c *Config) validate() error {
 	base, longest := c.Retry.BaseDelay, c.Retry.MaxDelay
 	m.check(base <= 0 || longest <= 0 || base <= longest, "Retry.BaseDelay", base, fmt.Sprintf("at most Retry.MaxDelay (%v)", longest))
 	m.check((c.Retry.Budget >= 0 || c.Retry.Budget == Off) && c.Retry.Budget <= maxBudget, "Retry.Budget", c.Retry.Budget,
-		"a fraction of calls such as 0.1, 0 for the default, or Off")
+		fmt.Sprintf("a fraction of calls such as 0.1, at most %d, 0 for the default, or Off", maxBudget))
 	m.check(c.Hedge.Quantile >= 0 && c.Hedge.Quantile < 1, "Hedge.Quantile", c.Hedge.Quantile, "a fraction below 1 such as 0.95, or 0 for no hedging")
 	m.check(c.Hedge.Quantile == 0 || c.Limiter == nil, "Hedge.Quantile", c.Hedge.Quantile, "0 with a Limiter, which cannot report a free slot")
 	m.check(validHeader(c.DeadlineHeader), "DeadlineHeader", fmt.Sprintf("%q", c.DeadlineHeader), "the name of an HTTP header")
@@ -334,8 +338,7 @@ func (c *Config) validateModels() error {
 	for _, name := range slices.Sorted(maps.Keys(c.Models)) {
 		call := c.Models[name]
 		m := mistakes{}
-		m.check(name != "" && !strings.Contains(strings.TrimSuffix(name, "*"), "*"), "name", fmt.Sprintf("%q", name),
-			`a model's name, or a prefix that ends in "*"`)
+		m.check(bymodel.IsKey(name), "name", fmt.Sprintf("%q", name), bymodel.WantKey)
 		m.check(call.Op == "" && call.Model == "" && call.Tenant == "", "Op, Model or Tenant", "set", "none of them")
 		if most := cmp.Or(c.MaxConcurrent, DefaultMaxConcurrent); most != Off && c.Limiter == nil {
 			m.check(call.Weight <= most, "Weight", call.Weight, fmt.Sprintf("at most MaxConcurrent (%d)", most))

@@ -92,9 +92,12 @@ func (x *exchange) unanswered(w *watch, err error) error {
 		copied := *own
 		x.call.billed = false
 		return &copied
-	case !w.conn.asked.Load() && !sendable(x.req.URL), refusedBeforehand(err):
+	case !w.conn.asked.Load() && !sendable(x.req.URL):
 		x.call.billed = false
-		return &Error{Kind: ErrMisconfigured, Phase: PhaseConnect, Err: err, retry: neverAsk}
+		return &Error{Kind: ErrMisconfigured, Phase: PhaseConnect, Err: &urlError{err, x.req.URL}, retry: neverRetry}
+	case refusedBeforehand(err):
+		x.call.billed = false
+		return &Error{Kind: ErrMisconfigured, Phase: PhaseConnect, Err: err, retry: neverRetry}
 	case ne != nil && timedOut(ne):
 		e := &Error{Kind: ErrTimeout, Phase: PhaseConnect, Limit: connectLimit(&x.settings.cfg), Err: err}
 		if connected { // a header limit of a custom base
@@ -102,7 +105,7 @@ func (x *exchange) unanswered(w *watch, err error) error {
 		}
 		return x.repeatable(e, connected)
 	case w.conn.replied.Load() && !isConnectionLoss(err) && !w.conn.ended(), isProtocolError(err):
-		return &Error{Kind: ErrInvalidResponse, Phase: PhaseHeaders, Err: err, retry: neverAsk} // not HTTP, or over a limit
+		return &Error{Kind: ErrInvalidResponse, Phase: PhaseHeaders, Err: err, retry: neverRetry} // not HTTP, or over a limit
 	}
 	e := &Error{Kind: ErrUnavailable, Err: err}
 	if !connected {
@@ -118,11 +121,11 @@ func (x *exchange) unanswered(w *watch, err error) error {
 func (x *exchange) repeatable(e *Error, acted bool) *Error {
 	switch {
 	case !x.replayable:
-		e.retry = neverAsk
+		e.retry = neverRetry
 	case !acted:
 		e.retry = mayRetry
 	case !x.safe && e.retry != mayRetry && e.Kind != ErrRateLimited:
-		e.retry = neverAsk
+		e.retry = neverRetry
 	}
 	return e
 }
@@ -130,6 +133,19 @@ func (x *exchange) repeatable(e *Error, acted bool) *Error {
 // sendable reports whether a URL has the scheme and host that every transport needs.
 func sendable(u *url.URL) bool {
 	return (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
+}
+
+// urlError is the error of a base for a URL that is not sendable.
+type urlError struct {
+	error
+	url *url.URL
+}
+
+func (e *urlError) Unwrap() error { return e.error }
+
+// LogText names what is wrong with the URL, without its path and query, which may contain a key.
+func (e *urlError) LogText() string {
+	return fmt.Sprintf("the URL has the scheme %q and the host %q; want http or https, and a host", e.url.Scheme, e.url.Host)
 }
 
 // refusedBeforehand reports whether base failed before it sent the request, for example because it was refused a

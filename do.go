@@ -15,7 +15,7 @@ func do[T any](ctx context.Context, g *Guard, fn func(context.Context) (T, error
 	if fn == nil {
 		panic("aiguard: Do: nil fn")
 	}
-	s := g.do(ctx)
+	s := g.doSettings(ctx)
 	if len(s.cfg.Middleware) > 0 && !inside {
 		return wrapped(ctx, g, s, fn)
 	}

@@ -109,8 +109,8 @@ func fromEnv(environ []string) (Config, error) {
 	return cfg, nil
 }
 
-// tellAliases logs once which variables without the prefix were read.
-func (c *Config) tellAliases() {
+// logAliases logs once which variables without the prefix were read.
+func (c *Config) logAliases() {
 	if c.aliases != nil && c.Logger != nil {
 		c.Logger.Info("aiguard: settings read from variables without the prefix "+envPrefix, slog.Any("variables", c.aliases))
 	}

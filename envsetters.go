@@ -214,7 +214,7 @@ func fractionSetting(field *float64) setter {
 		case isOff(value):
 			*field = Off
 		case err != nil || !(f > 0) || f > maxBudget:
-			return "a positive fraction such as 0.1, or off"
+			return fmt.Sprintf("a positive fraction such as 0.1, at most %d, or off", maxBudget)
 		default:
 			*field = f
 		}

@@ -61,11 +61,11 @@ type Error struct {
 	// or canceled. A status of 400 and above is a refusal, except for a gateway that has stopped waiting (504, 524).
 	MayBeBilled bool
 
-	retry    verdict // these five fill a gap: a smaller Error makes a rejection cheaper
-	judged   bool    // the route has counted this failure
-	told     bool    // its pause, by a call inside the Do
-	expected bool    // phase queue: rejected without waiting for Limit
-	outrun   bool    // phase queue: newer calls were served first
+	retry    retryRule // these five fill a gap: a smaller Error makes a rejection cheaper
+	judged   bool      // the route has counted this failure
+	told     bool      // the pause was reported by a call inside the Do
+	expected bool      // phase queue: rejected without waiting for Limit
+	hopeless bool      // phase queue: newer calls were served first
 
 	Queued, Backoff, InFlight time.Duration // where the time went
 
@@ -76,14 +76,14 @@ type Error struct {
 	setting string   // the setting that allows more
 }
 
-// verdict says whether a failure may be retried, where its Kind alone does not decide.
-type verdict int8
+// retryRule says whether a failure may be retried, where its Kind alone does not decide.
+type retryRule int8
 
 const (
-	byKind      verdict = iota
-	mayRetry            // the provider cannot have started the work
-	neverAsk            // a retry is useless or might do the work twice
-	retryAtOnce         // as mayRetry, without backoff: the connection was stale, not the provider busy
+	byKind      retryRule = iota
+	mayRetry              // the provider cannot have started the work
+	neverRetry            // a retry is useless or might do the work twice
+	retryAtOnce           // as mayRetry, without backoff: the connection was stale, not the provider busy
 )
 
 // Is reports whether target is e's Kind or, for ErrTimeout, context.DeadlineExceeded.

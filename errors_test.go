@@ -282,7 +282,7 @@ func TestKindOfKnowsErrorsOfNet(t *testing.T) {
 	}
 }
 
-func TestKindOfRealConnectionFailures(t *testing.T) {
+func TestKindOfKnowsRealConnectionFailures(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	require.NoError(t, ln.Close()) // now nobody listens there
@@ -330,7 +330,7 @@ func TestKindOfIsEmptyForNilUnknownAndTheCallersOwnEnd(t *testing.T) {
 	}
 }
 
-func TestHTTPStatusOfWhatHasNoKind(t *testing.T) {
+func TestHTTPStatusIsDefinedWithoutAKind(t *testing.T) {
 	for _, c := range []struct {
 		err    error
 		status int

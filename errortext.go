@@ -73,7 +73,7 @@ func (e *Error) detail() string {
 		switch {
 		case e.expected:
 			return "no slot expected within " + limit
-		case e.outrun:
+		case e.hopeless:
 			return "overloaded, newer calls are served first"
 		case e.Limit > 0:
 			return "no slot within " + limit

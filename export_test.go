@@ -8,8 +8,8 @@ func SetRoom(g *Guard, bytes int64) {
 	g.memory.events.Store(&g.memory.room)
 }
 
-// SetLeap sets the growth across a call that is told.
-func SetLeap(g *Guard, bytes int64) { g.memory.leap.Store(bytes) }
+// SetSpike sets the growth of the heap during a call that is reported.
+func SetSpike(g *Guard, bytes int64) { g.memory.spike.Store(bytes) }
 
 // Pool is the transport that g owns.
 func Pool(g *Guard) *http.Transport { return g.pool.Transport }

@@ -20,12 +20,12 @@ import (
 type foreign struct {
 	facts      *Error // of the guard that returned the response
 	status     int
-	said       dialect.Failure
+	failure    dialect.Failure
 	requestID  string
 	retryAfter time.Duration
 }
 
-func (f *foreign) kind() Kind { return kindOfProvider(f.status, f.said, ErrUnavailable) }
+func (f *foreign) kind() Kind { return kindOfProvider(f.status, f.failure, ErrUnavailable) }
 
 // readForeign reads err, but not the errors it wraps.
 func readForeign(err error) (f foreign, ok bool) {
@@ -40,26 +40,26 @@ func readForeign(err error) (f foreign, ok bool) {
 	if resp, _ := s.field("Response").(*http.Response); resp != nil {
 		f.facts, _ = callctx.Facts(resp).(*Error)
 		f.status, f.requestID, f.retryAfter = resp.StatusCode, requestID(resp.Header), retryAfter(resp.Header, time.Now())
-		f.said = dialect.Failure{Code: s.text("Code"), Type: s.text("Type")}
-		if f.said == (dialect.Failure{}) {
-			f.said = rawFailure(err)
+		f.failure = dialect.Failure{Code: s.text("Code"), Type: s.text("Type")}
+		if f.failure == (dialect.Failure{}) {
+			f.failure = rawFailure(err)
 		} else {
-			f.said.Message = s.text("Message")
+			f.failure.Message = s.text("Message")
 		}
 		return f, resp.StatusCode >= 400
 	}
 	if code, ok := s.field("Code").(int); ok && s.has("Message", "Status", "Details") {
-		f.status, f.said.Code, f.said.Message = code, s.text("Status"), s.text("Message")
+		f.status, f.failure.Code, f.failure.Message = code, s.text("Status"), s.text("Message")
 		details, _ := s.field("Details").([]map[string]any)
-		f.said.InnerCode, f.retryAfter = detailed(details)
+		f.failure.InnerCode, f.retryAfter = detailed(details)
 		return f, code >= 400
 	}
 	if code, ok := s.field("StatusCode").(int); ok && (s.has("Status", "ErrorMessage") || s.has("Status", "SigninURL")) {
-		f.status, f.said.Message = code, s.text("ErrorMessage")
+		f.status, f.failure.Message = code, s.text("ErrorMessage")
 		return f, code >= 400
 	}
 	if code, ok := s.field("HTTPStatusCode").(int); ok {
-		f.status, f.said = code, dialect.Failure{Code: codeText(s.field("Code")), Type: s.text("Type"), Message: s.text("Message")}
+		f.status, f.failure = code, dialect.Failure{Code: codeText(s.field("Code")), Type: s.text("Type"), Message: s.text("Message")}
 		return f, code >= 400
 	}
 	return f, false

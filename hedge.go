@@ -3,14 +3,13 @@ package aiguard
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"net/http"
 	"runtime"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 
+	"github.com/aiguard-go/aiguard/internal/panics"
 	"github.com/aiguard-go/aiguard/internal/provider"
 )
 
@@ -167,7 +166,7 @@ func (r *race) runSecond(ctx context.Context) {
 			c.letGo()
 		}
 		if !returned { // the call's goroutine continues with the panic or Goexit
-			r.unwound, r.panicked = true, withStack(recover())
+			r.unwound, r.panicked = true, panics.WithStack(recover())
 			if r.winner.CompareAndSwap(nil, c) {
 				c.ring.lose(&r.first.call)
 			}
@@ -263,7 +262,7 @@ func (x *exchange) claim() error {
 
 // tellFailure reports what the failure of one of two attempts means for the route.
 func (h *history) tellFailure(ctx context.Context, err error) {
-	h.tellTurn(ctx, err)
+	h.tellTransition(ctx, err)
 	if e := ownError(ctx, err); e != nil && e.Kind == ErrRateLimited {
 		h.report(ctx, EventPaused, e, h.cfg.Retry.pauseAfter(e, h.attempts))
 	}
@@ -295,25 +294,4 @@ func (l *limiter) enterSecond(c *call, now instant) bool {
 	l.line.Take(&r.line, &t.line, p, c.Weight, r.cost(c.Weight), int64(now))
 	l.grant(c, now)
 	return true
-}
-
-// withStack adds the stack to a panic value that another goroutine will panic with. Call it while the panicking
-// frames are still on the stack.
-func withStack(value any) any {
-	if value == nil || value == http.ErrAbortHandler {
-		return value
-	}
-	return &panicked{value, debug.Stack()}
-}
-
-type panicked struct {
-	value any
-	stack []byte
-}
-
-func (p *panicked) Error() string { return fmt.Sprintf("%v\n\n%s", p.value, p.stack) }
-
-func (p *panicked) Unwrap() error {
-	err, _ := p.value.(error)
-	return err
 }

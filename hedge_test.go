@@ -292,7 +292,7 @@ func TestZeroHedgeSendsNothingTwice(t *testing.T) {
 	})
 }
 
-func TestCallsThatAreNotHedged(t *testing.T) {
+func TestUnsafeAndNestedCallsAreNotHedged(t *testing.T) {
 	store := true
 	for name, call := range map[string]func(context.Context, *aiguard.Client) error{
 		"with one attempt": func(ctx context.Context, c *aiguard.Client) error {

@@ -58,11 +58,11 @@ const (
 func (g *Guard) Inspect() Inspection {
 	g.must("Inspect")
 	g.recent.on.Store(true)
-	return Inspection{Time: time.Now(), Stats: g.Stats(), Routes: g.Routes(), Calls: g.underWay(), Failures: g.recent.list()}
+	return Inspection{Time: time.Now(), Stats: g.Stats(), Routes: g.Routes(), Calls: g.activeCalls(), Failures: g.recent.list()}
 }
 
-// underWay lists calls from the ring. It reads only fields that do not change while a call is in the ring.
-func (c *core) underWay() (calls []CallStats) {
+// activeCalls lists the calls in the ring. It reads only fields that do not change while a call is in the ring.
+func (c *core) activeCalls() (calls []CallStats) {
 	now := c.now()
 	c.ring.mu.Lock()
 	defer c.ring.mu.Unlock()

@@ -14,17 +14,6 @@ import (
 	"github.com/aiguard-go/aiguard/internal/provider"
 )
 
-// Limiter replaces the in-process limit of the weight in flight, for example with one shared by several processes. It
-// must be safe for concurrent use.
-//
-// Acquire waits until call.Weight is available or ctx ends. It returns ctx's error only if ctx has ended. Any other
-// error rejects the call, and counts as ErrOverloaded if it has no Kind. release returns the weight. It must not
-// block or fail, and may be called more than once and from any goroutine. The Guard limits the time (QueueTimeout)
-// and the number (MaxQueue) of calls that wait in Acquire. It calls Acquire only when the call's route is open.
-type Limiter interface {
-	Acquire(ctx context.Context, call Call) (release func(), err error)
-}
-
 // limiter admits calls. It adds a lock and a clock to internal/line, which decides the order, and internal/provider,
 // which tracks the routes. A call is admitted in one step when there is capacity and its route has room.
 //
@@ -339,8 +328,8 @@ func (l *limiter) finish(c *call, tokens int64, more float64, last bool) (next *
 		c.ring.strike(c)
 	}
 	now := l.now()
-	if turned := p.apply(c.verdict, now); turned != noTurn {
-		c.turned = turned
+	if changed := p.apply(c.verdict, now); changed != noTransition {
+		c.transition = changed
 	}
 	took := time.Duration(now - instant(p.sending.At))
 	c.inFlight += took

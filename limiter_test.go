@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/aiguardtest"
 )
 
 // work holds a slot for a second.
@@ -277,4 +278,54 @@ func TestCallSettingsOutOfRangePanic(t *testing.T) {
 		require.Contains(t, panicOf(func() { aiguard.WithCall(t.Context(), call) }), "aiguard: WithCall: "+want)
 	}
 	require.NotPanics(t, func() { g.With(aiguard.Call{Tenant: strings.Repeat("x", 256), Priority: aiguard.Background}) })
+}
+
+func TestCallersDeadlineInTheQueueIsTheirOwn(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{MaxConcurrent: 1}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.SetDefault(aiguardtest.After(20*time.Second, aiguardtest.Text("Hello!")))
+		var wg sync.WaitGroup
+		wg.Go(func() { _, err := chat(t.Context(), c); assert.NoError(t, err) })
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		start := time.Now()
+		_, err := chat(ctx, c)
+		took(t, start, 5*time.Second)
+		require.Equal(t, context.DeadlineExceeded, err)
+		require.Empty(t, aiguard.KindOf(err))
+		wg.Wait()
+		require.Equal(t, 1, srv.Count())
+		require.Zero(t, c.Guard().Stats().Refused+c.Guard().Stats().Failed)
+	})
+}
+
+func TestPanicFreesItsSlotAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuard(t, aiguard.Config{MaxConcurrent: 1})
+		start := time.Now()
+		for range 3 {
+			require.PanicsWithValue(t, "boom", func() {
+				_ = do(t.Context(), g, func(context.Context) error { panic("boom") })
+			})
+			require.Zero(t, g.Stats().InFlight)
+		}
+		took(t, start, 0)
+	})
+}
+
+func TestSlotIsFreeWhileARequestBacksOff(t *testing.T) {
+	cfg := aiguard.Config{MaxConcurrent: 1, Retry: aiguard.Retry{BaseDelay: 8 * time.Second}}
+	inVirtualTime(t, cfg, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.Enqueue(aiguardtest.Error(503, ""))
+		var wg sync.WaitGroup
+		wg.Go(func() { _, err := chat(t.Context(), c); assert.NoError(t, err) })
+		synctest.Wait()
+		require.Zero(t, c.Guard().Stats().InFlight)
+		start := time.Now()
+		_, err := chat(t.Context(), c)
+		require.NoError(t, err)
+		took(t, start, 0)
+		wg.Wait()
+		require.Equal(t, 3, srv.Count())
+	})
 }

@@ -16,7 +16,7 @@ import (
 type memory struct {
 	clock
 	limit atomic.Int64 // of the live heap; Off: none
-	leap  atomic.Int64 // growth during one call that is reported
+	spike atomic.Int64 // growth during one call that is reported
 
 	heap    atomic.Int64 // last sample
 	sampled atomic.Int64 // time of the last sample; 0: never
@@ -37,11 +37,11 @@ const (
 	memoryShare  = 0.9 // of GOMEMLIMIT
 	heapMetric   = "/memory/classes/heap/objects:bytes"
 
-	leapShare     = 10       // of the limit: ten such calls at once would fill it
-	leapUnlimited = 64 << 20 // without a limit
-	leapEvery     = time.Second
+	spikeShare     = 10       // of the limit: ten such calls at once would fill it
+	spikeUnlimited = 64 << 20 // without a limit
+	spikeEvery     = time.Second
 	// JSON grows when it is decoded, most if it consists of small objects. One byte becomes at most this many.
-	leapFactor = 64
+	spikeFactor = 64
 )
 
 func newMemory(limit, maxEvent int64, clock clock) *memory {
@@ -52,14 +52,14 @@ func newMemory(limit, maxEvent int64, clock clock) *memory {
 
 // configure sets the limits. A stream keeps the room in which it began.
 func (m *memory) configure(limit, maxEvent int64) {
-	leap, size, events := int64(leapUnlimited), int64(math.MaxInt64), &m.room
+	spike, size, events := int64(spikeUnlimited), int64(math.MaxInt64), &m.room
 	if limit != Off {
-		leap, size = limit/leapShare, limit/roomShare
+		spike, size = limit/spikeShare, limit/roomShare
 	} else if maxEvent == Off || maxEvent > smallEvent {
 		events = &m.spare
 	}
 	m.limit.Store(limit)
-	m.leap.Store(leap)
+	m.spike.Store(spike)
 	m.room.resize(size)
 	m.events.Store(events)
 }
@@ -113,23 +113,23 @@ func (m *memory) sample(now instant, age time.Duration) int64 {
 	return m.heap.Load()
 }
 
-// leap reports a heap that grew much since the call was admitted, at most once per second. The growth includes
+// checkSpike reports a heap that grew much since the call was admitted, at most once per second. The growth includes
 // garbage and what other calls allocated. So the heap is read only if the call can be the cause. A call over HTTP can
 // be the cause if it moved enough bytes, and a Do if it lasted longer than the interval between samples.
-func (h *history) leap(ctx context.Context, w *wire) {
+func (h *history) checkSpike(ctx context.Context, w *wire) {
 	if h.trail != nil && h.trail.heap != 0 { // admitted, and there is a listener
-		h.tellLeap(ctx, w)
+		h.measureSpike(ctx, w)
 	}
 }
 
-func (h *history) tellLeap(ctx context.Context, w *wire) {
+func (h *history) measureSpike(ctx context.Context, w *wire) {
 	m, age := h.memory, memorySample
 	switch {
 	case h.host == "":
 		if h.inFlight < memorySample {
 			return
 		}
-	case (w.prompt+w.answer)*leapFactor < m.leap.Load():
+	case (w.prompt+w.answer)*spikeFactor < m.spike.Load():
 		return
 	default:
 		age = 0 // such a call is rare and costs more than a sample
@@ -137,7 +137,7 @@ func (h *history) tellLeap(ctx context.Context, w *wire) {
 	now := m.now()
 	heap := m.sample(now, age)
 	growth := heap - h.trail.heap
-	if growth < m.leap.Load() || !m.tell(now) {
+	if growth < m.spike.Load() || !m.mayReport(now) {
 		return
 	}
 	if h.cfg.OnEvent != nil {
@@ -154,10 +154,10 @@ func (h *history) tellLeap(ctx context.Context, w *wire) {
 	}
 }
 
-// tell reports whether a growth may be reported again.
-func (m *memory) tell(now instant) bool {
+// mayReport reports whether a growth may be reported again.
+func (m *memory) mayReport(now instant) bool {
 	last := m.told.Load()
-	return due(&m.told, now, leapEvery) && m.told.CompareAndSwap(last, int64(now))
+	return due(&m.told, now, spikeEvery) && m.told.CompareAndSwap(last, int64(now))
 }
 
 // due reports whether last is at least age before now, or was never set. It uses instants, because sampling would

@@ -24,10 +24,10 @@ func TestHeapIsSampledByTheGuardsClock(t *testing.T) {
 		require.Equal(t, int64(m.now()), m.sampled.Load())
 		require.Less(t, m.sampled.Load(), int64(time.Hour), "an instant, not a date")
 
-		require.True(t, m.tell(m.now()))
-		require.False(t, m.tell(m.now()))
-		time.Sleep(leapEvery)
-		require.True(t, m.tell(m.now()))
+		require.True(t, m.mayReport(m.now()))
+		require.False(t, m.mayReport(m.now()))
+		time.Sleep(spikeEvery)
+		require.True(t, m.mayReport(m.now()))
 		require.Less(t, m.told.Load(), int64(time.Hour))
 
 		var never atomic.Int64

@@ -296,7 +296,7 @@ func TestMemorySpikeNamesTheCallAndItsSizes(t *testing.T) {
 	var log bytes.Buffer
 	cfg := aiguard.Config{OnEvent: rec.OnEvent, Logger: slog.New(slog.NewJSONHandler(&log, nil))}
 	inVirtualTime(t, cfg, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
-		aiguard.SetLeap(c.Guard(), 2<<20)
+		aiguard.SetSpike(c.Guard(), 2<<20)
 		srv.SetDefault(aiguardtest.After(time.Second, answerOf(1_000_000, true)))
 		_, err := chat(t.Context(), c)
 		require.NoError(t, err)
@@ -323,7 +323,7 @@ func TestMemorySpikesAreToldOnceASecond(t *testing.T) {
 	withoutGC(t)
 	rec := &recorder{}
 	inVirtualTime(t, aiguard.Config{OnEvent: rec.OnEvent}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
-		aiguard.SetLeap(c.Guard(), 100_000)
+		aiguard.SetSpike(c.Guard(), 100_000)
 		srv.SetDefault(aiguardtest.After(200*time.Millisecond, answerOf(50_000, true)))
 		start := time.Now()
 		for time.Since(start) < 3*time.Second {
@@ -343,7 +343,7 @@ func TestMemorySpikeOfADoOrAStreamOrAFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rec := &recorder{}
 		g := newGuard(t, aiguard.Config{OnEvent: rec.OnEvent})
-		aiguard.SetLeap(g, 4<<20)
+		aiguard.SetSpike(g, 4<<20)
 		require.NoError(t, do(t.Context(), g, grow(time.Millisecond)))
 		require.Empty(t, rec.all(aiguard.EventMemorySpike), "over before the next sample")
 		time.Sleep(time.Second)
@@ -359,7 +359,7 @@ func TestMemorySpikeOfADoOrAStreamOrAFailure(t *testing.T) {
 	rec := &recorder{}
 	srv := aiguardtest.NewServer(t)
 	c := newClient(t, srv, aiguard.Config{OnEvent: rec.OnEvent, MaxResponseBytes: 1_000_000, Retry: aiguard.Retry{MaxAttempts: 1}})
-	aiguard.SetLeap(c.Guard(), 500_000)
+	aiguard.SetSpike(c.Guard(), 500_000)
 	srv.Enqueue(aiguardtest.FaultHugeAnswer.Reply())
 	_, err := chat(t.Context(), c)
 	facts(t, err, aiguard.ErrResponseTooLarge)
@@ -375,7 +375,7 @@ func TestMemorySpikeIsNotLaidAtTheDoorOfASmallCall(t *testing.T) {
 	withoutGC(t)
 	rec := &recorder{}
 	inVirtualTime(t, aiguard.Config{OnEvent: rec.OnEvent}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
-		aiguard.SetLeap(c.Guard(), 4<<20)
+		aiguard.SetSpike(c.Guard(), 4<<20)
 		srv.SetDefault(aiguardtest.After(time.Second, aiguardtest.Text("Hello!")))
 		time.AfterFunc(time.Second/2, func() { garbage.Store(new([8 << 20]byte)) })
 		_, err := chat(t.Context(), c)
@@ -434,4 +434,21 @@ func liveHeap() int64 {
 	runtime.GC()
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
+}
+
+func TestMemoryLimitRefusesNewCalls(t *testing.T) {
+	rec := &recorder{}
+	g := newGuard(t, aiguard.Config{MemoryLimit: 1, OnEvent: rec.OnEvent})
+	for range 3 {
+		e := facts(t, do(t.Context(), g, func(context.Context) error { panic("not reached") }), aiguard.ErrOverloaded)
+		require.Equal(t, "memory", e.Phase)
+		require.Greater(t, e.Size, e.Max)
+		require.Positive(t, e.RetryAfter)
+	}
+	require.Len(t, rec.all(aiguard.EventMemorySpike), 1, "told once, until it is below again")
+	require.Len(t, rec.all(aiguard.EventRefused), 3)
+	require.EqualValues(t, 1, g.Stats().MemoryLimit)
+	require.Positive(t, g.Stats().HeapBytes)
+	g = newGuard(t, aiguard.Config{MemoryLimit: 1 << 50})
+	require.NoError(t, do(t.Context(), g, func(context.Context) error { return nil }))
 }

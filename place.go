@@ -137,7 +137,7 @@ func (w *inLine) denied() *Error {
 	case displaced:
 		e.Size, e.Max, e.setting = int64(l.maxQueue), int64(l.maxQueue), "MaxQueue"
 	case hopeless:
-		e.outrun = true
+		e.hopeless = true
 	}
 	e.RetryAfter = p.route.retryAfter(c.Weight, now, p.tenant, c.Priority)
 	return e

@@ -3,7 +3,6 @@ package aiguard
 import (
 	"encoding/json"
 	"fmt"
-	"net/http"
 	"strings"
 
 	"github.com/aiguard-go/aiguard/internal/dialect"
@@ -19,7 +18,7 @@ func (g *Guard) CheckPrompt(model string, texts ...string) error {
 	g.must("CheckPrompt")
 	s := g.usual()
 	if model != "" {
-		own := s.live.settle(g.own.over(Call{Model: model}))
+		own := s.live.settingsOf(g.own.over(Call{Model: model}))
 		s = &own
 	}
 	return s.checkPrompt(&prompt{texts: texts})
@@ -189,10 +188,3 @@ func (t *tally) over() bool { return t.limits.chars > 0 && t.chars > t.limits.ch
 
 // longest reports whether a prompt may have more than limit tokens, because a token has at least one byte.
 func (t *tally) longest(limit int) bool { return t.most > limit }
-
-// The texts of each request follow. Only MaxRequestBytes limits images and files.
-
-var (
-	responsesEndpoint  = dialect.Of(http.MethodPost, "/responses", "")
-	embeddingsEndpoint = dialect.Of(http.MethodPost, "/embeddings", "")
-)

@@ -9,71 +9,6 @@ import (
 	"time"
 )
 
-// Event describes a moment in the life of a call. Fields that do not apply are zero.
-//
-// Each call ends with one EventRefused or EventDone. Each attempt begins with one EventAdmitted and ends with one
-// EventAttemptDone, before the call continues. This holds for every end of a call: an answer, a failure, a
-// cancellation, a panic. The two attempts of a hedged call may overlap.
-type Event struct {
-	Type       EventType
-	ID, Parent CallID // of the call; of the Do or RunTask around it, if that is observed
-	Call       Call
-
-	Host, Route string // provider's host; route's name as in RouteStats
-	Endpoint    string // name of the API endpoint, such as "chat.completions", even if Call.Op has another
-	Alternative int    // index in Fallback; 0: the first alternative, or no Fallback
-	Attempt     int    // number of the attempt, from 1; in EventDone the number of attempts
-
-	Queued, Backoff, InFlight, Elapsed time.Duration // so far; for EventRetry and EventPaused, Backoff is the coming wait
-	FirstEvent                         time.Duration // of a stream: from the start of the attempt to its first event
-
-	Usage Usage // EventAttemptDone; EventDone: of the last attempt
-	Err   error // the cause: an *Error, or the caller's own error
-
-	MayBeBilled bool // with Err: the provider may charge for the attempts so far, see Error.MayBeBilled
-
-	// Sizes for EventMemorySpike: the body of the last request, if its length was known, and the body of its answer.
-	// HeapGrowth counts from the admission of the call.
-	PromptBytes, AnswerBytes, HeapGrowth int64
-}
-
-// EventType names an Event. Ignore types that you do not know, because later versions may add some.
-//
-// EventMemorySpike has two forms. With an Err, the heap is over MemoryLimit and new calls are rejected. Without an
-// Err, the heap grew during this call by a tenth of MemoryLimit (64 MiB if there is no limit). The second form is a
-// hint, sent at most once per second. The growth includes garbage and what other goroutines allocated. A call over
-// HTTP is measured after EventDone, when its answer has been decoded, and only if prompt and answer have 1/64 of that
-// many bytes. A Do is measured only if it took 100 ms.
-type EventType string
-
-// Types of Event.
-const (
-	EventQueued      EventType = "queued"       // no slot is free: waiting
-	EventAdmitted    EventType = "admitted"     // a slot is taken; the attempt begins
-	EventFirstEvent  EventType = "first_event"  // a stream is returned to its caller
-	EventAttemptDone EventType = "attempt_done" // the attempt is over; Err is nil on success
-	EventRetry       EventType = "retry"        // the attempt failed with Err; another follows after Backoff
-	EventHedge       EventType = "hedge"        // the attempt is slow; a second one begins beside it
-	EventPaused      EventType = "paused"       // a 429 pauses the route for Backoff
-	EventDown        EventType = "down"         // the route is down with Err; calls fail at once until a probe succeeds
-	EventUp          EventType = "up"           // the route answers again
-	EventRefused     EventType = "refused"      // rejected before the first attempt
-	EventDone        EventType = "done"         // the call is over; Err is nil on success
-	EventAbandoned   EventType = "abandoned"    // StreamTimeout ended a stream that nobody read or closed; EventDone follows
-	EventTask        EventType = "task"         // RunTask is over
-	EventMemorySpike EventType = "memory_spike" // the heap grew over MemoryLimit, or much during one call
-)
-
-// Usage counts the tokens of an attempt, as reported by the provider. Input includes cached input, and Output includes
-// reasoning. If no answer reported them and the provider may charge for the attempt, they are an estimate: see
-// Budget.Reserve.
-type Usage struct {
-	Input, Output         int64
-	CacheRead, CacheWrite int64 // part of Input: read from and written to the provider's cache
-	Reasoning             int64 // part of Output
-	Estimated             bool  // an estimate, because no answer reported usage
-}
-
 // history holds what has happened to a call so far, for OnEvent, the log and the call's error.
 type history struct {
 	timing
@@ -81,9 +16,9 @@ type history struct {
 
 	queued, backoff, inFlight time.Duration
 	attempts                  int32
-	turned                    turn // change of the route, to be reported
-	nested                    bool // part of a Do, which counts
-	mayBill                   bool // one of the attempts may be billed
+	transition                transition // change of the route, to be reported
+	nested                    bool       // part of a Do, which counts
+	mayBill                   bool       // one of the attempts may be billed
 }
 
 // tell counts the end of the call and announces it.
@@ -125,7 +60,7 @@ func (h *history) count(ctx context.Context, err error) {
 // announce calls OnEvent, which may panic, and writes the log.
 func (h *history) announce(ctx context.Context, err error) {
 	h.attemptDone(ctx, err)
-	h.tellTurn(ctx, err)
+	h.tellTransition(ctx, err)
 	t, e := h.endOf(ctx, err)
 	h.emit(ctx, t, err)
 	if e != nil && !h.nested { // the enclosing Do logs
@@ -190,19 +125,19 @@ func (h *history) send(ctx context.Context, t EventType, err error) {
 	h.cfg.OnEvent(ctx, e)
 }
 
-// tellTurn reports once that the call's route went down with err or came back.
-func (h *history) tellTurn(ctx context.Context, err error) {
-	if h.turned != noTurn {
-		h.reportTurn(ctx, err)
+// tellTransition reports once that the call's route went down with err or came back.
+func (h *history) tellTransition(ctx context.Context, err error) {
+	if h.transition != noTransition {
+		h.reportTransition(ctx, err)
 	}
 }
 
-// reportTurn is the rest of tellTurn. Most calls have no change to report, and its frame is large.
+// reportTransition is the rest of tellTransition. Most calls have no change to report, and its frame is large.
 //
 //go:noinline
-func (h *history) reportTurn(ctx context.Context, err error) {
-	t := h.turned
-	h.turned = noTurn
+func (h *history) reportTransition(ctx context.Context, err error) {
+	t := h.transition
+	h.transition = noTransition
 	switch e := ownError(ctx, err); {
 	case t == wentDown && e != nil:
 		h.report(ctx, EventDown, e, 0)

@@ -81,18 +81,18 @@ func (o *outgoing) prepare(ctx context.Context) error {
 		if o.settings.cfg.Budget != nil {
 			o.read() // for the estimate of its tokens
 		}
-		o.settings = o.guard.request(req.Context(), k.live, k.op, k.Model, req.URL.Host, req.URL.Path)
+		o.settings = o.guard.requestSettings(req.Context(), k.live, k.op, k.Model, req.URL.Host, req.URL.Path)
 		asked = k.Facts
 	} else {
-		o.settle(o.endpoint.Model())
+		o.useModel(o.endpoint.Model())
 		if len(o.settings.cfg.Middleware) == 0 && o.guard.limiter.full.Load() {
-			o.settle(o.glance())
+			o.useModel(o.glance())
 			if err := o.guard.refuseIfCrowded(ctx, &o.settings); err != nil {
 				return err
 			}
 		}
 		asked = o.read()
-		o.settle(asked.Model)
+		o.useModel(asked.Model)
 	}
 	if e := &o.cost; o.settings.measured() && e.guess == 0 && e.input == 0 {
 		o.estimateUnread()
@@ -127,8 +127,8 @@ func (o *outgoing) glance() string {
 	return o.endpoint.Read(start, nil).Model
 }
 
-// settle sets the settings to those of a model.
-func (o *outgoing) settle(model string) {
+// useModel sets the settings to those of a model.
+func (o *outgoing) useModel(model string) {
 	if o.settled && o.model == model {
 		return
 	}
@@ -137,7 +137,7 @@ func (o *outgoing) settle(model string) {
 	if op == "" {
 		op = dialect.NameOf(o.req.URL.Path)
 	}
-	o.settings = o.guard.request(o.req.Context(), o.settings.live, op, model, o.req.URL.Host, o.req.URL.Path)
+	o.settings = o.guard.requestSettings(o.req.Context(), o.settings.live, op, model, o.req.URL.Host, o.req.URL.Path)
 }
 
 // accepts reports whether a request accepts this media type.
@@ -293,8 +293,8 @@ func (o *outgoing) closeUnsent() {
 
 // understand reads data, the body of the request.
 func (o *outgoing) understand(data []byte) dialect.Facts {
-	if o.settings.models.exact != nil { // limits may depend on the model, which may be named at the end
-		o.settle(o.endpoint.Read(data, nil).Model)
+	if !o.settings.models.Empty() { // limits may depend on the model, which may be named at the end
+		o.useModel(o.endpoint.Read(data, nil).Model)
 	}
 	limits := o.settings.limits()
 	t := tally{limits: limits, count: o.settings.measured()}
@@ -303,7 +303,7 @@ func (o *outgoing) understand(data []byte) dialect.Facts {
 		t = tally{limits: limits, count: t.count, exact: true}
 		r = o.endpoint.Read(data, t.part())
 	}
-	o.settle(r.Model)
+	o.useModel(r.Model)
 	if t.over() {
 		o.flaw = promptTooLarge(&o.settings, PhasePrompt, int64(t.chars), int64(limits.chars))
 	} else if limits.tokens > 0 && t.longest(limits.tokens) {
@@ -318,8 +318,8 @@ func (o *outgoing) understand(data []byte) dialect.Facts {
 	return r.Facts
 }
 
-// estimateLate estimates a request whose attempt is over, because its answer does not report its usage. otherwise is
-// returned if the body cannot be read.
+// estimateLate estimates a request whose attempt is over, because its answer does not report its usage. It returns
+// otherwise if the body cannot be read.
 func (o *outgoing) estimateLate(otherwise estimate) estimate {
 	v := view{of: o, use: (*view).estimate, late: otherwise}
 	o.withBody(&v)
@@ -346,7 +346,8 @@ func (o *outgoing) estimateRead(r *dialect.Facts, prompts int64, size, limit int
 	return e
 }
 
-// estimateUnread notes what a request can use whose body was not read: it is too large, say. A form has a file in it.
+// estimateUnread estimates a request whose body was not read, for example because it is too large. It skips forms, which
+// contain files.
 func (o *outgoing) estimateUnread() {
 	if !o.endpoint.Inference() || strings.HasPrefix(mediaType(o.req.Header), "multipart/") {
 		return

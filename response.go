@@ -11,11 +11,10 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/aiguard-go/aiguard/internal/callctx"
 	"github.com/aiguard-go/aiguard/internal/dialect"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
 	"github.com/aiguard-go/aiguard/internal/provider"
-
-	"github.com/aiguard-go/aiguard/internal/callctx"
 )
 
 // This file decides what RoundTrip returns for a failed call: the provider's response, a response made by the guard,
@@ -33,10 +32,10 @@ func (x *exchange) outcome(ctx context.Context, err error) (*http.Response, erro
 	if !ok || !x.responses || ctx.Err() != nil && err == context.Cause(ctx) {
 		return nil, err
 	}
-	if e.Phase == PhaseOutage && x.said != nil { // the route is down, and the provider has already answered this call with said
+	if e.Phase == PhaseOutage && x.refused != nil { // the route is down, and the provider has already refused this call
 		copied := *e
 		e = &copied
-		e.StatusCode, e.RequestID, e.Err, e.refusal = x.said.StatusCode, x.said.RequestID, x.said.Err, x.said.refusal
+		e.StatusCode, e.RequestID, e.Err, e.refusal = x.refused.StatusCode, x.refused.RequestID, x.refused.Err, x.refused.refusal
 	}
 	var resp *http.Response
 	switch {
@@ -101,7 +100,7 @@ func incomplete(req *http.Request) (err error) {
 func mended(base http.RoundTripper, resp *http.Response) error {
 	switch {
 	case resp == nil:
-		return &Error{Kind: ErrInvalidResponse, Phase: PhaseHeaders, retry: neverAsk,
+		return &Error{Kind: ErrInvalidResponse, Phase: PhaseHeaders, retry: neverRetry,
 			Err: fmt.Errorf("aiguard: RoundTripper %T returned neither a response nor an error", base)}
 	case resp.Body == nil:
 		resp.Body = http.NoBody
@@ -158,7 +157,7 @@ func (r reply) refusal() error {
 		e.Kind, e.Phase, e.Max = ErrResponseTooLarge, PhaseErrorBody, maxErrorBytes
 	} else if r.resp.StatusCode >= 400 {
 		e.refusal = &refusal{r.resp, body}
-		r.x.said = e
+		r.x.refused = e
 	}
 	switch r.resp.StatusCode {
 	case http.StatusServiceUnavailable, 529: // turned away before any work was done
@@ -168,12 +167,12 @@ func (r reply) refusal() error {
 	case "true":
 		e.retry = onlyIf(e.Kind == ErrUnavailable || e.Kind == ErrRateLimited, mayRetry)
 	case "false":
-		e.retry = neverAsk
+		e.retry = neverRetry
 	}
 	return r.x.repeatable(e, true)
 }
 
-func onlyIf(ok bool, v verdict) verdict {
+func onlyIf(ok bool, v retryRule) retryRule {
 	if ok {
 		return v
 	}

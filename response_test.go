@@ -129,7 +129,7 @@ func TestGuardsOwnFailuresStayErrors(t *testing.T) {
 	})
 }
 
-func TestGuardsOwnFailuresAsResponses(t *testing.T) {
+func TestGuardsOwnFailuresBecomeResponsesOfTheAPI(t *testing.T) {
 	cfg := aiguard.Config{FailuresAsResponses: true, Retry: aiguard.Retry{MaxAttempts: 1}}
 	guardedTransport(t, cfg, func(t *testing.T, g *aiguard.Guard, rt http.RoundTripper, srv *aiguardtest.Server) {
 		for name, c := range map[string]struct {

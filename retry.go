@@ -31,7 +31,7 @@ func (c *call) plan(ctx context.Context, e *Error) (delay time.Duration, ok bool
 		return 0, false
 	case tries >= c.maxAttempts(r), !r.allows(e), isFinal(e), r.Unbilled && e.MayBeBilled:
 		return 0, false
-	case c.planB && c.permit.route.hopeless(e):
+	case c.planB && c.permit.route.failsOver(e):
 		return 0, false
 	}
 	if e.retry != retryAtOnce || c.stale {
@@ -56,7 +56,7 @@ func (c *Config) longestPause() time.Duration {
 // allows reports whether a retry may succeed after a failure like e.
 func (r *Retry) allows(e *Error) bool {
 	switch e.retry {
-	case neverAsk:
+	case neverRetry:
 		return false
 	case mayRetry, retryAtOnce:
 		return true
@@ -128,7 +128,7 @@ func (c *call) again(ctx context.Context, err error) error {
 		c.free() // what was reserved for the attempt
 	}
 	c.attemptDone(ctx, err)
-	c.tellTurn(ctx, err)
+	c.tellTransition(ctx, err)
 	if ctx.Err() != nil {
 		if !errtree.Is(err, ctx.Err()) {
 			err = callctx.Err(ctx)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	openai "github.com/sashabaranov/go-openai"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/aiguard-go/aiguard"
@@ -240,7 +241,7 @@ func TestErrorCarriesTheLastRealFailure(t *testing.T) {
 	})
 }
 
-func TestCallerThatLeavesWhileBackingOff(t *testing.T) {
+func TestCallerThatLeavesEndsTheBackoff(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
 		srv.SetDefault(aiguardtest.Error(503, "", "Retry-After", "20"))
 		ctx, cancel := context.WithCancel(t.Context())
@@ -548,5 +549,62 @@ func TestPauseThatACallInsideADoMeetsCostsAnAttempt(t *testing.T) {
 		require.Equal(t, "pause", facts(t, err, aiguard.ErrRateLimited).Phase)
 		took(t, now, 0)
 		wg.Wait()
+	})
+}
+
+func TestGoodTimesSaveUpNoRetriesForAnOutage(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		for range 500 {
+			_, err := chat(t.Context(), c)
+			require.NoError(t, err)
+		}
+		srv.SetDefault(aiguardtest.Error(500, "server_error"))
+		start := time.Now()
+		const calls = 50
+		for range calls {
+			_, err := chat(t.Context(), c)
+			facts(t, err, aiguard.ErrUnavailable)
+		}
+		most := 10 + calls/10 + int(time.Since(start)/(10*time.Second)) + 1
+		require.LessOrEqual(t, c.Guard().Stats().Retries, int64(most))
+	})
+}
+
+func TestCallersThatWereToldToWaitDoNotComeBackTogether(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{MaxConcurrent: 8}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.Handle(func(r *aiguardtest.Request) aiguardtest.Reply {
+			if r.Number <= 8 {
+				return aiguardtest.Error(408, "", "Retry-After", "10")
+			}
+			return aiguardtest.Text("Hello!")
+		})
+		start := time.Now()
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() { _, err := chat(t.Context(), c); assert.NoError(t, err) })
+		}
+		wg.Wait()
+		back := map[time.Duration]bool{}
+		for _, r := range srv.Requests()[8:] {
+			after := r.Time.Sub(start)
+			require.GreaterOrEqual(t, after, 10*time.Second)
+			require.LessOrEqual(t, after, 12500*time.Millisecond)
+			back[after] = true
+		}
+		require.Greater(t, len(back), 4, "nearly each at a moment of its own")
+	})
+}
+
+func TestRetryOfARequestSendsItsBodyAgain(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.Enqueue(aiguardtest.Error(503, ""), aiguardtest.Drop())
+		_, err := chat(t.Context(), c)
+		require.NoError(t, err)
+		reqs := srv.Requests()
+		require.Len(t, reqs, 3)
+		for _, r := range reqs {
+			require.NotEmpty(t, r.Body)
+			require.Equal(t, string(reqs[0].Body), string(r.Body))
+		}
 	})
 }

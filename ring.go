@@ -77,7 +77,7 @@ type killFunc context.CancelFunc
 
 func (f killFunc) kill() { f() }
 
-// onKill makes Close and lose end work from now on. If the guard is already closed, onKill ends it at once.
+// onKill sets the work that Close and lose end. If the guard is already closed, onKill ends it at once.
 func (r *ring) onKill(c *call, work killer) {
 	r.mu.Lock()
 	killed := r.killed || c.lost

@@ -2,8 +2,6 @@ package aiguard
 
 import (
 	"context"
-	"io"
-	"net/http"
 	"slices"
 	"sync"
 )
@@ -58,7 +56,7 @@ func (r *room) resize(size int64) {
 			r.remove(w) // it could wait forever
 		}
 	}
-	r.settle()
+	r.grant()
 }
 
 // use returns the bytes held and the size.
@@ -112,12 +110,12 @@ func (r *room) ask(h *hold, size int64) *waiter {
 	}
 	r.waiting = append(r.waiting, w)
 	r.stalled += h.bytes
-	r.settle()
+	r.grant()
 	return w
 }
 
-// settle grants the requests that fit. If only waiting answers are left, it rejects the latest.
-func (r *room) settle() {
+// grant grants the requests that fit. If only waiting answers are left, it rejects the latest.
+func (r *room) grant() {
 	for _, w := range slices.Clone(r.waiting) {
 		more := w.size - w.hold.bytes
 		fits := more <= r.size-r.held
@@ -132,7 +130,7 @@ func (r *room) settle() {
 		}
 	}
 	if n := len(r.waiting); n > 0 && r.held == r.stalled {
-		r.remove(r.waiting[n-1]) // its release settles the others
+		r.remove(r.waiting[n-1]) // its release may grant the others
 	}
 }
 
@@ -186,56 +184,5 @@ func (r *room) give(h *hold, rest int64) {
 	if h == r.extra {
 		r.extra = nil
 	}
-	r.settle()
-}
-
-// wholeBody is the body of an answer that was read whole. Its bytes count as held until the caller reads it to the end
-// or closes it. SDKs close the body after decoding.
-type wholeBody struct {
-	hold hold
-	call *call
-	ctx  context.Context // the caller's context
-
-	mu     sync.Mutex
-	rest   []byte
-	closed bool
-}
-
-func (b *wholeBody) Read(p []byte) (int, error) {
-	n, err := b.read(p)
-	if err == io.EOF {
-		b.letGo()
-	}
-	return n, err
-}
-
-func (b *wholeBody) read(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	switch {
-	case b.closed:
-		return 0, http.ErrBodyReadAfterClose
-	case len(b.rest) == 0:
-		b.rest = nil
-		return 0, io.EOF
-	}
-	n := copy(p, b.rest)
-	b.rest = b.rest[n:]
-	return n, nil
-}
-
-// Close releases the bytes, so that a response kept for its headers does not keep them in memory. It may be called at
-// any time and more than once.
-func (b *wholeBody) Close() error {
-	b.mu.Lock()
-	b.closed, b.rest = true, nil
-	b.mu.Unlock()
-	b.letGo()
-	return nil
-}
-
-func (b *wholeBody) letGo() {
-	if b.hold.release() {
-		b.call.leap(b.ctx, b.call.wire)
-	}
+	r.grant()
 }

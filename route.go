@@ -19,13 +19,13 @@ import (
 type RouteStats struct {
 	Host, Name string // Name is the model, the path, or a Do's Op and Model, cut to 128 bytes
 
-	InFlight, Waiting int64     // weight in flight; calls that wait for the route or for a slot
-	Limit             int64     // weight that may be in flight now; Off: no limit
-	PausedUntil       time.Time // end of the pause that the provider asked for; zero: none
-	DownSince         time.Time // start of the outage; zero: not down
-	RetryTokens       float64   // retries that the route's budget allows now
-	RequestsPerMinute float64   // rate limit from Config or the provider's headers; 0: none
-	TokensPerMinute   float64
+	InFlight, Waiting int64         // weight in flight; calls that wait for the route or for a slot
+	Limit             int64         // weight that may be in flight now; Off: no limit
+	PausedUntil       time.Time     // end of the pause that the provider asked for; zero: none
+	DownSince         time.Time     // start of the outage; zero: not down
+	RetryTokens       float64       // retries that the route's budget allows now
+	RequestsPerMinute float64       // rate limit from Config, the provider's headers or its 429s; 0: none
+	TokensPerMinute   float64       // rate limit from Config or the provider's headers; 0: none
 	Held              time.Duration // average time that a request is in flight
 }
 
@@ -217,51 +217,51 @@ func (r *route) down(now instant) *Error {
 }
 
 // judge updates the route with the outcome of an attempt, and reports whether the route went down or came back.
-func (p *permit) judge(o provider.Outcome) (turned turn) {
+func (p *permit) judge(o provider.Outcome) (changed transition) {
 	l := p.route.limiter
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.now()
-	turned = p.apply(o, now)
+	changed = p.apply(o, now)
 	l.next(now).leave()
-	return turned
+	return changed
 }
 
-// turn is a change of a route's state that is reported to operators.
-type turn int8
+// transition is a change of a route's state that is reported to operators.
+type transition int8
 
 const (
-	noTurn turn = iota
+	noTransition transition = iota
 	wentDown
 	cameBack
 )
 
 // apply is judge with mu held.
-func (p *permit) apply(o provider.Outcome, now instant) (turned turn) {
+func (p *permit) apply(o provider.Outcome, now instant) (changed transition) {
 	r := p.route
 	if r == &r.limiter.routes.nameless || o == (provider.Outcome{}) {
-		return noTurn
+		return noTransition
 	}
 	before := r.state.DownSince()
 	r.state.Judge(provider.Instant(now), &p.sending, o, r.line.Waiting() > 0)
-	return r.turned(before, o.Limited, now)
+	return r.transition(before, o.Limited, now)
 }
 
-// turned ends the waits that a new outage or pause makes hopeless, and reports whether the route went down or came
+// transition ends the waits that a new outage or pause makes hopeless, and reports whether the route went down or came
 // back.
-func (r *route) turned(before provider.Instant, paused bool, now instant) (turned turn) {
+func (r *route) transition(before provider.Instant, paused bool, now instant) (changed transition) {
 	switch after := r.state.DownSince(); {
 	case before == 0 && after != 0:
-		turned = wentDown
+		changed = wentDown
 		r.dismissAll(now, routeDown)
 	case before != 0 && after == 0:
-		turned = cameBack
+		changed = cameBack
 	}
 	if paused {
 		r.dismissAll(now, routePaused)
 	}
 	r.refresh(now)
-	return turned
+	return changed
 }
 
 // dismissAll ends the wait of calls that the route cannot serve in time.
@@ -276,8 +276,8 @@ func (r *route) dismissAll(now instant, f fate) {
 	}
 }
 
-// tell updates the route with the rate limits in an answer's headers.
-func (p *permit) tell(h http.Header) {
+// learnLimits updates the route with the rate limits in an answer's headers.
+func (p *permit) learnLimits(h http.Header) {
 	requests, tokens, ok := provider.Limits(h)
 	if !ok {
 		return
@@ -363,9 +363,9 @@ func (s *settings) outcome(e *Error, pause time.Duration) (o provider.Outcome) {
 	return o
 }
 
-// hopeless reports whether a call that has an alternative should stop waiting for this provider after e. It should if
+// failsOver reports whether a call that has an alternative should stop waiting for this provider after e. It should if
 // the route is down, or has sent more than one 429 since its last answer.
-func (r *route) hopeless(e *Error) bool {
+func (r *route) failsOver(e *Error) bool {
 	if e.Phase == PhaseOutage || e.Phase == PhasePause {
 		return true // the guard's own error, possibly about the route of a nested call
 	}

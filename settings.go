@@ -3,8 +3,6 @@ package aiguard
 import (
 	"cmp"
 	"context"
-	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -15,11 +13,11 @@ import (
 type settings struct {
 	*live // beside the first fields of Call, so that a rejection reads few cache lines
 	Call
-	host, path  string        // of the route; host is empty for a Do
-	usual       time.Duration // timeout of an attempt without the caller's own: the model's or Config's
-	source      string        // setting that Timeout comes from, named in the error when it expires
-	planB       bool          // a later alternative of Fallback exists
-	alternative int32         // which one; 0: the first, or none
+	host, path   string        // of the route; host is empty for a Do
+	usualTimeout time.Duration // timeout of an attempt without the caller's own: the model's or Config's
+	source       string        // setting that Timeout comes from, named in the error when it expires
+	planB        bool          // a later alternative of Fallback exists
+	alternative  int32         // which one; 0: the first, or none
 }
 
 // scope holds what a context says about the calls made with it.
@@ -62,54 +60,14 @@ func scopeOf(ctx context.Context) *scope {
 	return s
 }
 
-// models finds the settings of a model.
-type models struct {
-	exact    map[string]Call
-	prefixes []prefix // longest first
-}
-
-type prefix struct {
-	text string
-	call Call
-}
-
-func newModels(settings map[string]Call) (m models) {
-	if len(settings) == 0 {
-		return m
-	}
-	m.exact = make(map[string]Call)
-	for name, call := range settings {
-		if text, ok := strings.CutSuffix(name, "*"); ok {
-			m.prefixes = append(m.prefixes, prefix{text, call})
-		} else {
-			m.exact[name] = call
-		}
-	}
-	slices.SortFunc(m.prefixes, func(a, b prefix) int { return len(b.text) - len(a.text) })
-	return m
-}
-
-// find returns the settings of a model and their key in Config.Models.
-func (m *models) find(model string) (call Call, key string, ok bool) {
-	if call, ok = m.exact[model]; ok {
-		return call, model, true
-	}
-	for _, p := range m.prefixes {
-		if strings.HasPrefix(model, p.text) {
-			return p.call, p.text + "*", true
-		}
-	}
-	return call, "", false
-}
-
-// settle completes a call's settings: own overrides the settings of its model.
-func (l *live) settle(own Call) settings {
-	s := settings{Call: own, live: l, usual: l.cfg.CallTimeout, source: "Config.CallTimeout"}
-	if l.models.exact != nil {
-		if model, key, ok := l.models.find(own.Model); ok {
+// settingsOf completes the settings of a call: own overrides the settings of its model.
+func (l *live) settingsOf(own Call) settings {
+	s := settings{Call: own, live: l, usualTimeout: l.cfg.CallTimeout, source: "Config.CallTimeout"}
+	if !l.models.Empty() {
+		if model, key, ok := l.models.Find(own.Model); ok {
 			s.Call = model.over(own)
 			if model.Timeout != 0 {
-				s.usual, s.source = model.Timeout, `Config.Models["`+short(key)+`"].Timeout`
+				s.usualTimeout, s.source = model.Timeout, `Config.Models["`+short(key)+`"].Timeout`
 			}
 		}
 	}
@@ -125,8 +83,8 @@ func (l *live) settle(own Call) settings {
 // measured reports whether the usage of calls is estimated where no answer reports it, for a Budget or for events.
 func (l *live) measured() bool { return l.cfg.Budget != nil || l.cfg.OnEvent != nil }
 
-// do returns the settings of a Do made with ctx.
-func (g *Guard) do(ctx context.Context) *settings {
+// doSettings returns the settings of a Do made with ctx.
+func (g *Guard) doSettings(ctx context.Context) *settings {
 	if in, _ := ctx.Value(scopeKey{}).(*scope); in != nil {
 		return g.scoped(in)
 	}
@@ -135,20 +93,20 @@ func (g *Guard) do(ctx context.Context) *settings {
 
 // usual returns the settings of a call without settings of its own. They are kept until the configuration changes.
 func (g *Guard) usual() *settings {
-	if s := g.call.Load(); s.live == g.current.Load() {
+	if s := g.cached.Load(); s.live == g.current.Load() {
 		return s
 	}
-	return g.resettle()
+	return g.cacheSettings()
 }
 
 //go:noinline
-func (g *Guard) resettle() *settings {
-	s := g.current.Load().settle(g.own)
-	g.call.Store(&s)
+func (g *Guard) cacheSettings() *settings {
+	s := g.current.Load().settingsOf(g.own)
+	g.cached.Store(&s)
 	return &s
 }
 
-// scoped returns the settings of a Do within a scope. It is not inlined into do, because its frame is large and a
+// scoped returns the settings of a Do within a scope. It is not inlined, because its frame is large and a
 // waiting call keeps the stack that it has needed.
 //
 //go:noinline
@@ -157,14 +115,14 @@ func (g *Guard) scoped(in *scope) *settings {
 	if last := in.last.Load(); last != nil && last.guard == g && last.live == l {
 		return &last.settings
 	}
-	s := &scopedSettings{guard: g, settings: l.settle(g.own.over(in.call))}
+	s := &scopedSettings{guard: g, settings: l.settingsOf(g.own.over(in.call))}
 	s.planB, s.alternative = in.planB, in.alternative
 	in.last.Store(s)
 	return &s.settings
 }
 
-// request returns the settings of the call for a request under l. With may change its name, but not its model.
-func (g *Guard) request(ctx context.Context, l *live, op, model, host, path string) settings {
+// requestSettings returns the settings of the call for a request under l. With may change its name, but not its model.
+func (g *Guard) requestSettings(ctx context.Context, l *live, op, model, host, path string) settings {
 	own := Call{Op: op}.over(g.own)
 	in, _ := ctx.Value(scopeKey{}).(*scope)
 	if in != nil {
@@ -173,7 +131,7 @@ func (g *Guard) request(ctx context.Context, l *live, op, model, host, path stri
 	if model != "" {
 		own.Model = model
 	}
-	s := l.settle(own)
+	s := l.settingsOf(own)
 	s.host, s.path = host, path
 	if in != nil {
 		s.planB, s.alternative = in.planB, in.alternative
@@ -183,12 +141,12 @@ func (g *Guard) request(ctx context.Context, l *live, op, model, host, path stri
 
 // timeout returns the limit of one attempt.
 func (s *settings) timeout() time.Duration {
-	return cmp.Or(s.Timeout, s.usual)
+	return cmp.Or(s.Timeout, s.usualTimeout)
 }
 
 // shorter reports whether limit is a caller's own limit, shorter than the usual limit of the model.
 func (s *settings) shorter(limit time.Duration) bool {
-	return limit > 0 && (s.usual == Off || limit < s.usual)
+	return limit > 0 && (s.usualTimeout == Off || limit < s.usualTimeout)
 }
 
 // total returns the limit of queueing, pauses, attempts and backoff together.

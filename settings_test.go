@@ -44,7 +44,7 @@ func TestSettingsOfTheContextGoBeforeWithBeforeModelsBeforeConfig(t *testing.T) 
 	})
 }
 
-func TestContextsAddUp(t *testing.T) {
+func TestSettingsOfNestedContextsAddUp(t *testing.T) {
 	rec := &recorder{}
 	inVirtualTime(t, aiguard.Config{OnEvent: rec.OnEvent}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
 		ctx := aiguard.WithCall(t.Context(), aiguard.Call{Tenant: "t", Weight: 2, Attempts: 2})

@@ -146,5 +146,5 @@ func (l *limiter) learn(s *RouteState, now instant) {
 	if !r.changed {
 		r.told = r.state.Shared()
 	}
-	r.turned(before, s.Pause > 0, now)
+	r.transition(before, s.Pause > 0, now)
 }

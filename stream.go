@@ -109,7 +109,7 @@ func (s *stream) frame() error {
 	case first == 0 && s.x.endpoint.Framing() == dialect.Frames:
 		s.events = awsframe.NewReader(body, maxEvent, dialect.MaxShape)
 		return nil
-	case first == 0 && s.x.endpoint.Framing() == dialect.JSON && media != "text/event-stream", // blanks, and more of them
+	case first == 0 && s.x.endpoint.Framing() == dialect.JSON && media != "text/event-stream", // only white space so far
 		first == '{' && (lines || s.x.endpoint.Framing() == dialect.JSON), first == '[' && s.x.endpoint.Framing() == dialect.JSON:
 		s.events = jsonseq.NewReader(body, maxEvent, dialect.MaxShape)
 		return nil
@@ -188,7 +188,7 @@ func (s *stream) open() error {
 		return err
 	}
 	c.answered()
-	c.tellTurn(s.w.caller, nil)
+	c.tellTransition(s.w.caller, nil)
 	c.firstEvent(s.w.caller)
 	if s.events != nil && len(c.cfg.Middleware) > 0 {
 		s.watcher, s.latest = callctx.ProgressOf(s.w.caller), c.now()

@@ -43,7 +43,7 @@ func TestStreamIsHandedOverAtItsFirstEvent(t *testing.T) {
 	})
 }
 
-func TestStreamBounds(t *testing.T) {
+func TestStreamsThatStallTimeOut(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
 		reply aiguardtest.Reply
@@ -127,7 +127,7 @@ func TestHealthyStreamMayBeLongAndItsReaderSlow(t *testing.T) {
 	})
 }
 
-func TestManyPingsThenAGoodAnswer(t *testing.T) {
+func TestManyPingsDoNotHarmAGoodAnswer(t *testing.T) {
 	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
 		ping := strings.Repeat(": ping\n\n\n\n", 400)
 		srv.SetDefault(aiguardtest.Bytes(ping, "data: "+hello+"\n\n", ping, "data:\n\nevent: keep-alive\ndata:\n\n", "data: "+finished+"\n\n", ping, "data: [DONE]\n\n"))
@@ -326,7 +326,7 @@ func TestReaderOfAnEndedStreamFindsItCountedWhileOnEventRuns(t *testing.T) {
 	})
 }
 
-func TestResponsesStream(t *testing.T) {
+func TestResponsesStreamEndsWithItsLastEvent(t *testing.T) {
 	created := `{"type":"response.created","response":{"id":"r","status":"in_progress"}}`
 	delta := `{"type":"response.output_text.delta","delta":"Hello"}`
 	for _, tc := range []struct {
@@ -493,5 +493,78 @@ func TestStreamIsWellFormedHoweverItIsRead(t *testing.T) {
 		}
 		require.Equal(t, "data: "+hello+"\n\ndata: "+finished+"\n\ndata: [DONE]\n\n", string(got))
 		require.NoError(t, resp.Body.Close())
+	})
+}
+
+func TestIdleTimerIsSetAnewForEachEvent(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.SetDefault(aiguardtest.HangAfter(aiguardtest.Slowly(20*time.Second, aiguardtest.Events(hello, hello, hello))))
+		start := time.Now()
+		text, err := streamChat(t.Context(), c)
+		require.Equal(t, "stream_idle", facts(t, err, aiguard.ErrTimeout).Phase)
+		require.Equal(t, "HelloHelloHello", text)
+		took(t, start, 3*20*time.Second+30*time.Second)
+	})
+}
+
+// Events that come together are read one by one, as slowly as the reader likes; then comes the one wait that is bounded.
+func TestSilenceAfterBufferedEventsIsBoundedFromItsFirstWait(t *testing.T) {
+	together := aiguardtest.Bytes(strings.Repeat("data: "+hello+"\n\n", 4))
+	for name, reply := range map[string]aiguardtest.Reply{
+		"silence":             aiguardtest.HangAfter(together),
+		"comments":            every(time.Second, ": ping\n\n", hello, hello, hello, hello),
+		"half an event":       aiguardtest.HangAfter(aiguardtest.Bytes(strings.Repeat("data: "+hello+"\n\n", 4) + `data: {"id":"1",`)),
+		"parts of an event":   every(time.Second, "data: 1\n", hello, hello, hello, hello),
+		"events without data": every(time.Second, "data:\n\n", hello, hello, hello, hello),
+	} {
+		t.Run(name, func(t *testing.T) {
+			inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+				srv.SetDefault(reply)
+				s, err := c.CreateChatCompletionStream(t.Context(), chatRequest)
+				require.NoError(t, err)
+				defer s.Close()
+				for range 4 {
+					_, err := s.Recv()
+					require.NoError(t, err)
+					time.Sleep(time.Minute)
+				}
+				start := time.Now()
+				_, err = s.Recv()
+				took(t, start, 30*time.Second)
+				require.Equal(t, "stream_idle", facts(t, err, aiguard.ErrTimeout).Phase)
+			})
+		})
+	}
+}
+
+func TestConnectionIsReusedThoughTheBodyEndsAfterDone(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		srv.SetDefault(func(w http.ResponseWriter, r *aiguardtest.Request) {
+			aiguardtest.Events(hello, finished, "[DONE]")(w, r)
+			_ = http.NewResponseController(w).Flush()
+			time.Sleep(10 * time.Millisecond)
+		})
+		for range 5 {
+			_, err := streamChat(t.Context(), c)
+			require.NoError(t, err)
+		}
+		_, total := srv.Conns()
+		require.Equal(t, 1, total)
+	})
+}
+
+func TestStreamIsOverSoonAfterDoneThoughTheProviderHangs(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		for name, reply := range map[string]aiguardtest.Reply{
+			"silent":  aiguardtest.HangAfter(aiguardtest.Events(hello, finished, "[DONE]")),
+			"talking": pings(hello, finished, "[DONE]"),
+		} {
+			srv.SetDefault(reply)
+			start := time.Now()
+			_, err := streamChat(t.Context(), c)
+			require.NoError(t, err)
+			require.LessOrEqual(t, time.Since(start), 100*time.Millisecond, name)
+			require.Zero(t, c.Guard().Stats().InFlight, name)
+		}
 	})
 }

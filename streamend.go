@@ -11,9 +11,9 @@ import (
 	"github.com/aiguard-go/aiguard/internal/sse"
 )
 
-// settle drains a stream after its last event. Only the end of the body may follow, and reading it allows the
-// connection to be reused.
-func (s *stream) settle() {
+// drain reads what follows the last event of a stream. Only the end of the body should follow. The connection can be
+// reused after it has been read.
+func (s *stream) drain() {
 	if s.stop != nil {
 		s.stop() // the answer has already ended
 	}
@@ -145,7 +145,7 @@ func (s *stream) conclude(err error, abandoned bool) bool {
 	}
 	u := s.used.load()
 	if err == nil {
-		c.wire.answered(u, s.used.said.Load(), false)
+		c.wire.answered(u, s.used.textBytes.Load(), false)
 	} else {
 		c.wire.usage = u
 	}
@@ -154,6 +154,6 @@ func (s *stream) conclude(err error, abandoned bool) bool {
 		c.report(ctx, EventAbandoned, err.(*Error), 0)
 	}
 	c.announce(ctx, err)
-	c.leap(ctx, c.wire)
+	c.checkSpike(ctx, c.wire)
 	return true
 }

@@ -34,7 +34,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	for {
 		if s.err != nil {
 			s.err = s.finishUnlocked(s.err)
-			s.tellDeaf()
+			s.addErrorEvent()
 		}
 		more := copy(p[n:], s.out)
 		n, s.out = n+more, s.out[more:]
@@ -150,17 +150,17 @@ func (s *stream) deliver(ev *sse.Event) {
 	}
 	s.out, s.midLine = out, !bytes.HasSuffix(out, newline)
 	if s.single || s.progress.Terminal() {
-		s.settle()
+		s.drain()
 	}
 }
 
 var newline = []byte{'\n'}
 
-// tellDeaf adds the failure to the stream as an error event in the API's format, if the API's own client ignores the
+// addErrorEvent adds the failure to the stream as an error event in the API's format, if the API's own client ignores the
 // error of Read.
-func (s *stream) tellDeaf() {
+func (s *stream) addErrorEvent() {
 	e, failed := s.err.(*Error)
-	if !failed || s.told || s.lines != nil || !s.x.endpoint.Deaf() {
+	if !failed || s.told || s.lines != nil || !s.x.endpoint.IgnoresReadErrors() {
 		return
 	}
 	s.told = true
@@ -212,7 +212,7 @@ func (s *stream) judge(ev *sse.Event) error {
 	}
 	f, failed := s.progress.Read(ev.Name, ev.Read())
 	if failed {
-		if s.x.endpoint.Deaf() && len(ev.Raw) <= maxErrorBytes { // else its client takes this end for a good one
+		if s.x.endpoint.IgnoresReadErrors() && len(ev.Raw) <= maxErrorBytes { // else its client takes this end for a good one
 			s.behind, s.told = append(s.behind, ev.Raw...), true
 		}
 		return s.failed(f, ErrUnavailable)

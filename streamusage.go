@@ -13,8 +13,8 @@ type streamUsage struct {
 	noted dialect.Usage
 	usage atomic.Pointer[Usage] // noted; nil: none yet
 
-	said  atomic.Int64 // bytes of text, for a Budget
-	shell int          // bytes of the last event other than text
+	textBytes atomic.Int64 // for a Budget
+	shell     int          // bytes of the last event other than text
 }
 
 // note records what the provider has reported.
@@ -44,5 +44,5 @@ func (s *streamUsage) count(ev *sse.Event, free []jsonscan.Span) {
 			}
 		}
 	}
-	s.said.Add(max(int64(len(ev.Data)-s.shell), bytesPerToken))
+	s.textBytes.Add(max(int64(len(ev.Data)-s.shell), bytesPerToken))
 }

@@ -2,29 +2,8 @@ package aiguard
 
 import (
 	"context"
-	"errors"
-	"strconv"
 	"time"
 )
-
-// CallID identifies a call or RunTask within the process. It prints as 16 hexadecimal digits.
-type CallID uint64
-
-// String returns the 16 digits, or "" for 0.
-func (id CallID) String() string {
-	if id == 0 {
-		return ""
-	}
-	const zeros = "0000000000000000"
-	digits := strconv.FormatUint(uint64(id), 16)
-	return zeros[len(digits):] + digits
-}
-
-// MarshalText returns String.
-func (id CallID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
-
-// ErrUnwound is the Err of the events that end a call after a panic or runtime.Goexit. No call returns it.
-var ErrUnwound = errors.New("aiguard: a panic or runtime.Goexit ended the call")
 
 // trail holds the data of a call that only events and logs need. A call without an observer has no trail.
 type trail struct {
@@ -58,7 +37,7 @@ func (c *core) newTrail(outer *call) *trail {
 func (t *trail) begin(n int32, now instant, m *memory) {
 	t.attempt, t.first, t.used = int(n), 0, Usage{}
 	if n == 1 {
-		t.heap = m.sample(now, memorySample) // for leap
+		t.heap = m.sample(now, memorySample) // for checkSpike
 	}
 }
 

@@ -164,7 +164,7 @@ type exchange struct {
 	call     call // begun by run
 	wire     wire
 	original *http.Request // as the caller passed it
-	said     *Error        // last error response of the provider
+	refused  *Error        // last error response of the provider
 
 	responses bool // return failures as responses
 

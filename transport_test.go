@@ -71,7 +71,7 @@ func TestConnectionsAreReused(t *testing.T) {
 	})
 }
 
-func TestConnectionFaults(t *testing.T) {
+func TestBrokenConnectionsHaveTheirKind(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, srv *aiguardtest.Server) {
 		c := newClient(t, srv, persistent)
 		for _, tc := range []struct {
@@ -268,7 +268,7 @@ func TestStaleConnectionIsReplacedWithoutBackoff(t *testing.T) {
 	require.Zero(t, retries[0].Backoff)
 }
 
-func TestServerThatNeverReadsOrSpeaks(t *testing.T) {
+func TestServerThatNeverReadsOrAnswersTimesOut(t *testing.T) {
 	url := listen(t, func(int, net.Conn) {})
 	c := clientOf(t, quick, url, nil)
 	long := chatRequest
@@ -758,5 +758,75 @@ func TestCancelChannelEndsTheWaitInTheQueue(t *testing.T) {
 			return 0, nil
 		})
 		require.NoError(t, err)
+	})
+}
+
+// Compression is between base and the provider: of bytes that the SDK asked to have compressed, no cap would know the size.
+func TestAcceptEncodingOfTheSDKIsNotSent(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		base := srv.Transport()
+		defer base.CloseIdleConnections()
+		req, err := http.NewRequestWithContext(t.Context(), "GET", srv.URL+"/models", nil)
+		require.NoError(t, err)
+		req.Header.Set("Accept-Encoding", "br, gzip")
+		resp, err := c.Guard().Transport(base).RoundTrip(req)
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		require.Equal(t, "gzip", srv.Requests()[0].Header.Get("Accept-Encoding"), "the base's own")
+		require.Equal(t, "br, gzip", req.Header.Get("Accept-Encoding"), "the caller's request is left as it is")
+	})
+}
+
+// chunked writes a body of unannounced length.
+func chunked(status int, contentType, body string) aiguardtest.Reply {
+	return func(w http.ResponseWriter, r *aiguardtest.Request) {
+		w.Header().Set("Content-Type", contentType)
+		w.WriteHeader(status)
+		_ = http.NewResponseController(w).Flush()
+		_, _ = io.WriteString(w, body)
+	}
+}
+
+func TestAnswerOverItsCapByOneByteIsRefusedThoughUnannounced(t *testing.T) {
+	const most = 10_000
+	inVirtualTime(t, aiguard.Config{MaxResponseBytes: most}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		answer := func(size int) string {
+			const head, tail = `{"choices":[{"index":0,"message":{"content":"`, `"},"finish_reason":"stop"}]}`
+			return head + strings.Repeat("x", size-len(head)-len(tail)) + tail
+		}
+		srv.SetDefault(chunked(200, "application/json", answer(most)))
+		_, err := chat(t.Context(), c)
+		require.NoError(t, err)
+		srv.SetDefault(chunked(200, "application/json", answer(most+1)))
+		_, err = chat(t.Context(), c)
+		require.EqualValues(t, most, facts(t, err, aiguard.ErrResponseTooLarge).Max)
+
+		stream := func(size int) string {
+			end := "data: " + finished + "\n\n"
+			return "data: " + hello + "\n\n:" + strings.Repeat("x", size-len("data: "+hello+"\n\n:\n")-len(end)) + "\n" + end
+		}
+		srv.SetDefault(chunked(200, "text/event-stream", stream(most)))
+		_, err = streamChat(t.Context(), c)
+		require.NoError(t, err)
+		srv.SetDefault(chunked(200, "text/event-stream", stream(most+1)))
+		_, err = streamChat(t.Context(), c)
+		require.EqualValues(t, most, facts(t, err, aiguard.ErrResponseTooLarge).Max)
+	})
+}
+
+func TestOfAnErrorBodyNoMoreThan64KiBIsKept(t *testing.T) {
+	inVirtualTime(t, aiguard.Config{}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+		for name, body := range map[string]string{
+			"JSON": `{"error":{"message":"` + strings.Repeat("x", 200_000) + `"}}`,
+			"HTML": strings.Repeat("<p>", 100_000),
+		} {
+			srv.SetDefault(chunked(400, "application/json", body))
+			_, err := chat(t.Context(), c)
+			e := facts(t, err, aiguard.ErrRejected)
+			require.Equal(t, 400, e.StatusCode, name)
+			var re *openai.RequestError
+			require.ErrorAs(t, err, &re, name)
+			require.Len(t, re.Body, 64<<10, name)
+		}
 	})
 }

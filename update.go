@@ -8,6 +8,8 @@ import (
 	"reflect"
 	"slices"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/bymodel"
 )
 
 // live is a configuration in effect. It does not change. The settings of a call refer to the configuration that was
@@ -16,7 +18,7 @@ type live struct {
 	version int64  // 1 for the configuration given to New
 	given   Config // as the user gave it
 	cfg     Config // with defaults in place of zero fields
-	models  models
+	models  bymodel.Map[Call]
 }
 
 // newLive validates cfg and completes it.
@@ -29,7 +31,7 @@ func newLive(cfg Config) (*live, error) {
 	if cfg.Limiter != nil && !reflect.ValueOf(cfg.Limiter).Comparable() {
 		cfg.Limiter = &comparableLimiter{cfg.Limiter}
 	}
-	l := &live{version: 1, given: cfg, cfg: cfg, models: newModels(cfg.Models)}
+	l := &live{version: 1, given: cfg, cfg: cfg, models: bymodel.New(cfg.Models)}
 	l.cfg.setDefaults()
 	return l, nil
 }
@@ -101,7 +103,7 @@ func (g *Guard) Update(cfg Config) error {
 	if err := g.replace(l); err != nil {
 		return err
 	}
-	cfg.tellAliases()
+	cfg.logAliases()
 	return nil
 }
 

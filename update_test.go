@@ -522,7 +522,7 @@ func TestUpdateAfterCloseIsRefused(t *testing.T) {
 }
 
 // Update may be called from every callback.
-func TestUpdateFromACallback(t *testing.T) {
+func TestEveryCallbackMayUpdate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g *aiguard.Guard
 		updates := 0
@@ -616,7 +616,7 @@ func TestUpdatesInAnyOrderLoseNobody(t *testing.T) {
 }
 
 // For the race detector: calls of every kind while the configuration changes all the time.
-func TestUpdateUnderLoad(t *testing.T) {
+func TestUpdatesUnderLoadDoNotRace(t *testing.T) {
 	srv := aiguardtest.NewServer(t)
 	srv.SetDefault(aiguardtest.Text("hello"))
 	c := newClient(t, srv, aiguard.Config{MaxQueue: aiguard.Off, MaxConcurrent: 2})

@@ -13,7 +13,7 @@ type upgraded struct {
 	conn io.ReadWriteCloser
 }
 
-// upgrade returns the connection of a 101.
+// upgrade makes the connection of a 101 the body of its response.
 func (r reply) upgrade() error {
 	conn, ok := r.resp.Body.(io.ReadWriteCloser)
 	if !ok {

@@ -7,6 +7,17 @@ import (
 	"github.com/aiguard-go/aiguard/internal/provider"
 )
 
+// Limiter replaces the in-process limit of the weight in flight, for example with one shared by several processes. It
+// must be safe for concurrent use.
+//
+// Acquire waits until call.Weight is available or ctx ends. It returns ctx's error only if ctx has ended. Any other
+// error rejects the call, and counts as ErrOverloaded if it has no Kind. release returns the weight. It must not
+// block or fail, and may be called more than once and from any goroutine. The Guard limits the time (QueueTimeout)
+// and the number (MaxQueue) of calls that wait in Acquire. It calls Acquire only when the call's route is open.
+type Limiter interface {
+	Acquire(ctx context.Context, call Call) (release func(), err error)
+}
+
 // userLimiter is Config.Limiter, which limits the capacity instead of the line. The line then has only calls that
 // wait for their routes.
 type userLimiter struct {
@@ -89,7 +100,7 @@ func (u *userLimiter) begin(c *call) *Error {
 	return nil
 }
 
-// end starts the time for which a slot is held.
+// end counts the end of a wait in Acquire. The time for which the slot is held starts here.
 func (u *userLimiter) end(c *call) {
 	l := u.limiter
 	l.mu.Lock()

@@ -616,6 +616,10 @@ func TestRequestOverTheRateLimitByItselfPausesNobody(t *testing.T) {
 }
 
 func TestMisconfigurationIsNeverRetriedNorBlamedOnTheUser(t *testing.T) {
+	said := map[string]string{
+		"no scheme":      `the URL has the scheme "" and the host ""; want http or https, and a host`,
+		"another scheme": `the URL has the scheme "htp" and the host "api.example.com"; want http or https, and a host`,
+	}
 	for name, oc := range map[string]func(*openai.ClientConfig){
 		"no scheme":      func(oc *openai.ClientConfig) { oc.BaseURL = "api.example.com/v1" },
 		"another scheme": func(oc *openai.ClientConfig) { oc.BaseURL = "htp://api.example.com/v1" },
@@ -634,6 +638,7 @@ func TestMisconfigurationIsNeverRetriedNorBlamedOnTheUser(t *testing.T) {
 		require.Equal(t, 500, aiguard.HTTPStatus(err))
 		require.NotContains(t, aiguard.UserMessage(err), "check your input")
 		require.NotContains(t, err.Error(), "secret")
+		require.Contains(t, err.Error(), said[name])
 	}
 }
 

@@ -30,12 +30,12 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/aiguard-go/aiguard"
+	"github.com/aiguard-go/aiguard/internal/bymodel"
 	"github.com/aiguard-go/aiguard/internal/errtree"
 )
 
@@ -88,7 +88,7 @@ func (r Reached) String() string {
 // Budget is an aiguard.Budget. Several Guards may share it. It is safe for concurrent use. Create it with New.
 type Budget struct {
 	cfg    Config
-	prices prices
+	prices bymodel.Map[Price]
 	local  bool        // the store is a Memory
 	broken atomic.Bool // the Store, as the log says
 
@@ -107,8 +107,8 @@ func New(cfg Config) (*Budget, error) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(cfg.Prices)) {
 		p := cfg.Prices[name]
-		if name == "" || strings.Contains(strings.TrimSuffix(name, "*"), "*") {
-			mistake(`Prices: name is %q; want a model's name, or a prefix that ends in "*"`, name)
+		if !bymodel.IsKey(name) {
+			mistake("Prices: name is %q; want "+bymodel.WantKey, name)
 		}
 		for _, m := range []Money{p.Input, p.CachedInput, p.CacheWrite, p.Output} {
 			if m < 0 || m > maxPrice {
@@ -148,7 +148,7 @@ func New(cfg Config) (*Budget, error) {
 	}
 	cfg.Limits = slices.Clone(cfg.Limits)
 	_, local := cfg.Store.(*Memory)
-	return &Budget{cfg: cfg, prices: newPrices(cfg.Prices), local: local, told: make(map[string]int64)}, nil
+	return &Budget{cfg: cfg, prices: bymodel.New(cfg.Prices), local: local, told: make(map[string]int64)}, nil
 }
 
 // Reserve implements aiguard.Budget.
@@ -210,7 +210,7 @@ func (h *hold) value(ctx context.Context, call aiguard.Call, most aiguard.Usage)
 		}
 	}
 	most = sane(most)
-	h.price, h.priced = h.prices.find(call.Model)
+	h.price, _, h.priced = h.prices.Find(call.Model)
 	nameless := call.Model == "" && most.Input+most.Output == 0 // a Do, or a request that is no inference
 	if !h.priced && needsPrice && !nameless && !h.cfg.FreeUnpriced {
 		return &aiguard.Error{Kind: aiguard.ErrMisconfigured, Phase: aiguard.PhaseBudget, Err: unpriced{call.Model}}

@@ -18,7 +18,7 @@ type Money int64
 // Unit is one unit of the currency. As an untyped constant it makes exact amounts of decimal fractions.
 const Unit = 1e9
 
-// maxMoney is more than any price or limit: a million units per price, a billion for a limit.
+// maxPrice and maxLimit are far above any real price or limit.
 const (
 	maxPrice = 1e6 * Unit
 	maxLimit = 1e9 * Unit

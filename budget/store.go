@@ -12,7 +12,7 @@ import (
 // Store keeps what was spent in the windows of limits. It must be safe for concurrent use. Package storetest checks one.
 type Store interface {
 	// Spend atomically adds each charge's Amount to what was spent in its Slot under its Key, or adds none of them. It adds
-	// none if the sum of a charge with a positive Amount would exceed its Max. A sum is that of the slots from Since on. A
+	// none if the sum of a charge with a positive Amount would exceed its Max. A sum covers the slots from Since on. A
 	// slot never falls below zero. Spend returns the sums after it, in the order of charges, and whether it added the
 	// amounts. No two charges have the same Key.
 	//
@@ -25,12 +25,12 @@ type Charge struct {
 	Key    string // valid UTF-8 without a zero byte, at most 400 bytes
 	Slot   int64  // the time that the amount belongs to
 	Since  int64  // the first slot that counts against Max
-	Until  int64  // when the slot stops to count and may be deleted
+	Until  int64  // when the slot stops counting and may be deleted
 	Amount int64  // at most 1e15; negative to give it back
 	Max    int64  // math.MaxInt64: no limit
 }
 
-// Sum is what was spent under a Key in the slots from Since on.
+// Sum is the amount spent under a Key in the slots from Since on.
 type Sum struct {
 	Spent  int64
 	Oldest int64 // the first of these slots with an amount; 0: there is none
@@ -134,7 +134,7 @@ func (c *counter) sum(since int64) (s Sum) {
 	return s
 }
 
-// addUp is a+b, which are not negative, or the most there is.
+// addUp returns a+b, or math.MaxInt64 if the sum overflows. a and b must not be negative.
 func addUp(a, b int64) int64 {
 	if a > math.MaxInt64-b {
 		return math.MaxInt64

@@ -21,9 +21,9 @@ var debugHTML string
 var debugPage = template.Must(template.New("debug").Parse(debugHTML))
 
 // Debug returns a handler that shows the current state of g: gauges, routes, tenants, calls in progress, and the last
-// 50 failures. It serves an HTML page that refreshes itself every second. It serves the same data as JSON for
-// "Accept: application/json" or "?format=json". Neither form contains a prompt, an answer, a key or provider text.
-// Both contain the names of operations, models, hosts and tenants.
+// 50 failures. Each list has at most 100 entries. It serves an HTML page that refreshes itself every second. It serves
+// the same data as JSON for "Accept: application/json" or "?format=json". Neither form contains a prompt, an answer, a
+// key or provider text. Both contain the names of operations, models, hosts and tenants.
 //
 // If allow is nil, Debug accepts only requests from this machine. The peer and the Host header must be loopback
 // addresses, no header may show a proxy, and the protocol must be newer than HTTP/1.0, which only proxies use. Pass allow to

@@ -218,7 +218,7 @@ func (h *handler) admit(ctx context.Context, r *http.Request, x *exchange) error
 	case st.Draining:
 		return &aiguard.Error{Kind: aiguard.ErrClosed, Op: x.route}
 	case st.OverMemory:
-		return &aiguard.Error{Kind: aiguard.ErrOverloaded, Op: x.route, Phase: "memory", Size: st.HeapBytes, Max: st.MemoryLimit}
+		return &aiguard.Error{Kind: aiguard.ErrOverloaded, Op: x.route, Phase: aiguard.PhaseMemory, Size: st.HeapBytes, Max: st.MemoryLimit}
 	}
 	return h.places.enter(ctx, x.route)
 }

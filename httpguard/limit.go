@@ -29,8 +29,8 @@ func newLimit(cfg *Config, route string, patience time.Duration) *limit {
 		timeout = patience
 	}
 	reason := func(limit time.Duration) *aiguard.Error {
-		// Phase "task" means several calls together, and its user message fits here.
-		return &aiguard.Error{Kind: aiguard.ErrTimeout, Op: route, Phase: "task", Limit: limit}
+		// PhaseTask means several calls together, and its user message fits here.
+		return &aiguard.Error{Kind: aiguard.ErrTimeout, Op: route, Phase: aiguard.PhaseTask, Limit: limit}
 	}
 	l := &limit{timeout: timeout, at: now.Add(timeout), err: reason(timeout)}
 	stream := max(cfg.StreamTimeout, timeout)

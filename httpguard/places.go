@@ -55,7 +55,7 @@ func (p *places) enter(ctx context.Context, op string) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return &aiguard.Error{Kind: aiguard.ErrOverloaded, Op: op, Phase: "queue", Limit: p.timeout,
+	return &aiguard.Error{Kind: aiguard.ErrOverloaded, Op: op, Phase: aiguard.PhaseQueue, Limit: p.timeout,
 		Queued: time.Since(start), RetryAfter: p.retryAfter()}
 }
 
@@ -69,7 +69,7 @@ func (p *places) join(op string) (turn chan struct{}, waiter *list.Element, err 
 		p.taken++
 		return nil, nil, nil
 	case p.maxQueue != aiguard.Off && waiting >= p.maxQueue:
-		return nil, nil, &aiguard.Error{Kind: aiguard.ErrOverloaded, Op: op, Phase: "queue",
+		return nil, nil, &aiguard.Error{Kind: aiguard.ErrOverloaded, Op: op, Phase: aiguard.PhaseQueue,
 			Size: int64(waiting), Max: int64(p.maxQueue), RetryAfter: p.retryAfter()}
 	}
 	turn = make(chan struct{})

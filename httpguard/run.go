@@ -2,12 +2,12 @@ package httpguard
 
 import (
 	"context"
-	"fmt"
 	"log"
 	"log/slog"
 	"net/http"
-	"runtime/debug"
 	"time"
+
+	"github.com/aiguard-go/aiguard/internal/panics"
 )
 
 // outcome describes how a handler ended.
@@ -35,7 +35,7 @@ func (h *handler) runWithin(l *limit, w http.ResponseWriter, r *http.Request, x 
 		entered := time.Now()
 		var out outcome
 		defer func() {
-			out.panicked, out.cut = withStack(recover()), l.over()
+			out.panicked, out.cut = panics.WithStack(recover()), l.over()
 			h.leave(r, entered)
 			select {
 			case done <- out:
@@ -107,25 +107,4 @@ func (h *handler) reportLate(panicked any, ran time.Duration, ctx context.Contex
 		printf = srv.ErrorLog.Printf
 	}
 	printf("httpguard: panic after the time limit: %v", panicked)
-}
-
-// panicked carries a handler's panic to the request's goroutine together with the original stack.
-type panicked struct {
-	value any
-	stack []byte
-}
-
-func (p *panicked) Error() string { return fmt.Sprintf("%v\n\n%s", p.value, p.stack) }
-
-func (p *panicked) Unwrap() error {
-	err, _ := p.value.(error)
-	return err
-}
-
-// withStack must run in the deferred function that recovers, while the stack of the panic still exists.
-func withStack(value any) any {
-	if value == nil || value == http.ErrAbortHandler {
-		return value
-	}
-	return &panicked{value, debug.Stack()}
 }

@@ -14,7 +14,7 @@ func (t *Telemetry) BudgetReached(_ context.Context, r budget.Reached) {
 	t.budgets.add(budgetLimit{t.budgets.names.bound(r.Limit), r.What}, r.Key, r.Until, time.Now())
 }
 
-// budgetLimit is a limit of package budget, as labels name it.
+// budgetLimit is a limit of package budget, as its labels name it.
 type budgetLimit struct{ name, unit string }
 
 // budgets are the limits that are nearly spent.
@@ -25,7 +25,7 @@ type budgets struct {
 	m  map[budgetLimit]map[string]time.Time // of each key, the end of its window
 }
 
-// maxBudgetKeys is how many keys of a limit are counted; more are not told apart.
+// maxBudgetKeys is the maximum number of keys of a limit that are counted. Further keys do not count.
 const maxBudgetKeys = 10_000
 
 func (b *budgets) add(limit budgetLimit, key string, until, now time.Time) {
@@ -47,7 +47,7 @@ func (b *budgets) add(limit budgetLimit, key string, until, now time.Time) {
 	}
 }
 
-// reached returns how many keys of each limit are nearly spent. A limit that was so once stays, with 0.
+// reached returns how many keys have nearly spent each limit. A limit stays in the result with 0 after its windows ended.
 func (b *budgets) reached(now time.Time) map[budgetLimit]int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()

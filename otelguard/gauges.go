@@ -58,7 +58,7 @@ func (t *Telemetry) observe(g *aiguard.Guard) (metric.Registration, error) {
 	}, all...)
 }
 
-// routes observes the routes: those beyond the bound of labels together.
+// observeRoutes observes the routes. Routes beyond the limit of label values are added up as one.
 func (t *Telemetry) observeRoutes(o metric.Observer, gs *gauges, common []attribute.KeyValue, routes []aiguard.RouteStats) {
 	now := time.Now()
 	type place struct{ host, name string }
@@ -76,7 +76,7 @@ func (t *Telemetry) observeRoutes(o metric.Observer, gs *gauges, common []attrib
 	}
 	for at, s := range sum {
 		attrs := []attribute.KeyValue{attribute.String(attrRoute, at.name)}
-		if at.host != "" { // else it is a Do's
+		if at.host != "" { // else it is the route of a Do
 			address, port := splitHost(at.host)
 			attrs = append(attrs, attribute.String(attrAddress, address), attribute.Int(attrPort, port))
 		}
@@ -94,7 +94,7 @@ func flag(set bool) int64 {
 	return 0
 }
 
-// observeTenants observes the tenants: those beyond the bound of labels together.
+// observeTenants observes the tenants. Tenants beyond the limit of label values are added up as one.
 func (t *Telemetry) observeTenants(o metric.Observer, gs *gauges, common []attribute.KeyValue, tenants []aiguard.TenantStats) {
 	sum := make(map[string]aiguard.TenantStats)
 	for _, tenant := range tenants {

@@ -104,7 +104,7 @@ func (t *Telemetry) refusal(ctx context.Context, s *series, e *aiguard.Event, er
 	t.meters.refused.Add(ctx, 1, addOptions(s.attrs, attrs...)...)
 }
 
-// timeout counts a deadline that ran out.
+// timeout counts a deadline that expired.
 func (t *Telemetry) timeout(ctx context.Context, s *series, phase string) {
 	t.meters.timeouts.Add(ctx, 1, addOptions(s.attrs, attribute.String(attrPhase, t.series.phases.bound(phase)))...)
 }
@@ -114,13 +114,13 @@ func (t *Telemetry) waited(ctx context.Context, s *series, d time.Duration, p ai
 	t.meters.queue.Record(ctx, d.Seconds(), recordOptions(s.attrs, attribute.String(attrPriority, p.String()))...)
 }
 
-// failure is err as the guard's own, or nil.
+// failure returns err as an *aiguard.Error, or nil.
 func failure(err error) *aiguard.Error {
 	e, _ := err.(*aiguard.Error)
 	return e
 }
 
-// errorTypeOf is the error.type of an event's Err.
+// errorTypeOf returns the error.type of an event's Err.
 func errorTypeOf(e *aiguard.Event) string {
 	switch {
 	case e.Err == nil:
@@ -134,7 +134,7 @@ func errorTypeOf(e *aiguard.Event) string {
 	switch {
 	case errors.Is(e.Err, context.DeadlineExceeded):
 		return errorDeadline
-	case errors.Is(e.Err, context.Canceled), e.Host != "": // of a request nothing else comes without a Kind
+	case errors.Is(e.Err, context.Canceled), e.Host != "": // every other failure of a request has a Kind
 		return errorCanceled
 	}
 	return errorOther

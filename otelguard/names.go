@@ -1,7 +1,8 @@
 package otelguard
 
-// Every name that this package gives to OpenTelemetry. Those that begin with gen_ai are of the semantic conventions for
-// generative AI, release v0.1.0, and those of errors and servers of the general ones. What they lack begins with aiguard.
+// This file has every name that this package gives to OpenTelemetry. Names that begin with gen_ai follow the semantic
+// conventions for generative AI, release v0.1.0. Names of errors and servers follow the general conventions. All other
+// names begin with aiguard.
 
 // scope is the name of the tracer and the meter.
 const scope = "github.com/aiguard-go/aiguard/otelguard"
@@ -71,7 +72,7 @@ const (
 	errorOther    = "_OTHER"
 )
 
-// modalityUnknown is that of all tokens: providers rarely say more.
+// modalityUnknown is the modality of all tokens, because providers rarely report it.
 const modalityUnknown = "unknown"
 
 // instrument describes a metric.
@@ -114,7 +115,7 @@ var (
 	outages   = instrument{"aiguard.outages", "{outage}", "Times that a route has gone down.", nil}
 )
 
-// What is read from the guard when metrics are collected.
+// Gauges, which are read from the guard when metrics are collected.
 var (
 	inFlight       = instrument{"aiguard.in_flight", "{weight}", "Weight of the calls in flight.", nil}
 	waiting        = instrument{"aiguard.waiting", "{call}", "Calls that wait.", nil}

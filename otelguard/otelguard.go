@@ -103,7 +103,7 @@ func (t *Telemetry) Install(cfg aiguard.Config) aiguard.Config {
 	return cfg
 }
 
-// follow is the Middleware: it gives the call its record.
+// follow is the Middleware. It runs the call with a record as its context.
 func (t *Telemetry) follow(ctx context.Context, _ aiguard.Call, next func(context.Context) error) error {
 	return next(&record{Context: ctx, t: t})
 }

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// hosts maps the ends of providers' host names to their names in the conventions.
+// hosts maps suffixes of host names to the names of their providers in the conventions.
 var hosts = []struct{ suffix, provider string }{
 	{"api.openai.com", "openai"},
 	{".openai.azure.com", "azure.ai.openai"},
@@ -27,14 +27,14 @@ var hosts = []struct{ suffix, provider string }{
 	{".ml.cloud.ibm.com", "ibm.watsonx.ai"},
 }
 
-// formats maps API endpoints to the provider whose format they have, for hosts that nothing is known of. The rest speak
-// OpenAI's.
+// formats maps API endpoints to the provider whose API they use. It serves hosts that are not in hosts. All other endpoints
+// use OpenAI's API.
 var formats = map[string]string{
 	"messages": "anthropic", "generateContent": "gcp.gen_ai", "embedContent": "gcp.gen_ai",
 	"converse": "aws.bedrock", "invoke": "aws.bedrock",
 }
 
-// providerOf names the provider of a call by its host, or by the format of its API.
+// providerOf returns the name of a call's provider, by its host or by its API.
 func providerOf(address, endpoint string) string {
 	for _, h := range hosts {
 		if address == h.suffix || strings.HasSuffix(address, h.suffix) && (h.suffix[0] == '.' || strings.HasSuffix(address, "."+h.suffix) ||
@@ -48,7 +48,7 @@ func providerOf(address, endpoint string) string {
 	return "openai"
 }
 
-// splitHost splits a URL's host. Without a port it is that of https.
+// splitHost splits a URL's host. Without a port it returns the port of https.
 func splitHost(host string) (address string, port int) {
 	if name, number, err := net.SplitHostPort(host); err == nil {
 		if port, err = strconv.Atoi(number); err == nil {

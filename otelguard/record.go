@@ -15,10 +15,10 @@ import (
 	"github.com/aiguard-go/aiguard/internal/callctx"
 )
 
-// record follows one call. It is the context of the call, so that whatever is done in the call finds the span under way:
-// spans that fn or a base transport make become children of the attempt.
+// record follows one call. It is the context of the call, so that spans made by fn or by a base transport become children
+// of the current span.
 //
-// The guard tells the moments of a call one after the other. Only the context is used by several goroutines at once.
+// The guard reports the events of a call one after the other. Several goroutines at once use only the context.
 type record struct {
 	context.Context // the caller's
 	t               *Telemetry
@@ -33,7 +33,7 @@ type record struct {
 	memory  [4]attribute.KeyValue
 
 	mu      sync.Mutex
-	current context.Context // of the span under way; nil: there is none yet
+	current context.Context // of the current span; nil: none yet
 }
 
 type attempt struct {
@@ -43,7 +43,7 @@ type attempt struct {
 
 type recordKey struct{}
 
-// Value answers the keys of package callctx, and lets all others see the span under way.
+// Value returns the record for the keys of package callctx. For other keys it asks the context of the current span.
 func (r *record) Value(key any) any {
 	switch key.(type) {
 	case recordKey, callctx.ProgressKey:
@@ -57,7 +57,7 @@ func (r *record) Value(key any) any {
 	return r.now().Value(key)
 }
 
-// now is the context of the span under way.
+// now returns the context of the current span.
 func (r *record) now() context.Context {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -83,7 +83,7 @@ func (r *record) Progressed(after time.Duration) {
 	r.t.meters.perChunk.Record(r.spanCtx, after.Seconds(), r.series.record...)
 }
 
-// moment follows an event of the call.
+// moment handles an event of the call.
 func (r *record) moment(e *aiguard.Event) {
 	if r.span == nil {
 		r.begin(e)
@@ -121,7 +121,7 @@ func (r *record) moment(e *aiguard.Event) {
 func (r *record) begin(e *aiguard.Event) {
 	r.series = r.t.series.of(subject{e.Endpoint, e.Call.Op, e.Call.Model, e.Host})
 	r.spanCtx, r.span = r.t.tracer.Start(r.Context, r.series.span, r.series.start...)
-	if r.span.IsRecording() && r.series.model != e.Call.Model { // beyond the bound of labels, which is not for spans
+	if r.span.IsRecording() && r.series.model != e.Call.Model { // beyond the limit of label values, which does not apply to spans
 		r.span.SetAttributes(attribute.String(attrModel, clean(e.Call.Model)))
 	}
 	r.enter(r.spanCtx)
@@ -159,10 +159,10 @@ func (r *record) attemptDone(e *aiguard.Event) {
 	r.enter(r.spanCtx)
 }
 
-// countTimeout counts a deadline that ran out, once if the end of an attempt is that of the call.
+// countTimeout counts a deadline that expired. If the end of the attempt is also the end of the call, it counts once.
 func (r *record) countTimeout(e *aiguard.Event) {
 	own := failure(e.Err)
-	if own == nil || own.Kind != aiguard.ErrTimeout || e.Host == "" && own.Host != "" { // that of a call inside the Do
+	if own == nil || own.Kind != aiguard.ErrTimeout || e.Host == "" && own.Host != "" { // the timeout of a call inside the Do
 		return
 	}
 	if own.Phase != r.timeout {
@@ -223,7 +223,7 @@ func (r *record) end(e *aiguard.Event) {
 	r.enter(r.Context)
 }
 
-// facts appends what is known at the end of a call.
+// facts appends the attributes that are known at the end of a call.
 func facts(attrs []attribute.KeyValue, e *aiguard.Event) []attribute.KeyValue {
 	attrs = append(attrs, attribute.Int(attrAttempts, e.Attempt))
 	if e.Host != "" && e.Call.Op != e.Endpoint {
@@ -253,7 +253,7 @@ func facts(attrs []attribute.KeyValue, e *aiguard.Event) []attribute.KeyValue {
 	return attrs
 }
 
-// setError notes a failure. The text of an *Error is safe to show; any other error's is not known.
+// setError records a failure. It shows the text of an *Error only, because other texts may quote a prompt or a key.
 func setError(span trace.Span, e *aiguard.Event) {
 	errorType, text := errorTypeOf(e), ""
 	attrs := []attribute.KeyValue{attribute.String(attrErrorType, errorType)}
@@ -267,7 +267,7 @@ func setError(span trace.Span, e *aiguard.Event) {
 		}
 	}
 	span.SetAttributes(attrs...)
-	if errorType != errorCanceled && errorType != errorDeadline { // the caller has left: nothing has failed
+	if errorType != errorCanceled && errorType != errorDeadline { // the caller has left, and nothing has failed
 		span.SetStatus(codes.Error, text)
 	}
 }

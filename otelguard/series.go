@@ -10,7 +10,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// values bounds what a label may say: the first maxValues, and "other" for the rest.
+// values limits the values of a label. The first maxValues are kept, and all others become "other".
 type values struct {
 	mu   sync.Mutex
 	seen map[string]bool
@@ -26,7 +26,7 @@ func (v *values) bound(value string) string {
 	return value
 }
 
-// has reports whether value is one of the first.
+// has reports whether value is one of the first maxValues.
 func (v *values) has(value string) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -45,7 +45,7 @@ func (v *values) has(value string) bool {
 
 const maxValueBytes = 128
 
-// clean makes a valid attribute value of at most maxValueBytes of a text that users may have written.
+// clean returns s as a valid attribute value of at most maxValueBytes. s may come from a user.
 func clean(s string) string {
 	if len(s) > maxValueBytes {
 		s = s[:maxValueBytes]
@@ -53,16 +53,16 @@ func clean(s string) string {
 	return strings.Clone(strings.ToValidUTF8(s, "?"))
 }
 
-// subject is what calls have in common that are counted together.
+// subject is what the calls of one series have in common.
 type subject struct{ endpoint, op, model, host string }
 
 // series holds the attributes of a subject, which cost more to make than to record with.
 type series struct {
-	operation string // "": a Do's
+	operation string // "": a Do
 	span      string // its name
 	start     []trace.SpanStartOption
 	attrs     []attribute.KeyValue
-	model     string // what the attributes say
+	model     string // as in attrs
 
 	record []metric.RecordOption
 	add    []metric.AddOption
@@ -72,7 +72,7 @@ type series struct {
 	estimated []metric.AddOption // as tokens, for an estimate
 }
 
-// maxSeries bounds the combinations that are kept; what comes later is other.
+// maxSeries limits the series that are kept. Further subjects share a series named "other".
 const maxSeries = 2000
 
 // all finds the series of a subject.
@@ -113,7 +113,7 @@ func (a *all) of(s subject) *series {
 	return made
 }
 
-// newSeries makes the attributes of a bounded subject: of a request to a provider, or of a Do.
+// newSeries returns the series of a bounded subject, which is a request to a provider or a Do.
 func (a *all) newSeries(s subject) *series {
 	var attrs []attribute.KeyValue
 	if a.guard != "" {
@@ -145,7 +145,7 @@ func (a *all) newSeries(s subject) *series {
 	return made
 }
 
-// failure returns the attributes of the series with an error type, of which there are few.
+// failure returns the attributes of the series together with an error type. There are few error types.
 func (s *series) failure(errorType string) []metric.RecordOption {
 	if found, ok := s.failed.Load(errorType); ok {
 		return found.([]metric.RecordOption)

@@ -310,27 +310,27 @@ func TestMistakesAreReportedByNew(t *testing.T) {
 			_, err := redisguard.ShareRoutes(good, nil, redisguard.RoutesConfig{Key: "k"})
 			return err
 		},
-		"RoutesConfig.Timeout = 1ns": func() error {
+		"RoutesConfig.Timeout is 1ns": func() error {
 			_, err := redisguard.ShareRoutes(good, new(aiguard.Guard), redisguard.RoutesConfig{Key: "k", Timeout: 1})
 			return err
 		},
-		"the client is nil":   func() error { _, err := redisguard.New(nil, redisguard.Config{Key: "k", Limit: 1}); return err },
-		"Config.Key":          func() error { _, err := redisguard.New(good, redisguard.Config{Limit: 1}); return err },
-		`Config.Key = "a{b}"`: func() error { _, err := redisguard.New(good, redisguard.Config{Key: "a{b}", Limit: 1}); return err },
-		"Config.Limit = 0":    func() error { _, err := redisguard.New(good, redisguard.Config{Key: "k"}); return err },
-		"Config.Lease = 1ms": func() error {
+		"the client is nil":    func() error { _, err := redisguard.New(nil, redisguard.Config{Key: "k", Limit: 1}); return err },
+		"Config.Key":           func() error { _, err := redisguard.New(good, redisguard.Config{Limit: 1}); return err },
+		`Config.Key is "a{b}"`: func() error { _, err := redisguard.New(good, redisguard.Config{Key: "a{b}", Limit: 1}); return err },
+		"Config.Limit is 0":    func() error { _, err := redisguard.New(good, redisguard.Config{Key: "k"}); return err },
+		"Config.Lease is 1ms": func() error {
 			_, err := redisguard.New(good, redisguard.Config{Key: "k", Limit: 1, Lease: time.Millisecond})
 			return err
 		},
-		"Config.Timeout = 1m0s": func() error {
+		"Config.Timeout is 1m0s": func() error {
 			_, err := redisguard.New(good, redisguard.Config{Key: "k", Limit: 1, Timeout: time.Minute})
 			return err
 		},
-		"Config.MaxBackground = -2": func() error {
+		"Config.MaxBackground is -2": func() error {
 			_, err := redisguard.New(good, redisguard.Config{Key: "k", Limit: 1, MaxBackground: -2})
 			return err
 		},
-		"Config.OnFailure = 7": func() error {
+		"Config.OnFailure is 7": func() error {
 			_, err := redisguard.New(good, redisguard.Config{Key: "k", Limit: 1, OnFailure: 7})
 			return err
 		},

@@ -86,15 +86,15 @@ func (c *PaceConfig) validate() error {
 	}
 	switch {
 	case c.RequestsPerMinute < 0 || c.RequestsPerMinute > 1e12:
-		return fmt.Errorf("redisguard: PaceConfig.RequestsPerMinute = %d: want 0 to 1e12", c.RequestsPerMinute)
+		return fmt.Errorf("redisguard: PaceConfig.RequestsPerMinute is %d; want 0 to 1e12", c.RequestsPerMinute)
 	case c.TokensPerMinute < 0 || c.TokensPerMinute > 1e12:
-		return fmt.Errorf("redisguard: PaceConfig.TokensPerMinute = %d: want 0 to 1e12", c.TokensPerMinute)
+		return fmt.Errorf("redisguard: PaceConfig.TokensPerMinute is %d; want 0 to 1e12", c.TokensPerMinute)
 	case c.RequestsPerMinute == 0 && c.TokensPerMinute == 0:
 		return fmt.Errorf("redisguard: PaceConfig has neither RequestsPerMinute nor TokensPerMinute: want at least one")
 	case c.Timeout < time.Millisecond || c.Timeout > time.Minute:
-		return fmt.Errorf("redisguard: PaceConfig.Timeout = %v: want 1ms to 1m", c.Timeout)
+		return fmt.Errorf("redisguard: PaceConfig.Timeout is %v; want 1ms to 1m", c.Timeout)
 	case c.OnFailure != KeepShare && c.OnFailure != FailClosed:
-		return fmt.Errorf("redisguard: PaceConfig.OnFailure = %d: want KeepShare or FailClosed", c.OnFailure)
+		return fmt.Errorf("redisguard: PaceConfig.OnFailure is %d; want KeepShare or FailClosed", c.OnFailure)
 	}
 	return checkKey("PaceConfig.Key", c.Key)
 }

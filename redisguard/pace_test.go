@@ -184,11 +184,11 @@ func TestMistakesAreReportedByNewPace(t *testing.T) {
 	c := newClient(t, "127.0.0.1:1")
 	for want, cfg := range map[string]redisguard.PaceConfig{
 		"neither RequestsPerMinute nor TokensPerMinute": {Key: "k"},
-		"PaceConfig.RequestsPerMinute = -1":             {Key: "k", RequestsPerMinute: -1},
-		"PaceConfig.TokensPerMinute = -1":               {Key: "k", TokensPerMinute: -1},
+		"PaceConfig.RequestsPerMinute is -1":            {Key: "k", RequestsPerMinute: -1},
+		"PaceConfig.TokensPerMinute is -1":              {Key: "k", TokensPerMinute: -1},
 		"PaceConfig.Key":                                {RequestsPerMinute: 1},
-		"PaceConfig.Timeout = 1h0m0s":                   {Key: "k", RequestsPerMinute: 1, Timeout: time.Hour},
-		"PaceConfig.OnFailure = 5":                      {Key: "k", RequestsPerMinute: 1, OnFailure: 5},
+		"PaceConfig.Timeout is 1h0m0s":                  {Key: "k", RequestsPerMinute: 1, Timeout: time.Hour},
+		"PaceConfig.OnFailure is 5":                     {Key: "k", RequestsPerMinute: 1, OnFailure: 5},
 	} {
 		_, err := redisguard.NewPace(c, cfg)
 		require.ErrorContains(t, err, want)

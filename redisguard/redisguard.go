@@ -61,10 +61,11 @@ type Config struct {
 	MaxBackground int64
 
 	// Lease is how long a process that has died keeps its slots. A process renews its lease three times per Lease.
-	// Default 15s; at least 1s
+	// Default 15s; 1s to 1h
 	Lease time.Duration
 
-	// Timeout is how long Redis may take to answer before it counts as failed. Default 1s; at most Lease/3
+	// Timeout is how long Redis may take to answer before it counts as failed. Default 1s, or Lease/3 if that is less;
+	// 1ms to Lease/3
 	Timeout time.Duration
 
 	OnFailure Failure      // what happens while Redis does not answer. Default KeepShare
@@ -80,15 +81,15 @@ func (c *Config) validate() error {
 	}
 	switch {
 	case c.Limit < 1 || c.Limit > 1e9:
-		return fmt.Errorf("redisguard: Config.Limit = %d: want 1 to 1e9", c.Limit)
+		return fmt.Errorf("redisguard: Config.Limit is %d; want 1 to 1e9", c.Limit)
 	case c.MaxBackground < 1 && c.MaxBackground != aiguard.Off:
-		return fmt.Errorf("redisguard: Config.MaxBackground = %d: want at least 1, or aiguard.Off", c.MaxBackground)
+		return fmt.Errorf("redisguard: Config.MaxBackground is %d; want at least 1, or aiguard.Off", c.MaxBackground)
 	case c.Lease < time.Second || c.Lease > time.Hour:
-		return fmt.Errorf("redisguard: Config.Lease = %v: want 1s to 1h", c.Lease)
+		return fmt.Errorf("redisguard: Config.Lease is %v; want 1s to 1h", c.Lease)
 	case c.Timeout < time.Millisecond || c.Timeout > c.Lease/3:
-		return fmt.Errorf("redisguard: Config.Timeout = %v: want 1ms to Lease/3 (%v)", c.Timeout, c.Lease/3)
+		return fmt.Errorf("redisguard: Config.Timeout is %v; want 1ms to Lease/3 (%v)", c.Timeout, c.Lease/3)
 	case c.OnFailure != KeepShare && c.OnFailure != FailClosed:
-		return fmt.Errorf("redisguard: Config.OnFailure = %d: want KeepShare or FailClosed", c.OnFailure)
+		return fmt.Errorf("redisguard: Config.OnFailure is %d; want KeepShare or FailClosed", c.OnFailure)
 	}
 	return checkKey("Config.Key", c.Key)
 }
@@ -98,7 +99,7 @@ const maxKey = 200
 
 func checkKey(field, key string) error {
 	if key == "" || len(key) > maxKey || strings.ContainsAny(key, "{}") {
-		return fmt.Errorf("redisguard: %s = %q: want 1 to %d bytes without { and }", field, key[:min(len(key), maxKey)], maxKey)
+		return fmt.Errorf("redisguard: %s is %q; want 1 to %d bytes without { and }", field, key[:min(len(key), maxKey)], maxKey)
 	}
 	return nil
 }
@@ -108,7 +109,7 @@ func checkClient(client redis.UniversalClient) error {
 	heedsContext := true
 	switch c := client.(type) {
 	case nil:
-		return fmt.Errorf("redisguard: the client is nil")
+		return fmt.Errorf("redisguard: the client is nil; want one such as redis.NewClient returns")
 	case *redis.Client:
 		heedsContext = c != nil && c.Options().ContextTimeoutEnabled
 	case *redis.ClusterClient:
@@ -117,7 +118,7 @@ func checkClient(client redis.UniversalClient) error {
 		heedsContext = c != nil && c.Options().ContextTimeoutEnabled
 	}
 	if !heedsContext {
-		return fmt.Errorf("redisguard: the client is nil or has ContextTimeoutEnabled = false: want true, so that no call waits longer than its timeout")
+		return fmt.Errorf("redisguard: the client is nil or has ContextTimeoutEnabled false; want true, so that no call waits longer than its timeout")
 	}
 	return nil
 }

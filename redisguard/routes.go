@@ -78,7 +78,7 @@ func ShareRoutes(client redis.UniversalClient, guard *aiguard.Guard, cfg RoutesC
 		return nil, err
 	}
 	if cfg.Timeout = cmp.Or(cfg.Timeout, DefaultTimeout); cfg.Timeout < time.Millisecond || cfg.Timeout > time.Minute {
-		return nil, fmt.Errorf("redisguard: RoutesConfig.Timeout = %v: want 1ms to 1m", cfg.Timeout)
+		return nil, fmt.Errorf("redisguard: RoutesConfig.Timeout is %v; want 1ms to 1m", cfg.Timeout)
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()

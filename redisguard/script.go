@@ -108,7 +108,7 @@ func (l *Limiter) run(ctx context.Context, along []release, op ...any) (answer, 
 
 func parseAnswer(reply []any) (a answer, err error) {
 	if len(reply) != 5 {
-		return a, fmt.Errorf("redisguard: reply of %d parts, want 5", len(reply))
+		return a, fmt.Errorf("redisguard: reply has %d parts; want 5", len(reply))
 	}
 	epoch, ok0 := reply[0].(string)
 	status, ok1 := reply[1].(int64)

@@ -48,7 +48,7 @@ func NewMiddleware(g *aiguard.Guard, patience time.Duration) (*Middleware, error
 		return nil, errors.New("riverguard: NewMiddleware: want a guard, not nil")
 	}
 	if patience < aiguard.Off {
-		return nil, fmt.Errorf("riverguard: NewMiddleware: patience is %v; want a positive duration, 0 for the default, or Off", patience)
+		return nil, fmt.Errorf("riverguard: NewMiddleware: patience is %v; want a positive duration, 0 for the default, or aiguard.Off", patience)
 	}
 	return &Middleware{guard: g, patience: cmp.Or(patience, DefaultPatience)}, nil
 }

@@ -122,10 +122,10 @@ func (cfg *Config) complete(g *aiguard.Guard) (limit time.Duration, err error) {
 		}
 	}
 	check(cfg.MaxRunning >= aiguard.Off && cfg.MaxRunning <= river.QueueNumWorkersMax, "MaxRunning", cfg.MaxRunning,
-		"1 to 10,000, 0 for the guard's, or Off")
-	check(cfg.MaxPending >= aiguard.Off, "MaxPending", cfg.MaxPending, "a positive number, 0 for the guard's, or Off")
+		"1 to 10,000, 0 for the guard's, or aiguard.Off")
+	check(cfg.MaxPending >= aiguard.Off, "MaxPending", cfg.MaxPending, "a positive number, 0 for the guard's, or aiguard.Off")
 	check(cfg.MaxAttempts >= 0 && cfg.MaxAttempts <= 1000, "MaxAttempts", cfg.MaxAttempts, "1 to 1,000, or 0 for the default")
-	check(cfg.Patience >= aiguard.Off, "Patience", cfg.Patience, "a positive duration, 0 for the default, or Off")
+	check(cfg.Patience >= aiguard.Off, "Patience", cfg.Patience, "a positive duration, 0 for the default, or aiguard.Off")
 	check(schemaNames.MatchString(cfg.Schema), "Schema", strconv.Quote(cfg.Schema), "1 to 40 lower-case letters, digits and underscores, or nothing")
 	check(queueNames.MatchString(cfg.Queue) && len(cfg.Queue) <= maxQueueName, "Queue", strconv.Quote(cfg.Queue[:min(len(cfg.Queue), maxQueueName)]),
 		"1 to 64 lower-case letters and digits, with single hyphens or underscores between them, or nothing for the default")

@@ -99,7 +99,7 @@ func (r *Runner) submit(ctx context.Context, db querier, name string, input any,
 // admit returns an error if no operation may be added to the queue.
 func (r *Runner) admit(ctx context.Context, db querier, name string) error {
 	if r.closed() {
-		return &aiguard.Error{Kind: aiguard.ErrClosed, Op: name, Phase: "task"}
+		return &aiguard.Error{Kind: aiguard.ErrClosed, Op: name, Phase: aiguard.PhaseTask}
 	}
 	if r.cfg.MaxPending == aiguard.Off {
 		return nil
@@ -113,7 +113,7 @@ func (r *Runner) admit(ctx context.Context, db querier, name string) error {
 		return nil
 	}
 	r.count(func(s *task.Stats) { s.Refused++ })
-	return &aiguard.Error{Kind: aiguard.ErrOverloaded, Op: name, Phase: "queue",
+	return &aiguard.Error{Kind: aiguard.ErrOverloaded, Op: name, Phase: aiguard.PhaseQueue,
 		Size: int64(waiting), Max: int64(r.cfg.MaxPending), RetryAfter: r.retryAfter(waiting)}
 }
 

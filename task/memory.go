@@ -49,9 +49,9 @@ type ended struct {
 func NewMemory(cfg MemoryConfig) (*Memory, error) {
 	switch {
 	case cfg.MaxOperations < aiguard.Off:
-		return nil, fmt.Errorf("task: MemoryConfig.MaxOperations is %d; want a positive number, 0 for the default, or Off", cfg.MaxOperations)
+		return nil, fmt.Errorf("task: MemoryConfig.MaxOperations is %d; want a positive number, 0 for the default, or aiguard.Off", cfg.MaxOperations)
 	case cfg.MaxAge < aiguard.Off:
-		return nil, fmt.Errorf("task: MemoryConfig.MaxAge is %v; want a positive duration, 0 for the default, or Off", cfg.MaxAge)
+		return nil, fmt.Errorf("task: MemoryConfig.MaxAge is %v; want a positive duration, 0 for the default, or aiguard.Off", cfg.MaxAge)
 	}
 	return &Memory{
 		maxOperations: cmp.Or(cfg.MaxOperations, DefaultMaxOperations),

@@ -109,7 +109,7 @@ func (o Operation) Err() error {
 	if o.Status != Failed && o.Status != Cancelled {
 		return nil
 	}
-	return &aiguard.Error{Kind: o.ErrorCode, Op: o.Name, Phase: "task"}
+	return &aiguard.Error{Kind: o.ErrorCode, Op: o.Name, Phase: aiguard.PhaseTask}
 }
 
 // Result decodes the result of a Succeeded operation. For a failed or cancelled operation it returns Operation.Err.

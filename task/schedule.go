@@ -34,12 +34,12 @@ func (s *scheduler) enter(x *execution) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing {
-		return &aiguard.Error{Kind: aiguard.ErrClosed, Op: x.op.Name, Phase: "task"}
+		return &aiguard.Error{Kind: aiguard.ErrClosed, Op: x.op.Name, Phase: aiguard.PhaseTask}
 	}
 	if !s.room() {
 		s.counts.Refused++
 		waiting := s.places - s.running
-		return &aiguard.Error{Kind: aiguard.ErrOverloaded, Op: x.op.Name, Phase: "queue",
+		return &aiguard.Error{Kind: aiguard.ErrOverloaded, Op: x.op.Name, Phase: aiguard.PhaseQueue,
 			Size: int64(waiting), Max: int64(s.maxPending), RetryAfter: s.retryAfter(waiting)}
 	}
 	s.places++

@@ -101,10 +101,10 @@ func NewRunner(g *aiguard.Guard, store Store, cfg Config) (*Runner, error) {
 			mistakes = append(mistakes, fmt.Errorf("task: Config.%s is %v; want %s", field, value, want))
 		}
 	}
-	check(cfg.MaxRunning >= aiguard.Off, "MaxRunning", cfg.MaxRunning, "a positive number, 0 for the guard's, or Off")
-	check(cfg.MaxPending >= aiguard.Off, "MaxPending", cfg.MaxPending, "a positive number, 0 for the guard's, or Off")
+	check(cfg.MaxRunning >= aiguard.Off, "MaxRunning", cfg.MaxRunning, "a positive number, 0 for the guard's, or aiguard.Off")
+	check(cfg.MaxPending >= aiguard.Off, "MaxPending", cfg.MaxPending, "a positive number, 0 for the guard's, or aiguard.Off")
 	check(cfg.Grace >= 0, "Grace", cfg.Grace, "a positive duration, or 0 for the default")
-	check(cfg.Lease == 0 || cfg.Lease >= 3*time.Millisecond, "Lease", cfg.Lease, "a positive duration, or 0 for the default")
+	check(cfg.Lease == 0 || cfg.Lease >= 3*time.Millisecond, "Lease", cfg.Lease, "at least 3ms, or 0 for the default")
 	if len(mistakes) > 0 {
 		return nil, errors.Join(mistakes...)
 	}

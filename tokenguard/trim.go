@@ -33,7 +33,7 @@ func Trim(model string, max int, messages []openai.ChatCompletionMessage) ([]ope
 		}
 		if size > left && k == 0 {
 			return nil, &aiguard.Error{Kind: aiguard.ErrPromptTooLarge, Op: "chat.completions", Model: model,
-				Phase: "prompt_tokens", Size: int64(perReply + size), Max: int64(max)}
+				Phase: aiguard.PhasePromptTokens, Size: int64(perReply + size), Max: int64(max)}
 		}
 		if size > left {
 			break

@@ -9,6 +9,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log"
@@ -30,6 +31,10 @@ var prices = map[string]budget.Price{
 }
 
 func main() {
+	flag.Parse() // there are no flags; reject any
+	if flag.NArg() > 0 {
+		log.Fatalf("unexpected argument %q", flag.Arg(0))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	oc := openai.DefaultConfig(os.Getenv("OPENAI_API_KEY"))
@@ -40,7 +45,7 @@ func main() {
 		fake := startFake()
 		defer fake.Close()
 		oc.BaseURL = fake.URL
-		fmt.Println("OPENAI_API_KEY is not set: using a fake provider that asks for tools for ever.")
+		fmt.Println("OPENAI_API_KEY is not set: using a fake provider that asks for tools forever.")
 	}
 	if err := run(ctx, oc, os.Stdout); err != nil {
 		log.Fatal(err)

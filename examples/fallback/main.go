@@ -17,6 +17,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"time"
 
 	openai "github.com/sashabaranov/go-openai"
@@ -47,6 +48,10 @@ type providers struct{ openai, azure, local *aiguardtest.Server }
 func main() {
 	name := flag.String("recipe", "", "recipe to run (default all)")
 	flag.Parse()
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "fallback: unexpected argument %q\n", flag.Arg(0))
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if err := run(ctx, *name, os.Stdout); err != nil {
@@ -57,7 +62,9 @@ func main() {
 
 func run(ctx context.Context, name string, out io.Writer) error {
 	found := false
+	var names []string
 	for _, r := range recipes {
+		names = append(names, r.name)
 		if name != "" && name != r.name {
 			continue
 		}
@@ -71,7 +78,7 @@ func run(ctx context.Context, name string, out io.Writer) error {
 		}
 	}
 	if !found {
-		return fmt.Errorf("unknown recipe %q", name)
+		return fmt.Errorf("-recipe is %q; want %s", name, strings.Join(names, ", "))
 	}
 	return nil
 }

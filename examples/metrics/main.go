@@ -25,8 +25,11 @@ import (
 
 func main() {
 	addr := flag.String("addr", "127.0.0.1:8080", "address to listen on")
-	load := flag.Bool("load", false, "play users of the service")
+	load := flag.Bool("load", false, "simulate users of the service")
 	flag.Parse()
+	if flag.NArg() > 0 {
+		log.Fatalf("unexpected argument %q", flag.Arg(0))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	err := run(ctx, *addr, *load)
 	stop()

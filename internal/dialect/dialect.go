@@ -40,7 +40,9 @@ type api struct {
 	creates bool // creates something at the provider, whatever the request says
 	marks   bool // [DONE] ends a stream
 	untyped bool // the media parts of a prompt have no type; the member's name identifies them
-	deaf    bool // the API's own client reports an error event in a stream, but ignores an error while reading it
+
+	// The API's own client reports an error event in a stream, but ignores a read error.
+	ignoresReadErrors bool
 
 	member func(q *query, key []byte, c *jsonscan.Cursor)  // reads one member of a request
 	output output                                          // fields that limit the output
@@ -95,9 +97,6 @@ func (e Endpoint) Op() string {
 // Model returns the model named in the path, or "".
 func (e Endpoint) Model() string { return e.model }
 
-// Streams reports whether the path asks for a stream.
-func (e Endpoint) Streams() bool { return e.stream }
-
 // Plain reports whether a good answer may have a format other than JSON.
 func (e Endpoint) Plain() bool { return e.api == nil || e.api.plain }
 
@@ -109,9 +108,9 @@ func (e Endpoint) Framing() Framing {
 	return e.api.framing
 }
 
-// Deaf reports whether the API's own client reports an error event in a stream but ignores an error while reading it. Each
+// IgnoresReadErrors reports whether the API's own client reports an error event in a stream but ignores a read error. Each
 // event of such an API is a line of JSON.
-func (e Endpoint) Deaf() bool { return e.api != nil && e.api.deaf }
+func (e Endpoint) IgnoresReadErrors() bool { return e.api != nil && e.api.ignoresReadErrors }
 
 // before returns the part of path before suffix, without the slash between them.
 func before(path, suffix string) (string, bool) {

@@ -5,9 +5,9 @@ import "github.com/aiguard-go/aiguard/internal/jsonscan"
 // Ollama's API: chat, generate and embed. It streams JSON lines unless the request disables streaming.
 
 var (
-	ollamaChat = api{op: "chat", refusal: ollamaError, framing: JSON, ends: marked, deaf: true, member: ollamaChatMember, event: ollamaEvent,
+	ollamaChat = api{op: "chat", refusal: ollamaError, framing: JSON, ends: marked, ignoresReadErrors: true, member: ollamaChatMember, event: ollamaEvent,
 		output: output{within: []string{"options"}, names: []string{"num_predict"}}}
-	ollamaGenerate = api{op: "generate", refusal: ollamaError, framing: JSON, ends: marked, deaf: true, member: ollamaGenerateMember, event: ollamaEvent,
+	ollamaGenerate = api{op: "generate", refusal: ollamaError, framing: JSON, ends: marked, ignoresReadErrors: true, member: ollamaGenerateMember, event: ollamaEvent,
 		output: output{within: []string{"options"}, names: []string{"num_predict"}}}
 	ollamaEmbed = api{op: "embed", refusal: ollamaError, member: ollamaEmbedMember, event: ollamaEmbedEvent}
 )

@@ -43,7 +43,7 @@ func TestOpenAIEndpointIsKnownUnderAnyBaseURL(t *testing.T) {
 	require.Equal(t, "A", post("/base/deployments/A/embeddings").Model())
 	e := Of("GET", "/v1/responses/resp_1", "stream=true&starting_after=3")
 	require.Equal(t, "responses", e.Op())
-	require.True(t, e.Streams())
+	require.True(t, e.InPath().Stream)
 	require.False(t, Of("GET", "/v1/responses/resp_1", "").Known(), "to read about a failure is no failure")
 	require.False(t, Of("GET", "/v1/responses/resp_1/input_items", "stream=true").Known())
 }

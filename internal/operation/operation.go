@@ -61,7 +61,7 @@ func EncodeInput(name string, input any) (json.RawMessage, error) {
 		return nil, fmt.Errorf("task: Submit: a %T cannot be encoded as JSON", input)
 	}
 	if len(in) > maxJSONBytes {
-		return nil, &aiguard.Error{Kind: aiguard.ErrPromptTooLarge, Op: name, Phase: "task", Size: int64(len(in)), Max: maxJSONBytes}
+		return nil, &aiguard.Error{Kind: aiguard.ErrPromptTooLarge, Op: name, Phase: aiguard.PhaseTask, Size: int64(len(in)), Max: maxJSONBytes}
 	}
 	return in, nil
 }
@@ -101,7 +101,7 @@ func encodeResult(v any) (json.RawMessage, error) {
 	case err != nil:
 		return nil, fmt.Errorf("task: a %T cannot be encoded as JSON", v)
 	case len(b) > maxJSONBytes:
-		return nil, &aiguard.Error{Kind: aiguard.ErrResponseTooLarge, Phase: "task", Size: int64(len(b)), Max: maxJSONBytes}
+		return nil, &aiguard.Error{Kind: aiguard.ErrResponseTooLarge, Phase: aiguard.PhaseTask, Size: int64(len(b)), Max: maxJSONBytes}
 	case !utf8.Valid(b): // possible with a json.RawMessage
 		return nil, fmt.Errorf("task: the JSON of a %T is not UTF-8", v)
 	}

@@ -261,8 +261,3 @@ func (r *Route) DownSince() Instant { return r.outage.since }
 
 // Refusals returns the number of 429s since the last answer.
 func (r *Route) Refusals() int { return r.pause.refusals }
-
-// Quiet reports whether the route's state equals that of a new route.
-func (r *Route) Quiet(now Instant) bool {
-	return r.window.inFlight == 0 && r.outage.since == 0 && now >= r.pause.until && r.outage.failures == 0 && r.window.limit >= r.Most
-}
