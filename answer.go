@@ -10,6 +10,7 @@ import (
 
 	"github.com/aiguard-go/aiguard/internal/dialect"
 	"github.com/aiguard-go/aiguard/internal/jsonscan"
+	"github.com/aiguard-go/aiguard/internal/jsonseq"
 	"github.com/aiguard-go/aiguard/internal/sse"
 )
 
@@ -89,7 +90,7 @@ func (r reply) judge(body []byte) (end int, u Usage, err error) {
 		return len(body), u, nil // transcript as plain text
 	}
 	if errors.Is(err, jsonscan.ErrSyntax) && r.x.eventLines && eventsIn(body) {
-		return r.judgeEvents(body)
+		return r.judgeEvents(body, sse.NewReader(bytes.NewReader(body), len(body), dialect.MaxShape))
 	}
 	switch {
 	case errors.Is(err, jsonscan.ErrTooBig):
@@ -107,7 +108,9 @@ func (r reply) judge(body []byte) (end int, u Usage, err error) {
 			nameless = ErrUnavailable
 		}
 		return 0, u, r.failed(a.Failure, nameless)
-	case !a.OK, r.x.stream && !r.x.eventLines: // go-openai would find no event and report the end of the stream
+	case !a.OK && r.x.eventLines && r.x.endpoint.Framing() == dialect.JSON:
+		return r.judgeEvents(body, jsonseq.NewReader(bytes.NewReader(body), len(body), dialect.MaxShape))
+	case !a.OK, a.Foreign && !r.x.eventLines, r.x.stream && !r.x.eventLines: // go-openai would find no event and report the end of the stream
 		return 0, u, r.invalid()
 	}
 	if len(bytes.TrimSpace(body[end:])) == 0 {
@@ -129,10 +132,9 @@ func (c *core) newJudge() *judge {
 	return new(judge)
 }
 
-// judgeEvents checks an event stream with the media type of another format.
-func (r reply) judgeEvents(body []byte) (end int, u Usage, err error) {
+// judgeEvents checks a stream that came in place of a whole answer, with the media type of another format.
+func (r reply) judgeEvents(body []byte, events interface{ Next() (sse.Event, error) }) (end int, u Usage, err error) {
 	follow := r.x.endpoint.Follow()
-	events := sse.NewReader(bytes.NewReader(body), len(body), dialect.MaxShape)
 	for {
 		ev, err := events.Next()
 		switch {
@@ -147,6 +149,8 @@ func (r reply) judgeEvents(body []byte) (end int, u Usage, err error) {
 			continue
 		case len(ev.Data) == 0:
 			continue
+		case errors.Is(ev.Err, jsonscan.ErrIncomplete) && string(ev.Name) != "error":
+			return 0, u, r.broken(io.ErrUnexpectedEOF)
 		case ev.Err != nil && string(ev.Name) != "error":
 			return 0, u, r.invalid()
 		}

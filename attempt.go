@@ -108,13 +108,13 @@ func (x *exchange) request(w *watch) (*http.Request, error) {
 		x.closeUnsent()
 		body, err := x.req.GetBody()
 		if err != nil {
-			return nil, &Error{Kind: ErrUnavailable, Err: err, retry: neverRetry}
+			return nil, callersError(err)
 		}
 		req.Body = body
 	}
 	unknown := req.ContentLength <= 0 && req.Body != nil && req.Body != http.NoBody // net/http treats 0 as unknown
-	if limit := x.settings.cfg.MaxRequestBytes; unknown && limit != Off {
-		req.Body = &requestBody{ReadCloser: req.Body, limit: limit}
+	if once := req.GetBody == nil && req.Body != nil && req.Body != http.NoBody; unknown || once {
+		req.Body = &requestBody{ReadCloser: req.Body, limit: x.settings.cfg.MaxRequestBytes}
 	}
 	var more callctx.Headers
 	if len(x.settings.cfg.Middleware) > 0 { // only a Middleware can have put it into the context
@@ -159,7 +159,7 @@ func (t *transport) keepsRequests() bool {
 	return false
 }
 
-// requestBody limits a body of unknown length.
+// requestBody limits a body of unknown length, and marks the errors of reading the caller's body.
 type requestBody struct {
 	io.ReadCloser
 	read, limit int64
@@ -167,10 +167,27 @@ type requestBody struct {
 
 func (b *requestBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if b.read += int64(n); b.read > b.limit {
+	if b.read += int64(n); b.limit != Off && b.read > b.limit {
 		return 0, requestTooLarge(b.read, b.limit)
 	}
+	if err != nil && err != io.EOF {
+		err = &bodyError{err}
+	}
 	return n, err
+}
+
+// bodyError is an error of reading the caller's body.
+type bodyError struct{ error }
+
+func (e *bodyError) Unwrap() error { return e.error }
+
+// callersError returns an error of the caller's body unchanged, because it says nothing about the provider. An *Error
+// is about another call, such as a stream that is sent on. It stays wrapped so that nobody takes it for this call's.
+func callersError(err error) error {
+	if _, ok := err.(*Error); ok {
+		return &bodyError{err}
+	}
+	return err
 }
 
 func requestTooLarge(size, limit int64) *Error {

@@ -82,6 +82,10 @@ func (x *exchange) unanswered(w *watch, err error) error {
 		}
 		return end
 	}
+	if own := errtree.Find[*bodyError](err); own != nil {
+		x.call.billed = false
+		return callersError(own.error)
+	}
 	ne := errtree.Find[net.Error](err)
 	switch own := errtree.Find[*Error](err); {
 	case own != nil: // the error of requestBody

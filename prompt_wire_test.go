@@ -223,10 +223,31 @@ var dialectRequests = map[string]struct {
 	"Anthropic, plain document": {"/v1/messages", func(s string) string {
 		return `{"messages":[{"content":[{"type":"document","source":{"type":"text","media_type":"text/plain","data":"` + s + `"}}]}]}`
 	}},
-	"Anthropic, on Vertex":   {"/v1/projects/p/locations/l/publishers/anthropic/models/m:rawPredict", func(s string) string { return `{"messages":[{"content":"` + s + `"}]}` }},
-	"Gemini, part":           {"/v1beta/models/m:generateContent", func(s string) string { return `{"contents":[{"parts":[{"text":"` + s + `"}]}]}` }},
-	"Gemini, single content": {"/v1beta/models/m:generateContent", func(s string) string { return `{"contents":{"parts":{"text":"` + s + `"}}}` }},
-	"Gemini, system":         {"/v1beta/models/m:generateContent", func(s string) string { return `{"systemInstruction":{"parts":[{"text":"` + s + `"}]}}` }},
+	"Anthropic, fetched page": {"/v1/messages", func(s string) string {
+		return `{"messages":[{"content":[{"type":"web_fetch_tool_result","content":{"type":"web_fetch_result","content":{"type":"document","source":{"type":"text","data":"` + s + `"}}}}]}]}`
+	}},
+	"Anthropic, output of a command": {"/v1/messages", func(s string) string {
+		return `{"messages":[{"content":[{"type":"bash_code_execution_tool_result","content":{"type":"bash_code_execution_result","stdout":"` + s + `"}}]}]}`
+	}},
+	"Converse, document": {"/model/m/converse", func(s string) string {
+		return `{"messages":[{"content":[{"document":{"format":"txt","name":"n","source":{"text":"` + s + `"}}}]}]}`
+	}},
+	"Converse, search result": {"/model/m/converse", func(s string) string {
+		return `{"messages":[{"content":[{"toolResult":{"content":[{"searchResult":{"content":[{"text":"` + s + `"}]}}]}}]}]}`
+	}},
+	"chat, reasoning of OpenRouter": {"/v1/chat/completions", func(s string) string {
+		return `{"messages":[{"role":"assistant","reasoning_details":[{"type":"reasoning.text","text":"` + s + `"}]}]}`
+	}},
+	"chat, thinking of Mistral": {"/v1/chat/completions", func(s string) string {
+		return `{"messages":[{"content":[{"type":"thinking","thinking":[{"type":"text","text":"` + s + `"}]}]}]}`
+	}},
+	"chat, agents of Mistral": {"/v1/agents/completions", func(s string) string { return `{"agent_id":"a","messages":[{"content":"` + s + `"}]}` }},
+	"Anthropic, on Vertex":    {"/v1/projects/p/locations/l/publishers/anthropic/models/m:rawPredict", func(s string) string { return `{"messages":[{"content":"` + s + `"}]}` }},
+	"Gemini, part":            {"/v1beta/models/m:generateContent", func(s string) string { return `{"contents":[{"parts":[{"text":"` + s + `"}]}]}` }},
+	"Gemini, single content":  {"/v1beta/models/m:generateContent", func(s string) string { return `{"contents":{"parts":{"text":"` + s + `"}}}` }},
+	"Gemini, tuned model":     {"/v1beta/tunedModels/m:generateContent", func(s string) string { return `{"contents":[{"parts":[{"text":"` + s + `"}]}]}` }},
+	"Gemini, endpoint":        {"/v1/projects/p/locations/l/endpoints/1:streamGenerateContent", func(s string) string { return `{"contents":[{"parts":[{"text":"` + s + `"}]}]}` }},
+	"Gemini, system":          {"/v1beta/models/m:generateContent", func(s string) string { return `{"systemInstruction":{"parts":[{"text":"` + s + `"}]}}` }},
 	"Gemini, function": {"/v1beta/models/m:generateContent", func(s string) string {
 		return `{"tools":[{"functionDeclarations":[{"name":"n","description":"` + s + `"}]}]}`
 	}},
@@ -354,6 +375,9 @@ func TestOutputLimitIsLoweredInTheBodyOfEveryDialect(t *testing.T) {
 		{"/v1/responses", `{"input":"x"}`, `{"max_output_tokens":100,"input":"x"}`},
 		{"/v1/responses", `{"input":"x","max_output_tokens":101}`, `{"input":"x","max_output_tokens":100}`},
 		{"/v1/messages", `{"max_tokens":4096,"messages":[]}`, `{"max_tokens":100,"messages":[]}`},
+		{"/v1/messages", `{"max_tokens":0,"messages":[]}`, `{"max_tokens":0,"messages":[]}`}, // fills the prompt cache
+		{"/v1/messages", `{"max_tokens":null,"messages":[]}`, `{"max_tokens":100,"messages":[]}`},
+		{"/v1/chat/completions", `{"max_tokens":0,"messages":[]}`, `{"max_tokens":100,"messages":[]}`},
 		{"/v1/messages", ` { } `, ` {"max_tokens":100 } `},
 		{"/v1beta/models/g:generateContent", `{"contents":[]}`, `{"generationConfig":{"maxOutputTokens":100},"contents":[]}`},
 		{"/v1beta/models/g:generateContent", `{"generationConfig":{"temperature":0}}`, `{"generationConfig":{"maxOutputTokens":100,"temperature":0}}`},

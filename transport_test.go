@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	openai "github.com/sashabaranov/go-openai"
@@ -539,6 +540,72 @@ func TestSmallBodyWithoutGetBodyIsSentAgain(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A body that its caller's own reader cannot provide is no failure of the provider: the caller gets the reader's error,
+// nothing is retried, and other calls are not held up by an outage.
+func TestBodyThatFailsIsNoFailureOfTheProvider(t *testing.T) {
+	broken := errors.New("disk on fire")
+	half := func() io.Reader { return io.MultiReader(strings.NewReader(`{"model":"m",`), iotest.ErrReader(broken)) }
+	for name, prepare := range map[string]func(*http.Request){
+		"unknown length": func(r *http.Request) { r.Body = io.NopCloser(half()) },
+		"known length":   func(r *http.Request) { r.Body, r.ContentLength = io.NopCloser(half()), 100 },
+		"large":          func(r *http.Request) { r.Body, r.ContentLength = io.NopCloser(half()), 2<<20 },
+		"no second body": func(r *http.Request) {
+			r.Body, r.ContentLength = io.NopCloser(strings.NewReader(`{"model":"m"}`)), 13
+			first := true
+			r.GetBody = func() (io.ReadCloser, error) {
+				if first {
+					first = false
+					return io.NopCloser(strings.NewReader(`{"model":"m"}`)), nil
+				}
+				return nil, broken
+			}
+		},
+	} {
+		for _, path := range []string{"/chat/completions", "/files"} {
+			t.Run(name+path, func(t *testing.T) {
+				inVirtualTime(t, aiguard.Config{MaxRequestBytes: 4 << 20}, func(t *testing.T, c *aiguard.Client, srv *aiguardtest.Server) {
+					base := srv.Transport()
+					defer base.CloseIdleConnections()
+					start := time.Now()
+					for range 10 {
+						req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, srv.URL+path, nil)
+						require.NoError(t, err)
+						prepare(req)
+						_, err = c.Guard().Transport(base).RoundTrip(req) //nolint:bodyclose // fails
+						require.ErrorIs(t, err, broken)
+						require.Empty(t, aiguard.KindOf(err))
+					}
+					took(t, start, 0)
+					for _, route := range c.Guard().Routes() {
+						require.Zero(t, route.DownSince, "an outage")
+					}
+				})
+			})
+		}
+	}
+}
+
+// A body may be the stream of another guarded call. Its failure is not this call's, and the rest of a body is never sent.
+func TestBodyThatFailsWithAnotherCallsErrorIsSentOnce(t *testing.T) {
+	sent := 0
+	base := roundTripper(func(req *http.Request) (*http.Response, error) {
+		sent++
+		_, err := io.Copy(io.Discard, req.Body)
+		return nil, err
+	})
+	cut := &aiguard.Error{Kind: aiguard.ErrTruncated}
+	g := newGuard(t, aiguard.Config{Retry: aiguard.Retry{BaseDelay: 1}})
+	for _, path := range []string{"/v1/chat/completions", "/v1/files"} {
+		sent = 0
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://provider.example"+path, io.MultiReader(strings.NewReader("{"), iotest.ErrReader(cut)))
+		require.NoError(t, err)
+		_, err = g.Transport(base).RoundTrip(req) //nolint:bodyclose // fails
+		require.ErrorIs(t, err, cut)
+		require.Equal(t, aiguard.ErrTruncated, aiguard.KindOf(err))
+		require.Equal(t, 1, sent, path)
+	}
 }
 
 // A body that never comes holds nobody beyond the context.

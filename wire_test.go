@@ -199,16 +199,41 @@ func TestLabelsAreHints(t *testing.T) {
 	}
 }
 
+// Ollama and Gemini stream JSON texts. Some servers ignore that no stream was asked for, and label it as JSON.
+func TestStreamOfJSONInPlaceOfAWholeAnswerIsJudgedAsAStream(t *testing.T) {
+	const begin, end = "{\"message\":{\"content\":\"Hi\"},\"done\":false}\n", "{\"message\":{\"content\":\"!\"},\"done\":true,\"prompt_eval_count\":3,\"eval_count\":2}\n"
+	const half, stop = `{"candidates":[{"content":{"parts":[{"text":"Hi"}]}}]}`, `{"candidates":[{"finishReason":"STOP"}],"usageMetadata":{"promptTokenCount":3,"candidatesTokenCount":2}}`
+	used := &aiguard.Usage{Input: 3, Output: 2}
+	for name, x := range map[string]wire{
+		"Ollama":            {path: "/api/chat", reply: aiguardtest.JSON(200, begin+end), want: begin + end, usage: used},
+		"Ollama, cut":       {path: "/api/chat", reply: aiguardtest.JSON(200, begin), kind: aiguard.ErrTruncated, sent: 3},
+		"Ollama, half":      {path: "/api/generate", reply: aiguardtest.JSON(200, begin+end[:9]), kind: aiguard.ErrTruncated, sent: 3},
+		"Ollama, failed":    {path: "/api/chat", reply: aiguardtest.JSON(200, begin+`{"error":"x"}`), kind: aiguard.ErrUnavailable, sent: 3},
+		"Ollama, garbage":   {path: "/api/chat", reply: aiguardtest.JSON(200, begin+"<html>"), kind: aiguard.ErrInvalidResponse, sent: 3},
+		"Gemini":            {path: "/v1/models/g:generateContent", reply: aiguardtest.JSON(200, "["+half+","+stop+"]"), want: "[" + half + "," + stop + "]", usage: used},
+		"Gemini, cut":       {path: "/v1/models/g:generateContent", reply: aiguardtest.JSON(200, "["+half+"]"), kind: aiguard.ErrTruncated, sent: 3},
+		"Gemini, an error":  {path: "/v1/models/g:generateContent", reply: aiguardtest.JSON(200, `[{"error":{"code":403,"status":"PERMISSION_DENIED"}}]`), kind: aiguard.ErrUnauthorized},
+		"Gemini, no answer": {path: "/v1/models/g:generateContent", reply: aiguardtest.JSON(200, `[1]`), kind: aiguard.ErrInvalidResponse, sent: 3},
+	} {
+		x.body = `{"model":"m","stream":false}`
+		t.Run(name, x.run)
+	}
+}
+
 func TestWhatNoDialectKnowsPassesUnchanged(t *testing.T) {
 	plainText := "data: Hello\n\ndata:  world\n\ndata:  \n\nid: 7\nretry: 10\ndata: !\n\ndata: x\nevent: late\n\n: ping\n\n"
 	for name, x := range map[string]wire{
-		"plain text events":         {path: "/v1/agents/run", body: `{"stream":true}`, reply: aiguardtest.Raw(200, sseType, plainText), want: plainText, media: sseType},
-		"NDJSON of a pull":          {path: "/api/pull", body: `{"stream":true}`, reply: aiguardtest.Raw(200, "application/x-ndjson", "{\"status\":\"a\"}\n{\"status\":\"b\"}\n"), want: "{\"status\":\"a\"}\n{\"status\":\"b\"}\n"},
-		"Cohere's first version":    {path: "/v1/chat", body: `{"stream":true}`, reply: aiguardtest.Raw(200, "application/stream+json", "{\"event_type\":\"x\"}\n"), want: "{\"event_type\":\"x\"}\n"},
-		"address of a stream":       {path: "/v1/predictions", body: `{"stream":true}`, reply: aiguardtest.JSON(201, `{"urls":{"stream":"https://x"}}`), want: `{"urls":{"stream":"https://x"}}`},
-		"Ollama's older embeddings": {path: "/api/embeddings", body: `{"prompt":"x"}`, reply: aiguardtest.JSON(200, `{"embedding":[1,2]}`), want: `{"embedding":[1,2]}`},
-		"watsonx's embeddings":      {path: "/ml/v1/text/embeddings", body: `{"inputs":["x"]}`, reply: aiguardtest.JSON(200, `{"results":[{"embedding":[1]}]}`), want: `{"results":[{"embedding":[1]}]}`},
-		"ticket of a later answer":  {path: "/v1/async/chat/completions", body: askChat, reply: aiguardtest.JSON(200, `{"id":"x","status":"IN_PROGRESS"}`), want: `{"id":"x","status":"IN_PROGRESS"}`},
+		"plain text events":           {path: "/v1/agents/run", body: `{"stream":true}`, reply: aiguardtest.Raw(200, sseType, plainText), want: plainText, media: sseType},
+		"NDJSON of a pull":            {path: "/api/pull", body: `{"stream":true}`, reply: aiguardtest.Raw(200, "application/x-ndjson", "{\"status\":\"a\"}\n{\"status\":\"b\"}\n"), want: "{\"status\":\"a\"}\n{\"status\":\"b\"}\n"},
+		"Cohere's first version":      {path: "/v1/chat", body: `{"stream":true}`, reply: aiguardtest.Raw(200, "application/stream+json", "{\"event_type\":\"x\"}\n"), want: "{\"event_type\":\"x\"}\n"},
+		"address of a stream":         {path: "/v1/predictions", body: `{"stream":true}`, reply: aiguardtest.JSON(201, `{"urls":{"stream":"https://x"}}`), want: `{"urls":{"stream":"https://x"}}`},
+		"Ollama's older embeddings":   {path: "/api/embeddings", body: `{"prompt":"x"}`, reply: aiguardtest.JSON(200, `{"embedding":[1,2]}`), want: `{"embedding":[1,2]}`},
+		"watsonx's embeddings":        {path: "/ml/v1/text/embeddings", body: `{"inputs":["x"]}`, reply: aiguardtest.JSON(200, `{"results":[{"embedding":[1]}]}`), want: `{"results":[{"embedding":[1]}]}`},
+		"ticket of a later answer":    {path: "/v1/async/chat/completions", body: askChat, reply: aiguardtest.JSON(200, `{"id":"x","status":"IN_PROGRESS"}`), want: `{"id":"x","status":"IN_PROGRESS"}`},
+		"llama.cpp's own embeddings":  {path: "/embeddings", body: `{"content":"x"}`, reply: aiguardtest.JSON(200, `[{"index":0,"embedding":[[1,2]]}]`), want: `[{"index":0,"embedding":[[1,2]]}]`},
+		"llama.cpp's own completions": {path: "/completions", body: `{"prompt":"x"}`, reply: aiguardtest.JSON(200, `{"index":0,"content":"Hi","stop":true}`), want: `{"index":0,"content":"Hi","stop":true}`},
+		"Vertex's count of Claude's tokens": {path: "/v1/projects/p/locations/l/publishers/anthropic/models/count-tokens:rawPredict", body: `{"model":"claude","messages":[]}`,
+			reply: aiguardtest.JSON(200, `{"input_tokens":14}`), want: `{"input_tokens":14}`},
 		"deferred":                  {path: "/v1/chat/completions", body: `{"model":"m","deferred":true}`, reply: aiguardtest.JSON(200, `{"request_id":"x"}`), want: `{"request_id":"x"}`},
 		"deferred, refused":         {path: "/v1/chat/completions", body: `{"model":"m","deferred":true}`, reply: aiguardtest.Drop(), kind: aiguard.ErrUnavailable},
 		"another API's completions": {path: "/v1/completions", body: `{"stream":true}`, reply: aiguardtest.Raw(200, sseType, lines(`{"value":"a"}`, `{"value":"b"}`)), want: lines(`{"value":"a"}`, `{"value":"b"}`)},
@@ -525,6 +550,12 @@ func TestAnswerThatGoOpenAICannotDecodeIsATypedError(t *testing.T) {
 		}
 		srv.SetDefault(aiguardtest.JSON(200, `{"data":[{"embedding":"!!!"}]}`))
 		_, err := c.CreateEmbeddings(t.Context(), openai.EmbeddingRequest{Model: "m", Input: "x", EncodingFormat: openai.EmbeddingEncodingFormatBase64})
+		facts(t, err, aiguard.ErrInvalidResponse)
+		srv.SetDefault(aiguardtest.JSON(200, `[{"index":0,"embedding":[[1,2]]}]`)) // of another API at the same path
+		_, err = c.CreateEmbeddings(t.Context(), openai.EmbeddingRequest{Model: "m", Input: "x"})
+		facts(t, err, aiguard.ErrInvalidResponse)
+		srv.SetDefault(aiguardtest.JSON(200, `{"index":0,"content":"Hi","stop":true}`))
+		_, err = c.CreateCompletion(t.Context(), openai.CompletionRequest{Model: "m", Prompt: "x"})
 		facts(t, err, aiguard.ErrInvalidResponse)
 	})
 }

@@ -9,7 +9,7 @@ import (
 // Anthropic's Messages API: on Anthropic's host, on Vertex AI (rawPredict), and on Amazon Bedrock through bedrock.go.
 
 var messages = api{op: "messages", refusal: anthropicError, ends: marked, member: messagesMember, event: messagesEvent,
-	output: output{names: []string{"max_tokens"}}}
+	output: output{names: []string{"max_tokens"}, zero: true}} // 0 fills the prompt cache
 
 func anthropicRoute(method, path, _ string) (e Endpoint, ok bool) {
 	if method != "POST" {
@@ -20,6 +20,9 @@ func anthropicRoute(method, path, _ string) (e Endpoint, ok bool) {
 	}
 	if _, rest, ok := strings.Cut(path, "/publishers/anthropic/models/"); ok {
 		model, verb, _ := strings.Cut(rest, ":")
+		if model == "count-tokens" { // an operation in the place of a model
+			return e, false
+		}
 		switch verb {
 		case "rawPredict":
 			return Endpoint{api: &messages, model: model}, true
@@ -58,7 +61,7 @@ func messagesMember(q *query, key []byte, c *jsonscan.Cursor) {
 
 // anthropicBlocks reads a text or a list of content blocks. Blocks may be nested, for example in a tool result.
 func anthropicBlocks(q *query, c *jsonscan.Cursor, depth int) {
-	if depth > 8 {
+	if depth > 8 || first(q.body[c.Offset():]) == '{' { // the result of a server tool is an object
 		q.strings(c)
 		return
 	}
@@ -211,5 +214,7 @@ var anthropicErrors = vocabulary{
 		{"prompt is too long", PromptTooLarge, 0},
 		{"required for long context requests", PromptTooLarge, 429}, // a shorter prompt passes
 		{"input length and `max_tokens` exceed context limit", PromptTooLarge, 0},
+		{"blocked by content filtering policy", ContentPolicy, 0},
+		{"organization has been disabled", Unauthorized, 0},
 	},
 }

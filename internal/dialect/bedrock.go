@@ -17,7 +17,7 @@ var (
 	// invoke covers models of makers other than Anthropic. Their answers are not judged.
 	invoke       = api{op: "invoke", refusal: messageError, framing: Frames, untyped: true, member: invokeMember, event: invokeEvent}
 	invokeClaude = api{op: "invoke", refusal: messageError, framing: Frames, ends: marked, member: messagesMember, event: invokeMessagesEvent,
-		output: output{names: []string{"max_tokens"}}}
+		output: output{names: []string{"max_tokens"}, zero: true}}
 )
 
 func bedrockRoute(method, path, _ string) (e Endpoint, ok bool) {
@@ -110,10 +110,14 @@ func converseBlock(q *query, c *jsonscan.Cursor) {
 						switch string(key) {
 						case "text", "json":
 							q.json(c)
+						case "document", "searchResult":
+							converseSource(q, c)
 						}
 					}
 				}
 			}
+		case "document", "searchResult", "citationsContent":
+			converseSource(q, c)
 		case "reasoningContent":
 			for key := range c.Members() {
 				if string(key) == "reasoningText" {
@@ -133,6 +137,27 @@ func converseBlock(q *query, c *jsonscan.Cursor) {
 					if string(key) == "text" {
 						q.text(c)
 					}
+				}
+			}
+		}
+	}
+}
+
+// converseSource reads the texts of a document or a search result. A document's own are in its source.
+func converseSource(q *query, c *jsonscan.Cursor) {
+	for key := range c.Members() {
+		switch string(key) {
+		case "text", "title", "context":
+			q.text(c)
+		case "content":
+			q.content(c)
+		case "source":
+			for key := range c.Members() {
+				switch string(key) {
+				case "text":
+					q.text(c)
+				case "content":
+					q.content(c)
 				}
 			}
 		}
@@ -285,6 +310,8 @@ var bedrockErrors = vocabulary{
 		"InvalidSignatureException":     Unauthorized,
 		"ExpiredTokenException":         Unauthorized,
 		"ResourceNotFoundException":     Misconfigured,
+		"ValidationException":           Rejected,
+		"validationException":           Rejected,
 		"ServiceUnavailableException":   Unavailable,
 		"serviceUnavailableException":   Unavailable,
 		"InternalServerException":       Unavailable,
@@ -299,5 +326,10 @@ var bedrockErrors = vocabulary{
 	phrases: []phrase{
 		{"input is too long", PromptTooLarge, 0},
 		{"too many input tokens", PromptTooLarge, 0},
+		{"number of input tokens exceeds", PromptTooLarge, 0}, // Nova
+		{"expected maxlength:", PromptTooLarge, 0},            // Titan
+		{"too many tokens per day", Quota, 0},
+		{"model identifier is invalid", Misconfigured, 0},
+		{"with on-demand throughput isn", Misconfigured, 0}, // needs an inference profile
 	},
 }

@@ -165,7 +165,8 @@ var cohereErrors = vocabulary{
 		"TOO_MANY_TOKENS": PromptTooLarge,
 	},
 	phrases: []phrase{
-		{"too many tokens", PromptTooLarge, 0},
+		{"too many tokens", PromptTooLarge, 400}, // Bedrock's rate limit begins with the same words
+		{"api calls / month", Quota, 429},        // trial key
 		{"model not found", Misconfigured, 0},
 	},
 }

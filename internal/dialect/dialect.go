@@ -136,6 +136,7 @@ type Usage struct{ Input, Output, CacheRead, CacheWrite, Reasoning int64 }
 // Answer is the verdict on a whole answer.
 type Answer struct {
 	OK      bool    // an answer of the operation
+	Foreign bool    // if OK: an answer of another API at the same path, which the operation's own client cannot read
 	Failed  bool    // a failure of the provider
 	Own     bool    // if Failed: an answer that reports its own failure, not an error object in place of an answer
 	Failure Failure // if Failed
@@ -160,5 +161,5 @@ func (e Endpoint) JudgeWith(s *Stream, body jsonscan.Cursor) Answer {
 	if own {
 		f, failed = s.failure, true
 	}
-	return Answer{OK: s.any && !failed, Failed: failed, Own: own, Failure: f, Whole: s.Whole() && !failed, Usage: s.usage}
+	return Answer{OK: s.any && !failed, Foreign: s.foreign, Failed: failed, Own: own, Failure: f, Whole: s.Whole() && !failed, Usage: s.usage}
 }

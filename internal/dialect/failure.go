@@ -36,6 +36,7 @@ const (
 // phrase is in lower case. It counts only in the message of a failure whose code has no class.
 type vocabulary struct {
 	codes   map[string]Class
+	numbers map[string]Class // codes that are JSON numbers; another provider gives the same digits in a string another meaning
 	phrases []phrase
 }
 
@@ -64,6 +65,15 @@ func ClassOfCode(code string) Class {
 	return ""
 }
 
+func classOfNumber(f Failure) (class Class) {
+	for _, v := range vocabularies {
+		if f.Number && class == "" {
+			class = v.numbers[f.Code]
+		}
+	}
+	return class
+}
+
 // A usage limit with a window of at least longWindow counts as quota and not as a rate limit, because calls cannot wait
 // that long.
 const longWindow = time.Hour
@@ -71,18 +81,20 @@ const longWindow = time.Hour
 // Classify returns the class of a failure with this HTTP status. Status 0 stands for an error inside a success. The
 // code decides first, then the type, then the message.
 func Classify(status int, f Failure) Class {
-	class := ClassOfCode(f.Code)
+	class := classOfNumber(f)
+	if class == "" {
+		class = ClassOfCode(f.Code)
+	}
 	if class == "" {
 		class = ClassOfCode(f.InnerCode)
 	}
 	if class == "" {
 		class = ofType(status, f.Type)
 	}
-	if class == "" {
-		class = ofMessage(status, f)
-	} else if class == RateLimited {
-		switch said := ofMessage(status, f); said {
-		case Quota, PromptTooLarge: // Google and Anthropic use one code for all of them
+	switch class {
+	case "", RateLimited, Rejected: // some providers use one code for several classes
+		said := ofMessage(status, f)
+		if said != "" && class != RateLimited || said == Quota || said == PromptTooLarge {
 			class = said
 		}
 	}
@@ -175,8 +187,9 @@ func errorInObject(body []byte) (f Failure, ok bool) {
 		}
 	}
 	if !ok && bare {
-		f, ok = failureIn(body), true
-		f.Type = ""
+		if f, ok = failureIn(body), true; f.Type == "error" { // which is not a type of errors
+			f.Type = ""
+		}
 	}
 	if ok && f.RetryAfter == 0 {
 		f.RetryAfter = hints(body)

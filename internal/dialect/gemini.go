@@ -16,11 +16,17 @@ var (
 )
 
 func geminiRoute(method, path, _ string) (e Endpoint, ok bool) {
-	i := strings.LastIndex(path, "/models/")
-	if method != "POST" || i < 0 {
+	rest := ""
+	for _, list := range [...]string{"/models/", "/tunedModels/", "/endpoints/"} { // the last two have tuned models
+		if i := strings.LastIndex(path, list); i >= 0 {
+			rest = path[i+len(list):]
+			break
+		}
+	}
+	if method != "POST" || rest == "" {
 		return e, false
 	}
-	model, verb, _ := strings.Cut(path[i+len("/models/"):], ":")
+	model, verb, _ := strings.Cut(rest, ":")
 	switch verb {
 	case "generateContent":
 		return Endpoint{api: &generate, model: model}, true
@@ -228,7 +234,9 @@ var geminiErrors = vocabulary{
 	},
 	phrases: []phrase{
 		{"input token count", PromptTooLarge, 0},
+		{"request payload size exceeds the limit", PromptTooLarge, 0},
 		{"prepayment credits are depleted", Quota, 0},
+		{"user location is not supported", Unauthorized, 0},
 		{"api key not valid", Unauthorized, 400},
 	},
 }

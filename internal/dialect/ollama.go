@@ -58,6 +58,7 @@ func ollamaEmbedMember(q *query, key []byte, c *jsonscan.Cursor) {
 }
 
 func ollamaEvent(s *Stream, _ []byte, c jsonscan.Cursor) {
+	begun := false // the first line of a stream in place of a whole answer
 	for key := range c.Members() {
 		switch string(key) {
 		case "message":
@@ -77,7 +78,7 @@ func ollamaEvent(s *Stream, _ []byte, c jsonscan.Cursor) {
 			s.free.vary(&c)
 		case "done":
 			s.done = s.done || isTrue(c.Value())
-			s.cut = s.answer && !s.done
+			begun = s.answer && !s.done
 		case "done_reason":
 			switch string(c.Value()) {
 			case `"error"`:
@@ -94,7 +95,7 @@ func ollamaEvent(s *Stream, _ []byte, c jsonscan.Cursor) {
 	if s.free.n > 0 && s.done {
 		s.free.n = 0
 	}
-	s.any = s.any || s.done
+	s.any = (s.any || s.done) && !begun
 }
 
 func ollamaEmbedEvent(s *Stream, _ []byte, c jsonscan.Cursor) {

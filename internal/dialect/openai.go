@@ -16,8 +16,8 @@ var (
 		output: output{names: []string{"max_tokens"}}}
 	responses = api{op: "responses", ends: marked, member: responseMember, event: responseEvent,
 		output: output{names: []string{"max_output_tokens"}}}
-	embeddings  = api{op: "embeddings", untyped: true, member: embeddingMember, event: listEvent("data")}
-	moderations = api{op: "moderations", member: embeddingMember, event: listEvent("results")}
+	embeddings  = api{op: "embeddings", untyped: true, member: embeddingMember, event: embeddingEvent}
+	moderations = api{op: "moderations", member: embeddingMember, event: moderationEvent}
 	images      = api{op: "images", ends: finished, member: imageMember, event: imageEvent}
 	runs        = api{op: "threads", ends: marked, marks: true, creates: true, event: runEvent}
 	object      = api{creates: true, event: objectEvent}
@@ -79,12 +79,16 @@ func openaiRoute(method, path, query string) (e Endpoint, ok bool) {
 }
 
 func (u *Usage) readOpenAI(c *jsonscan.Cursor) {
+	var output, reasoning, total int64
 	for key := range c.Members() {
 		switch string(key) {
 		case "prompt_tokens", "input_tokens":
 			u.Input = number(c.Value())
 		case "completion_tokens", "output_tokens":
-			u.Output = number(c.Value())
+			output = number(c.Value())
+			u.Output = output
+		case "total_tokens":
+			total = number(c.Value())
 		case "prompt_cache_hit_tokens", "cached_tokens": // DeepSeek, Moonshot
 			u.CacheRead = number(c.Value())
 		case "prompt_tokens_details", "input_tokens_details":
@@ -99,10 +103,17 @@ func (u *Usage) readOpenAI(c *jsonscan.Cursor) {
 		case "completion_tokens_details", "output_tokens_details":
 			for key := range c.Members() {
 				if string(key) == "reasoning_tokens" {
-					u.Reasoning = number(c.Value())
+					reasoning = number(c.Value())
+					u.Reasoning = reasoning
 				}
 			}
 		}
+	}
+	switch {
+	case reasoning > output, reasoning > 0 && total == u.Input+output+reasoning: // xAI and some gateways count it separately
+		u.Output = output + reasoning
+	case u.Input == 0 && u.Output == 0: // embeddings of Voyage and Jina
+		u.Input = total
 	}
 }
 
@@ -151,49 +162,85 @@ var openaiErrors = vocabulary{
 		"AccountOverdueError":          Quota, // Volcengine
 		"Arrearage":                    Quota, // DashScope
 		"AllocationQuota.FreeTierOnly": Quota, // DashScope
-		"1113":                         Quota, // z.ai
-		"1008":                         Quota, // MiniMax
+		"1113":                         Quota, // z.ai; the next four are limits of a day and more
+		"1304":                         Quota, "1308": Quota, "1309": Quota, "1310": Quota,
+		"budget_exceeded": Quota, // LiteLLM
 
 		"rate_limit_exceeded": RateLimited, "slow_down": RateLimited, "tokens": RateLimited, "requests": RateLimited,
 		"rate_limit_reached_error": RateLimited, "Throttling": RateLimited, "Throttling.RateQuota": RateLimited,
-		"Throttling.AllocationQuota": RateLimited, "1302": RateLimited, "1002": RateLimited,
+		"Throttling.AllocationQuota": RateLimited, "1302": RateLimited,
 
 		"context_length_exceeded": PromptTooLarge, "string_above_max_length": PromptTooLarge, "tokens_limit_reached": PromptTooLarge,
 		"exceed_context_size_error": PromptTooLarge, // llama.cpp
 		"too_many_prompt_tokens":    PromptTooLarge, // Perplexity
 		"context_window_exceeded":   PromptTooLarge,
-		"1039":                      PromptTooLarge, "1261": PromptTooLarge,
+		"max_tokens_per_request":    PromptTooLarge, "model_max_prompt_tokens_exceeded": PromptTooLarge, // embeddings, Copilot
+		"1261": PromptTooLarge, // z.ai
 
 		"server_error": Unavailable, "internal_server_error": Unavailable, "engine_overloaded": Unavailable, "engine_overloaded_error": Unavailable,
 		"server_overloaded": Unavailable, "ServerOverloaded": Unavailable, "service_unavailable": Unavailable, "overloaded": Unavailable,
 		"error": Unavailable, "abort": Unavailable, "aborted": Unavailable, "network_error": Unavailable, "internal_error": Unavailable,
-		"insufficient_system_resource": Unavailable, "timeout": Unavailable, "1000": Unavailable, "1001": Unavailable, "1013": Unavailable,
+		"insufficient_system_resource": Unavailable, "timeout": Unavailable,
+		"capacity_exceeded": Unavailable, // Groq, with status 498
 
 		"invalid_api_key": Unauthorized, "InvalidApiKey": Unauthorized, "invalid_authentication_error": Unauthorized,
-		"AuthenticationError": Unauthorized, "1004": Unauthorized,
+		"AuthenticationError": Unauthorized,
 
 		"model_not_found": Misconfigured, "DeploymentNotFound": Misconfigured, "ModelNotFound": Misconfigured, "unknown_model": Misconfigured,
 		"ModelNotOpen": Misconfigured, "InvalidEndpointOrModel.NotFound": Misconfigured, "OperationNotSupported": Misconfigured,
 		"model_decommissioned": Misconfigured, "model_terms_required": Misconfigured, // Groq
-		"model_not_supported": Misconfigured, "model_not_available": Misconfigured, "unsupported_country_region_territory": Unauthorized,
+		"model_not_supported": Misconfigured, "model_not_available": Misconfigured,
+		"invalid_model": Misconfigured, "1211": Misconfigured, // Mistral and Perplexity, z.ai
+		"unsupported_country_region_territory": Unauthorized,
 
 		"invalid_prompt": Rejected, "string_too_long": PromptTooLarge,
 		"content_policy_violation": ContentPolicy, "content_filter": ContentPolicy, "moderation_blocked": ContentPolicy,
 		"ResponsibleAIPolicyViolation": ContentPolicy, "DataInspectionFailed": ContentPolicy, "data_inspection_failed": ContentPolicy,
-		"SensitiveContentDetected": ContentPolicy, "1301": ContentPolicy, "1026": ContentPolicy, "1027": ContentPolicy,
+		"SensitiveContentDetected": ContentPolicy, "1301": ContentPolicy,
 	},
-	// Phrases for errors without a code: vLLM, DeepSeek and OpenRouter for the length, DeepSeek and one-api for the
-	// balance.
+	numbers: map[string]Class{ // MiniMax
+		"1008": Quota, "1002": RateLimited, "1041": RateLimited, "1039": PromptTooLarge,
+		"1000": Unavailable, "1001": Unavailable, "1013": Unavailable, "1024": Unavailable, "1033": Unavailable,
+		"1004": Unauthorized, "2049": Unauthorized, "2013": Rejected, "1026": ContentPolicy, "1027": ContentPolicy,
+	},
+	// Phrases for errors without a code, or with a vague one.
 	phrases: []phrase{
-		{"maximum context length", PromptTooLarge, 0},
+		{"maximum context length", PromptTooLarge, 0}, // vLLM, DeepSeek, OpenRouter, Mistral, Fireworks
 		{"context length exceeded", PromptTooLarge, 0},
 		{"exceeds the context window", PromptTooLarge, 0},
 		{"exceeds the available context size", PromptTooLarge, 0},
 		{"exceeds the maximum allowed token", PromptTooLarge, 0},
-		{"longer than the model's context length", PromptTooLarge, 0}, // SGLang
-		{"key limit exceeded", Quota, 403},                            // OpenRouter
-		{"insufficient balance", Quota, 0},
+		{"exceeds the maximum allowed input length", PromptTooLarge, 0},
+		{"longer than the model's context length", PromptTooLarge, 0},     // SGLang
+		{"maximum prompt length", PromptTooLarge, 0},                      // xAI
+		{"[input_too_large]", PromptTooLarge, 0},                          // xAI
+		{"exceeded model token limit", PromptTooLarge, 0},                 // Moonshot
+		{"range of input length should be", PromptTooLarge, 0},            // DashScope
+		{"context window exceeds limit", PromptTooLarge, 0},               // MiniMax
+		{"exceed max message tokens", PromptTooLarge, 0},                  // Volcengine
+		{"greater than the context length", PromptTooLarge, 0},            // LM Studio
+		{"loaded with context length of only", PromptTooLarge, 0},         // LM Studio
+		{"`inputs` must have less than", PromptTooLarge, 0},               // TGI
+		{"`inputs` tokens + `max_new_tokens` must be", PromptTooLarge, 0}, // TGI, Together
+		{"contextwindowexceedederror", PromptTooLarge, 0},                 // LiteLLM
+		{"key limit exceeded", Quota, 403},                                // OpenRouter
+		{"insufficient balance", Quota, 0},                                // DeepSeek, one-api
 		{"insufficient credits", Quota, 0},
+		{"all available credits", Quota, 0},  // xAI
+		{"have any credits", Quota, 403},     // xAI
+		{"run out of credits", Quota, 403},   // xAI
+		{"monthly spending limit", Quota, 0}, // xAI, Fireworks
+		{"budget has been exceeded", Quota, 0},
+		{"exceededbudget:", Quota, 0},                       // LiteLLM
+		{"incorrect api key provided", Unauthorized, 400},   // xAI
+		{"is not a valid model id", Misconfigured, 0},       // OpenRouter
+		{"model not exist", Misconfigured, 0},               // DeepSeek
+		{"model does not exist", Misconfigured, 0},          // SiliconFlow
+		{"invalid model name", Misconfigured, 0},            // LiteLLM
+		{"unexpected endpoint or method", Misconfigured, 0}, // LM Studio, with status 200
 		{"moderation", ContentPolicy, 403},
+		{"content exists risk", ContentPolicy, 0},         // DeepSeek
+		{"contentpolicyviolationerror", ContentPolicy, 0}, // LiteLLM
+		{"violates usage guidelines", ContentPolicy, 403}, // xAI
 	},
 }

@@ -47,6 +47,15 @@ func messageMember(q *query, key []byte, c *jsonscan.Cursor) {
 		q.content(c)
 	case "name", "refusal", "reasoning_content", "reasoning", "thinking", "tool_plan", "tool_name":
 		q.text(c)
+	case "reasoning_details": // OpenRouter
+		for range c.Elements() {
+			for key := range c.Members() {
+				switch string(key) {
+				case "text", "summary":
+					q.text(c)
+				}
+			}
+		}
 	case "function_call":
 		q.call(c)
 	case "tool_calls":
@@ -68,10 +77,28 @@ func (q *query) content(c *jsonscan.Cursor) {
 		some = true
 		for key := range c.Members() {
 			switch string(key) {
-			case "text", "refusal", "thinking":
+			case "text", "refusal":
 				q.text(c)
+			case "thinking": // a text, or Mistral's list of texts
+				q.texts(c)
 			case "document": // document of a tool result
 				q.strings(c)
+			}
+		}
+	}
+	if !some {
+		q.text(c)
+	}
+}
+
+// texts reads a text or a list of objects with a text.
+func (q *query) texts(c *jsonscan.Cursor) {
+	some := false
+	for range c.Elements() {
+		some = true
+		for key := range c.Members() {
+			if string(key) == "text" {
+				q.text(c)
 			}
 		}
 	}
@@ -132,6 +159,8 @@ func completionMember(q *query, key []byte, c *jsonscan.Cursor) {
 		q.tokens(c)
 	case "suffix":
 		q.text(c)
+	default: // Mistral's agents have messages at this path
+		chatMember(q, key, c)
 	}
 }
 
@@ -163,8 +192,8 @@ func MaxTokensName(model string) string { return maxTokensName(model) }
 func completionEvent(s *Stream, _ []byte, c jsonscan.Cursor) {
 	chatEvent(s, nil, c)
 	data := c.Text()
-	// Other APIs have completions at this path in a different form.
-	if !s.answer && !s.any && !s.err && !s.failed && !empty(data) && member(data, "choices") == nil && member(data, "object") == nil {
+	// Other APIs have completions at this path in a different form. A whole answer of llama.cpp's own has a content.
+	if (!s.answer || first(member(data, "content")) == '"') && !s.any && !s.err && !s.failed && !empty(data) && member(data, "choices") == nil && member(data, "object") == nil {
 		s.foreign, s.any, s.progress = true, true, true
 	}
 }
@@ -206,7 +235,7 @@ func chatChoice(s *Stream, c *jsonscan.Cursor) {
 		case "index":
 			at = index(c.Value())
 		case "finish_reason":
-			if reason := c.Value(); !said(reason) {
+			if reason := c.Value(); !said(reason) || string(reason) == `"null"` { // some relays write null as a text
 				ended = false
 			} else {
 				ended = true
@@ -261,7 +290,7 @@ func chatDelta(s *Stream, c *jsonscan.Cursor) {
 // chatFinish reads a finish reason. An unknown reason counts as a good end.
 func chatFinish(s *Stream, reason []byte) {
 	switch string(reason) {
-	case `"error"`, `"abort"`, `"aborted"`, `"network_error"`, `"engine_overloaded"`, `"insufficient_system_resource"`,
+	case `"error"`, `"error_finish"`, `"abort"`, `"aborted"`, `"network_error"`, `"engine_overloaded"`, `"insufficient_system_resource"`,
 		`"server_error"`, `"internal_error"`, `"overloaded"`, `"timeout"`:
 		if !s.failed {
 			s.fail(Failure{Code: string(reason[1 : len(reason)-1])})

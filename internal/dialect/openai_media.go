@@ -28,22 +28,33 @@ func audioMember(q *query, key []byte, c *jsonscan.Cursor) {
 	}
 }
 
-// listEvent returns a reader for answers with a list in the member called name. Such answers are never streamed.
-func listEvent(name string) func(s *Stream, _ []byte, c jsonscan.Cursor) {
-	return func(s *Stream, _ []byte, c jsonscan.Cursor) {
-		for key := range c.Members() {
-			switch {
-			case string(key) == name:
-				s.any = hasElement(c.Value())
-			case string(key) == "usage":
-				s.usage.readOpenAI(&c)
-			default:
-				errorMember(s, key, &c)
-			}
-		}
-		s.progress = s.any
-		s.cut = !s.answer
+// moderationEvent reads a list of verdicts.
+func moderationEvent(s *Stream, _ []byte, c jsonscan.Cursor) { listEvent(s, "results", c) }
+
+// embeddingEvent reads a list of embeddings. llama.cpp's own API answers with a bare list at this path.
+func embeddingEvent(s *Stream, _ []byte, c jsonscan.Cursor) {
+	for element := range jsonscan.Elements(c.Text()) {
+		s.any = member(element, "embedding") != nil
+		s.progress, s.foreign = s.any, s.any
+		return
 	}
+	listEvent(s, "data", c)
+}
+
+// listEvent reads an answer with a list in the member called name. Such answers are never streamed.
+func listEvent(s *Stream, name string, c jsonscan.Cursor) {
+	for key := range c.Members() {
+		switch {
+		case string(key) == name:
+			s.any = hasElement(c.Value())
+		case string(key) == "usage":
+			s.usage.readOpenAI(&c)
+		default:
+			errorMember(s, key, &c)
+		}
+	}
+	s.progress = s.any
+	s.cut = !s.answer
 }
 
 // imageEvent reads an event of a streamed image or a list of images.

@@ -39,14 +39,19 @@ func responseEvent(s *Stream, _ []byte, c jsonscan.Cursor) {
 		return
 	}
 	var kind, item []byte
+	delta, some := false, false // there is a delta, and it has content
 	for key := range c.Members() {
 		switch string(key) {
 		case "type":
 			kind = c.Value()
-		case "delta", "obfuscation":
-			if value := c.Value(); said(value) {
-				s.free.add(&c, value, string(key) == "delta")
+		case "delta":
+			value := c.Value()
+			delta, some = true, !empty(value)
+			if said(value) {
+				s.free.add(&c, value, true)
 			}
+		case "obfuscation":
+			s.free.vary(&c)
 		case "sequence_number":
 			s.free.vary(&c)
 		case "item":
@@ -76,7 +81,7 @@ func responseEvent(s *Stream, _ []byte, c jsonscan.Cursor) {
 	case "response.output_item.done":
 		s.progress, s.thinking = true, false
 	default:
-		s.progress = s.free.n > 0 || member(c.Text(), "delta") == nil
+		s.progress = some || !delta
 		if !s.progress {
 			s.free.n = 0
 		}

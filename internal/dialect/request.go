@@ -66,7 +66,11 @@ type output struct {
 	within []string // path of names to the object with the limit; empty: the request itself
 	names  []string // names of the limit; the first is used to add one
 	name   func(model string) string
+	zero   bool // 0 asks for no output at all; else it may mean that there is no limit
 }
+
+// isZero reports whether value asks for no output at all.
+func (o *output) isZero(value []byte) bool { return o.zero && string(value) == "0" }
 
 // query is the state of reading a request.
 type query struct {
@@ -216,14 +220,14 @@ func (e Endpoint) Lower(body []byte, r *Request, most int) ([]byte, bool) {
 	limit := strconv.Itoa(most)
 	some := false
 	for _, l := range r.limits[:r.nLimits] {
-		some = some || number(body[l.start:l.end]) != 0
+		some = some || number(body[l.start:l.end]) != 0 || out.isZero(body[l.start:l.end])
 	}
 	changed := body
 	for i := r.nLimits - 1; i >= 0; i-- { // backwards, so that earlier offsets stay valid
 		l := r.limits[i]
 		n := number(body[l.start:l.end])
 		switch {
-		case n > 0 && n <= int64(most), n == 0 && (some || l.name != name):
+		case n > 0 && n <= int64(most), out.isZero(body[l.start:l.end]), n == 0 && (some || l.name != name):
 		default:
 			changed = slices.Concat(changed[:l.start], []byte(limit), changed[l.end:])
 			some = true
