@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/aiguard-go/aiguard/internal/callctx"
+	"github.com/aiguard-go/aiguard/internal/line"
+	"github.com/aiguard-go/aiguard/internal/provider"
 )
 
 // refuseIfCrowded rejects a call that would find the queue full, before a call is made. Rejecting is most of a
@@ -140,4 +142,171 @@ func (h *history) begun(ctx context.Context, now instant) {
 		h.trail.begin(h.attempts, now, h.memory)
 	}
 	h.emit(ctx, EventAdmitted, nil)
+}
+
+// crowded returns an error if the call would find the queue full, else nil. It does not make a route or tenant,
+// because rejecting is most of a guard's work under overload. If no call will be made for it, silently is true.
+func (l *limiter) crowded(s *settings, silently bool) *Error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now, r, t := l.now(), l.routes.peek(s), l.tenants.peek(s.Tenant)
+	if l.fits(s.Weight) != nil {
+		return nil // rejected for another reason
+	}
+	if r.state.DownSince() != 0 || !r.full() || l.line.Displaced(&r.line, &t.line, s.Priority.line(), int64(now)) != nil {
+		return nil
+	}
+	if silently {
+		l.uncalled++
+	}
+	l.refused[s.Priority.line()]++
+	t.refused++
+	l.line.Refuse(&r.line, &t.line, s.Priority.line(), int64(now))
+	return r.queueFull(demand{s.Priority, s.Weight, 0}, now, t)
+}
+
+// fits rejects a call that can never be admitted.
+func (l *limiter) fits(weight int64) *Error {
+	if l.custom == nil && l.line.Capacity != Off && weight > l.line.Capacity {
+		return &Error{Kind: ErrOverloaded, Phase: PhaseWeight, Size: weight, Max: l.line.Capacity, setting: "MaxConcurrent"}
+	}
+	return nil
+}
+
+// full reports whether a new call would find no place: at the route if that has no room, else in line.
+func (r *route) full() bool {
+	l := r.limiter
+	switch {
+	case l.maxQueue == Off:
+		return false
+	case r.line.Room() <= 0:
+		return r.line.Waiting()+r.lingering >= l.maxQueue
+	}
+	return l.line.Ready() >= l.maxQueue
+}
+
+func (r *route) queueFull(d demand, now instant, t *tenant) *Error {
+	most := int64(r.limiter.maxQueue)
+	return &Error{Kind: ErrOverloaded, Phase: PhaseQueue, Size: most, Max: most, RetryAfter: r.retryAfter(d, now, t), setting: "MaxQueue"}
+}
+
+// find returns the call's route and tenant.
+func (l *limiter) find(c *call, now instant) (*route, *tenant) {
+	r := &l.routes.nameless
+	if c.hasRoute() {
+		r = l.routes.get(c.settings)
+	}
+	p := &c.permit
+	if p.tenant == nil {
+		p.tenant = l.tenants.get(c.Tenant)
+	}
+	p.route = r
+	r.refreshFor(now, c.wire.expected())
+	return r, p.tenant
+}
+
+// enter admits a call if none is before it. Otherwise it puts the call in line and returns errQueue. Any other error
+// rejects the call. It is a single function, because the goroutine of a waiting call keeps the stack that this
+// needed.
+func (l *limiter) enter(ctx context.Context, c *call, now instant) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed || !c.ring.enlist(c) {
+		return &Error{Kind: ErrClosed}
+	}
+	if e := l.fits(c.Weight); e != nil {
+		return e
+	}
+	r, t := l.find(c, now)
+	if e := r.closed(ctx, c, now); e != nil {
+		return e
+	}
+	p := c.Priority.line()
+	if l.line.Take(&r.line, &t.line, p, c.Weight, r.cost(c.Weight), int64(now)) {
+		l.grant(c, now)
+		return nil
+	}
+	var gone *inLine
+	if r.full() {
+		d := l.line.Displaced(&r.line, &t.line, p, int64(now))
+		if d == nil {
+			return l.refuse(r, t, p, now, r.queueFull(c.demand(), now, t))
+		}
+		gone = d.Value
+	}
+	if e := r.late(ctx, c, t, now); e != nil {
+		return l.refuse(r, t, p, now, e)
+	}
+	if gone != nil {
+		gone.dismiss(displaced)
+	}
+	w := c.newPlace()
+	w.joined, w.until, w.Weight = now, c.admission(ctx, now), c.Weight
+	w.patience, w.byTotal = l.patience, c.boundByTotal(now, l.patience)
+	l.addWaiting(1)
+	r.tokens += c.wire.expected()
+	for n := l.line.Join(&w.Waiter, &r.line, &t.line, p, int64(now), r.slots()); n > 0; n-- {
+		w.Eldest().Value.dismiss(hopeless)
+	}
+	r.refresh(now)
+	l.next(now).leave()
+	if c.permit.held.Load() {
+		<-w.over
+		return nil
+	}
+	if l.patience != Off {
+		l.wake(now.add(l.patience))
+	}
+	c.waits = true
+	return errQueue
+}
+
+// enterNested admits a call inside a Do at its route. The call uses the Do's slot. It must not hold the slot during a
+// pause, and must not wait for a call that waits for the slot. So it fails at once, and the Do waits without its
+// slot.
+func (l *limiter) enterNested(c *call, now instant) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !c.ring.enlist(c) {
+		return &Error{Kind: ErrClosed}
+	}
+	r, _ := l.find(c, now)
+	switch state, until := r.state.State(provider.Instant(now), c.wire.expected()); state {
+	case provider.Down:
+		return r.down(now)
+	case provider.Paused, provider.Paced:
+		return r.notYet(state, time.Duration(instant(until)-now))
+	}
+	c.permit.nested = true
+	l.grant(c, now)
+	return nil
+}
+
+// grant records that the line has admitted the call.
+func (l *limiter) grant(c *call, now instant) {
+	p := &c.permit
+	r := p.route
+	if r != &l.routes.nameless {
+		p.sending = r.state.Send(provider.Instant(now), c.Weight, c.wire.expected())
+	} else {
+		p.sending = provider.Sending{At: provider.Instant(now), Weight: c.Weight}
+	}
+	if !p.nested {
+		p.tenant.inFlight += c.Weight
+		l.inFlight[c.Priority.line()] += c.Weight
+		p.cost = r.cost(c.Weight)
+	}
+	if p.nested || l.custom == nil {
+		l.pay(c)
+	}
+	p.held.Store(true)
+	r.refresh(now)
+}
+
+// refuse counts a rejection.
+func (l *limiter) refuse(r *route, t *tenant, p line.Priority, now instant, e *Error) error {
+	l.refused[p]++
+	t.refused++
+	l.line.Refuse(&r.line, &t.line, p, int64(now))
+	return e
 }

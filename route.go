@@ -182,6 +182,37 @@ func (rs *routes) peek(s *settings) *route {
 	return &rs.unknown
 }
 
+// refresh updates the route's room in the line, and sets the timer if the room changes with time.
+func (r *route) refresh(now instant) { r.refreshFor(now, 0) }
+
+// refreshFor is refresh for a new call of that many tokens.
+func (r *route) refreshFor(now instant, tokens float64) {
+	l := r.limiter
+	if r == &l.routes.nameless {
+		return // it always has room
+	}
+	r.noteChange()
+	if closed := r.state.Reopened(provider.Instant(now)); closed > 0 {
+		r.line.Reopened(int64(now), int64(closed))
+	}
+	room, at := r.state.Room(provider.Instant(now), r.nextTokens(now, tokens))
+	l.line.SetRoom(&r.line, room)
+	if at != 0 && r.line.Waiting() > 0 {
+		l.wake(instant(at))
+	}
+}
+
+// nextTokens returns the expected tokens of the call that the route admits next: the first in line, else a new one.
+func (r *route) nextTokens(now instant, ofNew float64) float64 {
+	if !r.state.Pace.LimitsTokens() {
+		return 0
+	}
+	if w := r.limiter.line.Next(&r.line, int64(now)); w != nil {
+		return w.Value.call.wire.expected()
+	}
+	return ofNew
+}
+
 // notYet returns the error of a call that cannot wait until its route is open.
 func (r *route) notYet(state provider.State, wait time.Duration) *Error {
 	e := &Error{Kind: ErrRateLimited, Phase: PhasePause, RetryAfter: wait, route: r, judged: true}
