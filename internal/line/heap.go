@@ -44,7 +44,7 @@ func (h *heap[T]) first() *flow[T] {
 	for len(h.ranked) > 0 {
 		e := &h.ranked[0]
 		now := e.flow.rank(h.which)
-		if now == e.rank {
+		if !e.less(now) {
 			return e.flow
 		}
 		e.rank = now

@@ -208,7 +208,7 @@ var mutations = []mutation{
 	{name: "first tenant not moved when its rank has grown", in: "internal/line", run: "^TestLineDoesWhatAListWouldDo$",
 		file: "internal/line/heap.go", old: "\t\te.rank = now\n\t\th.down(0)\n", new: "\t\te.rank = now\n"},
 	{name: "rank of the first tenant out of date", in: "internal/line", run: "^TestLineDoesWhatAListWouldDo$",
-		file: "internal/line/heap.go", old: "if now == e.rank {", new: "if now == now {"},
+		file: "internal/line/heap.go", old: "if !e.less(now) {", new: "if true {"},
 	{name: "tenants not moved when refunded", in: "internal/line", run: "^TestLineDoesWhatAListWouldDo$",
 		file: "internal/line/line.go", old: "f.lane().byService.sooner(f)", new: "_ = f"},
 	{name: "longest queue not found when it grows", in: "internal/line", run: "^TestLineDoesWhatAListWouldDo$",
