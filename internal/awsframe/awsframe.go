@@ -3,6 +3,7 @@
 package awsframe
 
 import (
+	"bytes"
 	"encoding/binary"
 	"hash/crc32"
 	"io"
@@ -153,7 +154,9 @@ func nameIn(headers []byte) (name []byte, ok bool) {
 		case ":event-type", ":exception-type":
 			name = value
 		case ":error-code":
-			name = []byte("error")
+			if name = value; !bytes.HasSuffix(value, []byte("Exception")) {
+				name = []byte("error") // a code that is no exception, which a dialect might take for an event
+			}
 		}
 	}
 	return name, true

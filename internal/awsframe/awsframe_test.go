@@ -54,6 +54,15 @@ func TestFramesAreRead(t *testing.T) {
 	}
 }
 
+func TestErrorFrameIsNamedByItsCode(t *testing.T) {
+	for code, want := range map[string]string{"ThrottlingException": "ThrottlingException", "InternalFailure": "error", "chunk": "error"} {
+		in := frame("", ":message-type", "error", ":error-code", code, ":error-message", "m")
+		ev, err := NewReader(bytes.NewReader(in), 1<<20, limits).Next()
+		require.NoError(t, err)
+		require.Equal(t, want, string(ev.Name), code)
+	}
+}
+
 func TestBrokenFramesAreRefused(t *testing.T) {
 	good := frame(`{}`, ":event-type", "chunk")
 	flip := func(i int) []byte {
