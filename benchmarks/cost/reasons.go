@@ -21,6 +21,9 @@ var Reasons = map[string]string{
 	"stream of 1,000 chunks, each of another shape": "Each event is checked as JSON (0.25 µs), read for its meaning (0.15 µs), and " +
 		"compared with what go-openai can decode (0.2 µs). Events of the same shape skip all three.",
 
+	"Messages stream of 1,000 events, net/http": "Each event is compared with the one before it and copied once more: about 0.2 µs. " +
+		"By processor time that is 1.12 to 1.14 × bare.",
+
 	"100,000 goroutines waiting in Do, memory of each": "A call waits for its slot and for its caller's context at once. For that the " +
 		"runtime keeps two records of 112 bytes; the peer does not heed the context. The call's state, its place in line and its channel take 528 bytes.",
 	"100,000 goroutines waiting in Do, then served": "With so many calls, the memory of each is out of the processor's cache when its " +
@@ -32,6 +35,7 @@ var Reasons = map[string]string{
 const (
 	crowded = "Almost all of the time is the runtime's: it parks and wakes a goroutine for each call. Where other programs use the " +
 		"processors, the figures of all contenders double in some rounds."
-	fairness = "An admission moves the tenant in two heaps: by the service that it has received, and by the length of its queue."
-	refusal  = "A third of the time makes the Error of 224 bytes that the caller gets, and a sixth is the reading of the clock."
+	fairness = "An admission moves the tenant in a heap, by the service that it has received. The state of tenant and heap is often " +
+		"in the cache of another processor, which has changed it last."
+	refusal = "A third of the time makes the Error of 224 bytes that the caller gets, and a sixth is the reading of the clock."
 )
