@@ -10,8 +10,6 @@
 // gives up when the queue is full. This is adaptive LIFO (Maurer, "Fail at Scale", ACM Queue 2015).
 package line
 
-import "cmp"
-
 // Priority orders calls. It is an index, and Background is the lowest.
 type Priority int8
 
@@ -264,24 +262,17 @@ func (l *Line[T]) First(now int64) *Waiter[T] {
 			w.flow.route.due, l.since = w, 0 // only its own route waits for it
 		}
 	}
-	var best, due *Waiter[T]
+	var best *Waiter[T]
 	for _, r := range l.busy {
-		w := r.due
-		if w != nil && !l.fitsBackground(w.flow.priority, w.Weight) {
-			w, r.due = nil, nil // other routes have used up MaxBackground
+		if due := r.due; due != nil && !l.fitsBackground(due.flow.priority, due.Weight) {
+			r.due = nil // other routes have used up MaxBackground
 		}
-		if w != nil {
-			if w.Weight <= r.room && (due == nil || w.arrival < due.arrival) {
-				due = w
-			}
-			continue
-		}
-		w = r.first(now, l.Overload)
+		w := l.Next(r, now)
 		if w != nil && w.Weight <= r.room && (best == nil || w.goesBefore(best)) {
 			best = w
 		}
 	}
-	return cmp.Or(due, best)
+	return best
 }
 
 // longest returns the oldest waiter of those whose routes have room, or nil. It passes over waiters that must wait for
@@ -322,7 +313,10 @@ func (r *Route[T]) first(now, overload int64) *Waiter[T] {
 
 func (w *Waiter[T]) goesBefore(o *Waiter[T]) bool {
 	a, b := w.flow, o.flow
-	switch {
+	switch due := a.route.due == w; {
+	case due != (b.route.due == o):
+		return due
+	case due: // both: by arrival
 	case a.priority != b.priority:
 		return a.priority > b.priority
 	case a.tenant.service != b.tenant.service:
