@@ -112,8 +112,8 @@ func (x *exchange) request(w *watch) (*http.Request, error) {
 		}
 		req.Body = body
 	}
-	unknown := req.ContentLength <= 0 && req.Body != nil && req.Body != http.NoBody // net/http treats 0 as unknown
-	if once := req.GetBody == nil && req.Body != nil && req.Body != http.NoBody; unknown || once {
+	unknown := req.ContentLength <= 0 // net/http treats 0 as unknown
+	if (unknown || req.GetBody == nil) && req.Body != nil && req.Body != http.NoBody {
 		req.Body = &requestBody{ReadCloser: req.Body, limit: x.settings.cfg.MaxRequestBytes}
 	}
 	var more callctx.Headers
