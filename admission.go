@@ -159,10 +159,8 @@ func (l *limiter) crowded(s *settings, silently bool) *Error {
 	if silently {
 		l.uncalled++
 	}
-	l.refused[s.Priority.line()]++
-	t.refused++
-	l.line.Refuse(&r.line, &t.line, s.Priority.line(), int64(now))
-	return r.queueFull(demand{s.Priority, s.Weight, 0}, now, t)
+	d := demand{priority: s.Priority, weight: s.Weight}
+	return l.refuse(r, t, s.Priority.line(), now, r.queueFull(d, now, t))
 }
 
 // fits rejects a call that can never be admitted.
@@ -303,10 +301,14 @@ func (l *limiter) grant(c *call, now instant) {
 	r.refresh(now)
 }
 
-// refuse counts a rejection.
-func (l *limiter) refuse(r *route, t *tenant, p line.Priority, now instant, e *Error) error {
-	l.refused[p]++
-	t.refused++
+// refuse counts the rejection of a call that was not in line, and returns e.
+func (l *limiter) refuse(r *route, t *tenant, p line.Priority, now instant, e *Error) *Error {
+	l.countRefusal(t, p)
 	l.line.Refuse(&r.line, &t.line, p, int64(now))
 	return e
+}
+
+func (l *limiter) countRefusal(t *tenant, p line.Priority) {
+	l.refused[p]++
+	t.refused++
 }

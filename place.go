@@ -106,8 +106,7 @@ func (w *inLine) dismiss(f fate) {
 	l.line.Leave(&w.Waiter)
 	l.endWait(w.call, l.now())
 	if f != shutOut {
-		l.refused[w.call.Priority.line()]++
-		w.call.permit.tenant.refused++
+		l.countRefusal(w.call.permit.tenant, w.call.Priority.line())
 	}
 	w.leave()
 }

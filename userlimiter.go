@@ -149,9 +149,8 @@ func (u *userLimiter) accept(c *call) bool {
 
 // refused counts a rejection by the Limiter, or because too many calls wait in it.
 func (u *userLimiter) refused(c *call) {
-	l, p := u.limiter, &c.permit
+	l := u.limiter
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.refused[c.Priority.line()]++
-	p.tenant.refused++
+	l.countRefusal(c.permit.tenant, c.Priority.line())
 }

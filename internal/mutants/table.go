@@ -628,7 +628,7 @@ var mutations = []mutation{
 	{name: "waits for a custom limiter counted twice", run: "^TestWaitForCustomLimiterIsCountedOnce$",
 		file: "limiter.go", old: "if c.waits && l.custom == nil {", new: "if true {"},
 	{name: "rejections on entry not counted", file: "admission.go",
-		old: "\tl.refused[s.Priority.line()]++\n\tt.refused++\n\tl.line.Refuse(&r.line, &t.line, s.Priority.line(), int64(now))\n\treturn r.queueFull", new: "\treturn r.queueFull"},
+		old: "return l.refuse(r, t, s.Priority.line(), now, r.queueFull(d, now, t))", new: "return r.queueFull(d, now, t)"},
 
 	// Update.
 	{name: "queue not reconsidered after an update", run: "^TestHigherCapacityAdmitsWaitersAtOnce$",
