@@ -636,7 +636,8 @@ func TestCallIsNotRefusedForThoseBehindItInAPacedLine(t *testing.T) {
 	}
 }
 
-// The bytes of an image are no tokens. Counted as text, this one would need more than the whole limit.
+// The size of an image does not determine its tokens. If this image counted as text, its request would exceed the whole
+// limit.
 func TestImagesDoNotCountAsTextInThePace(t *testing.T) {
 	image := chatRequest
 	image.Messages = []openai.ChatCompletionMessage{{Role: openai.ChatMessageRoleUser, MultiContent: []openai.ChatMessagePart{

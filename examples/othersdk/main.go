@@ -25,7 +25,7 @@ import (
 )
 
 func main() {
-	flag.Parse() // there are no flags; reject any
+	flag.Parse() // exits with an error if a flag is given, because none is defined
 	if flag.NArg() > 0 {
 		log.Fatalf("unexpected argument %q", flag.Arg(0))
 	}

@@ -27,7 +27,7 @@ import (
 )
 
 func main() {
-	flag.Parse() // there are no flags; reject any
+	flag.Parse() // exits with an error if a flag is given, because none is defined
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "quickstart: unexpected argument %q\n", flag.Arg(0))
 		os.Exit(2)

@@ -154,8 +154,9 @@ func nameIn(headers []byte) (name []byte, ok bool) {
 		case ":event-type", ":exception-type":
 			name = value
 		case ":error-code":
-			if name = value; !bytes.HasSuffix(value, []byte("Exception")) {
-				name = []byte("error") // a code that is no exception, which a dialect might take for an event
+			name = []byte("error") // any other code could be the name of an event
+			if bytes.HasSuffix(value, []byte("Exception")) {
+				name = value
 			}
 		}
 	}
